@@ -1,0 +1,30 @@
+# make run    train an expanded GPT and its dense twin on Shakespeare, collapse, plot, sample
+# make test   lint and all tests;  make test-fast  the tests that take less than a minute together
+# Both set up .venv with the pinned packages first. PYTHON chooses the interpreter (3.11 or 3.12).
+
+PYTHON ?= python3
+PY = .venv/bin/python
+
+.PHONY: run test test-fast lint clean
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "nanoMorph needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+run: .venv/ready
+	$(PY) demo.py
+
+lint: .venv/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test: lint
+	$(PY) -m pytest -q
+
+test-fast: lint
+	$(PY) -m pytest -q -m "not slow"
+
+clean:
+	rm -rf .venv out .pytest_cache .ruff_cache

@@ -1,0 +1,124 @@
+"""
+Checkpoints: save, verify, restore. One format, a dict of tensors, numbers and strings in torch's zip file, read with
+torch.load(weights_only=True), so a checkpoint cannot run code:
+
+    model          {name: tensor}, factors in place of the matrices formed from them (linear.state)
+    model_args     GPTConfig keys; of a plain model only nanoGPT's, so that nanoGPT reads the file
+    config         the resolved training config
+    iter_num, best_val_loss
+    format         'nanomorph 1'
+  and, in a checkpoint to resume from:
+    optimizer      {name: {step, exp_avg, exp_avg_sq}}
+    position       windows of training data consumed
+    scaler, rng    GradScaler state; random states {cpu: [per rank], cuda: [per rank]}
+
+A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is read as well.
+"""
+
+import dataclasses
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+
+import linear
+from configurator import UserError, input_path
+from model import GPT, GPTConfig, model_args
+
+FORMAT = 'nanomorph 1'
+
+
+def pack(model, config: dict, iter_num: int, best_val_loss: float, **resume) -> dict:
+    return dict(
+        format=FORMAT,
+        model=linear.state(model),
+        model_args=model_args(model.config),
+        config=config,
+        iter_num=iter_num,
+        best_val_loss=best_val_loss,
+        **resume,
+    )
+
+
+def save(path: Path, ckpt: dict):
+    """Write to a temporary file, sync, rename: whatever happens, path holds the old checkpoint or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f'{path.name}.tmp{os.getpid()}')
+    try:
+        with open(tmp, 'wb') as f:
+            torch.save(ckpt, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
+        tmp.unlink(missing_ok=True)
+        raise UserError(f'cannot write {path} ({str(e).splitlines()[0]}); {path.name} is as it was before') from None
+    sync_dir(path.parent)
+
+
+def copy(src: Path, dst: Path):
+    """dst becomes src's content, atomically; a hard link where the file system has them, for save() never writes
+    into an existing file."""
+    tmp = dst.with_name(f'{dst.name}.tmp{os.getpid()}')
+    try:
+        os.link(src, tmp)
+    except OSError:
+        shutil.copyfile(src, tmp)
+    os.replace(tmp, dst)
+    sync_dir(dst.parent)
+
+
+def sync_dir(folder: Path):
+    """Make a rename in folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def load(path: str | Path, map_location='cpu') -> dict:
+    """Read and verify a checkpoint, ours or nanoGPT's.
+    Raises UserError if it is missing, truncated, altered (every checksum is tested; torch.load tests none) or foreign."""
+    path = input_path(str(path))
+    if not path.is_file():
+        raise UserError(f'no checkpoint at {path}; train one first, or give the right --checkpoint / --out_dir')
+    try:
+        with zipfile.ZipFile(path) as z:
+            broken = z.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as e:
+        raise UserError(f'{path} is truncated or no checkpoint ({e}); restore it from a copy, or train again') from None
+    if broken:
+        raise UserError(f'{path} is corrupted (checksum of {broken} does not match); restore it from a copy')
+    try:
+        ckpt = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as e:  # whatever the unpickler says, the user needs one line
+        raise UserError(f'{path} is no checkpoint of tensors and plain values ({str(e).splitlines()[0]})') from None
+    if not isinstance(ckpt, dict) or not {'model', 'model_args'} <= set(ckpt):
+        has = ', '.join(map(str, list(ckpt)[:5])) if isinstance(ckpt, dict) else type(ckpt).__name__
+        raise UserError(f'{path} is not a checkpoint of nanoMorph or nanoGPT: no model and model_args in it (has: {has})')
+    if ckpt.get('format', FORMAT) != FORMAT:
+        raise UserError(f"{path} has format '{ckpt['format']}', this version reads '{FORMAT}'; use the version that wrote it")
+    ckpt['model'] = {k.removeprefix('_orig_mod.'): v for k, v in ckpt['model'].items()}
+    ckpt.setdefault('config', {})
+    ckpt.setdefault('iter_num', 0)
+    ckpt.setdefault('best_val_loss', float('inf'))
+    return ckpt
+
+
+def read_args(ckpt: dict, path) -> dict:
+    """The checkpoint's model_args; UserError if this version does not know them all."""
+    known = {f.name for f in dataclasses.fields(GPTConfig)}
+    if odd := sorted(set(ckpt['model_args']) - known):
+        raise UserError(f'{path}: model_args has keys that this version does not know: {", ".join(odd)}')
+    return ckpt['model_args']
+
+
+def build(ckpt: dict, path='checkpoint', **override) -> GPT:
+    """The checkpoint's model on the CPU, in evaluation mode. override: GPTConfig keys, such as linear_path."""
+    model = GPT(GPTConfig(**(read_args(ckpt, path) | override)))
+    try:
+        linear.load_state(model, ckpt['model'])
+    except UserError as e:
+        raise UserError(f'{path}: {e}') from None
+    return model.eval()

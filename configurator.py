@@ -1,0 +1,240 @@
+"""
+Poor man's configurator, with a seat belt.
+
+    python train.py config/expansive_shakespeare.py --max_iters=500
+
+As in nanoGPT a config file is plain Python assignments and flags override it. Unlike there, a dataclass is the
+schema: a key that is not in it, a wrong type or a value out of range stops the run, all mistakes reported at once.
+A field is declared with `key(default, help, ...)`; its annotation is its type.
+
+A config file may compute what it likes; names that start with an underscore, modules, functions and classes are not
+keys. `include('other.py')` runs another config first (its path is relative to the including file).
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+import types
+import typing
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one message (what, where, how to mend), no traceback, exit code 2."""
+
+    exit_code = 2
+
+
+class Diverged(UserError):
+    """The loss is NaN or infinite: exit code 3."""
+
+    exit_code = 3
+
+
+def key(default, help: str, *, choices=(), low=None, high=None, above=None):
+    """A config key: its default, one line of meaning, and what is allowed (low <= value <= high, value > above)."""
+    return dataclasses.field(
+        default=default, metadata=dict(help=help, choices=choices, low=low, high=high, above=above)
+    )
+
+
+def root_path(path: str) -> Path:
+    """Where a relative path of a config or flag lies: under the repository, whatever the working directory."""
+    return ROOT / Path(path).expanduser()
+
+
+def input_path(path: str) -> Path:
+    """A file the user names to be read: under the repository, or else where the shell stands."""
+    inside, here = root_path(path), Path(path).expanduser()
+    return here if here.exists() and not inside.exists() else inside
+
+
+# -----------------------------------------------------------------------------
+# from text and Python values to the type of a field
+
+
+def kinds(annotation) -> tuple:
+    """The alternatives of an annotation: (float,) for float, (bool, NoneType) for bool | None."""
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def type_name(annotation) -> str:
+    return ' or '.join('none' if k is types.NoneType else k.__name__ for k in kinds(annotation))
+
+
+def coerce(value, annotation):
+    """value as the annotation wants it. Text (from a flag) is read; an int passes for a float, 1e3 for an int.
+    Raises ValueError when it does not fit."""
+    for kind in kinds(annotation):
+        if kind is types.NoneType:
+            if value is None or (isinstance(value, str) and value.lower() == 'none'):
+                return None
+        elif kind is str:
+            if isinstance(value, str):
+                return value
+        elif kind is bool:
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
+                return value.lower() in ('true', '1', 'yes')
+        elif not isinstance(value, bool):  # int or float; True is no number
+            try:
+                number = float(value) if not isinstance(value, str) or kind is float else read_int(value)
+            except (TypeError, ValueError):
+                continue
+            if kind is float:
+                return float(number)
+            if number == int(number):
+                return int(number)
+    raise ValueError
+
+
+def read_int(text: str):
+    """int('12') and int('1e3'), exact beyond 2^53."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def violations(field, value) -> str:
+    """What is allowed, in words, if value is out of range; '' if it is fine."""
+    m = field.metadata
+    if value is None or not m:
+        return ''
+    if m['choices'] and value not in m['choices']:
+        near = difflib.get_close_matches(str(value), [str(c) for c in m['choices']], 1)
+        return 'must be one of ' + ', '.join(map(str, m['choices'])) + (f"; did you mean '{near[0]}'?" if near else '')
+    if m['low'] is not None and not value >= m['low']:
+        return f'must be at least {m["low"]}'
+    if m['above'] is not None and not value > m['above']:
+        return f'must be above {m["above"]}'
+    if m['high'] is not None and not value <= m['high']:
+        return f'must be at most {m["high"]}'
+    return ''
+
+
+# -----------------------------------------------------------------------------
+# where values come from
+
+
+def read_config(path: Path) -> dict:
+    """The assignments a config file makes. Raises UserError naming file and line when it does not run."""
+    values = {}
+
+    def include(other):
+        values.update(read_config(path.parent / other))
+
+    try:
+        source = path.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / 'config').rglob('*.py')], 1)
+        hint = f"; did you mean 'config/{near[0]}.py'?" if near else '; ls config/ shows what there is'
+        raise UserError(f'cannot read config file {path} ({getattr(e, "strerror", "not text")}){hint}') from None
+    values |= {'include': include, '__file__': str(path)}
+    try:
+        exec(compile(source, str(path), 'exec'), values)
+    except UserError:
+        raise
+    except Exception as e:
+        line = getattr(e, 'lineno', None) or next(
+            (f.lineno for f in reversed(frames(e.__traceback__)) if f.filename == str(path)), '?'
+        )
+        raise UserError(f'config file {path}, line {line}: {type(e).__name__}: {e}') from None
+    skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+    return {k: v for k, v in values.items() if not k.startswith('_') and not isinstance(v, skip)}
+
+
+def frames(tb) -> list:
+    import traceback
+
+    return list(traceback.extract_tb(tb))
+
+
+def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
+    """argv split into config files and {key: text}. --key=value, --key value, and --key for a boolean."""
+    files, flags, rest = [], {}, list(argv)
+    while rest:
+        arg = rest.pop(0)
+        if not arg.startswith('--'):
+            files.append(input_path(arg))
+            continue
+        name, eq, text = arg[2:].partition('=')
+        name = name.replace('-', '_')
+        if not eq:
+            boolean = name in fields and bool in kinds(fields[name].type)
+            if rest and not rest[0].startswith('--') and not (boolean and rest[0].endswith('.py')):
+                text = rest.pop(0)
+            elif boolean:
+                text = 'true'
+            else:
+                raise UserError(f'--{name} has no value; write --{name}=VALUE')
+        flags[name] = text
+    return files, flags
+
+
+def load(schema, argv: list[str]):
+    """The schema filled from the config files and flags in argv.
+    Raises UserError listing every unknown key, wrong type and value out of range; --help prints the keys and exits."""
+    if '--help' in argv or '-h' in argv:
+        print_help(schema)
+        sys.exit(0)
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    files, flags = read_flags(argv, fields)
+    given = {}  # key: (value, where it was set)
+    for path in files:
+        given |= {k: (v, f' in {path.name}') for k, v in read_config(path).items()}
+    given |= {k: (v, ' on the command line') for k, v in flags.items()}
+
+    values, problems = {}, []
+    for name, (value, where) in given.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else '; --help lists the keys'
+            problems.append(f"unknown key '{name}'{where}{hint}")
+            continue
+        try:
+            values[name] = coerce(value, fields[name].type)
+        except (ValueError, OverflowError):
+            problems.append(f'{name} = {value!r}{where}: must be of type {type_name(fields[name].type)}')
+            continue
+        if wrong := violations(fields[name], values[name]):
+            problems.append(f'{name} = {value!r}{where}: {wrong}')
+    cfg = schema(**values)
+    broken = {p.split(' ')[0] for p in problems}  # a default stands in for a broken value: do not judge it as well
+    problems += [p for p in getattr(cfg, 'problems', list)() if not any(b in p.split(':')[0] for b in broken)]
+    if problems:
+        raise UserError('\n'.join(problems))
+    return cfg
+
+
+def print_help(schema):
+    print((sys.modules[schema.__module__].__doc__ or '').strip() + '\n\nkeys (--key=value, or key = value in a config file):')
+    for f in dataclasses.fields(schema):
+        m = f.metadata
+        choices = f' [{" | ".join(map(str, m["choices"]))}]' if m.get('choices') else ''
+        print(f'  --{f.name}={f.default if f.default is not None else "none"}  ({type_name(f.type)}) {m["help"]}{choices}')
+
+
+def overrides(cfg) -> dict:
+    """The keys whose value is not the default."""
+    return {f.name: v for f in dataclasses.fields(cfg) if (v := getattr(cfg, f.name)) != f.default}
+
+
+def run(main):
+    """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
+    try:
+        main()
+    except UserError as e:
+        rank = int(os.environ.get('RANK', 0))
+        lines = str(e).split('\n')
+        head = f'error (rank {rank}): ' if rank else 'error: '
+        sys.stdout.flush()
+        print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:  # python sample.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

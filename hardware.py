@@ -1,0 +1,128 @@
+"""
+The machine: which device and precision a run gets, its processes, and what it can do at best.
+"""
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+
+from configurator import UserError
+
+# dense bf16/fp16 peak in FLOP/s by device name, first match counts (vendors' data sheets, without sparsity)
+PEAKS = [
+    ('B200', 2250e12),
+    ('H200', 989e12),
+    ('GH200', 989e12),
+    ('H100 NVL', 835e12),
+    ('H100 PCIe', 756e12),
+    ('H100', 989e12),
+    ('A100', 312e12),
+    ('A10G', 70e12),
+    ('A10', 125e12),
+    ('A40', 149.7e12),
+    ('RTX A6000', 154.8e12),
+    ('L40S', 362e12),
+    ('L4', 121e12),
+    ('RTX 5090', 209.5e12),
+    ('RTX 4090', 165.2e12),
+    ('RTX 3090', 71e12),
+    ('V100', 125e12),
+    ('T4', 65e12),
+]
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOP/s of the device in dtype; None if it is not known: no MFU is better than a wrong one."""
+    if device.type != 'cuda' or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    name = torch.cuda.get_device_name(device)
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        return None  # emulated
+    return next((peak for part, peak in PEAKS if part.split() == [w for w in name.split() if w in part.split()]), None)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'{device.type}, {torch.get_num_threads()} threads' if device.type == 'cpu' else device.type
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest point of this process: allocated on a GPU, resident on a CPU."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def rank_world() -> tuple[int, int]:
+    """This process and how many there are, from torchrun's environment."""
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
+
+def choose_device(device: str) -> torch.device:
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if device == 'cuda' and 'LOCAL_RANK' in os.environ:
+        device = f'cuda:{os.environ["LOCAL_RANK"]}'
+    try:
+        device = torch.device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device = '{device}': {str(e).splitlines()[0]}; use --device=cpu, or auto") from None
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == 'auto':
+        if device.type != 'cuda':
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if dtype == 'float16' and device.type != 'cuda':
+        raise UserError(f"dtype = 'float16': needs a CUDA device (its loss scaling), this is {device.type}; use float32")
+    return getattr(torch, dtype)
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.amp.autocast(device_type=device.type, dtype=dtype)
+
+
+@contextlib.contextmanager
+def processes(device: torch.device, backend: str):
+    """torchrun's process group, if this process is one of several."""
+    if rank_world()[1] == 1:
+        yield
+        return
+    if backend == 'auto':
+        backend = 'nccl' if device.type == 'cuda' else 'gloo'
+    dist.init_process_group(backend, device_id=device if device.type == 'cuda' else None)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def attention_backend(model, device: torch.device, dtype: torch.dtype) -> str:
+    """The kernel that scaled_dot_product_attention picks for this model in training."""
+    c = model.config
+    q = torch.empty(1, c.n_head, c.block_size, c.n_embd // c.n_head, device=device, dtype=dtype, requires_grad=True)
+    try:
+        choice = torch._fused_sdp_choice(q, q, q, None, c.dropout, True)
+        return torch.nn.attention.SDPBackend(choice).name.lower()
+    except Exception:  # a private function: no reason to stop a run
+        return 'unknown'

@@ -1,0 +1,317 @@
+"""
+Every way to parameterize a linear layer of the blocks, behind one registry.
+
+A layer maps x (..., d_in) to y (..., d_out), y = x W^T + b, and is made by `make(config, site, ...)`, where a site is a
+name such as 'h.0.mlp.c_fc'. The contract of a member of LINEAR, an nn.Module built as Member(d_in, d_out, config):
+
+    forward(x)          x @ W^T + bias through its own factors
+    to_dense()          W (d_out, d_in), differentiable, in the factors' dtype
+    from_dense(W)       set the factors so that to_dense() is W, or as near as the member can come
+    start(W0, std, gen) initialise: W0 is the matrix the dense twin starts from, std its target, gen a torch.Generator
+    macs()              multiply-adds per token of forward
+    form_macs()         multiply-adds to form W once
+    decay_scale()       factor on weight_decay for its factors
+    lr_scale            buffer: factor on the learning rate for its factors
+
+There are two ways to train such a layer (`linear_path`):
+  factored       the member sits in the model and pushes activations through its factors.
+  materialised   the model holds a plain matrix W, so the compiled graph, DDP and accumulation see a dense model; the
+                 member lives beside it (`Dense.beside`). Once per optimizer step the chain rule turns W's gradient
+                 into the factors' gradients, the optimizer moves the factors and W is formed again.
+Both give the same gradients; `auto` takes the one with fewer FLOPs per optimizer step.
+"""
+
+import copy
+import fnmatch
+import math
+import zlib
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from configurator import UserError
+
+
+class Dense(nn.Linear):
+    """A plain matrix. `beside` holds the factors it is formed from, out of sight of parameters() and state_dict()."""
+
+    beside = None
+
+    def reset_parameters(self):  # make() initialises; torch's own draw would only move the random stream
+        pass
+
+    def _apply(self, fn, recurse=True):  # .to(), .double() and the like reach the factors as well
+        if self.beside is not None:
+            self.beside[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def to_dense(self):
+        return self.weight
+
+    @torch.no_grad()
+    def from_dense(self, W):
+        self.weight.copy_(W)
+
+    def macs(self):
+        return self.in_features * self.out_features
+
+
+class Expanded(nn.Module):
+    """W = W_N ... W_1 without a nonlinearity: inner width `expansion` (k), `expansion_depth` (N) factors.
+
+    factors[0] is W_1 (k, d_in), applied first, then (k, k) ..., last W_N (d_out, k). The bias sits on the last only, so
+    that collapse is exact. Arora, Cohen & Hazan 2018 (arXiv 1802.06509): depth acts as a preconditioner on W's gradient.
+    """
+
+    def __init__(self, d_in, d_out, config):
+        super().__init__()
+        k = config.expansion or 4 * min(d_in, d_out)  # 4x: the Gaussian product is well-conditioned (k = min is not)
+        self.d_in, self.d_out, self.k, self.depth = d_in, d_out, k, config.expansion_depth
+        self.init, self.decay, self.lr_rule = config.expansion_init, config.expansion_decay, config.expansion_lr
+        widths = [d_in] + [k] * (self.depth - 1) + [d_out]
+        self.factors = nn.ParameterList(torch.empty(o, i) for i, o in zip(widths, widths[1:]))
+        self.bias = None
+        self.register_buffer('lr_scale', torch.tensor(1.0))
+
+    def forward(self, x):
+        for W in self.factors[:-1]:
+            x = F.linear(x, W)
+        return F.linear(x, self.factors[-1], self.bias)
+
+    def to_dense(self):
+        if self.d_in <= self.d_out:  # keep the small side small: every partial product is (k, d_in)
+            P = self.factors[0]
+            for W in self.factors[1:]:
+                P = W @ P
+        else:  # every partial product is (d_out, k)
+            P = self.factors[-1]
+            for W in reversed(self.factors[:-1]):
+                P = P @ W
+        return P
+
+    @torch.no_grad()
+    def start(self, W0, std, gen):
+        if self.init == 'gaussian':  # equal std s with s^N sqrt(k)^(N-1) = std, so that the product has W0's std
+            s = (std / self.k ** ((self.depth - 1) / 2)) ** (1 / self.depth)
+            for W in self.factors:
+                W.copy_(torch.randn(W.shape, generator=gen) * s)
+        elif self.init == 'orthogonal':
+            self.set_orthogonal(W0, gen)
+        else:
+            self.set_svd(W0, gen)
+        if self.lr_rule == 'matched':
+            self.lr_scale.fill_(1 / effective_lr_ratio(self))
+
+    @torch.no_grad()
+    def from_dense(self, W):
+        """The balanced factorization of W (svd), exact if k >= rank; its basis is drawn from a fixed seed."""
+        self.set_svd(W, torch.Generator().manual_seed(0))
+
+    def set_orthogonal(self, W0, gen):
+        """W_1 ... W_{N-1} orthonormal and W_N = W0 Q^T, or mirrored where d_out < d_in; the product is W0."""
+        flip = self.d_out < self.d_in
+        W0 = W0.double().T if flip else W0.double()  # now (big, small)
+        chain, Q = [], torch.eye(W0.size(1), dtype=torch.float64)
+        for _ in range(self.depth - 1):
+            chain.append(orthonormal(self.k, Q.size(0), gen))  # (k, previous width)
+            Q = chain[-1] @ Q
+        chain.append(W0 @ Q.T)
+        for W, new in zip(self.factors, [c.T for c in reversed(chain)] if flip else chain):
+            W.copy_(new)
+
+    def set_svd(self, W0, gen):
+        """W0 = U S V^T; W_j = R_j S^(1/N) R_{j-1}^T with R_0 = V, R_N = U and random orthonormal R_j (k, r) between:
+        all factors balanced. r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation."""
+        U, S, Vh = torch.linalg.svd(W0.double().cpu(), full_matrices=False)
+        r = min(self.k, len(S))
+        bases = [Vh[:r].T] + [orthonormal(self.k, r, gen) for _ in range(self.depth - 1)] + [U[:, :r]]
+        root = S[:r] ** (1 / self.depth)
+        for j, W in enumerate(self.factors):
+            W.copy_((bases[j + 1] * root) @ bases[j].T)
+
+    def macs(self):
+        return sum(W.numel() for W in self.factors)
+
+    def form_macs(self):
+        return (self.depth - 2) * self.k**2 * min(self.d_in, self.d_out) + self.k * self.d_in * self.d_out
+
+    def decay_scale(self):
+        """AdamW shrinks every factor by 1 - lr*wd, hence W by its N-th power. 'product' shrinks W as its dense twin's
+        (to first order in lr*wd), whatever lr_scale is."""
+        return {'factors': 1.0, 'product': 1 / (self.depth * self.lr_scale.item()), 'none': 0.0}[self.decay]
+
+
+LINEAR = {'dense': Dense, 'expanded': Expanded}
+
+
+@torch.no_grad()
+def dense_float64(member) -> torch.Tensor:
+    """W of a member, its product formed in float64."""
+    return copy.deepcopy(member).double().to_dense()
+
+
+def orthonormal(rows, cols, gen):
+    """A random (rows, cols) float64 matrix with orthonormal columns, rows >= cols."""
+    Q, R = torch.linalg.qr(torch.randn(rows, cols, generator=gen, dtype=torch.float64))
+    return Q * R.diagonal().sign()  # Haar: QR alone prefers a sign
+
+
+def effective_lr_ratio(layer) -> float:
+    """How much more the loss falls, to first order, when Adam's first (sign) step moves all factors instead of W itself
+    at the same rate: sum of |dL/dfactor| over sum of |dL/dW|, for a Gaussian dL/dW.
+    For two Gaussian factors of std s1, s2 it is k*s1/sqrt(d_in) + k*s2/sqrt(d_out)."""
+    factors = list(layer.factors)
+    with torch.enable_grad():
+        W = layer.to_dense()
+        G = torch.randn(W.shape, generator=torch.Generator().manual_seed(0)).to(W)
+        grads = torch.autograd.grad(W, factors, G)
+    return (sum(g.abs().sum() for g in grads) / G.abs().sum()).item()
+
+
+# -----------------------------------------------------------------------------
+# choosing and making
+
+
+def sites(config) -> list[str]:
+    """The names of all linear layers of the blocks."""
+    names = ('attn.c_attn', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj')
+    return [f'h.{i}.{name}' for i in range(config.n_layer) for name in names]
+
+
+def patterns(linear_layers: str) -> list[str]:
+    """'mlp+attn' or globs over sites, joined by + or commas."""
+    short = {'mlp': 'h.*.mlp.*', 'attn': 'h.*.attn.*'}
+    return [short.get(p.strip(), p.strip()) for p in linear_layers.replace('+', ',').split(',')]
+
+
+def problems(config) -> list[str]:
+    """What is wrong with the linear_* and expansion_* keys of a config, one line each."""
+    if config.linear == 'dense':
+        return []
+    found = []
+    for p in patterns(config.linear_layers):
+        if not fnmatch.filter(sites(config), p):
+            found.append(
+                f"linear_layers = '{config.linear_layers}': '{p}' matches no layer; use mlp, attn, mlp+attn or globs over"
+                f' {", ".join(s.replace("h.0.", "h.*.") for s in sites(config)[:4])}'
+            )
+    if config.linear == 'expanded' and config.expansion_init == 'orthogonal' and 0 < config.expansion < config.n_embd:
+        found.append(
+            f'expansion = {config.expansion}: expansion_init = orthogonal needs expansion >= n_embd ({config.n_embd});'
+            ' use svd (keeps the best rank-k part) or gaussian'
+        )
+    return found
+
+
+def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn.Module:
+    """The layer of a site. residual: it writes to the residual stream, so its std is 0.02/sqrt(2*n_layer) (GPT-2);
+    otherwise 0.02. W0 comes from the global random stream, as the dense twin's; factors draw from one of their own."""
+    layer = Dense(d_in, d_out, bias=config.bias)
+    std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+    nn.init.normal_(layer.weight, mean=0.0, std=std)
+    if config.bias:
+        nn.init.zeros_(layer.bias)
+    if config.linear == 'dense' or not any(fnmatch.fnmatch(site, p) for p in patterns(config.linear_layers)):
+        return layer
+    member = LINEAR[config.linear](d_in, d_out, config)
+    member.start(layer.weight.data, std, torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32(site.encode())))
+    if choose_path(config, member, layer) == 'factored':
+        member.bias = layer.bias
+        return member
+    layer.beside = (member,)  # a tuple hides it from nn.Module
+    with torch.no_grad():
+        layer.weight.copy_(member.to_dense())
+    return layer
+
+
+def choose_path(config, member, dense) -> str:
+    """auto: push T tokens through the factors if T*macs() is below T*d_in*d_out + form_macs(); backward doubles both."""
+    if config.linear_path != 'auto':
+        return config.linear_path
+    per_token = member.macs() - dense.macs()
+    return 'factored' if per_token < member.form_macs() / config.tokens_per_step else 'materialised'
+
+
+# -----------------------------------------------------------------------------
+# a model with factors in it or beside it
+
+
+def formed(model) -> dict:
+    """{name: Dense} of the matrices that are formed from factors beside them."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, Dense) and m.beside is not None}
+
+
+def leaves(model):
+    """(name, parameter, lr_scale, decay_scale) of everything the optimizer moves. A formed W is none: its factors are,
+    under the names that they have when they sit in the model, so a checkpoint does not depend on linear_path."""
+    for name, m in model.named_modules():
+        member = m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
+        if hasattr(member, 'factors'):
+            scales = member.lr_scale.item(), member.decay_scale()
+            yield from ((f'{name}.factors.{i}', p, *scales) for i, p in enumerate(member.factors))
+        elif isinstance(m, nn.ParameterList):
+            continue  # the factors just named
+        elif getattr(m, 'weight', None) is not None and name != 'lm_head':  # the head is tied to wte
+            yield f'{name}.weight', m.weight, 1.0, 1.0 if m.weight.dim() >= 2 else 0.0
+        if getattr(m, 'bias', None) is not None:
+            yield f'{name}.bias', m.bias, 1.0, 0.0
+
+
+def state(model) -> dict:
+    """The state dict with the factors in place of the matrices that are formed from them."""
+    sd = model.state_dict()
+    for name, m in formed(model).items():
+        del sd[f'{name}.weight']
+        sd |= {f'{name}.{k}': v for k, v in m.beside[0].state_dict().items()}
+    return sd
+
+
+@torch.no_grad()
+def load_state(model, sd: dict):
+    """Fill model from state(); a plain matrix at a site that has factors is factorized by from_dense.
+    Raises UserError naming what is missing, left over or of another shape."""
+    sd = dict(sd)
+    wanted = {k: v.shape for k, v in state(model).items()}
+    for name, m in model.named_modules():
+        member = m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
+        W = sd.get(f'{name}.weight')
+        if hasattr(member, 'factors') and W is not None and W.shape == (member.d_out, member.d_in):
+            member.from_dense(sd.pop(f'{name}.weight'))
+            sd |= {f'{name}.{k}': v for k, v in member.state_dict().items() if k != 'bias'}
+    wrong = [f'missing {k}' for k in wanted if k not in sd] + [f'left over {k}' for k in sd if k not in wanted]
+    wrong += [
+        f'{k} is {tuple(sd[k].shape)}, not {tuple(s)}' for k, s in wanted.items() if k in sd and sd[k].shape != s
+    ]
+    if wrong:
+        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        raise UserError('the weights do not fit the model: ' + '; '.join(wrong[:3]) + more)
+    for name, m in formed(model).items():
+        keys = m.beside[0].state_dict()
+        m.beside[0].load_state_dict({k: sd.pop(f'{name}.{k}') for k in keys})
+        m.weight.copy_(m.beside[0].to_dense())
+        sd[f'{name}.weight'] = m.weight
+    model.load_state_dict(sd)
+
+
+class Materialised:
+    """Forms the matrices of a model from the factors beside them, and takes their gradients back."""
+
+    def __init__(self, model):
+        layers = formed(model).values()
+        self.members = [m.beside[0] for m in layers]
+        self.weights = [m.weight for m in layers]
+        self.form()
+
+    def form(self):
+        """W <- to_dense(), in place. The products stay for pull()."""
+        if self.weights:
+            with torch.enable_grad():
+                self.products = [m.to_dense() for m in self.members]
+            torch._foreach_copy_([w.data for w in self.weights], [p.detach() for p in self.products])
+
+    def pull(self):
+        """Chain rule: dL/dfactors from the dL/dW that all micro-batches have summed. The products cannot be reused."""
+        if self.weights:
+            torch.autograd.backward(self.products, [w.grad for w in self.weights])
+            self.products = None

@@ -1,0 +1,89 @@
+"""
+The optimizer and its schedule.
+
+`Optimizer` is AdamW over the leaves of a model (linear.leaves: the factors where a matrix is formed from factors). To
+the training loop it looks like an optimizer over the matrices that the network computes with.
+"""
+
+import math
+
+import torch
+
+import linear
+from configurator import UserError
+
+
+def lr_at(cfg, it: int) -> float:
+    """Learning rate of iteration it: linear warmup, then cosine to min_lr at lr_decay_iters, or (wsd) constant and
+    linear to min_lr over the last wsd_decay_iters before lr_decay_iters (Hu et al. 2024, arXiv 2404.06395)."""
+    if not cfg.decay_lr:
+        return cfg.learning_rate
+    if it < cfg.warmup_iters:
+        return cfg.learning_rate * (it + 1) / (cfg.warmup_iters + 1)
+    if it >= cfg.lr_decay_iters:
+        return cfg.min_lr
+    if cfg.schedule == 'cosine':
+        ratio = (it - cfg.warmup_iters) / (cfg.lr_decay_iters - cfg.warmup_iters)
+        coeff = 0.5 * (1.0 + math.cos(math.pi * ratio))  # 1 -> 0
+    else:
+        coeff = min(1.0, (cfg.lr_decay_iters - it) / max(1, cfg.wsd_decay_iters))
+    return cfg.min_lr + coeff * (cfg.learning_rate - cfg.min_lr)
+
+
+class Optimizer:
+    """AdamW with nanoGPT's decay rule (matrices decay, vectors do not) and each layer's own rate and decay scales.
+
+    Clipping: the norm is taken over the gradients of the matrices that the network computes with, before the chain
+    rule, so that it means the same in every arm and costs the same however wide the factors are. The chain rule is
+    linear: scaling W's gradient scales the factors' alike. `param_groups` holds those matrices; torch's GradScaler
+    unscales what it finds there, and calls step() when all of it is finite.
+    """
+
+    def __init__(self, model, cfg):
+        groups = {}  # (lr_scale, decay_scale): {name: parameter}
+        for name, p, lr_scale, decay_scale in linear.leaves(model):
+            groups.setdefault((lr_scale, decay_scale), {})[name] = p
+        self.names = [name for g in groups.values() for name in g]
+        self.adamw = torch.optim.AdamW(
+            [
+                dict(params=list(g.values()), lr_scale=lr_scale, weight_decay=cfg.weight_decay * decay_scale)
+                for (lr_scale, decay_scale), g in groups.items()
+            ],
+            lr=cfg.learning_rate,
+            betas=(cfg.beta1, cfg.beta2),
+            fused=all(p.is_cuda for p in model.parameters()),
+        )
+        self.param_groups = [dict(params=list(model.parameters()))]
+        self.materialised = linear.Materialised(model)
+        self.grad_clip = cfg.grad_clip
+        self.grad_norm = None
+
+    def step(self):
+        """Clip, chain rule to the factors, move, form the matrices again."""
+        # with no clipping the norm is still measured: it is the first thing to look at when a run goes wrong
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.param_groups[0]['params'], self.grad_clip or math.inf)
+        self.materialised.pull()
+        self.adamw.step()
+        self.materialised.form()
+
+    def set_lr(self, lr: float):
+        for g in self.adamw.param_groups:
+            g['lr'] = lr * g['lr_scale']
+
+    def zero_grad(self):
+        self.adamw.zero_grad(set_to_none=True)
+        for w in self.materialised.weights:
+            w.grad = None
+
+    def state_dict(self) -> dict:
+        """{parameter name: {step, exp_avg, exp_avg_sq}}: by name, so that it can follow a parameter through surgery."""
+        state = self.adamw.state_dict()['state']
+        return {name: state[i] for i, name in enumerate(self.names) if i in state}
+
+    def load_state_dict(self, state: dict):
+        if set(state) != set(self.names):
+            odd = sorted(set(state) ^ set(self.names))
+            raise UserError(f'the optimizer state does not fit the model: {len(odd)} names differ, first {odd[0]}')
+        full = self.adamw.state_dict()
+        full['state'] = {i: state[name] for i, name in enumerate(self.names)}
+        self.adamw.load_state_dict(full)

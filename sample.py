@@ -1,0 +1,97 @@
+"""
+Write text with a trained model.
+
+    python sample.py --checkpoint=out/expansive-shakespeare/best.pt --start="ROMEO:" --temperature=0.8
+    python sample.py --out_dir=out/expansive-shakespeare --start=FILE:prompt.txt --num_samples=3
+
+Any checkpoint of this repository or of nanoGPT. Expanded layers are collapsed first.
+"""
+
+import codecs
+import json
+import sys
+from dataclasses import dataclass
+
+import torch
+
+import checkpoint
+import hardware
+import loader
+from configurator import UserError, input_path, key, load, root_path, run
+from download import gpt2_encoding
+from transfer import collapse_model
+
+
+@dataclass
+class SampleConfig:
+    checkpoint: str = key('', 'checkpoint file; empty: best.pt or ckpt.pt of out_dir')
+    out_dir: str = key('out', 'run to sample from, if checkpoint is empty')
+    start: str = key('\n', 'prompt; FILE:prompt.txt reads it from a file')
+    num_samples: int = key(1, 'samples to draw', low=1)
+    max_new_tokens: int = key(500, 'tokens generated in each sample', low=0)
+    temperature: float = key(0.8, '1.0 = no change, < 1.0 = less random, > 1.0 = more random, 0 = the likeliest', low=0)
+    top_k: int = key(200, 'keep only the k likeliest tokens; 0: all', low=0)
+    top_p: float = key(1.0, 'keep the likeliest tokens that make up this probability', above=0, high=1)
+    seed: int = key(1337, 'seed of the draws', low=0)
+    device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
+    dtype: str = key('auto', 'precision of matrix products', choices=('auto', 'float32', 'bfloat16', 'float16'))
+    compile: bool = key(False, 'torch.compile; pays only for long or many samples')
+
+
+def tokenizer(path, ckpt: dict):
+    """(encode: text -> ids, decode: ids -> bytes, vocabulary) of a checkpoint: the meta.json beside it, or its data
+    set's, or else GPT-2's encoding."""
+    meta_path = path.with_name('meta.json')
+    dataset = ckpt['config'].get('dataset')
+    meta = json.loads(meta_path.read_text()) if meta_path.exists() else loader.read_meta(dataset) if dataset else {}
+    if meta.get('tokenizer') == 'char':
+        itos, stoi = meta['itos'], {ch: i for i, ch in enumerate(meta['itos'])}
+
+        def encode(text):
+            if unknown := sorted(set(text) - set(itos)):
+                raise UserError(f'start: this model does not know the characters {unknown}; it knows {"".join(itos)!r}')
+            return [stoi[ch] for ch in text]
+
+        return encode, lambda ids: ''.join(itos[i] for i in ids).encode(), len(itos)
+    enc = gpt2_encoding()
+    return lambda s: enc.encode(s, allowed_special={'<|endoftext|>'}), enc.decode_bytes, enc.n_vocab
+
+
+def sample(cfg: SampleConfig):
+    path = input_path(cfg.checkpoint) if cfg.checkpoint else root_path(cfg.out_dir) / 'best.pt'
+    if not cfg.checkpoint and not path.exists():
+        path = path.with_name('ckpt.pt')
+    device = hardware.choose_device(cfg.device)
+    ckpt = checkpoint.load(path)
+    model = checkpoint.build(ckpt, path)
+    if model.config.linear != 'dense':
+        model = collapse_model(model)
+    model.to(device)
+    if cfg.compile:
+        model.compile(dynamic=True)
+    encode, decode, vocabulary = tokenizer(path, ckpt)
+    start = cfg.start
+    if start.startswith('FILE:'):
+        try:
+            start = input_path(start[5:]).read_text(encoding='utf-8')
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f'start: cannot read {start[5:]} ({getattr(e, "strerror", "not UTF-8")})') from None
+    ids = encode(start)
+    if not ids:
+        raise UserError('start: the prompt is empty; give at least one character')
+    vocabulary = vocabulary if vocabulary < model.config.vocab_size else None  # never draw a padded id
+    x = torch.tensor([ids], device=device)
+    with hardware.autocast(device, hardware.choose_dtype(cfg.dtype, device)):
+        for i in range(cfg.num_samples):
+            generator = torch.Generator(device).manual_seed(cfg.seed + i)
+            text = codecs.getincrementaldecoder('utf-8')('replace')  # a token may end inside a character
+            print(start, end='', flush=True)
+            for new in model.generate(
+                x, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, generator, vocabulary
+            ):
+                print(text.decode(decode([new.item()])), end='', flush=True)
+            print('\n---------------')
+
+
+if __name__ == '__main__':
+    run(lambda: sample(load(SampleConfig, sys.argv[1:])))

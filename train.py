@@ -1,0 +1,381 @@
+"""
+Train a GPT, plain or with expanded linear layers.
+
+    python train.py config/expansive_shakespeare.py                              one device, whatever there is
+    python train.py config/expansive_shakespeare.py --max_iters=500 --seed_model=2
+    torchrun --standalone --nproc_per_node=4 train.py config/expansive_shakespeare.py
+    python train.py config/expansive_shakespeare.py --init_from=resume           go on exactly where it stopped
+
+Exit codes: 0 done, 2 a mistake in config or data, 3 the loss diverged, 130 interrupted (after saving).
+"""
+
+import dataclasses
+import gc
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import checkpoint
+import hardware
+import linear
+import loader
+from configurator import Diverged, UserError, key, load, overrides, root_path, run
+from logger import Log
+from model import GPT, GPTConfig
+from optim import Optimizer, lr_at
+
+
+@dataclass
+class TrainConfig(GPTConfig):
+    vocab_size: int = key(0, "vocabulary of the model; 0: the data set's", low=0)
+    bias: bool = key(False, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
+    # I/O; relative paths lie in the repository
+    out_dir: str = key('out', 'where checkpoints and logs go')
+    eval_interval: int = key(2000, 'iterations between evaluations, each followed by a checkpoint', low=1)
+    log_interval: int = key(1, 'iterations between lines of the log', low=1)
+    eval_iters: int = key(200, 'batches per evaluation, the same for every run; 0: the whole split', low=0)
+    eval_only: bool = key(False, 'evaluate once and exit')
+    always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
+    init_from: str = key('scratch', "scratch, resume (out_dir's ckpt.pt), or a checkpoint file to take weights from")
+    note: str = key('', 'printed at the start; config files say here which preset they chose')
+    # wandb
+    wandb_log: bool = key(False, 'log to wandb as well')
+    wandb_project: str = key('owt', 'wandb project')
+    wandb_run_name: str = key('gpt2', 'wandb run name')
+    # data
+    dataset: str = key('openwebtext', 'folder under data/')
+    gradient_accumulation_steps: int = key(40, 'micro-batches per step, shared out among the processes', low=1)
+    batch_size: int = key(12, 'micro-batch size in sequences', low=1)
+    data_order: str = key(
+        'permutation',
+        "windows without replacement (permutation), or anywhere with replacement (random, nanoGPT's)",
+        choices=('permutation', 'random'),
+    )
+    seed_data: int = key(1337, 'seed of the order of the data', low=0)
+    seed_model: int = key(1337, 'seed of initialisation and dropout', low=0)
+    # AdamW
+    learning_rate: float = key(6e-4, 'peak learning rate', above=0)
+    max_iters: int = key(600000, 'optimizer steps', low=0)
+    weight_decay: float = key(1e-1, 'AdamW decay of matrices', low=0)
+    beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
+    beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
+    grad_clip: float = key(1.0, 'largest norm of the gradient of the matrices the network computes with; 0: off', low=0)
+    # schedule
+    decay_lr: bool = key(True, 'follow the schedule; false: constant learning_rate, no warmup')
+    schedule: str = key('cosine', 'shape of the decay (wsd: warmup, stable, decay)', choices=('cosine', 'wsd'))
+    warmup_iters: int = key(2000, 'steps of linear warmup', low=0)
+    lr_decay_iters: int = key(600000, 'step at which min_lr is reached; about max_iters', low=0)
+    wsd_decay_iters: int = key(60000, 'wsd: length of the final linear decay', low=0)
+    min_lr: float = key(6e-5, 'final learning rate; about learning_rate / 10', low=0)
+    # system
+    backend: str = key('auto', 'of torchrun processes: nccl on GPUs, gloo on CPUs', choices=('auto', 'nccl', 'gloo'))
+    device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
+    dtype: str = key(
+        'auto',
+        'precision of matrix products; auto: bfloat16 on a GPU that has it (else float16), float32 elsewhere',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
+    )
+    compile: bool | None = key(None, 'torch.compile; none: on CUDA')
+
+    @property
+    def tokens_per_step(self):
+        return self.batch_size * self.block_size * self.gradient_accumulation_steps / hardware.rank_world()[1]
+
+    def problems(self):
+        found, world = super().problems(), hardware.rank_world()[1]
+        if self.gradient_accumulation_steps % world:
+            found.append(
+                f'gradient_accumulation_steps = {self.gradient_accumulation_steps}: must be divisible by the number of'
+                f' processes ({world})'
+            )
+        if self.decay_lr:
+            if self.min_lr > self.learning_rate:
+                found.append(f'min_lr = {self.min_lr:g}: must be at most learning_rate ({self.learning_rate:g})')
+            if self.warmup_iters > self.lr_decay_iters:
+                found.append(f'warmup_iters = {self.warmup_iters}: must be at most lr_decay_iters ({self.lr_decay_iters})')
+            if self.schedule == 'wsd' and self.wsd_decay_iters + self.warmup_iters > self.lr_decay_iters:
+                found.append(
+                    f'wsd_decay_iters = {self.wsd_decay_iters}: with warmup_iters ({self.warmup_iters}) must be at most'
+                    f' lr_decay_iters ({self.lr_decay_iters})'
+                )
+        return found
+
+
+class Trainer:
+    """Everything between two steps: model, optimizer, data and where in it we are. bench.py times the same step()."""
+
+    def __init__(self, cfg, device: torch.device):
+        self.device, self.dtype = device, hardware.choose_dtype(cfg.dtype, device)
+        self.rank, self.world = hardware.rank_world()
+        self.out_dir = root_path(cfg.out_dir)
+        self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
+        self.iter, self.position, self.best_val_loss = 0, 0, math.inf
+        self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
+        self.autocast = hardware.autocast(device, self.dtype)
+        torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
+
+        # data; one process prepares what is missing
+        if self.rank == 0:
+            loader.prepare(cfg.dataset)
+        if self.world > 1:
+            dist.barrier()
+        self.meta = loader.read_meta(cfg.dataset)
+        ckpt = None
+        if cfg.init_from != 'scratch':
+            path = self.out_dir / 'ckpt.pt' if cfg.init_from == 'resume' else cfg.init_from
+            ckpt = checkpoint.load(path)
+            cfg = take_model_keys(cfg, ckpt, path)
+        if not cfg.vocab_size:
+            n = self.meta.get('vocab_size', 50304)
+            cfg = dataclasses.replace(cfg, vocab_size=n if n < 1024 else math.ceil(n / 64) * 64)  # 50257 -> 50304
+        self.cfg = cfg
+        data = (cfg.block_size, cfg.batch_size, cfg.vocab_size, device, cfg.data_order, cfg.seed_data)
+        self.data = {split: loader.Loader(cfg.dataset, split, *data) for split in ('train', 'val')}
+
+        # model
+        torch.manual_seed(cfg.seed_model)
+        self.model = GPT(cfg)
+        if ckpt:
+            linear.load_state(self.model, ckpt['model'])
+        self.model.to(device)
+        if self.world > 1:  # every process computes the factors' gradients itself, from the same W.grad
+            for _, p, *_ in linear.leaves(self.model):
+                dist.broadcast(p.data, 0)
+        torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
+
+        # optimizer; the scaler does nothing unless dtype is float16
+        self.optimizer = Optimizer(self.model, cfg)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        if cfg.init_from == 'resume':
+            self.restore(ckpt)
+
+        compiled = cfg.compile if cfg.compile is not None else device.type == 'cuda'
+        self.forward = torch.compile(self.model, fullgraph=True) if compiled else self.model
+        self.eval_forward = self.forward
+        if self.world > 1:
+            ids = [device.index] if device.type == 'cuda' else None
+            self.forward = DDP(self.forward, device_ids=ids, gradient_as_bucket_view=True)
+
+    def step(self):
+        """One optimizer step. Nothing here waits for the GPU."""
+        cfg = self.cfg
+        self.optimizer.set_lr(lr_at(cfg, self.iter))
+        for micro in range(self.accumulation):
+            x, y = self.data['train'].batch(self.position + (micro * self.world + self.rank) * cfg.batch_size)
+            if self.world > 1:  # average gradients over processes at the last micro-batch only
+                self.forward.require_backward_grad_sync = micro == self.accumulation - 1
+            with self.autocast:
+                _, loss = self.forward(x, y)
+            self.scaler.scale(loss / self.accumulation).backward()
+            self.loss_sum += loss.detach()
+        self.loss_count += self.accumulation
+        self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.position += cfg.gradient_accumulation_steps * cfg.batch_size
+        self.iter += 1
+
+    def take_train_loss(self) -> float:
+        """Mean loss of the steps since the last call, over all micro-batches and processes. Waits for the GPU."""
+        value = hardware.total(torch.stack([self.loss_sum, torch.tensor(float(self.loss_count), device=self.device)]))
+        self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
+        return (value[0] / value[1]).item()
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> float:
+        """Mean loss in nats per token on fixed windows; of the training split as many as val has."""
+        windows = self.cfg.eval_iters * self.cfg.batch_size
+        if split == 'train':
+            n = max(1, (len(self.data['val'].tokens) - 1) // self.cfg.block_size)
+            windows = min(windows, n) if windows else n
+        sums = torch.zeros(2, device=self.device, dtype=torch.float32 if self.device.type == 'mps' else torch.float64)
+        self.model.eval()
+        for x, y, n in self.data[split].eval_batches(windows, self.rank, self.world):
+            with self.autocast:
+                _, loss = self.eval_forward(x, y)
+            sums += torch.stack([loss * n, torch.tensor(float(n), device=self.device)])
+        self.model.train()
+        loss, n = hardware.total(sums).tolist()
+        return loss / n
+
+    def save(self, improved: bool):
+        """ckpt.pt, and best.pt if val loss improved."""
+        cuda = self.device.type == 'cuda'
+        mine = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
+        states = [mine] * self.world
+        if self.world > 1:
+            dist.all_gather_object(states, mine)
+        if self.rank:
+            return
+        ckpt = checkpoint.pack(
+            self.model,
+            dataclasses.asdict(self.cfg),
+            self.iter,
+            self.best_val_loss,
+            optimizer=self.optimizer.state_dict(),
+            position=self.position,
+            scaler=self.scaler.state_dict(),
+            rng=dict(cpu=[s[0] for s in states], cuda=[s[1] for s in states]),
+        )
+        checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
+        if improved:
+            checkpoint.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
+
+    def restore(self, ckpt: dict):
+        """Go on as if there had been no interruption: bit-exact on a CPU, with the same number of processes."""
+        if 'optimizer' not in ckpt or 'position' not in ckpt:
+            raise UserError(
+                f'{self.out_dir / "ckpt.pt"} has weights but no optimizer state to resume from; to start from its'
+                f' weights: --init_from={self.cfg.out_dir}/ckpt.pt and another --out_dir'
+            )
+        self.optimizer.load_state_dict(ckpt['optimizer'])
+        if self.scaler.is_enabled() and ckpt['scaler']:
+            self.scaler.load_state_dict(ckpt['scaler'])
+        self.iter, self.position, self.best_val_loss = ckpt['iter_num'], ckpt['position'], ckpt['best_val_loss']
+        if self.rank < len(ckpt['rng']['cpu']):
+            torch.set_rng_state(ckpt['rng']['cpu'][self.rank])
+            if self.device.type == 'cuda' and ckpt['rng']['cuda'][self.rank] is not None:
+                torch.cuda.set_rng_state(ckpt['rng']['cuda'][self.rank])
+
+
+def take_model_keys(cfg, ckpt: dict, path):
+    """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming takes
+    the parameterization as well; starting from the weights of a plain model lets cfg choose another."""
+    args = dict(checkpoint.read_args(ckpt, path))
+    args.pop('dropout', None)
+    if cfg.init_from != 'resume':
+        if args.get('linear', 'dense') != 'dense':
+            raise UserError(f'init_from = {path}: its layers are {args["linear"]}; collapse it first: python transfer.py collapse')
+        if cfg.block_size < args['block_size']:
+            args['block_size'] = cfg.block_size
+            wpe = 'transformer.wpe.weight'
+            ckpt['model'][wpe] = ckpt['model'][wpe][: cfg.block_size]
+    elif 'linear' not in args:
+        args['linear'] = 'dense'
+    changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
+    if changed and not hardware.rank_world()[0]:
+        print('taken from the checkpoint: ' + ', '.join(f'{k} = {v}' for k, v in changed.items()), flush=True)
+    return dataclasses.replace(cfg, **args)
+
+
+def train(cfg):
+    device = hardware.choose_device(cfg.device)
+    with hardware.processes(device, cfg.backend):
+        t = Trainer(cfg, device)
+        cfg = t.cfg  # vocabulary and, on resuming, architecture are now known
+        tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
+        flops = tokens_per_iter * t.model.flops_per_token() + t.world * t.model.flops_per_update()
+        peak = hardware.peak_flops(device, t.dtype)
+        facts = dict(
+            device=hardware.device_name(device),
+            processes=t.world,
+            dtype=str(t.dtype).removeprefix('torch.'),
+            attention=hardware.attention_backend(t.model, device, t.dtype),
+            seed_model=cfg.seed_model,
+            seed_data=cfg.seed_data,
+            data_edition=t.meta.get('edition'),
+            params=t.model.num_params(),
+            params_collapsed=t.model.num_params_collapsed(),
+            tokens_per_iter=tokens_per_iter,
+            flops_per_token=t.model.flops_per_token(),
+            flops_per_update=t.model.flops_per_update(),
+            peak_flops=peak,
+        )
+        log = Log(cfg, t.out_dir, t.meta, facts, start=t.iter, quiet=t.rank > 0)
+        if cfg.note:
+            log.say(cfg.note)
+        log.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
+        log.say(
+            f'{facts["params"] / 1e6:.2f}M parameters'
+            + (f' ({facts["params_collapsed"] / 1e6:.2f}M collapsed)' if cfg.linear != 'dense' else '')
+            + f', {tokens_per_iter:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
+            + f' x {t.world}, {facts["dtype"]}, attention {facts["attention"]}'
+        )
+        try:
+            stopped = loop(t, log, flops / t.world, peak, tokens_per_iter)
+        finally:
+            log.close(peak_memory=hardware.peak_memory(device), final_iter=t.iter, best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None)
+    if stopped:
+        sys.exit(130)
+
+
+def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool:
+    """Train to max_iters; True if a signal stopped it before (its checkpoint is saved)."""
+    cfg, interrupted = t.cfg, []
+    for s in (signal.SIGINT, signal.SIGTERM):  # finish the step, save, leave; a second signal kills
+        signal.signal(s, lambda *_, s=s: (interrupted.append(s), signal.signal(s, signal.SIG_DFL)))
+    begin, eval_seconds, resumed_at = time.time(), 0.0, t.iter
+    t0, since = time.time(), t.iter  # of the interval that the next line of the log times
+    while True:
+        done = t.iter >= cfg.max_iters
+        stop = bool(interrupted)
+        if t.world > 1 and (done or t.iter % cfg.log_interval == 0):  # all processes leave at the same iteration
+            stop = bool(hardware.total(torch.tensor(float(stop), device=t.device)).item())
+        elif t.world > 1:
+            stop = False
+
+        # evaluate, and write checkpoints
+        if t.iter % cfg.eval_interval == 0 or done or cfg.eval_only:
+            e0 = time.time()
+            losses = {split: t.evaluate(split) for split in ('train', 'val')}
+            eval_seconds += time.time() - e0
+            log.metrics(
+                kind='eval',
+                iter=t.iter,
+                train_loss=losses['train'],
+                val_loss=losses['val'],
+                tokens=t.iter * tokens_per_iter,
+                seconds=time.time() - begin - eval_seconds,
+            )
+            log.say(f'step {t.iter}: train loss {losses["train"]:.4f}, val loss {losses["val"]:.4f}')
+            check_finite(losses['val'], t)
+            improved = losses['val'] < t.best_val_loss
+            t.best_val_loss = min(t.best_val_loss, losses['val'])
+            if not cfg.eval_only and t.iter > resumed_at and (improved or done or cfg.always_save_checkpoint):
+                t.save(improved)
+            t0 += time.time() - e0
+        if done or stop or cfg.eval_only:
+            if stop and not done:
+                t.save(improved=False)
+                log.say(f'interrupted: saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume')
+            return stop and not done
+
+        t.step()
+
+        if (t.iter - 1) % cfg.log_interval == 0:
+            loss = t.take_train_loss()
+            ms = (time.time() - t0) * 1000 / (t.iter - since)
+            first = since == resumed_at  # holds compilation and warm-up: no speed to report
+            log.train(
+                t.iter,
+                iter=t.iter - 1,
+                loss=loss,
+                lr=lr_at(cfg, t.iter - 1),
+                grad_norm=t.optimizer.grad_norm.item(),
+                ms=None if first else ms,
+                tokens_per_s=None if first else tokens_per_iter / ms * 1000,
+                mfu=flops / ms * 1000 / peak if peak and not first else None,
+            )
+            check_finite(loss, t)
+            if first:
+                gc.collect()
+                gc.freeze()  # what exists now lives to the end: no half-second pauses to look through it
+            t0, since = time.time(), t.iter
+
+
+def check_finite(loss: float, t):
+    if not math.isfinite(loss):
+        kept = t.out_dir / 'ckpt.pt'
+        kept = f'the last good checkpoint is {kept}' if kept.exists() else 'no checkpoint was written yet'
+        raise Diverged(f'the loss is {loss} at iteration {t.iter}: lower learning_rate or grad_clip; {kept}')
+
+
+if __name__ == '__main__':
+    run(lambda: train(load(TrainConfig, sys.argv[1:])))
