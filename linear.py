@@ -75,9 +75,9 @@ class Expanded(nn.Module):
         self.register_buffer('lr_scale', torch.tensor(1.0))
 
     def forward(self, x):
-        for W in self.factors[:-1]:
-            x = F.linear(x, W)
-        return F.linear(x, self.factors[-1], self.bias)
+        for i in range(self.depth - 1):  # by index: torch 2.11's compiler cannot slice a ParameterList
+            x = F.linear(x, self.factors[i])
+        return F.linear(x, self.factors[self.depth - 1], self.bias)
 
     def to_dense(self):
         if self.d_in <= self.d_out:  # keep the small side small: every partial product is (k, d_in)
@@ -301,6 +301,7 @@ class Materialised:
         layers = formed(model).values()
         self.members = [m.beside[0] for m in layers]
         self.weights = [m.weight for m in layers]
+        self.factors = [W for m in self.members for W in m.factors]
         self.form()
 
     def form(self):
@@ -311,7 +312,9 @@ class Materialised:
             torch._foreach_copy_([w.data for w in self.weights], [p.detach() for p in self.products])
 
     def pull(self):
-        """Chain rule: dL/dfactors from the dL/dW that all micro-batches have summed. The products cannot be reused."""
+        """Chain rule: factor.grad from the W.grad that all micro-batches have summed. Uses up the products."""
         if self.weights:
-            torch.autograd.backward(self.products, [w.grad for w in self.weights])
+            grads = torch.autograd.grad(self.products, self.factors, [w.grad for w in self.weights])
+            for W, g in zip(self.factors, grads):
+                W.grad = g
             self.products = None

@@ -37,43 +37,89 @@ class Optimizer:
     rule, so that it means the same in every arm and costs the same however wide the factors are. The chain rule is
     linear: scaling W's gradient scales the factors' alike. `param_groups` holds those matrices; torch's GradScaler
     unscales what it finds there, and calls step() when all of it is finite.
+
+    On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
+    them: it is captured once as a CUDA graph and replayed.
     """
 
     def __init__(self, model, cfg):
+        self.weights = list(model.parameters())  # what the network computes with
+        self.param_groups = [dict(params=self.weights)]
+        cuda = all(p.is_cuda for p in self.weights)
+        # a replay reads gradients at fixed addresses; copying them there costs more than it saves for a large model
+        self.capturable = cuda and sum(p.numel() for p in self.weights) < 2**25
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
         for name, p, lr_scale, decay_scale in linear.leaves(model):
             groups.setdefault((lr_scale, decay_scale), {})[name] = p
         self.names = [name for g in groups.values() for name in g]
         self.adamw = torch.optim.AdamW(
             [
-                dict(params=list(g.values()), lr_scale=lr_scale, weight_decay=cfg.weight_decay * decay_scale)
+                dict(
+                    params=list(g.values()),
+                    lr=torch.tensor(cfg.learning_rate, device='cuda') if self.capturable else cfg.learning_rate,
+                    lr_scale=lr_scale,
+                    weight_decay=cfg.weight_decay * decay_scale,
+                )
                 for (lr_scale, decay_scale), g in groups.items()
             ],
-            lr=cfg.learning_rate,
             betas=(cfg.beta1, cfg.beta2),
-            fused=all(p.is_cuda for p in model.parameters()),
+            fused=cuda,
+            capturable=self.capturable,
         )
-        self.param_groups = [dict(params=list(model.parameters()))]
         self.materialised = linear.Materialised(model)
         self.grad_clip = cfg.grad_clip
         self.grad_norm = None
+        self.steps, self.graphs = 0, None
 
     def step(self):
         """Clip, chain rule to the factors, move, form the matrices again."""
+        self.steps += 1
+        if self.capturable and self.steps == 3:  # the first steps have set up the optimizer state and the libraries
+            self.capture()
+        if self.graphs:
+            torch._foreach_copy_(self.static_grads, [p.grad for p in self.weights])
+            for graph in self.graphs:
+                graph.replay()
+        else:
+            self.move()
+            self.materialised.form()
+
+    def move(self):
         # with no clipping the norm is still measured: it is the first thing to look at when a run goes wrong
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.param_groups[0]['params'], self.grad_clip or math.inf)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.grad_clip or math.inf)
         self.materialised.pull()
         self.adamw.step()
-        self.materialised.form()
+
+    def capture(self):
+        """Two graphs, so that the products (and what autograd keeps of them) that form() writes lie where move()
+        reads them. Both are captured in the order form, move and replayed in the order move, form."""
+        grads = [p.grad for p in self.weights]
+        self.static_grads = [torch.empty_like(p) for p in self.weights]
+        for p, g in zip(self.weights, self.static_grads):
+            p.grad = g
+        stream, form, move = torch.cuda.Stream(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        options = dict(stream=stream, capture_error_mode='thread_local')  # NCCL's watchdog lives in another thread
+        if self.materialised.weights:
+            self.materialised.products = None
+            with torch.cuda.graph(form, **options):
+                self.materialised.form()
+            form.replay()  # capturing computed nothing
+        with torch.cuda.graph(move, **options):
+            self.move()
+        self.graphs = (move, form) if self.materialised.weights else (move,)
+        for p, g in zip(self.weights, grads):
+            p.grad = g
 
     def set_lr(self, lr: float):
         for g in self.adamw.param_groups:
-            g['lr'] = lr * g['lr_scale']
+            if self.capturable:
+                g['lr'].fill_(lr * g['lr_scale'])
+            else:
+                g['lr'] = lr * g['lr_scale']
 
     def zero_grad(self):
-        self.adamw.zero_grad(set_to_none=True)
-        for w in self.materialised.weights:
-            w.grad = None
+        for p in self.weights:
+            p.grad = None
 
     def state_dict(self) -> dict:
         """{parameter name: {step, exp_avg, exp_avg_sq}}: by name, so that it can follow a parameter through surgery."""
