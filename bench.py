@@ -118,7 +118,9 @@ def main():
     r = rows[0]
     print(f'{r["device"]}, {r["dtype"]}, {"compiled" if r["compiled"] else "eager"}, torch {r["torch"]},', end=' ')
     print(f'{bench.blocks} blocks of {bench.steps} steps each')
-    print(f'{"ms/step":>8} {"(range)":>17} {"ratio":>6} {"tokens/s":>11} {"MFU":>6} {"peak MiB":>9} {"setup s":>8}  arm')
+    print(
+        f'{"ms/step":>8} {"(range)":>17} {"ratio":>6} {"tokens/s":>11} {"MFU":>6} {"peak MiB":>9} {"setup s":>8}  arm'
+    )
     for r in rows:
         mfu = f'{r["mfu"]:.1%}' if r['mfu'] else '-'
         peak = f'{r["peak_memory"] / 2**20:,.0f}' if r['peak_memory'] else '-'

@@ -96,9 +96,13 @@ def load(path: str | Path, map_location='cpu') -> dict:
         raise UserError(f'{path} is no checkpoint of tensors and plain values ({str(e).splitlines()[0]})') from None
     if not isinstance(ckpt, dict) or not {'model', 'model_args'} <= set(ckpt):
         has = ', '.join(map(str, list(ckpt)[:5])) if isinstance(ckpt, dict) else type(ckpt).__name__
-        raise UserError(f'{path} is not a checkpoint of nanoMorph or nanoGPT: no model and model_args in it (has: {has})')
+        raise UserError(
+            f'{path} is not a checkpoint of nanoMorph or nanoGPT: no model and model_args in it (has: {has})'
+        )
     if ckpt.get('format', FORMAT) != FORMAT:
-        raise UserError(f"{path} has format '{ckpt['format']}', this version reads '{FORMAT}'; use the version that wrote it")
+        raise UserError(
+            f"{path} has format '{ckpt['format']}', this version reads '{FORMAT}'; use the version that wrote it"
+        )
     ckpt['model'] = {k.removeprefix('_orig_mod.'): v for k, v in ckpt['model'].items()}
     ckpt.setdefault('config', {})
     ckpt.setdefault('iter_num', 0)

@@ -212,11 +212,16 @@ def load(schema, argv: list[str]):
 
 
 def print_help(schema):
-    print((sys.modules[schema.__module__].__doc__ or '').strip() + '\n\nkeys (--key=value, or key = value in a config file):')
+    print(
+        (sys.modules[schema.__module__].__doc__ or '').strip()
+        + '\n\nkeys (--key=value, or key = value in a config file):'
+    )
     for f in dataclasses.fields(schema):
         m = f.metadata
         choices = f' [{" | ".join(map(str, m["choices"]))}]' if m.get('choices') else ''
-        print(f'  --{f.name}={f.default if f.default is not None else "none"}  ({type_name(f.type)}) {m["help"]}{choices}')
+        print(
+            f'  --{f.name}={f.default if f.default is not None else "none"}  ({type_name(f.type)}) {m["help"]}{choices}'
+        )
 
 
 def overrides(cfg) -> dict:

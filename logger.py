@@ -26,7 +26,9 @@ from download import write
 
 def git(*args) -> str:
     try:
-        return subprocess.run(['git', '-C', str(ROOT), *args], capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ['git', '-C', str(ROOT), *args], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ''
 
@@ -83,7 +85,9 @@ class Log:
         keep = [m for m in read_metrics(out_dir) if m['iter'] < start or (m['iter'] == start and m['kind'] == 'eval')]
         write(out_dir / 'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in keep if start).encode())
         self.file = open(out_dir / 'metrics.jsonl', 'a', buffering=1)
-        self.bar = tqdm(total=cfg.max_iters, initial=start, disable=not sys.stdout.isatty(), file=sys.stdout, leave=False)
+        self.bar = tqdm(
+            total=cfg.max_iters, initial=start, disable=not sys.stdout.isatty(), file=sys.stdout, leave=False
+        )
         if cfg.wandb_log:
             self.wandb = start_wandb(cfg, out_dir)
 
@@ -99,7 +103,9 @@ class Log:
         self.file.write(json.dumps(compact) + '\n')
         if self.wandb:
             kind = values['kind']
-            self.wandb.log({f'{kind}/{k}': v for k, v in compact.items() if k not in ('kind', 'iter')}, step=values['iter'])
+            self.wandb.log(
+                {f'{kind}/{k}': v for k, v in compact.items() if k not in ('kind', 'iter')}, step=values['iter']
+            )
 
     def train(self, done: int, **values):
         self.metrics(kind='train', **values)

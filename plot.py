@@ -26,7 +26,9 @@ def plot(runs: list[str], cfg: PlotConfig):
     if not runs:
         raise UserError('no runs given; python plot.py out/RUN [out/RUN ...] --out=loss.png')
     fig, ax = plt.subplots(figsize=(8, 5))
-    print(f'{"run":32} {"parameters":>12} {"collapsed":>12} {"best val":>9} {"at iter":>8} {"last val":>9} {"ms/iter":>8}')
+    print(
+        f'{"run":32} {"parameters":>12} {"collapsed":>12} {"best val":>9} {"at iter":>8} {"last val":>9} {"ms/iter":>8}'
+    )
     for i, name in enumerate(runs):
         folder = input_path(name)
         lines = read_metrics(folder)
@@ -37,7 +39,9 @@ def plot(runs: list[str], cfg: PlotConfig):
         manifest = json.loads((folder / 'manifest.json').read_text())
         color = f'C{i}'
         ax.plot([m['iter'] for m in train], [m['loss'] for m in train], color=color, alpha=0.3, lw=1)
-        ax.plot([m['iter'] for m in evals], [m['val_loss'] for m in evals], 'o-', color=color, label=f'{folder.name}, val')
+        ax.plot(
+            [m['iter'] for m in evals], [m['val_loss'] for m in evals], 'o-', color=color, label=f'{folder.name}, val'
+        )
         best = min(evals, key=lambda m: m['val_loss'])
         ms = sorted(m['ms'] for m in train if m['ms']) or [float('nan')]
         print(

@@ -98,7 +98,9 @@ class TrainConfig(GPTConfig):
             if self.min_lr > self.learning_rate:
                 found.append(f'min_lr = {self.min_lr:g}: must be at most learning_rate ({self.learning_rate:g})')
             if self.warmup_iters > self.lr_decay_iters:
-                found.append(f'warmup_iters = {self.warmup_iters}: must be at most lr_decay_iters ({self.lr_decay_iters})')
+                found.append(
+                    f'warmup_iters = {self.warmup_iters}: must be at most lr_decay_iters ({self.lr_decay_iters})'
+                )
             if self.schedule == 'wsd' and self.wsd_decay_iters + self.warmup_iters > self.lr_decay_iters:
                 found.append(
                     f'wsd_decay_iters = {self.wsd_decay_iters}: with warmup_iters ({self.warmup_iters}) must be at most'
@@ -252,7 +254,9 @@ def take_model_keys(cfg, ckpt: dict, path):
     args.pop('dropout', None)
     if cfg.init_from != 'resume':
         if args.get('linear', 'dense') != 'dense':
-            raise UserError(f'init_from = {path}: its layers are {args["linear"]}; collapse it first: python transfer.py collapse')
+            raise UserError(
+                f'init_from = {path}: its layers are {args["linear"]}; collapse it first: python transfer.py collapse'
+            )
         if cfg.block_size < args['block_size']:
             args['block_size'] = cfg.block_size
             wpe = 'transformer.wpe.weight'
@@ -301,7 +305,11 @@ def train(cfg):
         try:
             stopped = loop(t, log, flops / t.world, peak, tokens_per_iter)
         finally:
-            log.close(peak_memory=hardware.peak_memory(device), final_iter=t.iter, best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None)
+            log.close(
+                peak_memory=hardware.peak_memory(device),
+                final_iter=t.iter,
+                best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
+            )
     if stopped:
         sys.exit(130)
 
@@ -344,7 +352,9 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
         if done or stop or cfg.eval_only:
             if stop and not done:
                 t.save(improved=False)
-                log.say(f'interrupted: saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume')
+                log.say(
+                    f'interrupted: saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume'
+                )
             return stop and not done
 
         t.step()

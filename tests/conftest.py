@@ -1,0 +1,84 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import loader
+from configurator import load, run
+from model import GPT, GPTConfig
+from train import TrainConfig, train
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(2)
+
+TINY = [
+    '--dataset=shakespeare_char', '--block_size=32', '--batch_size=4', '--gradient_accumulation_steps=1',
+    '--n_layer=2', '--n_head=2', '--n_embd=32', '--eval_iters=2', '--eval_interval=5', '--log_interval=1',
+    '--learning_rate=1e-2', '--min_lr=1e-3', '--warmup_iters=2', '--lr_decay_iters=20', '--max_iters=10',
+    '--device=cpu',
+]  # fmt: skip
+
+
+@pytest.fixture(scope='session', autouse=True)
+def shakespeare():
+    """The real text, prepared once as a user's first run would."""
+    loader.prepare('shakespeare_char')
+
+
+@pytest.fixture
+def run_train(tmp_path):
+    """Train a tiny model in this process: run_train('--max_iters=5') -> its out_dir."""
+
+    def go(*flags, out='run'):
+        train(load(TrainConfig, [*TINY, f'--out_dir={tmp_path / out}', *flags]))
+        return tmp_path / out
+
+    return go
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(function, 'part of the message', code=2): it must end with that exit code and one clear message."""
+
+    def check(function, *parts, code=2):
+        with pytest.raises(SystemExit) as e:
+            run(function)
+        err = capsys.readouterr().err
+        assert e.value.code == code
+        assert err.startswith('error: ') and 'Traceback' not in err
+        for part in parts:
+            assert part in err, f'{part!r} is not in {err!r}'
+        return err
+
+    return check
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run a script of the repository as a user does, from another directory: script('train.py', ...) -> result."""
+
+    def go(name, *args, env=None, check=True):
+        r = subprocess.run(
+            [sys.executable, str(ROOT / name), *map(str, args)],
+            cwd=tmp_path,
+            env=os.environ | {'OMP_NUM_THREADS': '1'} | (env or {}),
+            capture_output=True,
+            text=True,
+        )
+        assert not check or r.returncode == 0, r.stderr
+        return r
+
+    return go
+
+
+def tiny_gpt(seed=0, **keys):
+    torch.manual_seed(seed)
+    args = dict(block_size=16, vocab_size=65, n_layer=2, n_head=2, n_embd=32, bias=False) | keys
+    return GPT(GPTConfig(**args))
+
+
+def tokens(B=2, T=16, vocab=65, seed=0):
+    return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))

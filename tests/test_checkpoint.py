@@ -1,0 +1,134 @@
+"""Checkpoints survive what can happen to files; collapse keeps the function or does not write."""
+
+import json
+import math
+import zipfile
+
+import pytest
+import torch
+from conftest import tiny_gpt, tokens
+
+import checkpoint
+import linear
+import transfer
+from configurator import UserError
+from model import NANOGPT_KEYS
+
+
+def ckpt_of(model, **resume):
+    return checkpoint.pack(model, {'dataset': 'shakespeare_char'}, 7, 1.5, **resume)
+
+
+@pytest.mark.parametrize('save_path', ['materialised', 'factored'])
+@pytest.mark.parametrize('load_path', ['materialised', 'factored'])
+def test_round_trip_whatever_the_path(tmp_path, save_path, load_path):
+    keys = dict(linear='expanded', linear_layers='mlp+attn', expansion_depth=3, expansion_lr='matched', bias=True)
+    model = tiny_gpt(**keys, linear_path=save_path).eval()
+    checkpoint.save(tmp_path / 'a.pt', ckpt_of(model))
+    back = checkpoint.build(checkpoint.load(tmp_path / 'a.pt'), linear_path=load_path)
+    assert bool(linear.formed(back)) == (load_path == 'materialised')
+    assert linear.state(model).keys() == linear.state(back).keys()
+    assert all(torch.equal(v, linear.state(back)[k]) for k, v in linear.state(model).items())
+    assert (model(tokens())[0] - back(tokens())[0]).abs().max() < 1e-5
+
+
+def test_nanogpt_checkpoints_load_with_and_without_prefix(tmp_path):
+    model = tiny_gpt(bias=True).eval()
+    for prefix in ('', '_orig_mod.'):
+        sd = {prefix + k: v for k, v in model.state_dict().items()}
+        args = {k: getattr(model.config, k) for k in NANOGPT_KEYS}
+        torch.save(dict(model=sd, model_args=args, iter_num=5, best_val_loss=torch.tensor(1.0)), tmp_path / 'n.pt')
+        back = checkpoint.build(checkpoint.load(tmp_path / 'n.pt'))
+        assert torch.equal(model(tokens())[0], back(tokens())[0])
+
+
+def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
+    model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', expansion_depth=4, bias=True)
+    checkpoint.save(tmp_path / 'run' / 'ckpt.pt', ckpt_of(model))
+    (tmp_path / 'run' / 'meta.json').write_text('{"tokenizer": "char", "itos": ["a"]}')
+    cfg = transfer.CollapseConfig(str(tmp_path / 'run' / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt'))
+    transfer.collapse(cfg)
+    raw = torch.load(tmp_path / 'plain' / 'ckpt.pt', weights_only=True)
+    assert set(raw['model_args']) == set(NANOGPT_KEYS)
+    assert set(raw['model']) == set(tiny_gpt(bias=True).state_dict())
+    assert raw['config']['linear'] == 'dense' and raw['iter_num'] == 7
+    assert json.loads((tmp_path / 'plain' / 'meta.json').read_text())['itos'] == ['a']
+    plain = checkpoint.build(raw)
+    factored = checkpoint.build(checkpoint.load(tmp_path / 'run' / 'ckpt.pt'), linear_path='factored')
+    assert (plain(tokens())[0] - factored(tokens())[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('spoil', ['error', 'nan'])
+def test_collapse_refuses_to_write_what_changes_the_function(tmp_path, monkeypatch, fails, capsys, spoil):
+    model = tiny_gpt(linear='expanded')
+    checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(model))
+    exact = linear.dense_float64
+    change = (lambda m: exact(m) * 1.1) if spoil == 'error' else (lambda m: exact(m) * math.nan)
+    monkeypatch.setattr(linear, 'dense_float64', change)
+    cfg = transfer.CollapseConfig(str(tmp_path / 'ckpt.pt'), str(tmp_path / 'plain.pt'))
+    fails(lambda: transfer.collapse(cfg), 'collapse changes the function', 'plain.pt is not written')
+    assert not (tmp_path / 'plain.pt').exists()
+
+
+def test_collapse_leaves_the_model_as_it_was():
+    model = tiny_gpt(linear='expanded', linear_path='factored')
+    before = {k: v.clone() for k, v in linear.state(model).items()}
+    transfer.collapse_model(model)
+    assert all(torch.equal(before[k], v) and v.dtype == before[k].dtype for k, v in linear.state(model).items())
+
+
+def flip_a_bit(path):
+    with zipfile.ZipFile(path) as z:
+        info = max(z.infolist(), key=lambda i: i.file_size)
+        offset = info.header_offset + 200 + info.file_size // 2
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda p: p.unlink(), 'no checkpoint at'),
+        (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), 'truncated or no checkpoint'),
+        (lambda p: p.write_bytes(b''), 'truncated or no checkpoint'),
+        (flip_a_bit, 'is corrupted'),
+        (lambda p: torch.save({'weights': 1}, p), 'not a checkpoint of nanoMorph or nanoGPT'),
+        (lambda p: torch.save([1, 2], p), 'not a checkpoint of nanoMorph or nanoGPT'),
+        (lambda p: torch.save({'model': {}, 'model_args': {}, 'format': 'nanomorph 99'}, p), "format 'nanomorph 99'"),
+        (lambda p: torch.save({'model': {}, 'model_args': {'flux': 1}}, p), 'does not know: flux'),
+        (lambda p: torch.save({'model': {}, 'model_args': {'n_layer': 1}}, p), 'weights do not fit the model: missing'),
+        (lambda p: torch.save(print, p), 'no checkpoint of tensors and plain values'),
+        (lambda p: zipfile.ZipFile(p, 'w').writestr('a.txt', 'hello'), 'no checkpoint of tensors'),
+    ],
+    ids=['missing', 'half', 'empty', 'bit', 'foreign', 'list', 'future', 'unknown-args', 'misfit', 'code', 'other-zip'],
+)
+def test_a_broken_or_foreign_checkpoint_gets_one_line(tmp_path, fails, spoil, message):
+    path = tmp_path / 'd' / 'ckpt.pt'
+    checkpoint.save(path, ckpt_of(tiny_gpt()))
+    spoil(path)
+    err = fails(lambda: checkpoint.build(checkpoint.load(path), path), message, str(path))
+    assert err.count('\n') == 1
+
+
+def test_an_interrupted_or_impossible_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / 'ckpt.pt'
+    checkpoint.save(path, ckpt_of(tiny_gpt(seed=1)))
+    old = path.read_bytes()
+
+    def half(obj, f):
+        f.write(b'half')
+        raise RuntimeError('[enforce fail] disk full')
+
+    monkeypatch.setattr(torch, 'save', half)
+    with pytest.raises(UserError, match='cannot write .*disk full.*as it was before'):
+        checkpoint.save(path, ckpt_of(tiny_gpt(seed=2)))
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ['ckpt.pt']
+
+
+def test_best_does_not_change_when_the_latest_is_rewritten(tmp_path):
+    checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(tiny_gpt(seed=1)))
+    checkpoint.copy(tmp_path / 'ckpt.pt', tmp_path / 'best.pt')
+    best = (tmp_path / 'best.pt').read_bytes()
+    checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(tiny_gpt(seed=2)))
+    assert (tmp_path / 'best.pt').read_bytes() == best != (tmp_path / 'ckpt.pt').read_bytes()

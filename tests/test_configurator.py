@@ -1,0 +1,123 @@
+"""What the configurator promises: every mistake is found, named and explained; what is right is accepted."""
+
+import dataclasses
+
+import pytest
+
+from configurator import UserError, load
+from train import TrainConfig
+
+BASE = ['--dataset=shakespeare_char']
+
+
+def cfg(*argv):
+    return load(TrainConfig, [*BASE, *argv])
+
+
+def test_values_that_nanogpt_chokes_on_are_accepted():
+    c = cfg('--learning_rate=1', '--compile=false', '--max_iters=1e3', '--out_dir=a=b', '--min_lr', '1e-5')
+    assert (c.learning_rate, c.compile, c.max_iters, c.out_dir, c.min_lr) == (1.0, False, 1000, 'a=b', 1e-5)
+    assert type(c.learning_rate) is float and type(c.max_iters) is int
+    assert cfg('--compile=none').compile is None
+    assert cfg('--eval_only').eval_only is True
+    assert cfg('--seed_data=12345678901234567890').seed_data == 12345678901234567890  # no detour through a float
+
+
+@pytest.mark.parametrize('where', ['file', 'flag'])
+def test_unknown_key_stops_with_a_suggestion(tmp_path, where):
+    if where == 'file':
+        (tmp_path / 'c.py').write_text('learnin_rate = 1e-3\n')
+        argv = [str(tmp_path / 'c.py')]
+    else:
+        argv = ['--learnin_rate=1e-3']
+    with pytest.raises(UserError, match="unknown key 'learnin_rate'.*did you mean 'learning_rate'"):
+        cfg(*argv)
+
+
+def test_all_problems_are_reported_at_once(tmp_path):
+    (tmp_path / 'c.py').write_text("n_layer = 2.5\nlearning_rate = 'high'\ndropout = True\nbias = 1\n")
+    with pytest.raises(UserError) as e:
+        cfg(str(tmp_path / 'c.py'), '--n_embd=100', '--n_head=7', '--batch_size=0', '--schedule=cosin', '--nonsense=1')
+    lines = str(e.value).split('\n')
+    for key, value, allowed in [
+        ('n_layer', '2.5', 'of type int'),
+        ('learning_rate', 'high', 'of type float'),
+        ('dropout', 'True', 'of type float'),
+        ('bias', '1', 'of type bool'),
+        ('batch_size', '0', 'at least 1'),
+        ('schedule', 'cosin', 'one of cosine, wsd'),
+        ('n_embd', '100', 'divisible by n_head'),
+        ('nonsense', '', 'unknown key'),
+    ]:
+        assert any(key in line and value in line and allowed in line for line in lines), (key, lines)
+    assert len(lines) == 8
+
+
+def test_accumulation_must_divide_among_processes(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    with pytest.raises(UserError, match=r'gradient_accumulation_steps = 6: must be divisible by .*\(4\)'):
+        cfg('--gradient_accumulation_steps=6')
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        (['--min_lr=1', '--learning_rate=0.1'], 'min_lr = 1'),
+        (['--warmup_iters=20', '--lr_decay_iters=10'], 'warmup_iters = 20'),
+        (['--schedule=wsd', '--wsd_decay_iters=9', '--warmup_iters=2', '--lr_decay_iters=10'], 'wsd_decay_iters = 9'),
+        (['--linear=expanded', '--linear_layers=h.*.mlp.fc'], 'matches no layer'),
+        (['--linear=expanded', '--expansion=8', '--expansion_init=orthogonal'], 'orthogonal needs expansion >='),
+        (['--linear=expanded', '--expansion_depth=1'], 'at least 2'),
+        (['--linear=lowrank'], 'must be one of dense, expanded'),
+        (['--max_iters'], 'has no value'),
+        (['--learning_rate=nan'], 'learning_rate'),
+        (['--max_iters=inf'], 'of type int'),
+    ],
+)
+def test_bad_combinations_are_refused(flags, message):
+    with pytest.raises(UserError, match=message.replace('*', r'\*')):
+        cfg(*flags)
+
+
+def test_a_config_file_is_python_and_flags_override_it(tmp_path):
+    (tmp_path / 'base.py').write_text('n_embd = 64\nn_head = 4\n')
+    (tmp_path / 'c.py').write_text(
+        'import math\nfrom math import sqrt\ninclude("base.py")\n_half = n_embd // 2\n'
+        'def double(x):\n    return 2 * x\nexpansion = double(_half)\nmax_iters = 7\n'
+    )
+    c = cfg(str(tmp_path / 'c.py'), '--max_iters=9')
+    assert (c.n_embd, c.expansion, c.max_iters) == (64, 64, 9)
+
+
+def test_a_broken_config_file_is_named_with_its_line(tmp_path):
+    (tmp_path / 'c.py').write_text('n_embd = 64\nn_head = undefined_name\n')
+    with pytest.raises(UserError, match=r'c\.py, line 2: NameError'):
+        cfg(str(tmp_path / 'c.py'))
+    (tmp_path / 'd.py').write_text('n_embd = (64\n')
+    with pytest.raises(UserError, match=r'd\.py, line 1: SyntaxError'):
+        cfg(str(tmp_path / 'd.py'))
+    with pytest.raises(UserError, match=r"did you mean 'config/shakespeare_char\.py'"):
+        cfg('config/shakespear_char.py')
+
+
+def test_help_lists_every_key_with_default_and_meaning(capsys):
+    with pytest.raises(SystemExit) as e:
+        load(TrainConfig, ['--help'])
+    assert e.value.code == 0
+    text = capsys.readouterr().out
+    for f in dataclasses.fields(TrainConfig):
+        line = next(line for line in text.split('\n') if line.strip().startswith(f'--{f.name}='))
+        assert f.metadata['help'] and f.metadata['help'] in line
+
+
+def test_the_twins_differ_only_in_the_expansion():
+    dense, expanded = (load(TrainConfig, [f'config/{n}.py']) for n in ('shakespeare_char', 'expansive_shakespeare'))
+    differ = {f.name for f in dataclasses.fields(TrainConfig) if getattr(dense, f.name) != getattr(expanded, f.name)}
+    assert differ == {'linear', 'expansion', 'out_dir', 'wandb_run_name'}
+
+
+def test_a_mistake_ends_with_exit_code_2_and_no_traceback_from_any_directory(script):
+    r = script('train.py', 'config/shakespeare_char.py', '--n_head=5', '--lerning_rate=1', check=False)
+    assert r.returncode == 2
+    assert 'Traceback' not in r.stderr and r.stderr.count('error: ') == 2
+    assert "did you mean 'learning_rate'" in r.stderr and 'n_head = 5' in r.stderr

@@ -1,0 +1,185 @@
+"""The model computes nanoGPT's function; generation with a cache is generation without one."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_gpt, tokens
+from torch.nn import functional as F
+
+import checkpoint
+import linear
+from model import NANOGPT_KEYS, model_args, pick
+
+
+def reference_gpt2(sd, x, n_layer, n_head):
+    """GPT-2 written out from its paper, on a nanoGPT state dict: an implementation that shares no code with ours."""
+
+    def norm(v, name):
+        v = (v - v.mean(-1, keepdim=True)) / torch.sqrt(v.var(-1, unbiased=False, keepdim=True) + 1e-5)
+        return v * sd[f'{name}.weight'] + sd.get(f'{name}.bias', 0)
+
+    def lin(v, name):
+        return v @ sd[f'{name}.weight'].T + sd.get(f'{name}.bias', 0)
+
+    B, T = x.shape
+    h = sd['transformer.wte.weight'][x] + sd['transformer.wpe.weight'][:T]
+    for i in range(n_layer):
+        p = f'transformer.h.{i}'
+        q, k, v = lin(norm(h, f'{p}.ln_1'), f'{p}.attn.c_attn').chunk(3, -1)
+        heads = []
+        for a, b, c in zip(q.chunk(n_head, -1), k.chunk(n_head, -1), v.chunk(n_head, -1)):
+            scores = a @ b.transpose(-1, -2) / math.sqrt(a.size(-1))
+            scores = scores + torch.full((T, T), -math.inf).triu(1)
+            heads.append(scores.softmax(-1) @ c)
+        h = h + lin(torch.cat(heads, -1), f'{p}.attn.c_proj')
+        m = lin(norm(h, f'{p}.ln_2'), f'{p}.mlp.c_fc')
+        m = 0.5 * m * (1 + torch.erf(m / math.sqrt(2)))
+        h = h + lin(m, f'{p}.mlp.c_proj')
+    return norm(h, 'transformer.ln_f') @ sd['lm_head.weight'].T
+
+
+def roughened(model):
+    """Random LayerNorm weights and biases too, so that no term of the formula is idle."""
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    return model
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_computes_what_gpt2_computes(bias):
+    model = roughened(tiny_gpt(bias=bias)).double().eval()
+    x, y = tokens(), tokens(seed=1)
+    want = reference_gpt2(model.state_dict(), x, 2, 2)
+    got, loss = model(x, last_only=False)
+    assert loss is None and (got - want).abs().max() < 1e-10
+    assert (model(x)[0] - want[:, -1:]).abs().max() < 1e-10
+    logits, loss = model(x, y)
+    assert logits is None
+    assert abs(loss - F.cross_entropy(want.flatten(0, 1), y.flatten())) < 1e-10
+
+
+def test_targets_of_minus_one_do_not_count():
+    model, x, y = tiny_gpt(), tokens(), tokens(seed=1)
+    y2 = y.clone()
+    y2[1] = -1
+    assert torch.isclose(model(x, y2)[1], model(x[:1], y[:1])[1])
+
+
+def test_state_dict_has_nanogpts_names():
+    names = set(tiny_gpt(n_layer=1, bias=True).state_dict())
+    blocks = ['ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj']
+    want = {f'transformer.h.0.{b}.{p}' for b in blocks for p in ('weight', 'bias')}
+    want |= {f'transformer.{n}' for n in ('wte.weight', 'wpe.weight', 'ln_f.weight', 'ln_f.bias')} | {'lm_head.weight'}
+    assert names == want
+    assert set(tiny_gpt(n_layer=1, bias=True, linear='expanded').state_dict()) == want  # W is at hand, factors beside
+
+
+def test_model_args_of_a_plain_model_hold_only_nanogpts_keys():
+    assert set(model_args(tiny_gpt().config)) == set(NANOGPT_KEYS)
+    assert model_args(tiny_gpt(linear='expanded', expansion=50).config)['expansion'] == 50
+
+
+def test_dropout_and_heads_keep_parameter_counts():
+    model = tiny_gpt(linear='expanded', expansion=100)
+    assert model.num_params_collapsed() == tiny_gpt().num_params()
+    assert model.num_params() - tiny_gpt().num_params() == 2 * 2 * (100 * (32 + 128) - 32 * 128)
+
+
+@pytest.mark.parametrize('keys', [{}, dict(linear='expanded', linear_path='factored')])
+def test_cache_gives_the_tokens_that_recomputing_gives(keys):
+    model = roughened(tiny_gpt(**keys)).eval()
+    idx = prompt = tokens(B=2, T=5)
+    new = torch.cat(list(model.generate(prompt, 20, temperature=0)), 1)  # beyond block_size = 16: the window slides
+    for _ in range(20):
+        logits, _ = model(idx[:, -16:])
+        idx = torch.cat((idx, logits[:, -1].argmax(-1, keepdim=True)), 1)
+    assert torch.equal(new, idx[:, 5:])
+
+
+def test_generation_is_reproducible_by_its_seed():
+    model = tiny_gpt().eval()
+    draw = lambda seed: torch.cat(
+        list(model.generate(tokens(B=1, T=3), 12, generator=torch.Generator().manual_seed(seed))), 1
+    )
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+
+
+def test_top_k_and_top_p_keep_the_likeliest_only():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+
+    def support(**kw):
+        g = torch.Generator().manual_seed(0)
+        args = dict(temperature=1.0, top_k=None, top_p=None) | kw
+        return {pick(logits, **args, generator=g).item() for _ in range(300)}
+
+    assert support() == {0, 1, 2, 3}
+    assert support(top_k=2) == {0, 1}
+    assert support(top_p=0.45) == {0}
+    assert support(top_p=0.79) == {0, 1}
+    assert support(top_p=0.81) == {0, 1, 2}
+    assert support(temperature=0) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('keys', [{}, dict(linear='expanded', linear_path='factored', expansion_depth=3)])
+def test_compiles_into_one_graph_that_returns_only_the_loss(keys):
+    model = tiny_gpt(**keys)
+    x, y = tokens(), tokens(seed=1)
+    explanation = torch._dynamo.explain(model)(x, y)
+    assert explanation.graph_count == 1 and explanation.graph_break_count == 0
+    compiled = torch.compile(model, fullgraph=True)
+    want = model(x, y)[1]
+    got = compiled(x, y)[1]
+    assert torch.isclose(got, want, atol=1e-5)
+    got.backward()
+
+
+@pytest.mark.slow
+def test_expanded_and_dense_share_one_compiled_graph():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
+    for keys in ({}, dict(linear='expanded'), dict(linear='expanded', expansion_depth=4)):
+        model = tiny_gpt(**keys)
+        torch.compile(model, fullgraph=True, backend=counter)(tokens(), tokens(seed=1))[1].backward()
+    assert counter.frame_count == 1
+
+
+NANOGPT = Path(os.environ.get('NANOGPT_DIR', 'nowhere'))
+
+
+@pytest.mark.skipif(not (NANOGPT / 'model.py').exists(), reason='set NANOGPT_DIR to a clone of karpathy/nanoGPT')
+@pytest.mark.parametrize('bias', [True, False])
+def test_the_real_nanogpt_agrees(tmp_path, bias):
+    """Both ways with the unmodified project: its checkpoint in ours, our collapsed one in its sample.py."""
+    from transfer import collapse_model
+
+    model = roughened(tiny_gpt(bias=bias, linear='expanded', vocab_size=50304)).eval()
+    linear.Materialised(model)  # roughened moved W: form it again
+    plain = collapse_model(model)
+    path = tmp_path / 'out' / 'ckpt.pt'
+    checkpoint.save(path, checkpoint.pack(plain, {'dataset': 'none'}, 3, 1.0))
+    code = f"""
+import sys, torch; sys.path.insert(0, {str(NANOGPT)!r})
+from model import GPT, GPTConfig
+ckpt = torch.load({str(path)!r})
+m = GPT(GPTConfig(**ckpt['model_args'])); m.load_state_dict(ckpt['model']); m.eval()
+x = torch.randint(65, (2, 16), generator=torch.Generator().manual_seed(0))
+logits, loss = m(x, x)
+sd = {{'_orig_mod.' + k: v for k, v in m.state_dict().items()}}
+torch.save(dict(model=sd, model_args=ckpt['model_args'], iter_num=1, best_val_loss=2.0, config={{}}, optimizer={{}}), {str(tmp_path / 'theirs.pt')!r})
+torch.save(logits, {str(tmp_path / 'logits.pt')!r})
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=NANOGPT)
+    want = torch.load(tmp_path / 'logits.pt')
+    back = checkpoint.build(checkpoint.load(tmp_path / 'theirs.pt'))
+    for m in (plain, back):
+        assert (m(tokens(), last_only=False)[0] - want).abs().max() < 1e-4
+    args = ['--device=cpu', f'--out_dir={tmp_path / "out"}', '--num_samples=1', '--max_new_tokens=5', '--start=hi']
+    env = os.environ | {'TIKTOKEN_CACHE_DIR': os.environ.get('TIKTOKEN_CACHE_DIR', '')}
+    r = subprocess.run([sys.executable, 'sample.py', *args], cwd=NANOGPT, capture_output=True, text=True, env=env)
+    assert r.returncode == 0 and '-----' in r.stdout, r.stderr

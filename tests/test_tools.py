@@ -1,0 +1,66 @@
+"""The scripts beside the trainer, run as a user runs them."""
+
+import json
+
+import pytest
+from conftest import ROOT, TINY
+
+
+def test_sample_writes_text_from_any_checkpoint(run_train, script, tmp_path):
+    out = run_train('--linear=expanded')
+    args = ['--max_new_tokens=40', '--device=cpu', '--seed=3']
+    a = script('sample.py', f'--out_dir={out}', '--start=ROMEO:', *args).stdout
+    assert a.startswith('ROMEO:') and a.endswith('---------------\n') and len(a) == len('ROMEO:') + 40 + 17
+    script('transfer.py', 'collapse', f'--checkpoint={out}/ckpt.pt', f'--out={tmp_path}/plain/ckpt.pt')
+    (tmp_path / 'prompt.txt').write_text('ROMEO:')
+    b = script('sample.py', f'--checkpoint={tmp_path}/plain/ckpt.pt', '--start=FILE:prompt.txt', *args).stdout
+    assert a == b
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['sample.py', '--out_dir=nowhere'], 'no checkpoint at'),
+        (['sample.py', '--temprature=1'], "did you mean 'temperature'"),
+        (['transfer.py', 'colapse'], "unknown command 'colapse'"),
+        (['transfer.py', 'collapse'], '--checkpoint=PATH'),
+        (['plot.py', 'nowhere'], 'holds no evaluations'),
+        (['bench.py', '--steps=0'], 'steps = '),
+    ],
+)
+def test_mistakes_end_with_exit_code_2_and_no_traceback(script, args, message):
+    r = script(*args, check=False)
+    assert r.returncode == 2 and message in r.stderr and 'Traceback' not in r.stderr
+
+
+def test_unknown_characters_of_a_prompt_are_named(run_train, script):
+    r = script('sample.py', f'--out_dir={run_train()}', '--start=naïve', check=False)
+    assert r.returncode == 2 and "['ï']" in r.stderr and 'Traceback' not in r.stderr
+
+
+def test_plot_draws_the_runs_it_tables(run_train, script, tmp_path):
+    runs = [run_train(out='a'), run_train('--linear=expanded', out='b')]
+    r = script('plot.py', *runs, f'--out={tmp_path}/loss.png')
+    assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+    val = [json.loads(line)['val_loss'] for line in open(runs[1] / 'metrics.jsonl') if '"eval"' in line]
+    assert f'{min(val):.4f}' in r.stdout
+
+
+def test_bench_times_arms_in_turns(script, tmp_path):
+    small = [*TINY, '--steps=2', '--blocks=3', '--warmup=1']
+    r = script('bench.py', *small, f'--out={tmp_path}/b.jsonl', '--', *small, '--linear=expanded')
+    rows = [json.loads(line) for line in open(tmp_path / 'b.jsonl')]
+    assert len(rows) == 2 and rows[0]['ratio'] == 1.0 and rows[1]['params'] > rows[0]['params']
+    for row in rows:
+        assert row['ms_min'] <= row['ms'] <= row['ms_max'] and row['mfu'] is None
+        assert row['tokens_per_s'] == pytest.approx(4 * 32 / row['ms'] * 1000)
+        assert f'{row["ms"]:.2f}' in r.stdout
+
+
+def test_every_config_loads():
+    from configurator import load
+    from train import TrainConfig
+
+    for path in sorted((ROOT / 'config').rglob('*.py')):
+        load(TrainConfig, [str(path)])

@@ -1,0 +1,284 @@
+"""The training loop: exact resume, the same result on several processes, honest logs, clean ends."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+import checkpoint
+import linear
+from configurator import load
+from logger import read_metrics
+from optim import lr_at
+from train import TrainConfig, train
+
+EXPANDED = ('--linear=expanded', '--expansion=40')
+
+
+def losses(out_dir, kind='train'):
+    return {m['iter']: m['loss' if kind == 'train' else 'val_loss'] for m in read_metrics(out_dir) if m['kind'] == kind}
+
+
+def test_training_lowers_the_loss_and_expanded_as_well(run_train):
+    for out, flags in (('dense', ()), ('expanded', EXPANDED)):
+        val = losses(run_train('--max_iters=40', '--lr_decay_iters=40', '--eval_interval=40', *flags, out=out), 'eval')
+        assert val[40] < val[0] - 0.5
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ('--dropout=0.1',),
+        (*EXPANDED, '--dropout=0.1', '--expansion_lr=matched', '--data_order=random'),
+        (
+            *EXPANDED,
+            '--linear_path=factored',
+            '--gradient_accumulation_steps=2',
+            '--schedule=wsd',
+            '--wsd_decay_iters=5',
+        ),
+    ],
+)
+def test_ten_steps_equal_five_resume_five_to_the_bit(run_train, flags):
+    whole = run_train('--max_iters=10', *flags, out='whole')
+    run_train('--max_iters=5', *flags, out='parts')
+    parts = run_train('--max_iters=10', '--init_from=resume', *flags, out='parts')
+    a, b = (torch.load(d / 'ckpt.pt', weights_only=True) for d in (whole, parts))
+    assert a['iter_num'] == b['iter_num'] == 10 and a['position'] == b['position']
+    assert a['best_val_loss'] == b['best_val_loss']
+    for name in a['model']:
+        assert torch.equal(a['model'][name], b['model'][name]), name
+    for name, state in a['optimizer'].items():
+        for k in state:
+            assert torch.equal(state[k], b['optimizer'][name][k]), (name, k)
+    assert all(torch.equal(x, y) for x, y in zip(a['rng']['cpu'], b['rng']['cpu']))
+    assert losses(whole) == losses(parts) and losses(whole, 'eval') == losses(parts, 'eval')
+
+
+def test_resuming_takes_the_architecture_from_the_checkpoint(run_train, capsys):
+    run_train('--max_iters=5', *EXPANDED)
+    out = run_train('--max_iters=10', '--init_from=resume', '--n_layer=3')
+    assert 'taken from the checkpoint' in capsys.readouterr().out
+    config = json.loads((out / 'config.json').read_text())
+    assert config['n_layer'] == 2 and config['linear'] == 'expanded' and config['expansion'] == 40
+
+
+def test_resuming_discards_what_was_logged_after_the_checkpoint(run_train):
+    out = run_train('--max_iters=5')
+    with open(out / 'metrics.jsonl', 'a') as f:
+        f.write('{"kind": "train", "iter": 5, "loss": 99.0}\n{"kind": "train", "iter": 6, "lo')  # a crash
+    run_train('--max_iters=8', '--init_from=resume')
+    iters = [m['iter'] for m in read_metrics(out) if m['kind'] == 'train']
+    assert iters == list(range(8)) and 99.0 not in losses(out).values()
+
+
+def test_weights_of_a_plain_model_start_an_expanded_one_with_a_shorter_context(run_train, tmp_path):
+    plain = run_train('--max_iters=5', out='plain')
+    start = f'--init_from={plain / "ckpt.pt"}'
+    same = run_train(start, '--max_iters=0', out='same')
+    expanded = run_train(start, '--max_iters=0', *EXPANDED, out='expanded')
+    assert losses(same, 'eval')[0] == pytest.approx(losses(plain, 'eval')[5], abs=1e-6)
+    assert losses(expanded, 'eval')[0] == pytest.approx(losses(plain, 'eval')[5], abs=1e-5)
+    short = run_train(start, '--max_iters=2', '--block_size=16', out='short')
+    assert checkpoint.build(checkpoint.load(short / 'ckpt.pt')).config.block_size == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', [(), EXPANDED, (*EXPANDED, '--linear_path=factored')])
+def test_two_processes_equal_one_with_twice_the_accumulation(run_train, tmp_path, flags):
+    one = run_train('--gradient_accumulation_steps=4', *flags, out='one')
+    two = tmp_path / 'two'
+    torchrun = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node=2',
+        str(ROOT / 'train.py'),
+    ]
+    args = [*TINY, '--gradient_accumulation_steps=4', f'--out_dir={two}', *flags]
+    r = subprocess.run([*torchrun, *args], env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    for kind in ('train', 'eval'):
+        a, b = losses(one, kind), losses(two, kind)
+        assert a.keys() == b.keys() and len(a) > 2
+        for i in a:
+            assert abs(a[i] - b[i]) < 1e-5, (kind, i)
+    assert torch.load(two / 'ckpt.pt', weights_only=True)['rng']['cpu'][1] is not None
+
+
+def test_schedules():
+    def at(it, **keys):
+        args = dict(learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=110, wsd_decay_iters=20) | keys
+        return lr_at(TrainConfig(**args), it)
+
+    assert at(0) == pytest.approx(1 / 11) and at(9) == pytest.approx(10 / 11)  # never 0
+    assert at(10) == 1.0 and at(60) == pytest.approx(0.55) and at(110) == at(500) == 0.1
+    assert at(60) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    wsd = dict(schedule='wsd')
+    assert at(10, **wsd) == at(90, **wsd) == 1.0 and at(100, **wsd) == pytest.approx(0.55) and at(110, **wsd) == 0.1
+    assert at(0, decay_lr=False) == at(10**9, decay_lr=False) == 1.0
+
+
+def test_logged_train_loss_is_the_mean_of_its_interval(run_train):
+    fine = losses(run_train('--log_interval=1', '--gradient_accumulation_steps=2', out='fine'))
+    coarse = losses(run_train('--log_interval=3', '--gradient_accumulation_steps=2', out='coarse'))
+    assert list(coarse) == [0, 3, 6, 9]
+    for i in (3, 6, 9):
+        assert coarse[i] == pytest.approx(sum(fine[j] for j in (i, i - 1, i - 2)) / 3, abs=1e-5)
+
+
+def test_data_and_model_have_seeds_of_their_own(run_train):
+    first = {}
+    for out, flags in (('a', ()), ('b', ('--seed_data=7',)), ('c', ('--seed_model=7',)), ('d', ())):
+        first[out] = run_train('--max_iters=1', *flags, out=out)
+    init = {k: losses(d, 'eval')[0] for k, d in first.items()}
+    assert init['a'] == init['b'] == init['d'] != init['c']
+    assert losses(first['a']) == losses(first['d']) != losses(first['b'])
+
+
+def test_a_run_leaves_its_record(run_train):
+    out = run_train(*EXPANDED)
+    config = json.loads((out / 'config.json').read_text())
+    assert config['expansion'] == 40 and config['beta1'] == 0.9 and config['seed_model'] == 1337
+    m = json.loads((out / 'manifest.json').read_text())
+    for key in ('command', 'commit', 'torch', 'device', 'attention', 'peak_memory', 'started', 'finished'):
+        assert m[key], key
+    assert {'dirty', 'cuda', 'cudnn', 'seed_model', 'seed_data'} <= set(m) and m['peak_flops'] is None
+    assert m['params'] > m['params_collapsed'] and m['final_iter'] == 10
+    for line in read_metrics(out):
+        assert not line.get('mfu')  # a CPU has no entry in the table of peaks: no number rather than a wrong one
+    assert json.loads((out / 'meta.json').read_text())['tokenizer'] == 'char'
+    assert not list(out.glob('*.pkl')) and not list(out.glob('*.tmp*'))
+
+
+def test_best_is_kept_when_the_loss_rises_again(run_train):
+    out = run_train('--max_iters=10', '--eval_interval=5')
+    good = torch.load(out / 'best.pt', weights_only=True)
+    run_train('--max_iters=15', '--eval_interval=5', '--init_from=resume', '--decay_lr=false', '--learning_rate=3')
+    best, last = (torch.load(out / f, weights_only=True) for f in ('best.pt', 'ckpt.pt'))
+    assert last['iter_num'] == 15 and best['iter_num'] == good['iter_num'] == 10
+    assert last['best_val_loss'] == good['best_val_loss'] < losses(out, 'eval')[15]
+
+
+def test_a_nan_loss_ends_with_code_3_and_spares_the_checkpoint(run_train, tmp_path, fails):
+    out = run_train('--max_iters=5')
+    before = (out / 'ckpt.pt').read_bytes()
+    flags = [
+        *TINY,
+        f'--out_dir={out}',
+        '--init_from=resume',
+        '--learning_rate=1e30',
+        '--decay_lr=false',
+        '--grad_clip=0',
+    ]
+    cfg = load(TrainConfig, flags)
+    err = fails(lambda: train(cfg), 'the loss is nan at iteration', 'ckpt.pt', code=3)
+    assert err.count('\n') == 1
+    assert (out / 'ckpt.pt').read_bytes() == before
+
+
+def test_a_checkpoint_without_optimizer_is_not_resumed(run_train, fails, tmp_path):
+    import transfer
+
+    out = run_train('--max_iters=5', *EXPANDED)
+    transfer.collapse(transfer.CollapseConfig(str(out / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt')))
+    cfg = load(TrainConfig, [*TINY, f'--out_dir={tmp_path / "plain"}', '--init_from=resume'])
+    fails(lambda: train(cfg), 'no optimizer state to resume from', '--init_from=')
+    cfg = load(TrainConfig, [*TINY, f'--out_dir={tmp_path / "x"}', f'--init_from={out / "ckpt.pt"}'])
+    fails(lambda: train(cfg), 'collapse it first')
+
+
+@pytest.mark.parametrize(
+    'flags, parts',
+    [
+        (['--dataset=nope'], ['nope', 'shakespeare_char']),
+        (['--device=cuda:9'], ["device = 'cuda:9'", '--device=cpu']),
+        (['--dtype=float16'], ["dtype = 'float16'", 'float32']),
+        (['--block_size=200000'], ['block_size = 200000', 'lower block_size']),
+        (['--vocab_size=10'], ['token id', 'vocab_size = 10']),
+        (['--init_from=resume'], ['no checkpoint at', 'ckpt.pt']),
+        (['--init_from=nothing.pt'], ['no checkpoint at', 'nothing.pt']),
+    ],
+)
+def test_mistakes_of_data_and_device_get_one_line(tmp_path, fails, flags, parts):
+    cfg = load(TrainConfig, [*TINY, f'--out_dir={tmp_path / "x"}', *flags])
+    assert fails(lambda: train(cfg), *parts).count('\n') == 1
+
+
+def test_an_out_dir_that_cannot_be_written_gets_one_line(tmp_path, fails):
+    (tmp_path / 'file').write_text('')
+    cfg = load(TrainConfig, [*TINY, f'--out_dir={tmp_path / "file" / "x"}'])
+    fails(lambda: train(cfg), 'out_dir = ', 'choose another')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_goes_on_exactly(run_train, tmp_path, sig):
+    out = tmp_path / 'cut'
+    args = [*TINY, '--max_iters=100000', '--eval_interval=100000', f'--out_dir={out}']
+    p = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *args], stdout=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while len(losses(out)) < 5 and time.time() < deadline:
+        time.sleep(0.05)
+    p.send_signal(sig)
+    text, _ = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'go on with --init_from=resume' in text
+    n = torch.load(out / 'ckpt.pt', weights_only=True)['iter_num']
+    assert n >= 5
+    more = [f'--max_iters={n + 3}', '--eval_interval=100000', '--init_from=resume']
+    run_train(*more, out='cut')
+    whole = run_train(more[0], more[1], out='whole')
+    assert losses(out) == losses(whole)
+
+
+@pytest.mark.slow
+def test_wandb_gets_every_log_step_offline(run_train, monkeypatch):
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    import wandb
+
+    logged = []
+    real = wandb.sdk.wandb_run.Run.log
+    monkeypatch.setattr(
+        wandb.sdk.wandb_run.Run, 'log', lambda self, d, **k: (logged.append((k['step'], d)), real(self, d, **k))
+    )
+    out = run_train('--wandb_log=true', '--max_iters=5', '--wandb_project=test', '--wandb_run_name=x')
+    assert {s for s, d in logged if 'train/loss' in d} == set(range(5))
+    assert {s for s, d in logged if 'eval/val_loss' in d} == {0, 5}
+    assert list((out / 'wandb').glob('offline-run-*'))
+
+
+def test_eval_only_evaluates_and_writes_no_checkpoint(run_train):
+    out = run_train('--eval_only')
+    assert list(losses(out, 'eval')) == [0] and not losses(out) and not (out / 'ckpt.pt').exists()
+
+
+def test_evaluation_does_not_disturb_training(run_train):
+    a = losses(run_train('--eval_interval=1', '--dropout=0.2', out='a'))
+    b = losses(run_train('--eval_interval=10', '--dropout=0.2', out='b'))
+    assert a == b
+
+
+def test_the_exact_inits_start_where_the_dense_twin_starts(run_train):
+    start = {
+        out: losses(run_train('--max_iters=0', *flags, out=out), 'eval')[0]
+        for out, flags in (
+            ('dense', ()),
+            ('orthogonal', (*EXPANDED, '--expansion_init=orthogonal')),
+            ('svd', (*EXPANDED, '--expansion_init=svd', '--linear_layers=mlp+attn')),
+        )
+    }
+    assert abs(start['orthogonal'] - start['dense']) < 1e-5 and abs(start['svd'] - start['dense']) < 1e-5
+
+
+def test_every_parameter_of_a_run_is_in_its_checkpoint(run_train):
+    ckpt = checkpoint.load(run_train(*EXPANDED) / 'ckpt.pt')
+    model = checkpoint.build(ckpt)
+    assert set(ckpt['optimizer']) == {name for name, *_ in linear.leaves(model)}
