@@ -1,6 +1,6 @@
 # make run    train an expanded GPT and its dense twin on Shakespeare, collapse, plot, sample
 # make test   lint and all tests;  make test-fast  the tests that take less than a minute together
-# Both set up .venv with the pinned packages first. PYTHON chooses the interpreter (3.11 or 3.12).
+# Both set up .venv with the pinned packages first. PYTHON chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3
 PY = .venv/bin/python
@@ -8,7 +8,7 @@ PY = .venv/bin/python
 .PHONY: run test test-fast lint clean
 
 .venv/ready: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "nanoMorph needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "nanoMorph needs Python 3.11 or later, this is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.12")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

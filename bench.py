@@ -21,7 +21,7 @@ import torch
 import hardware
 from configurator import UserError, key, load, overrides, root_path, run
 from download import write
-from logger import git
+from logger import commit
 from train import TrainConfig, Trainer
 
 
@@ -84,7 +84,7 @@ class Arm:
             dtype=str(t.dtype).removeprefix('torch.'),
             compiled=t.forward is not t.model,
             torch=torch.__version__,
-            commit=git('rev-parse', '--verify', '-q', 'HEAD') or 'unknown',
+            commit=commit(),
             config=overrides(cfg),
         )
 

@@ -4,43 +4,53 @@ The machine: which device and precision a run gets, its processes, and what it c
 
 import contextlib
 import os
+import re
 
 import torch
 import torch.distributed as dist
 
 from configurator import UserError
 
-# dense bf16/fp16 peak in FLOP/s by device name, first match counts (vendors' data sheets, without sparsity)
+# dense bf16 (V100, T4: fp16) peak in FLOP/s by the words of a device name, first match counts; vendors' data sheets,
+# without sparsity
 PEAKS = [
     ('B200', 2250e12),
-    ('H200', 989e12),
     ('GH200', 989e12),
+    ('H200 NVL', 835e12),
+    ('H200', 989e12),
     ('H100 NVL', 835e12),
     ('H100 PCIe', 756e12),
     ('H100', 989e12),
     ('A100', 312e12),
-    ('A10G', 70e12),
     ('A10', 125e12),
     ('A40', 149.7e12),
     ('RTX A6000', 154.8e12),
     ('L40S', 362e12),
     ('L4', 121e12),
-    ('RTX 5090', 209.5e12),
     ('RTX 4090', 165.2e12),
     ('RTX 3090', 71e12),
-    ('V100', 125e12),
+    ('V100 SXM2', 125e12),
+    ('V100 PCIE', 112e12),
     ('T4', 65e12),
 ]
+OTHER_CHIPS = {'Laptop', 'Max', 'Ti', 'SUPER', 'D', 'MIG'}  # an 'RTX 4090 Laptop GPU' is another chip
+
+
+def peak_of(name: str) -> float | None:
+    """Peak FLOP/s by device name, as 'NVIDIA A100-SXM4-80GB'; None if it is not known."""
+    words = set(re.split(r'[ -]', name))
+    if words & OTHER_CHIPS:
+        return None
+    return next((peak for part, peak in PEAKS if set(part.split()) <= words), None)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Peak FLOP/s of the device in dtype; None if it is not known: no MFU is better than a wrong one."""
     if device.type != 'cuda' or dtype not in (torch.bfloat16, torch.float16):
         return None
-    name = torch.cuda.get_device_name(device)
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         return None  # emulated
-    return next((peak for part, peak in PEAKS if part.split() == [w for w in name.split() if w in part.split()]), None)
+    return peak_of(torch.cuda.get_device_name(device))
 
 
 def device_name(device: torch.device) -> str:

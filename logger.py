@@ -12,6 +12,7 @@ The terminal gets a progress bar, anything else (a pipe, a file) plain lines. wa
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +32,11 @@ def git(*args) -> str:
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ''
+
+
+def commit() -> str:
+    """The commit that runs; NANOMORPH_COMMIT says it where the code was copied without its repository."""
+    return git('rev-parse', '--verify', '-q', 'HEAD') or os.environ.get('NANOMORPH_COMMIT', 'unknown')
 
 
 def write_json(path: Path, value):
@@ -69,7 +75,7 @@ class Log:
             earlier = [*earlier.pop('resumed', []), earlier]
         self.manifest = dict(
             command=' '.join(['python', *sys.argv]),
-            commit=git('rev-parse', '--verify', '-q', 'HEAD') or 'unknown',
+            commit=commit(),
             dirty=bool(git('status', '--porcelain')),
             started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
             python=sys.version.split()[0],
