@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 import hardware
-from configurator import UserError, key, load, overrides, root_path, run
+from configurator import UserError, input_path, key, load, overrides, root_path, run
 from download import write
 from logger import commit
 from train import TrainConfig, Trainer
@@ -31,11 +31,13 @@ class BenchConfig(TrainConfig):
     blocks: int = key(10, 'timed blocks of each arm', low=1)
     warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
     out: str = key('', 'file for the figures, a JSON line per arm; empty: none')
+    show: str = key('', 'only print the table of such a file')
 
 
 class Arm:
     def __init__(self, argv: list[str], cfg, device):
-        self.name, self.times, self.peak = ' '.join(argv), [], 0
+        mine = tuple(f'--{k}' for k in ('steps', 'blocks', 'warmup', 'out'))
+        self.name, self.times, self.peak = ' '.join(a for a in argv if not a.startswith(mine)), [], 0
         before = memory(device)
         t0 = time.perf_counter()
         self.trainer = Trainer(cfg, device)
@@ -58,6 +60,7 @@ class Arm:
         others = memory(device) - self.own if device.type == 'cuda' else 0
         if device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(device)
+        self.steps = steps
         self.times.append(self.block(steps))
         self.peak = max(self.peak, hardware.peak_memory(device) - others)
 
@@ -83,6 +86,8 @@ class Arm:
             device=hardware.device_name(t.device),
             dtype=str(t.dtype).removeprefix('torch.'),
             compiled=t.forward is not t.model,
+            blocks=len(self.times),
+            steps=self.steps,
             torch=torch.__version__,
             commit=commit(),
             config=overrides(cfg),
@@ -98,11 +103,35 @@ def sync(device):
         torch.cuda.synchronize(device)
 
 
+def table(rows: list[dict]) -> str:
+    """What is printed of the figures."""
+    r = rows[0]
+    lines = [
+        f'{r["device"]}, {r["dtype"]}, {"compiled" if r["compiled"] else "eager"}, torch {r["torch"]},'
+        f' {r["blocks"]} blocks of {r["steps"]} steps each',
+        f'{"ms/step":>8} {"(range)":>17} {"ratio":>6} {"tokens/s":>11} {"MFU":>6} {"peak MiB":>9}  arm',
+    ]
+    for r in rows:
+        mfu = f'{r["mfu"]:.1%}' if r['mfu'] else '-'
+        peak = f'{r["peak_memory"] / 2**20:,.0f}' if r['peak_memory'] else '-'
+        lines.append(
+            f'{r["ms"]:8.2f} {r["ms_min"]:8.2f}-{r["ms_max"]:<8.2f} {r["ratio"]:6.3f} {r["tokens_per_s"]:11,.0f}'
+            f' {mfu:>6} {peak:>9}  {r["arm"]}'
+        )
+    return '\n'.join(lines)
+
+
 def main():
     arms, argv = [[]], sys.argv[1:]
     for a in argv:
         arms.append([]) if a == '--' else arms[-1].append(a)
     bench = load(BenchConfig, arms[0])
+    if bench.show:
+        try:
+            print(table([json.loads(line) for line in input_path(bench.show).read_text().splitlines()]))
+        except (OSError, ValueError, KeyError) as e:
+            raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
+        return
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
@@ -115,19 +144,7 @@ def main():
     rows = [arm.figures(timed[0]) for arm in timed]
     if device.type != 'cuda' and len(rows) > 1:  # the resident memory of a process cannot be told apart by arm
         rows = [r | dict(peak_memory=None) for r in rows]
-    r = rows[0]
-    print(f'{r["device"]}, {r["dtype"]}, {"compiled" if r["compiled"] else "eager"}, torch {r["torch"]},', end=' ')
-    print(f'{bench.blocks} blocks of {bench.steps} steps each')
-    print(
-        f'{"ms/step":>8} {"(range)":>17} {"ratio":>6} {"tokens/s":>11} {"MFU":>6} {"peak MiB":>9} {"setup s":>8}  arm'
-    )
-    for r in rows:
-        mfu = f'{r["mfu"]:.1%}' if r['mfu'] else '-'
-        peak = f'{r["peak_memory"] / 2**20:,.0f}' if r['peak_memory'] else '-'
-        print(
-            f'{r["ms"]:8.2f} {r["ms_min"]:8.2f}-{r["ms_max"]:<8.2f} {r["ratio"]:6.3f} {r["tokens_per_s"]:11,.0f}'
-            f' {mfu:>6} {peak:>9} {r["setup_s"]:8.1f}  {r["arm"]}'
-        )
+    print(table(rows))
     if bench.out:
         write(root_path(bench.out), ''.join(json.dumps(r) + '\n' for r in rows).encode())
 

@@ -2,11 +2,18 @@
 Loss curves of runs, and a table of how they ended.
 
     python plot.py out/shakespeare-char out/expansive-shakespeare --out=out/loss.png
+    python plot.py results/expansion_250/*-s*
+
+Runs whose names differ only in a final -sNUMBER are seeds of one arm: one line of the table, one colour.
 """
 
 import json
+import math
+import re
+import statistics
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from configurator import UserError, input_path, key, load, root_path, run
 from logger import read_metrics
@@ -14,52 +21,76 @@ from logger import read_metrics
 
 @dataclass
 class PlotConfig:
-    out: str = key('out/loss.png', 'picture to write')
+    out: str = key('out/loss.png', 'picture to write; empty: only the table')
 
 
-def plot(runs: list[str], cfg: PlotConfig):
+def read_run(name: str) -> dict:
+    folder = input_path(name)
+    lines = read_metrics(folder)
+    evals = [m for m in lines if m['kind'] == 'eval']
+    if not evals:
+        raise UserError(f'{folder} holds no evaluations; give the out_dir of a run')
+    train = [m for m in lines if m['kind'] == 'train']
+    manifest = json.loads((folder / 'manifest.json').read_text())
+    return dict(arm=re.sub(r'-s\d+$', '', Path(name).name), evals=evals, train=train, manifest=manifest)
+
+
+def mean_std(values: list[float]) -> str:
+    """Mean, and the sample standard deviation where there are several."""
+    spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.4f}{spread}'
+
+
+def table(runs: list[dict]) -> str:
+    """One line per arm: seeds, parameters while training and after collapse, losses of the validation split."""
+    rows = [
+        f'{"arm":16} {"n":>2} {"parameters":>12} {"collapsed":>12} {"best val":>16} {"at iter":>8} {"last val":>16}'
+    ]
+    for arm in dict.fromkeys(r['arm'] for r in runs):
+        mine = [r for r in runs if r['arm'] == arm]
+        best = [min(r['evals'], key=lambda m: m['val_loss']) for r in mine]
+        m = mine[0]['manifest']
+        rows.append(
+            f'{arm:16} {len(mine):2} {m["params"]:12,} {m["params_collapsed"]:12,}'
+            f' {mean_std([b["val_loss"] for b in best]):>16} {statistics.median(b["iter"] for b in best):8.0f}'
+            f' {mean_std([r["evals"][-1]["val_loss"] for r in mine]):>16}'
+        )
+    return '\n'.join(rows)
+
+
+def picture(runs: list[dict], out: Path):
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    if not runs:
-        raise UserError('no runs given; python plot.py out/RUN [out/RUN ...] --out=loss.png')
     fig, ax = plt.subplots(figsize=(8, 5))
-    print(
-        f'{"run":32} {"parameters":>12} {"collapsed":>12} {"best val":>9} {"at iter":>8} {"last val":>9} {"ms/iter":>8}'
-    )
-    for i, name in enumerate(runs):
-        folder = input_path(name)
-        lines = read_metrics(folder)
-        evals = [m for m in lines if m['kind'] == 'eval']
-        if not evals:
-            raise UserError(f'{folder} holds no evaluations; give the out_dir of a run')
-        train = [m for m in lines if m['kind'] == 'train']
-        manifest = json.loads((folder / 'manifest.json').read_text())
-        color = f'C{i}'
-        ax.plot([m['iter'] for m in train], [m['loss'] for m in train], color=color, alpha=0.3, lw=1)
-        ax.plot(
-            [m['iter'] for m in evals], [m['val_loss'] for m in evals], 'o-', color=color, label=f'{folder.name}, val'
-        )
-        best = min(evals, key=lambda m: m['val_loss'])
-        ms = sorted(m['ms'] for m in train if m['ms']) or [float('nan')]
-        print(
-            f'{folder.name:32} {manifest["params"]:12,} {manifest["params_collapsed"]:12,} {best["val_loss"]:9.4f}'
-            f' {best["iter"]:8} {evals[-1]["val_loss"]:9.4f} {ms[len(ms) // 2]:8.2f}'
-        )
-    ax.set(xlabel='iteration', ylabel='loss (nats per token); faint: training', title=manifest['device'])
+    arms = list(dict.fromkeys(r['arm'] for r in runs))
+    for r in runs:
+        color = f'C{arms.index(r["arm"])}'
+        first = r is next(q for q in runs if q['arm'] == r['arm'])
+        ax.plot([m['iter'] for m in r['train']], [m['loss'] for m in r['train']], color=color, alpha=0.3, lw=1)
+        x, y = [m['iter'] for m in r['evals']], [m['val_loss'] for m in r['evals']]
+        ax.plot(x, y, 'o-', ms=4, color=color, label=f'{r["arm"]}, val' if first else None)
+    values = [m['val_loss'] for r in runs for m in r['evals'] if m['iter']] or [math.e]
+    ax.set_ylim(top=max(values) * 1.5)  # the first steps from ln(vocabulary) would flatten the rest
+    ax.set(xlabel='iteration', ylabel='loss (nats per token); faint: training', title=runs[0]['manifest']['device'])
     ax.grid(alpha=0.3)
     ax.legend()
-    out = root_path(cfg.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out, dpi=120, bbox_inches='tight')
-    print(f'wrote {out}')
 
 
 def main():
     args = sys.argv[1:]
-    plot([a for a in args if not a.startswith('--')], load(PlotConfig, [a for a in args if a.startswith('--')]))
+    cfg = load(PlotConfig, [a for a in args if a.startswith('--')])
+    runs = [read_run(a) for a in args if not a.startswith('--')]
+    if not runs:
+        raise UserError('no runs given; python plot.py out/RUN [out/RUN ...] --out=loss.png')
+    print(table(runs))
+    if cfg.out:
+        picture(runs, root_path(cfg.out))
+        print(f'wrote {root_path(cfg.out)}')
 
 
 if __name__ == '__main__':
