@@ -88,7 +88,7 @@ class Log:
         )
         write_json(out_dir / 'manifest.json', self.manifest)
         # what an interrupted run logged beyond its last checkpoint will be run, and logged, again
-        keep = [m for m in read_metrics(out_dir) if m['iter'] < start or (m['iter'] == start and m['kind'] == 'eval')]
+        keep = [m for m in read_metrics(out_dir) if m['iter'] < start]
         write(out_dir / 'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in keep if start).encode())
         self.file = open(out_dir / 'metrics.jsonl', 'a', buffering=1)
         self.bar = tqdm(

@@ -39,15 +39,20 @@ class Optimizer:
     unscales what it finds there, and calls step() when all of it is finite.
 
     On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
-    them: it is captured once as a CUDA graph and replayed.
+    them: it is captured once as a CUDA graph and replayed. fixed_grads: gradients stay at one address each, as a
+    captured backward pass needs it; they are zeroed instead of dropped.
     """
 
-    def __init__(self, model, cfg):
+    def __init__(self, model, cfg, fixed_grads=False):
         self.weights = list(model.parameters())  # what the network computes with
         self.param_groups = [dict(params=self.weights)]
         cuda = all(p.is_cuda for p in self.weights)
         # a replay reads gradients at fixed addresses; copying them there costs more than it saves for a large model
-        self.capturable = cuda and sum(p.numel() for p in self.weights) < 2**25
+        self.capturable = cuda and (fixed_grads or sum(p.numel() for p in self.weights) < 2**25)
+        self.fixed_grads = fixed_grads
+        if fixed_grads:
+            for p in self.weights:
+                p.grad = torch.zeros_like(p)
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
         for name, p, lr_scale, decay_scale in linear.leaves(model):
             groups.setdefault((lr_scale, decay_scale), {})[name] = p
@@ -77,7 +82,8 @@ class Optimizer:
         if self.capturable and self.steps == 3:  # the first steps have set up the optimizer state and the libraries
             self.capture()
         if self.graphs:
-            torch._foreach_copy_(self.static_grads, [p.grad for p in self.weights])
+            if not self.fixed_grads:
+                torch._foreach_copy_(self.static_grads, [p.grad for p in self.weights])
             for graph in self.graphs:
                 graph.replay()
         else:
@@ -94,7 +100,7 @@ class Optimizer:
         """Two graphs, so that the products (and what autograd keeps of them) that form() writes lie where move()
         reads them. Both are captured in the order form, move and replayed in the order move, form."""
         grads = [p.grad for p in self.weights]
-        self.static_grads = [torch.empty_like(p) for p in self.weights]
+        self.static_grads = grads if self.fixed_grads else [torch.empty_like(p) for p in self.weights]
         for p, g in zip(self.weights, self.static_grads):
             p.grad = g
         stream, form, move = torch.cuda.Stream(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -118,8 +124,11 @@ class Optimizer:
                 g['lr'] = lr * g['lr_scale']
 
     def zero_grad(self):
-        for p in self.weights:
-            p.grad = None
+        if self.fixed_grads:
+            torch._foreach_zero_([p.grad for p in self.weights])
+        else:
+            for p in self.weights:
+                p.grad = None
 
     def state_dict(self) -> dict:
         """{parameter name: {step, exp_avg, exp_avg_sq}}: by name, so that it can follow a parameter through surgery."""

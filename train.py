@@ -82,6 +82,9 @@ class TrainConfig(GPTConfig):
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     compile: bool | None = key(None, 'torch.compile; none: on CUDA')
+    cuda_graph: bool = key(
+        False, 'replay the step as CUDA graphs: faster for models that leave the GPU idle; one process'
+    )
 
     @property
     def tokens_per_step(self):
@@ -94,6 +97,8 @@ class TrainConfig(GPTConfig):
                 f'gradient_accumulation_steps = {self.gradient_accumulation_steps}: must be divisible by the number of'
                 f' processes ({world})'
             )
+        if self.cuda_graph and world > 1:
+            found.append(f'cuda_graph = True: needs a single process, this is one of {world}')
         if self.decay_lr:
             if self.min_lr > self.learning_rate:
                 found.append(f'min_lr = {self.min_lr:g}: must be at most learning_rate ({self.learning_rate:g})')
@@ -118,6 +123,7 @@ class Trainer:
         self.out_dir = root_path(cfg.out_dir)
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
         self.iter, self.position, self.best_val_loss = 0, 0, math.inf
+        self.seconds = 0.0  # spent training, without evaluations
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
         self.autocast = hardware.autocast(device, self.dtype)
         torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
@@ -152,7 +158,9 @@ class Trainer:
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
         # optimizer; the scaler does nothing unless dtype is float16
-        self.optimizer = Optimizer(self.model, cfg)
+        if cfg.cuda_graph and device.type != 'cuda':
+            raise UserError(f'cuda_graph = True: needs a CUDA device, this is {device.type}; --cuda_graph=false')
+        self.optimizer = Optimizer(self.model, cfg, fixed_grads=cfg.cuda_graph)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         if cfg.init_from == 'resume':
             self.restore(ckpt)
@@ -163,6 +171,14 @@ class Trainer:
         if self.world > 1:
             ids = [device.index] if device.type == 'cuda' else None
             self.forward = DDP(self.forward, device_ids=ids, gradient_as_bucket_view=True)
+        self.micro_step = hardware.Replay(self.forward_backward) if cfg.cuda_graph else self.forward_backward
+
+    def forward_backward(self, x, y):
+        """Add the gradients of one micro-batch; returns its loss."""
+        with self.autocast:
+            _, loss = self.forward(x, y)
+        self.scaler.scale(loss / self.accumulation).backward()
+        return loss.detach()
 
     def step(self):
         """One optimizer step. Nothing here waits for the GPU."""
@@ -172,10 +188,7 @@ class Trainer:
             x, y = self.data['train'].batch(self.position + (micro * self.world + self.rank) * cfg.batch_size)
             if self.world > 1:  # average gradients over processes at the last micro-batch only
                 self.forward.require_backward_grad_sync = micro == self.accumulation - 1
-            with self.autocast:
-                _, loss = self.forward(x, y)
-            self.scaler.scale(loss / self.accumulation).backward()
-            self.loss_sum += loss.detach()
+            self.loss_sum += self.micro_step(x, y)
         self.loss_count += self.accumulation
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
@@ -223,6 +236,7 @@ class Trainer:
             self.best_val_loss,
             optimizer=self.optimizer.state_dict(),
             position=self.position,
+            seconds=self.seconds,
             scaler=self.scaler.state_dict(),
             rng=dict(cpu=[s[0] for s in states], cuda=[s[1] for s in states]),
         )
@@ -241,6 +255,7 @@ class Trainer:
         if self.scaler.is_enabled() and ckpt['scaler']:
             self.scaler.load_state_dict(ckpt['scaler'])
         self.iter, self.position, self.best_val_loss = ckpt['iter_num'], ckpt['position'], ckpt['best_val_loss']
+        self.seconds = ckpt.get('seconds', 0.0)
         if self.rank < len(ckpt['rng']['cpu']):
             torch.set_rng_state(ckpt['rng']['cpu'][self.rank])
             if self.device.type == 'cuda' and ckpt['rng']['cuda'][self.rank] is not None:
@@ -306,7 +321,7 @@ def train(cfg):
             stopped = loop(t, log, flops / t.world, peak, tokens_per_iter)
         finally:
             log.close(
-                peak_memory=hardware.peak_memory(device),
+                peak_memory=hardware.peak_memory(device, graphs=cfg.cuda_graph),
                 final_iter=t.iter,
                 best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
             )
@@ -319,8 +334,8 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
     cfg, interrupted = t.cfg, []
     for s in (signal.SIGINT, signal.SIGTERM):  # finish the step, save, leave; a second signal kills
         signal.signal(s, lambda *_, s=s: (interrupted.append(s), signal.signal(s, signal.SIG_DFL)))
-    begin, eval_seconds, resumed_at = time.time(), 0.0, t.iter
-    t0, since = time.time(), t.iter  # of the interval that the next line of the log times
+    resumed_at = since = t.iter
+    t0 = mark = time.time()  # t0 and since: start of the interval that the next line of the log times
     while True:
         done = t.iter >= cfg.max_iters
         stop = bool(interrupted)
@@ -332,15 +347,15 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
         # evaluate, and write checkpoints
         if t.iter % cfg.eval_interval == 0 or done or cfg.eval_only:
             e0 = time.time()
+            t.seconds += e0 - mark
             losses = {split: t.evaluate(split) for split in ('train', 'val')}
-            eval_seconds += time.time() - e0
             log.metrics(
                 kind='eval',
                 iter=t.iter,
                 train_loss=losses['train'],
                 val_loss=losses['val'],
                 tokens=t.iter * tokens_per_iter,
-                seconds=time.time() - begin - eval_seconds,
+                seconds=t.seconds,
             )
             log.say(f'step {t.iter}: train loss {losses["train"]:.4f}, val loss {losses["val"]:.4f}')
             check_finite(losses['val'], t)
@@ -348,9 +363,11 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
             t.best_val_loss = min(t.best_val_loss, losses['val'])
             if not cfg.eval_only and t.iter > resumed_at and (improved or done or cfg.always_save_checkpoint):
                 t.save(improved)
-            t0 += time.time() - e0
+            mark = time.time()
+            t0 += mark - e0
         if done or stop or cfg.eval_only:
             if stop and not done:
+                t.seconds += time.time() - mark
                 t.save(improved=False)
                 log.say(
                     f'interrupted: saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume'

@@ -47,6 +47,27 @@ def test_compiled_and_eager_agree(flags):
     assert a == pytest.approx(b, abs=1e-3)
 
 
+@pytest.mark.parametrize('compile', [True, False])
+@pytest.mark.parametrize(
+    'flags',
+    [(), ('--linear=expanded', '--expansion_depth=3'), ('--gradient_accumulation_steps=3',), ('--dtype=float16',)],
+)
+def test_a_replayed_step_is_the_step(flags, compile):
+    flags = ('--dtype=float32', f'--compile={compile}', *flags)
+    a, ta = run(*flags, '--cuda_graph=true')
+    b, tb = run(*flags)
+    assert ta.micro_step.graph is not None
+    assert a == pytest.approx(b, abs=1e-3 if 'float16' in str(flags) else 1e-4)
+    assert abs(ta.evaluate('val') - tb.evaluate('val')) < 1e-3
+
+
+def test_dropout_differs_between_replays():
+    _, t = run('--cuda_graph=true', '--dropout=0.5', steps=5)
+    x, y = t.data['train'].batch(0)
+    losses = {t.micro_step(x, y).item() for _ in range(4)}
+    assert len(losses) == 4
+
+
 def test_mfu_has_a_peak_and_bf16_is_the_default():
     _, t = run(steps=3)
     assert t.dtype == torch.bfloat16

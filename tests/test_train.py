@@ -60,6 +60,10 @@ def test_ten_steps_equal_five_resume_five_to_the_bit(run_train, flags):
             assert torch.equal(state[k], b['optimizer'][name][k]), (name, k)
     assert all(torch.equal(x, y) for x, y in zip(a['rng']['cpu'], b['rng']['cpu']))
     assert losses(whole) == losses(parts) and losses(whole, 'eval') == losses(parts, 'eval')
+    events = [[(m['kind'], m['iter']) for m in read_metrics(d)] for d in (whole, parts)]
+    assert events[0] == events[1] and len(set(events[0])) == len(events[0])
+    seconds = [m['seconds'] for m in read_metrics(parts) if m['kind'] == 'eval']
+    assert seconds == sorted(seconds) and seconds[-1] > seconds[1] > 0
 
 
 def test_resuming_takes_the_architecture_from_the_checkpoint(run_train, capsys):
@@ -202,6 +206,7 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(run_train, fails, tmp_pat
         (['--dataset=nope'], ['nope', 'shakespeare_char']),
         (['--device=cuda:9'], ["device = 'cuda:9'", '--device=cpu']),
         (['--dtype=float16'], ["dtype = 'float16'", 'float32']),
+        (['--cuda_graph=true'], ['cuda_graph = True', '--cuda_graph=false']),
         (['--block_size=200000'], ['block_size = 200000', 'lower block_size']),
         (['--vocab_size=10'], ['token id', 'vocab_size = 10']),
         (['--init_from=resume'], ['no checkpoint at', 'ckpt.pt']),
