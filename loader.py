@@ -127,7 +127,9 @@ class Loader:
         for i in range(rank * self.batch_size, n, world * self.batch_size):
             chunk = starts[i : i + self.batch_size]
             x, y = self.gather(np.pad(chunk, (0, self.batch_size - len(chunk))))
-            y[len(chunk) :] = -1
+            if len(chunk) < self.batch_size:
+                y = y.clone()  # x is a view of the same tokens
+                y[len(chunk) :] = -1
             yield x, y, len(chunk) * self.block_size
 
     def gather(self, starts):

@@ -265,6 +265,13 @@ def test_eval_only_evaluates_and_writes_no_checkpoint(run_train):
     assert list(losses(out, 'eval')) == [0] and not losses(out) and not (out / 'ckpt.pt').exists()
 
 
+def test_whole_split_evaluation_is_the_mean_over_its_windows(run_train):
+    """Batches of 7 leave an incomplete last one; the result must not depend on the batch size."""
+    flags = ('--max_iters=0', '--eval_iters=0', '--block_size=256', '--n_layer=1')
+    a, b = (losses(run_train(*flags, f'--batch_size={n}', out=str(n)), 'eval')[0] for n in (7, 64))
+    assert a == pytest.approx(b, abs=1e-5)
+
+
 def test_evaluation_does_not_disturb_training(run_train):
     a = losses(run_train('--eval_interval=1', '--dropout=0.2', out='a'))
     b = losses(run_train('--eval_interval=10', '--dropout=0.2', out='b'))
