@@ -4,6 +4,8 @@
 #   python train.py config/expansive_shakespeare.py
 #   python transfer.py collapse --checkpoint=out/expansive-shakespeare/best.pt --out=out/expansive-shakespeare-dense/ckpt.pt
 #
+# On a GPU: 49.6M parameters in training, 10.65M after collapse, 1.07 times the twin's step time on an H100. Val loss
+# 2.035 at iteration 250 (five seeds, std 0.013), best 1.463 at iteration 3500 of one full run (results/).
 # Without a GPU the twin's small preset, with k = 667: the same ratio to the width.
 
 include('shakespeare_char.py')
