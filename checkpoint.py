@@ -13,7 +13,8 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     seconds        time spent training
     scaler, rng    GradScaler state; random states {cpu: [per rank], cuda: [per rank]}
 
-A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is read as well.
+A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is read as well, and a Hugging Face GPT-2
+(a local folder, or gpt2 ... gpt2-xl from the hub) through huggingface.py.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from configurator import UserError, input_path
 from model import GPT, GPTConfig, model_args
 
 FORMAT = 'nanomorph 1'
+HUB_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
 
 
 def pack(model, config: dict, iter_num: int, best_val_loss: float, **resume) -> dict:
@@ -82,6 +84,10 @@ def load(path: str | Path, map_location='cpu') -> dict:
     """Read and verify a checkpoint, ours or nanoGPT's.
     Raises UserError if it is missing, truncated, altered (every checksum is tested; torch.load tests none) or foreign."""
     path = input_path(str(path))
+    if path.is_dir() or path.name in HUB_NAMES and not path.exists():
+        from huggingface import load_gpt2  # only here: transformers takes seconds to import
+
+        return load_gpt2(str(path) if path.is_dir() else path.name)
     if not path.is_file():
         raise UserError(f'no checkpoint at {path}; train one first, or give the right --checkpoint / --out_dir')
     try:
@@ -112,11 +118,11 @@ def load(path: str | Path, map_location='cpu') -> dict:
 
 
 def read_args(ckpt: dict, path) -> dict:
-    """The checkpoint's model_args; UserError if this version does not know them all."""
-    known = {f.name for f in dataclasses.fields(GPTConfig)}
-    if odd := sorted(set(ckpt['model_args']) - known):
+    """All keys of GPTConfig for the checkpoint's model. UserError if this version does not know one of them."""
+    known = {f.name: f.default for f in dataclasses.fields(GPTConfig)}
+    if odd := sorted(set(ckpt['model_args']) - set(known)):
         raise UserError(f'{path}: model_args has keys that this version does not know: {", ".join(odd)}')
-    return ckpt['model_args']
+    return known | ckpt['model_args']
 
 
 def build(ckpt: dict, path='checkpoint', **override) -> GPT:

@@ -62,7 +62,8 @@ def kinds(annotation) -> tuple:
 
 
 def type_name(annotation) -> str:
-    return ' or '.join('none' if k is types.NoneType else k.__name__ for k in kinds(annotation))
+    names = {types.NoneType: 'none', tuple: 'several numbers a,b,...'}
+    return ' or '.join(names.get(k, k.__name__) for k in kinds(annotation))
 
 
 def coerce(value, annotation):
@@ -75,6 +76,11 @@ def coerce(value, annotation):
         elif kind is str:
             if isinstance(value, str):
                 return value
+        elif kind is tuple:  # of numbers: [4, 3.5] in a file, 4,3.5 in a flag
+            if isinstance(value, str) and ',' in value:
+                value = value.strip('()[]').split(',')
+            if isinstance(value, list | tuple):
+                return tuple(coerce(v, float) for v in value)
         elif kind is bool:
             if isinstance(value, bool):
                 return value

@@ -156,9 +156,12 @@ class Replay:
 def attention_backend(model, device: torch.device, dtype: torch.dtype) -> str:
     """The kernel that scaled_dot_product_attention picks for this model in training."""
     c = model.config
-    q = torch.empty(1, c.n_head, c.block_size, c.n_embd // c.n_head, device=device, dtype=dtype, requires_grad=True)
+    like = dict(device=device, dtype=dtype, requires_grad=True)
+    T, hs, kv = c.block_size, c.n_embd // c.n_head, c.n_kv_head or c.n_head
+    q, k = torch.empty(1, c.n_head, T, hs, **like), torch.empty(1, kv, T, hs, **like)
+    mask = torch.ones(T, T, device=device, dtype=torch.bool) if c.attention_window else None
     try:
-        choice = torch._fused_sdp_choice(q, q, q, None, c.dropout, True)
+        choice = torch._fused_sdp_choice(q, k, k, mask, c.dropout, mask is None, enable_gqa=kv != c.n_head)
         return torch.nn.attention.SDPBackend(choice).name.lower()
     except Exception:  # a private function: no reason to stop a run
         return 'unknown'

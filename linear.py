@@ -175,7 +175,13 @@ def effective_lr_ratio(layer) -> float:
 
 def sites(config) -> list[str]:
     """The names of all linear layers of the blocks."""
-    names = ('attn.c_attn', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj')
+    names = [
+        'attn.c_attn',
+        'attn.c_proj',
+        'mlp.c_fc',
+        *(['mlp.c_gate'] if config.mlp == 'swiglu' else []),
+        'mlp.c_proj',
+    ]
     return [f'h.{i}.{name}' for i in range(config.n_layer) for name in names]
 
 
@@ -194,7 +200,7 @@ def problems(config) -> list[str]:
         if not fnmatch.filter(sites(config), p):
             found.append(
                 f"linear_layers = '{config.linear_layers}': '{p}' matches no layer; use mlp, attn, mlp+attn or globs over"
-                f' {", ".join(s.replace("h.0.", "h.*.") for s in sites(config)[:4])}'
+                f' {", ".join(s.replace("h.0.", "h.*.") for s in sites(config) if s.startswith("h.0."))}'
             )
     if config.linear == 'expanded' and config.expansion_init == 'orthogonal' and 0 < config.expansion < config.n_embd:
         found.append(
@@ -254,7 +260,7 @@ def leaves(model):
             yield from ((f'{name}.factors.{i}', p, *scales) for i, p in enumerate(member.factors))
         elif isinstance(m, nn.ParameterList):
             continue  # the factors just named
-        elif getattr(m, 'weight', None) is not None and name != 'lm_head':  # the head is tied to wte
+        elif getattr(m, 'weight', None) is not None and not (name == 'lm_head' and model.config.tie_head):
             yield f'{name}.weight', m.weight, 1.0, 1.0 if m.weight.dim() >= 2 else 0.0
         if getattr(m, 'bias', None) is not None:
             yield f'{name}.bias', m.bias, 1.0, 0.0

@@ -27,6 +27,26 @@ class GPTConfig:
     n_embd: int = key(768, 'width of the residual stream', low=1)
     dropout: float = key(0.0, 'for pretraining 0 is good, for finetuning try 0.1+', low=0.0, high=0.999)
     bias: bool = key(True, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
+    # architecture; the defaults are GPT-2
+    mlp: str = key(
+        'gelu',
+        'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU',
+        choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2'),
+    )
+    mlp_expansion_factor: float | tuple = key(4.0, 'hidden units of the MLP over n_embd; one number, or one per layer')
+    multiple_of: int = key(1, 'hidden units are rounded to the nearest multiple of this', low=1)
+    swiglu_match: bool = key(
+        True, 'SwiGLU: two thirds of the hidden units, so that its three matrices cost what two do'
+    )
+    n_kv_head: int = key(0, 'key-value heads, each shared by a group of query heads; 0: n_head, 1: multi-query', low=0)
+    qk_norm: bool = key(False, 'weightless RMSNorm of queries and keys, before RoPE')
+    norm: str = key('layernorm', 'normalization', choices=('layernorm', 'rmsnorm'))
+    norm_affine: bool = key(True, 'normalization with learned weights')
+    post_norm: bool = key(False, 'normalize the output of attention and MLP too, besides their input')
+    attn_scale: float = key(1.0, 'factor on the output of attention; 0: 1/sqrt(2*n_layer)', low=0)
+    position: str = key('learned', 'position embeddings, or rotary (RoPE, base 10000)', choices=('learned', 'rope'))
+    attention_window: int = key(0, 'tokens a position sees, itself included; 0: all before it', low=0)
+    tie_head: bool = key(True, 'the head shares the token embeddings')
     # how the weight matrices of the blocks are parameterized, see linear.py
     linear: str = key('dense', 'parameterization of the layers named by linear_layers', choices=tuple(linear.LINEAR))
     linear_layers: str = key('mlp', 'where: mlp, attn, mlp+attn, or globs such as h.*.mlp.c_fc, joined by + or commas')
@@ -56,8 +76,24 @@ class GPTConfig:
         """Tokens that one forming of W serves on one device: endless at inference; TrainConfig knows the batch."""
         return math.inf
 
+    def hidden(self, layer: int) -> int:
+        """Hidden units of the MLP of a layer."""
+        f = self.mlp_expansion_factor
+        width = (f[layer] if isinstance(f, tuple) else f) * self.n_embd
+        if self.mlp == 'swiglu' and self.swiglu_match:
+            width *= 2 / 3
+        return max(1, round(width / self.multiple_of)) * self.multiple_of
+
     def problems(self) -> list[str]:
-        found = linear.problems(self)
+        found, factors = [], self.mlp_expansion_factor
+        if isinstance(factors, tuple) and len(factors) != self.n_layer:
+            found.append(
+                f'mlp_expansion_factor = {factors}: must be one number or n_layer ({self.n_layer}) of them,'
+                f' not {len(factors)}'
+            )
+        if not all(0 < f < math.inf for f in (factors if isinstance(factors, tuple) else [factors])):
+            found.append(f'mlp_expansion_factor = {factors}: must be above 0')
+        found += linear.problems(self)
         if self.n_embd % self.n_head:
             fits = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
             near = sorted(sorted(fits, key=lambda h: abs(h - self.n_head))[:3])
@@ -65,6 +101,10 @@ class GPTConfig:
                 f'n_embd = {self.n_embd}, n_head = {self.n_head}: n_embd must be divisible by n_head'
                 f' (near: n_head = {", ".join(map(str, near))})'
             )
+        elif self.position == 'rope' and self.n_embd // self.n_head % 2:
+            found.append(f'n_head = {self.n_head}: rope turns pairs, n_embd / n_head must be even')
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            found.append(f'n_kv_head = {self.n_kv_head}: must divide n_head ({self.n_head})')
         return found
 
 
@@ -72,90 +112,145 @@ NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size
 
 
 def model_args(config) -> dict:
-    """What a checkpoint says of its model: of a plain model only nanoGPT's keys, so that nanoGPT accepts it; else all
-    but linear_path, which is a way to compute and no property of the weights."""
+    """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
+    whatever it can express. linear_path is a way to compute and no property of the weights."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
-    if config.linear != 'dense':
-        args |= {f.name: getattr(config, f.name) for f in dataclasses.fields(GPTConfig) if f.name != 'linear_path'}
+    for f in dataclasses.fields(GPTConfig):
+        idle = config.linear == 'dense' and f.name.startswith(('linear', 'expansion'))
+        if f.name not in NANOGPT_KEYS and f.name != 'linear_path' and not idle and getattr(config, f.name) != f.default:
+            args[f.name] = getattr(config, f.name)
     return args
 
 
-class LayerNorm(nn.Module):
-    """LayerNorm with an optional bias."""
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, with or without weight; a bias only in LayerNorm and where asked for."""
 
-    def __init__(self, ndim, bias):
+    def __init__(self, config):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(ndim))
-        self.bias = nn.Parameter(torch.zeros(ndim)) if bias else None
+        n, self.rms = config.n_embd, config.norm == 'rmsnorm'
+        self.shape = (n,)
+        self.weight = nn.Parameter(torch.ones(n)) if config.norm_affine else None
+        self.bias = nn.Parameter(torch.zeros(n)) if config.norm_affine and config.bias and not self.rms else None
 
     def forward(self, x):
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+        if self.rms:
+            return F.rms_norm(x, self.shape, self.weight, 1e-6)
+        return F.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
+
+
+def rope_table(pos, head_width):
+    """cos and sin (T, head_width / 2) of the rotation angles of positions pos (T,). Su et al. 2021, arXiv 2104.09864"""
+    i = torch.arange(0, head_width, 2, device=pos.device, dtype=torch.float32)
+    angles = pos.float()[:, None] * 10000.0 ** (-i / head_width)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, table):
+    """x (B, nh, T, hs) with the pairs (x[i], x[i + hs/2]) turned by their angles, as in Llama."""
+    cos, sin = (t.to(x.dtype) for t in table)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config, site):
         super().__init__()
         n = config.n_embd
-        self.c_attn = linear.make(config, f'{site}.c_attn', n, 3 * n)  # q, k, v of all heads in one product
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head or config.n_head
+        self.head_width = n // config.n_head
+        self.widths = [n, self.n_kv_head * self.head_width, self.n_kv_head * self.head_width]  # of q, k, v
+        self.c_attn = linear.make(config, f'{site}.c_attn', n, sum(self.widths))  # all of them in one product
         self.c_proj = linear.make(config, f'{site}.c_proj', n, n, residual=True)
         self.resid_dropout = nn.Dropout(config.dropout)
-        self.n_head = config.n_head
         self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
 
-    def forward(self, x, cache=None):
+    def forward(self, x, rope=None, mask=None, cache=None):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)
-        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        q, k, v = self.c_attn(x).split(self.widths, dim=2)
+        q, k, v = (t.view(B, T, -1, self.head_width).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        if self.qk_norm:
+            q, k = (F.rms_norm(t, (self.head_width,), None, 1e-6) for t in (q, k))
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             k, v = cache.extend(k, v)
-        causal = T > 1  # a single new token sees the whole cache
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0, is_causal=causal)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0,
+            is_causal=mask is None and T > 1,  # a single new token sees the whole cache
+            enable_gqa=self.n_kv_head != self.n_head,  # the kernel shares keys and values, nothing is repeated
+        )
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side
         return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
-    def __init__(self, config, site):
+    def __init__(self, config, site, hidden):
         super().__init__()
-        n = config.n_embd
-        self.c_fc = linear.make(config, f'{site}.c_fc', n, 4 * n)
-        self.c_proj = linear.make(config, f'{site}.c_proj', 4 * n, n, residual=True)
+        n, self.kind = config.n_embd, config.mlp
+        self.c_fc = linear.make(config, f'{site}.c_fc', n, hidden)
+        if self.kind == 'swiglu':
+            self.c_gate = linear.make(config, f'{site}.c_gate', n, hidden)
+        self.c_proj = linear.make(config, f'{site}.c_proj', hidden, n, residual=True)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        h = self.c_fc(x)
+        if self.kind == 'swiglu':  # Shazeer 2020, arXiv 2002.05202
+            h = F.silu(self.c_gate(x)) * h
+        elif self.kind == 'relu2':  # So et al. 2021, arXiv 2109.08668
+            h = F.relu(h).square()
+        else:
+            h = F.gelu(h, approximate='tanh' if self.kind == 'gelu_tanh' else 'none')
+        return self.dropout(self.c_proj(h))
 
 
 class Block(nn.Module):
-    def __init__(self, config, site):
+    def __init__(self, config, layer):
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
-        self.attn = CausalSelfAttention(config, f'{site}.attn')
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
-        self.mlp = MLP(config, f'{site}.mlp')
+        self.ln_1 = Norm(config)
+        self.attn = CausalSelfAttention(config, f'h.{layer}.attn')
+        self.ln_2 = Norm(config)
+        self.mlp = MLP(config, f'h.{layer}.mlp', config.hidden(layer))
+        self.post_1 = Norm(config) if config.post_norm else None
+        self.post_2 = Norm(config) if config.post_norm else None
+        self.attn_scale = config.attn_scale or 1 / math.sqrt(2 * config.n_layer)
 
-    def forward(self, x, cache=None):
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+    def forward(self, x, rope=None, mask=None, cache=None):
+        a = self.attn(self.ln_1(x), rope, mask, cache)
+        if self.post_1 is not None:
+            a = self.post_1(a)
+        x = x + (a if self.attn_scale == 1 else self.attn_scale * a)
+        m = self.mlp(self.ln_2(x))
+        return x + (m if self.post_2 is None else self.post_2(m))
 
 
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            dict(
-                wte=nn.Embedding(config.vocab_size, config.n_embd),
-                wpe=nn.Embedding(config.block_size, config.n_embd),
-                drop=nn.Dropout(config.dropout),
-                h=nn.ModuleList([Block(config, f'h.{i}') for i in range(config.n_layer)]),
-                ln_f=LayerNorm(config.n_embd, config.bias),
-            )
+        parts = dict(
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd),
+            drop=nn.Dropout(config.dropout),
+            h=nn.ModuleList([Block(config, i) for i in range(config.n_layer)]),
+            ln_f=Norm(config),
         )
+        if config.position != 'learned':
+            del parts['wpe']
+        self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer.wte.weight  # tied
-        nn.init.normal_(self.transformer.wte.weight, mean=0.0, std=0.02)
-        nn.init.normal_(self.transformer.wpe.weight, mean=0.0, std=0.02)
+        if config.tie_head:
+            self.lm_head.weight = self.transformer.wte.weight
+        else:
+            nn.init.normal_(self.lm_head.weight, mean=0.0, std=0.02)
+        for name in ('wte', 'wpe'):
+            if name in parts:
+                nn.init.normal_(parts[name].weight, mean=0.0, std=0.02)
 
     def forward(self, idx, targets=None, caches=None, last_only=True):
         """idx (B, T) token ids -> (logits, loss).
@@ -163,9 +258,18 @@ class GPT(nn.Module):
         position (B, 1, V), or of all (B, T, V) with last_only=False. caches: one Cache per block, extended by T."""
         start = caches[0].length if caches else 0
         pos = torch.arange(start, start + idx.size(1), device=idx.device)
-        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos))  # (B, T, C)
+        x = self.transformer.wte(idx)  # (B, T, C)
+        c, rope, mask = self.config, None, None
+        if c.position == 'learned':
+            x = x + self.transformer.wpe(pos)
+        else:
+            rope = rope_table(pos, c.n_embd // c.n_head)
+        if c.attention_window:  # a mask costs SDPA its flash kernel
+            back = pos[:, None] - torch.arange(start + idx.size(1), device=idx.device)  # (T, all keys)
+            mask = (back >= 0) & (back < c.attention_window)
+        x = self.transformer.drop(x)
         for i, block in enumerate(self.transformer.h):
-            x = block(x, caches[i] if caches else None)
+            x = block(x, rope, mask, caches[i] if caches else None)
         x = self.transformer.ln_f(x)
         if targets is not None:
             logits = self.lm_head(x)
@@ -174,7 +278,7 @@ class GPT(nn.Module):
 
     def num_params(self) -> int:
         """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count)."""
-        return sum(p.numel() for name, p, *_ in linear.leaves(self)) - self.transformer.wpe.weight.numel()
+        return sum(p.numel() for name, p, *_ in linear.leaves(self) if name != 'transformer.wpe.weight')
 
     def num_params_collapsed(self) -> int:
         """The same count for the dense model that this one collapses to."""
@@ -184,10 +288,11 @@ class GPT(nn.Module):
 
     def flops_per_token(self, T=None) -> int:
         """Forward and backward, 2 per multiply-add: every matrix three times its forward, attention scores and values
-        counted in full (not the causal half), T tokens of context. nanoGPT's 6N + 12LHQT, less the vectors in N."""
+        counted in full (not the causal half) over T tokens of context, or the window. nanoGPT's 6N + 12LHQT, less the vectors in N."""
         c = self.config
         linears = sum(m.macs() for m in self.modules() if hasattr(m, 'macs'))
-        return 6 * (linears + c.n_embd * c.vocab_size + 2 * c.n_layer * (T or c.block_size) * c.n_embd)
+        context = min(T or c.block_size, c.attention_window or c.block_size)
+        return 6 * (linears + c.n_embd * c.vocab_size + 2 * c.n_layer * context * c.n_embd)
 
     def flops_per_update(self) -> int:
         """Per optimizer step, whatever the batch: forming the materialised W, and the chain rule back."""

@@ -42,7 +42,9 @@ class TrainConfig(GPTConfig):
     eval_iters: int = key(200, 'batches per evaluation, the same for every run; 0: the whole split', low=0)
     eval_only: bool = key(False, 'evaluate once and exit')
     always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
-    init_from: str = key('scratch', "scratch, resume (out_dir's ckpt.pt), or a checkpoint file to take weights from")
+    init_from: str = key(
+        'scratch', "scratch, resume (out_dir's ckpt.pt), a checkpoint, a Hugging Face GPT-2 folder, gpt2 ... gpt2-xl"
+    )
     note: str = key('', 'printed at the start; config files say here which preset they chose')
     # wandb
     wandb_log: bool = key(False, 'log to wandb as well')
@@ -265,19 +267,19 @@ class Trainer:
 def take_model_keys(cfg, ckpt: dict, path):
     """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming takes
     the parameterization as well; starting from the weights of a plain model lets cfg choose another."""
-    args = dict(checkpoint.read_args(ckpt, path))
-    args.pop('dropout', None)
+    args = checkpoint.read_args(ckpt, path)
+    drop = ['dropout', 'linear_path']
     if cfg.init_from != 'resume':
-        if args.get('linear', 'dense') != 'dense':
+        if args['linear'] != 'dense':
             raise UserError(
                 f'init_from = {path}: its layers are {args["linear"]}; collapse it first: python transfer.py collapse'
             )
-        if cfg.block_size < args['block_size']:
-            args['block_size'] = cfg.block_size
+        drop += [k for k in args if k.startswith(('linear', 'expansion'))]
+        if cfg.block_size < args['block_size'] and args['position'] == 'learned':
             wpe = 'transformer.wpe.weight'
             ckpt['model'][wpe] = ckpt['model'][wpe][: cfg.block_size]
-    elif 'linear' not in args:
-        args['linear'] = 'dense'
+        args['block_size'] = min(cfg.block_size, args['block_size'])
+    args = {k: v for k, v in args.items() if k not in drop}
     changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
     if changed and not hardware.rank_world()[0]:
         print('taken from the checkpoint: ' + ', '.join(f'{k} = {v}' for k, v in changed.items()), flush=True)

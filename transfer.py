@@ -2,10 +2,18 @@
 Checkpoint in, checkpoint out.
 
     python transfer.py collapse --checkpoint=out/x/best.pt --out=out/x-dense/ckpt.pt
+    python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
 
 collapse: multiply the factors out. The result is a plain GPT that nanoGPT's sample.py loads as well.
+export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
+A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command says what it does to the function, on
+real tokens, and writes nothing if the logits differ.
 """
 
+import dataclasses
+import json
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 
@@ -15,16 +23,16 @@ import torch.nn.functional as F
 import checkpoint
 import linear
 import loader
-from configurator import UserError, key, load, root_path, run
-from model import GPT, NANOGPT_KEYS, GPTConfig
+from configurator import UserError, input_path, key, load, root_path, run
+from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
 
 TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
 
 
 @dataclass
-class CollapseConfig:
-    checkpoint: str = key('', 'checkpoint to collapse')
-    out: str = key('', 'checkpoint to write')
+class TransferConfig:
+    checkpoint: str = key('', 'checkpoint to read')
+    out: str = key('', 'checkpoint or folder to write')
     dataset: str = key('', "data set whose validation tokens the check runs on; empty: the checkpoint's own")
     windows: int = key(8, 'windows of block_size tokens to check', low=1)
 
@@ -34,7 +42,8 @@ class CollapseConfig:
 
 def collapse_model(model) -> GPT:
     """The plain GPT that computes what model computes; products are formed in float64. model is left as it is."""
-    plain = GPT(GPTConfig(**{k: getattr(model.config, k) for k in NANOGPT_KEYS}))
+    args = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(GPTConfig)}
+    plain = GPT(GPTConfig(**args | dict(linear='dense')))
     sd = linear.state(model)
     for name, m in model.named_modules():
         member = m.beside[0] if isinstance(m, linear.Dense) and m.beside is not None else m
@@ -66,30 +75,65 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
     return worst.item(), *losses
 
 
-def collapse(cfg: CollapseConfig):
+def open_model(cfg: TransferConfig):
+    """The checkpoint, its model with activations going through its factors, and real tokens for it."""
     ckpt = checkpoint.load(cfg.checkpoint)
-    model = checkpoint.build(ckpt, cfg.checkpoint, linear_path='factored')  # activations go through the factors
+    model = checkpoint.build(ckpt, cfg.checkpoint, linear_path='factored')
     dataset = cfg.dataset or ckpt['config'].get('dataset')
     if not dataset:
         raise UserError(f'{cfg.checkpoint} does not name its data set; add --dataset=shakespeare_char or what it is')
-    plain = collapse_model(model)
-    x, y = real_tokens(model, dataset, cfg.windows)
-    worst, loss_before, loss_after = compare(model, plain, x, y)
-    print(f'{model.num_params():,} parameters -> {plain.num_params():,}')
-    print(f'on {x.numel():,} validation tokens of {dataset}: loss {loss_before:.6f} -> {loss_after:.6f},')
+    return ckpt, model, real_tokens(model, dataset, cfg.windows)
+
+
+def report(cfg: TransferConfig, before, after, tokens):
+    """Print what the operation did to the function; UserError if that is more than rounding."""
+    worst, loss_before, loss_after = compare(before, after, *tokens)
+    print(f'on {tokens[0].numel():,} validation tokens: loss {loss_before:.6f} -> {loss_after:.6f},')
     print(f'largest logit difference {worst:.2e} (limit {TOLERANCE:g})')
     if not worst <= TOLERANCE:  # NaN must not pass
-        raise UserError(f'collapse changes the function: {worst:.2e} is above {TOLERANCE:g}; {cfg.out} is not written')
+        raise UserError(f'the function would change: {worst:.2e} is above {TOLERANCE:g}; {cfg.out} is not written')
+
+
+def collapse(cfg: TransferConfig):
+    ckpt, model, tokens = open_model(cfg)
+    plain = collapse_model(model)
+    print(f'{model.num_params():,} parameters -> {plain.num_params():,}')
+    report(cfg, model, plain, tokens)
     out = root_path(cfg.out)
     config = ckpt['config'] | {'linear': 'dense'}
     checkpoint.save(out, checkpoint.pack(plain, config, ckpt['iter_num'], ckpt['best_val_loss']))
-    meta = checkpoint.input_path(cfg.checkpoint).with_name('meta.json')
+    meta = input_path(cfg.checkpoint).with_name('meta.json')
     if meta.exists() and meta.parent != out.parent:
         checkpoint.copy(meta, out.with_name('meta.json'))
-    print(f'wrote {out}')
+    beyond = set(model_args(plain.config)) - set(NANOGPT_KEYS)
+    reader = f'only nanoMorph reads it, for its {", ".join(sorted(beyond))}' if beyond else 'nanoGPT reads it as well'
+    print(f'wrote {out}; {reader}')
 
 
-COMMANDS = {'collapse': (CollapseConfig, collapse)}
+def export_hf(cfg: TransferConfig):
+    import huggingface
+
+    ckpt, model, tokens = open_model(cfg)
+    hf = huggingface.to_gpt2(collapse_model(model))
+    report(cfg, model, lambda idx, last_only: (hf(idx).logits, None), tokens)
+    meta_path = input_path(cfg.checkpoint).with_name('meta.json')
+    dataset = ckpt['config'].get('dataset')
+    meta = json.loads(meta_path.read_text()) if meta_path.exists() else loader.read_meta(dataset) if dataset else {}
+    out = root_path(cfg.out)
+    tmp = out.with_name(f'{out.name}.tmp{os.getpid()}')
+    try:
+        hf.save_pretrained(tmp)
+        huggingface.tokenizer(meta).save_pretrained(tmp)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(tmp, out)
+    except OSError as e:
+        raise UserError(f'cannot write {out} ({e.strerror}); choose another --out') from None
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+    print(f'wrote {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})')
+
+
+COMMANDS = {'collapse': (TransferConfig, collapse), 'export-hf': (TransferConfig, export_hf)}
 
 
 def main():

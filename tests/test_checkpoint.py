@@ -46,7 +46,7 @@ def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
     model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', expansion_depth=4, bias=True)
     checkpoint.save(tmp_path / 'run' / 'ckpt.pt', ckpt_of(model))
     (tmp_path / 'run' / 'meta.json').write_text('{"tokenizer": "char", "itos": ["a"]}')
-    cfg = transfer.CollapseConfig(str(tmp_path / 'run' / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt'))
+    cfg = transfer.TransferConfig(str(tmp_path / 'run' / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt'))
     transfer.collapse(cfg)
     raw = torch.load(tmp_path / 'plain' / 'ckpt.pt', weights_only=True)
     assert set(raw['model_args']) == set(NANOGPT_KEYS)
@@ -65,8 +65,8 @@ def test_collapse_refuses_to_write_what_changes_the_function(tmp_path, monkeypat
     exact = linear.dense_float64
     change = (lambda m: exact(m) * 1.1) if spoil == 'error' else (lambda m: exact(m) * math.nan)
     monkeypatch.setattr(linear, 'dense_float64', change)
-    cfg = transfer.CollapseConfig(str(tmp_path / 'ckpt.pt'), str(tmp_path / 'plain.pt'))
-    fails(lambda: transfer.collapse(cfg), 'collapse changes the function', 'plain.pt is not written')
+    cfg = transfer.TransferConfig(str(tmp_path / 'ckpt.pt'), str(tmp_path / 'plain.pt'))
+    fails(lambda: transfer.collapse(cfg), 'the function would change', 'plain.pt is not written')
     assert not (tmp_path / 'plain.pt').exists()
 
 

@@ -193,7 +193,7 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(run_train, fails, tmp_pat
     import transfer
 
     out = run_train('--max_iters=5', *EXPANDED)
-    transfer.collapse(transfer.CollapseConfig(str(out / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt')))
+    transfer.collapse(transfer.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt')))
     cfg = load(TrainConfig, [*TINY, f'--out_dir={tmp_path / "plain"}', '--init_from=resume'])
     fails(lambda: train(cfg), 'no optimizer state to resume from', '--init_from=')
     cfg = load(TrainConfig, [*TINY, f'--out_dir={tmp_path / "x"}', f'--init_from={out / "ckpt.pt"}'])

@@ -1,0 +1,14 @@
+# The document's d12_mlp3x_swiglu: width 832, factor 3, SwiGLU not matched.
+#
+# 149,800,768 parameters, 1021.5 MFLOP per token at 1,024 tokens. Loss and step time: not measured yet.
+#
+#   python train.py config/d12_mlp3x_swiglu.py
+
+include('d12.py')
+
+n_embd = 832
+n_head = 13
+mlp_expansion_factor = 3
+mlp = 'swiglu'
+swiglu_match = False
+out_dir = 'out/d12_mlp3x_swiglu'
