@@ -35,13 +35,13 @@ class BenchConfig(TrainConfig):
 
 
 class Arm:
-    def __init__(self, argv: list[str], cfg, device):
+    def __init__(self, argv: list[str], cfg, device, warmup: int):
         mine = tuple(f'--{k}' for k in ('steps', 'blocks', 'warmup', 'out'))
         self.name, self.times, self.peak = ' '.join(a for a in argv if not a.startswith(mine)), [], 0
         before = memory(device)
         t0 = time.perf_counter()
         self.trainer = Trainer(cfg, device)
-        self.block(cfg.warmup)
+        self.block(warmup)
         self.setup = time.perf_counter() - t0
         self.own = memory(device) - before  # what stays allocated: parameters, optimizer state, products
 
@@ -137,7 +137,7 @@ def main():
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
     device = hardware.choose_device(bench.device)
     torch._dynamo.config.recompile_limit = max(64, 4 * len(arms))  # the arms share the code of forward
-    timed = [Arm(a, c, device) for a, c in zip(arms, configs)]
+    timed = [Arm(a, c, device, bench.warmup) for a, c in zip(arms, configs)]
     for _ in range(bench.blocks):
         for arm in timed:
             arm.timed_block(bench.steps)

@@ -70,6 +70,7 @@ def inexpressible(config) -> list[str]:
     """The keys of a config that keep its model from being a GPT-2, as 'key = value'."""
     allowed = dict(
         mlp=('gelu', 'gelu_tanh'),
+        mlp_gate=(False,),
         n_kv_head=(0, config.n_head),
         qk_norm=(False,),
         norm=('layernorm',),

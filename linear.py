@@ -251,19 +251,21 @@ def formed(model) -> dict:
 
 
 def leaves(model):
-    """(name, parameter, lr_scale, decay_scale) of everything the optimizer moves. A formed W is none: its factors are,
-    under the names that they have when they sit in the model, so a checkpoint does not depend on linear_path."""
+    """(name, parameter, lr_scale, decay_scale) of everything the optimizer moves, tied weights once. A formed W is not
+    among them: its factors are, under the names that they have when they sit in the model, so that a checkpoint does
+    not depend on linear_path. Matrices decay, vectors do not."""
+    seen = set()
     for name, m in model.named_modules():
         member = m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
         if hasattr(member, 'factors'):
             scales = member.lr_scale.item(), member.decay_scale()
             yield from ((f'{name}.factors.{i}', p, *scales) for i, p in enumerate(member.factors))
-        elif isinstance(m, nn.ParameterList):
+        if isinstance(m, nn.ParameterList):
             continue  # the factors just named
-        elif getattr(m, 'weight', None) is not None and not (name == 'lm_head' and model.config.tie_head):
-            yield f'{name}.weight', m.weight, 1.0, 1.0 if m.weight.dim() >= 2 else 0.0
-        if getattr(m, 'bias', None) is not None:
-            yield f'{name}.bias', m.bias, 1.0, 0.0
+        for key, p in m.named_parameters(recurse=False):
+            if id(p) not in seen and not (key == 'weight' and member is not m):
+                seen.add(id(p))
+                yield f'{name}.{key}', p, 1.0, 1.0 if p.dim() >= 2 else 0.0
 
 
 def state(model) -> dict:

@@ -38,6 +38,11 @@ class GPTConfig:
     swiglu_match: bool = key(
         True, 'SwiGLU: two thirds of the hidden units, so that its three matrices cost what two do'
     )
+    mlp_gate: bool = key(
+        False, 'learn the factor: a gate on each hidden unit; transfer.py prune removes the closed ones'
+    )
+    gate_budget: float = key(0.75, 'mlp_gate: share of the gates that may stay open for free', low=0, high=1)
+    gate_penalty: float = key(1.0, 'mlp_gate: loss in nats per share of open gates beyond the budget', low=0)
     n_kv_head: int = key(0, 'key-value heads, each shared by a group of query heads; 0: n_head, 1: multi-query', low=0)
     qk_norm: bool = key(False, 'weightless RMSNorm of queries and keys, before RoPE')
     norm: str = key('layernorm', 'normalization', choices=('layernorm', 'rmsnorm'))
@@ -197,6 +202,7 @@ class MLP(nn.Module):
             self.c_gate = linear.make(config, f'{site}.c_gate', n, hidden)
         self.c_proj = linear.make(config, f'{site}.c_proj', hidden, n, residual=True)
         self.dropout = nn.Dropout(config.dropout)
+        self.gate = nn.Parameter(torch.ones(hidden)) if config.mlp_gate else None
 
     def forward(self, x):
         h = self.c_fc(x)
@@ -206,6 +212,8 @@ class MLP(nn.Module):
             h = F.relu(h).square()
         else:
             h = F.gelu(h, approximate='tanh' if self.kind == 'gelu_tanh' else 'none')
+        if self.gate is not None:
+            h = h * self.gate.clamp(0, 1)  # exactly 0 when closed: the unit can be cut out
         return self.dropout(self.c_proj(h))
 
 
@@ -273,12 +281,19 @@ class GPT(nn.Module):
         x = self.transformer.ln_f(x)
         if targets is not None:
             logits = self.lm_head(x)
-            return None, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+            if c.mlp_gate and self.training:
+                open_share = torch.cat([b.mlp.gate for b in self.transformer.h]).clamp(0, 1).mean()
+                loss = loss + c.gate_penalty * F.relu(open_share - c.gate_budget)
+            return None, loss
         return self.lm_head(x[:, [-1], :] if last_only else x), None
 
     def num_params(self) -> int:
         """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count)."""
-        return sum(p.numel() for name, p, *_ in linear.leaves(self) if name != 'transformer.wpe.weight')
+        n = sum(p.numel() for name, p in self.named_parameters() if name != 'transformer.wpe.weight')
+        for m in linear.formed(self).values():
+            n += sum(W.numel() for W in m.beside[0].factors) - m.weight.numel()
+        return n
 
     def num_params_collapsed(self) -> int:
         """The same count for the dense model that this one collapses to."""

@@ -116,6 +116,12 @@ class TrainConfig(GPTConfig):
         return found
 
 
+def padded_vocabulary(meta: dict) -> int:
+    """The data set's vocabulary, a large one rounded up to a multiple of 64 for speed: 50257 -> 50304."""
+    n = meta.get('vocab_size', 50304)
+    return n if n < 1024 else math.ceil(n / 64) * 64
+
+
 class Trainer:
     """Everything between two steps: model, optimizer, data and where in it we are. bench.py times the same step()."""
 
@@ -142,8 +148,7 @@ class Trainer:
             ckpt = checkpoint.load(path)
             cfg = take_model_keys(cfg, ckpt, path)
         if not cfg.vocab_size:
-            n = self.meta.get('vocab_size', 50304)
-            cfg = dataclasses.replace(cfg, vocab_size=n if n < 1024 else math.ceil(n / 64) * 64)  # 50257 -> 50304
+            cfg = dataclasses.replace(cfg, vocab_size=padded_vocabulary(self.meta))
         self.cfg = cfg
         data = (cfg.block_size, cfg.batch_size, cfg.vocab_size, device, cfg.data_order, cfg.seed_data)
         self.data = {split: loader.Loader(cfg.dataset, split, *data) for split in ('train', 'val')}

@@ -2,9 +2,13 @@
 Checkpoint in, checkpoint out.
 
     python transfer.py collapse --checkpoint=out/x/best.pt --out=out/x-dense/ckpt.pt
+    python transfer.py prune --checkpoint=out/x/best.pt --out=out/x-pruned/ckpt.pt
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
+    python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
 
 collapse: multiply the factors out. The result is a plain GPT that nanoGPT's sample.py loads as well.
+prune: cut out the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
+match: find the width (or factor, or expansion) at which a config costs what another one costs.
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command says what it does to the function, on
 real tokens, and writes nothing if the logits differ.
@@ -24,6 +28,7 @@ import checkpoint
 import linear
 import loader
 from configurator import UserError, input_path, key, load, root_path, run
+from match import match
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
 
 TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
@@ -96,11 +101,49 @@ def report(cfg: TransferConfig, before, after, tokens):
 
 def collapse(cfg: TransferConfig):
     ckpt, model, tokens = open_model(cfg)
-    plain = collapse_model(model)
+    write_plain(cfg, ckpt, model, collapse_model(model), tokens)
+
+
+def prune_model(model) -> GPT:
+    """The plain GPT without the hidden units whose gate is closed; a layer keeps at least one unit."""
+    model = collapse_model(model)
+    sd, hidden = model.state_dict(), []
+    for i, block in enumerate(model.transformer.h):
+        name, gate = f'transformer.h.{i}.mlp', block.mlp.gate.detach().clamp(0, 1)
+        keep = gate > 0
+        keep[gate.argmax()] = True
+        for k in (f'{name}.c_fc', f'{name}.c_gate'):
+            for part in ('weight', 'bias'):
+                if f'{k}.{part}' in sd:
+                    sd[f'{k}.{part}'] = sd[f'{k}.{part}'][keep]
+        sd[f'{name}.c_proj.weight'] = sd[f'{name}.c_proj.weight'][:, keep] * gate[keep]
+        del sd[f'{name}.gate']
+        hidden.append(int(keep.sum()))
+    factors = tuple(h / model.config.n_embd for h in hidden)
+    config = dataclasses.replace(
+        model.config, mlp_gate=False, mlp_expansion_factor=factors, multiple_of=1, swiglu_match=False
+    )
+    pruned = GPT(config)
+    linear.load_state(pruned, sd)
+    return pruned.eval()
+
+
+def prune(cfg: TransferConfig):
+    ckpt, model, tokens = open_model(cfg)
+    if not model.config.mlp_gate:
+        raise UserError(f'{cfg.checkpoint} has no gates to prune by; train with --mlp_gate=true')
+    pruned = prune_model(model)
+    kept = [pruned.config.hidden(i) for i in range(pruned.config.n_layer)]
+    print(f'hidden units per layer: {model.config.hidden(0)} -> {", ".join(map(str, kept))}')
+    write_plain(cfg, ckpt, model, pruned, tokens)
+
+
+def write_plain(cfg, ckpt, model, plain, tokens):
+    """Write a checkpoint of plain, which was made from model, if they compute the same."""
     print(f'{model.num_params():,} parameters -> {plain.num_params():,}')
     report(cfg, model, plain, tokens)
     out = root_path(cfg.out)
-    config = ckpt['config'] | {'linear': 'dense'}
+    config = ckpt['config'] | dataclasses.asdict(plain.config)
     checkpoint.save(out, checkpoint.pack(plain, config, ckpt['iter_num'], ckpt['best_val_loss']))
     meta = input_path(cfg.checkpoint).with_name('meta.json')
     if meta.exists() and meta.parent != out.parent:
@@ -133,19 +176,17 @@ def export_hf(cfg: TransferConfig):
     print(f'wrote {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})')
 
 
-COMMANDS = {'collapse': (TransferConfig, collapse), 'export-hf': (TransferConfig, export_hf)}
-
-
 def main():
+    commands = dict(collapse=collapse, prune=prune, match=match) | {'export-hf': export_hf}
     args = sys.argv[1:]
     if not args or args[0] in ('--help', '-h'):
-        print(__doc__.strip())
-        print(f'\ncommands: {", ".join(COMMANDS)}; python transfer.py COMMAND --help lists its keys')
-        return
-    if args[0] not in COMMANDS:
-        raise UserError(f"unknown command '{args[0]}'; use one of {', '.join(COMMANDS)}")
-    schema, command = COMMANDS[args[0]]
-    command(load(schema, args[1:]))
+        print(f'{__doc__.strip()}\n\npython transfer.py COMMAND --help lists the keys of {", ".join(commands)}')
+    elif args[0] not in commands:
+        raise UserError(f"unknown command '{args[0]}'; use one of {', '.join(commands)}")
+    elif args[0] == 'match':
+        match(args[1:])
+    else:
+        commands[args[0]](load(TransferConfig, args[1:]))
 
 
 if __name__ == '__main__':

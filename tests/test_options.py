@@ -18,6 +18,7 @@ OPTIONS = {
     'swiglu': dict(mlp='swiglu'),
     'relu2': dict(mlp='relu2'),
     'factor': dict(mlp_expansion_factor=(3.0, 2.0), multiple_of=8),
+    'gate': dict(mlp_gate=True),
     'gqa': dict(n_kv_head=2),
     'mqa': dict(n_kv_head=1),
     'qk_norm': dict(qk_norm=True),
@@ -254,3 +255,45 @@ def test_options_train_through_the_trainer():
     for _ in range(10):
         t.step()
     assert t.evaluate('val') < before
+
+
+@pytest.mark.parametrize('names', [('gate',), ('gate', 'swiglu', 'bias'), ('gate', 'expanded')], ids='+'.join)
+def test_pruning_closed_gates_is_exact(names):
+    model = build(*names).eval()
+    for i, block in enumerate(model.transformer.h):
+        g = (
+            torch.rand(block.mlp.gate.shape, generator=torch.Generator().manual_seed(i)) * 2 - 0.6
+        )  # open, partly, closed
+        block.mlp.gate.data.copy_(g)
+    pruned = transfer.prune_model(model)
+    kept = [int((b.mlp.gate > 0).sum()) for b in model.transformer.h]
+    assert [pruned.config.hidden(i) for i in range(2)] == kept and not pruned.config.mlp_gate
+    assert pruned.num_params() < transfer.collapse_model(model).num_params()
+    assert (pruned(tokens(), last_only=False)[0] - model(tokens(), last_only=False)[0]).abs().max() < 1e-5
+    back = checkpoint.build(checkpoint.pack(pruned, {}, 0, 0.0))
+    assert torch.equal(back(tokens())[0], pruned(tokens())[0])
+
+
+def test_a_layer_whose_gates_are_all_closed_keeps_one_unit():
+    model = build('gate').eval()
+    model.transformer.h[0].mlp.gate.data.fill_(-1)
+    pruned = transfer.prune_model(model)
+    assert pruned.config.hidden(0) == 1
+    assert (pruned(tokens())[0] - model(tokens())[0]).abs().max() < 1e-5
+
+
+def test_gates_close_down_to_the_budget(run_train, tmp_path):
+    flags = ['--mlp_gate', '--gate_budget=0.5', '--gate_penalty=20', '--max_iters=60', '--lr_decay_iters=60']
+    out = run_train(*flags, '--eval_interval=60', '--learning_rate=3e-2')
+    model = checkpoint.build(checkpoint.load(out / 'ckpt.pt'))
+    share = torch.cat([b.mlp.gate for b in model.transformer.h]).clamp(0, 1).mean().item()
+    assert share < 0.6
+    transfer.prune(transfer.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'p' / 'ckpt.pt')))
+    pruned = checkpoint.build(checkpoint.load(tmp_path / 'p' / 'ckpt.pt'))
+    assert pruned.num_params() < model.num_params()
+
+
+def test_the_penalty_is_no_part_of_the_evaluation():
+    model = build('gate', gate_budget=0.0, gate_penalty=3.0)
+    x, y = tokens(), tokens(seed=1)
+    assert model.train()(x, y)[1].item() - model.eval()(x, y)[1].item() == pytest.approx(3.0, abs=1e-5)
