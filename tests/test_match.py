@@ -43,6 +43,12 @@ def test_the_expansion_for_a_budget_of_parameters(capsys):
     assert values[0] <= 0 < values[1] and values[1] - values[0] < 1
 
 
+def test_flops_of_an_expansion_are_those_of_the_path_it_takes(capsys):
+    flags = ['--linear=expanded', '--expansion=40', '--expansion_init=svd', '--expansion_lr=matched']
+    out = solved(capsys, *SMALL, *flags, '--', *SMALL, *flags, '--solve=expansion', '--match=flops')
+    assert '--expansion=40' in next(line for line in out.split('\n') if 'nearest' in line and '+0.000%' in line)
+
+
 def test_time_is_measured_and_bracketed(monkeypatch, capsys):
     asked = []
 
