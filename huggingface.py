@@ -118,9 +118,12 @@ def to_gpt2(model):
     return hf
 
 
-def tokenizer(meta: dict):
-    """A transformers tokenizer for the vocabulary of a run (meta.json); GPT-2's where meta names none."""
-    t = transformers()
+def tokenizer(meta: dict, folder: Path):
+    """A transformers tokenizer for the vocabulary of a run (its meta.json, in folder); GPT-2's where meta names none."""
+    t, end = transformers(), '<|endoftext|>'
+    if meta.get('tokenizer') == 'bpe':
+        file = str(folder / 'tokenizer.json')
+        return t.PreTrainedTokenizerFast(tokenizer_file=file, eos_token=end, bos_token=end)
     if meta.get('tokenizer') == 'char':
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -136,5 +139,4 @@ def tokenizer(meta: dict):
     cache = Path(os.environ['TIKTOKEN_CACHE_DIR'])
     files = {Path(source['file']).name: str(cache / name) for name, source in GPT2_BPE.items()}
     tok = ByteLevelBPETokenizer(files['encoder.json'], files['vocab.bpe'])
-    end = '<|endoftext|>'
     return t.PreTrainedTokenizerFast(tokenizer_object=tok._tokenizer, eos_token=end, bos_token=end, unk_token=end)

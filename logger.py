@@ -5,7 +5,7 @@ The record of a run in its out_dir, one format for every script that trains:
     manifest.json  what ran where: command, git commit, seeds, versions, device, attention kernel, peak memory
     metrics.jsonl  one line per event: {"kind": "train", "iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu"}
                    and {"kind": "eval", "iter", "train_loss", "val_loss", "tokens", "seconds"}
-    meta.json      the vocabulary, so that a checkpoint can be sampled without its data set
+    meta.json      the vocabulary (with tokenizer.json, if it was trained), to sample a checkpoint without its data set
 
 The terminal gets a progress bar, anything else (a pipe, a file) plain lines. wandb gets the same values when asked.
 """
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from configurator import ROOT, UserError
 from download import write
+from loader import data_dir
 
 
 def git(*args) -> str:
@@ -69,6 +70,8 @@ class Log:
         write_json(out_dir / 'config.json', dataclasses.asdict(cfg))
         if meta:
             write(out_dir / 'meta.json', json.dumps(meta).encode())
+        if meta.get('tokenizer') == 'bpe':
+            write(out_dir / 'tokenizer.json', (data_dir(cfg.dataset) / 'tokenizer.json').read_bytes())
         earlier = []
         if start and (out_dir / 'manifest.json').exists():
             earlier = json.loads((out_dir / 'manifest.json').read_text())

@@ -17,8 +17,9 @@ import torch
 import checkpoint
 import hardware
 import loader
+import tokenfile
 from configurator import UserError, input_path, key, load, root_path, run
-from download import gpt2_encoding
+from huggingface import transformers
 from transfer import collapse_model
 
 
@@ -39,22 +40,15 @@ class SampleConfig:
 
 
 def tokenizer(path, ckpt: dict):
-    """(encode: text -> ids, decode: ids -> bytes, vocabulary) of a checkpoint: the meta.json beside it, or its data
-    set's, or else GPT-2's encoding."""
-    meta_path = path.with_name('meta.json')
+    """(encode: text -> ids, decode: ids -> bytes, vocabulary) of a checkpoint: by the meta.json beside it, or its data
+    set's, or else GPT-2's encoding. A Hugging Face folder brings its own."""
+    if path.is_dir() and (path / 'tokenizer.json').exists():
+        tok = transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
+        return lambda text: tok(text)['input_ids'], lambda ids: tok.decode(ids).encode(), len(tok)
+    if path.with_name('meta.json').exists() and not path.is_dir():
+        return tokenfile.tokenizer(json.loads(path.with_name('meta.json').read_text()), path.parent)
     dataset = ckpt['config'].get('dataset')
-    meta = json.loads(meta_path.read_text()) if meta_path.exists() else loader.read_meta(dataset) if dataset else {}
-    if meta.get('tokenizer') == 'char':
-        itos, stoi = meta['itos'], {ch: i for i, ch in enumerate(meta['itos'])}
-
-        def encode(text):
-            if unknown := sorted(set(text) - set(itos)):
-                raise UserError(f'start: this model does not know the characters {unknown}; it knows {"".join(itos)!r}')
-            return [stoi[ch] for ch in text]
-
-        return encode, lambda ids: ''.join(itos[i] for i in ids).encode(), len(itos)
-    enc = gpt2_encoding()
-    return lambda s: enc.encode(s, allowed_special={'<|endoftext|>'}), enc.decode_bytes, enc.n_vocab
+    return tokenfile.tokenizer(loader.read_meta(dataset) if dataset else {}, loader.data_dir(dataset or ''))
 
 
 def sample(cfg: SampleConfig):

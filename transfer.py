@@ -145,9 +145,10 @@ def write_plain(cfg, ckpt, model, plain, tokens):
     out = root_path(cfg.out)
     config = ckpt['config'] | dataclasses.asdict(plain.config)
     checkpoint.save(out, checkpoint.pack(plain, config, ckpt['iter_num'], ckpt['best_val_loss']))
-    meta = input_path(cfg.checkpoint).with_name('meta.json')
-    if meta.exists() and meta.parent != out.parent:
-        checkpoint.copy(meta, out.with_name('meta.json'))
+    for name in ('meta.json', 'tokenizer.json'):
+        beside = input_path(cfg.checkpoint).with_name(name)
+        if beside.exists() and beside.parent != out.parent:
+            checkpoint.copy(beside, out.with_name(name))
     beyond = set(model_args(plain.config)) - set(NANOGPT_KEYS)
     reader = f'only nanoMorph reads it, for its {", ".join(sorted(beyond))}' if beyond else 'nanoGPT reads it as well'
     print(f'wrote {out}; {reader}')
@@ -166,7 +167,7 @@ def export_hf(cfg: TransferConfig):
     tmp = out.with_name(f'{out.name}.tmp{os.getpid()}')
     try:
         hf.save_pretrained(tmp)
-        huggingface.tokenizer(meta).save_pretrained(tmp)
+        huggingface.tokenizer(meta, meta_path.parent).save_pretrained(tmp)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(tmp, out)
     except OSError as e:

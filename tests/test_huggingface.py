@@ -51,6 +51,8 @@ def test_export_writes_what_transformers_loads(run_train, tmp_path, bias):
 
     encode, decode, _ = tokenizer(out / 'ckpt.pt', checkpoint.load(out / 'ckpt.pt'))
     assert tok(text)['input_ids'] == encode(text) and tok.decode(encode(text)) == text
+    encode_hf, decode_hf, _ = tokenizer(tmp_path / 'hf', checkpoint.load(tmp_path / 'hf'))
+    assert encode_hf(text) == encode(text) and decode_hf(encode(text)) == decode(encode(text))
     x = torch.tensor([encode('ROMEO:')])
     new = torch.cat(list(ours.generate(x, 12, temperature=0)), 1)
     assert torch.equal(hf.generate(x, max_new_tokens=12, do_sample=False, pad_token_id=0)[:, x.size(1) :], new)
@@ -60,7 +62,7 @@ def test_gpt2s_own_tokenizer_travels_with_a_bpe_model(tmp_path):
     from download import gpt2_encoding
     from huggingface import tokenizer
 
-    tokenizer({'tokenizer': 'gpt2'}).save_pretrained(tmp_path)
+    tokenizer({'tokenizer': 'gpt2'}, tmp_path).save_pretrained(tmp_path)
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "O Romeo, Romeo! wherefore art thou naïve?\n\n  It's 1597."
     assert tok(text)['input_ids'] == gpt2_encoding().encode(text) and tok.decode(tok(text)['input_ids']) == text

@@ -1,12 +1,14 @@
 """Batches: every window once an epoch, the same for every run, and no broken file gets through."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
 import loader
+import tokenfile
 from configurator import UserError
 from loader import Loader
 
@@ -123,3 +125,86 @@ def test_nanogpt_files_without_meta_are_read_and_a_pickle_is_not(dataset, tmp_pa
     (tmp_path / 'meta.pkl').write_bytes(b'')
     with pytest.raises(UserError, match='a pickle can run code'):
         loader.read_meta(name)
+
+
+# -----------------------------------------------------------------------------
+# shards
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """The counting numbers again, in shards of 70."""
+
+    def make(train=1000, val=200, vocab=1000):
+        for split, n in (('train', train), ('val', val)):
+            parts = np.split(np.arange(n, dtype=np.uint16), range(70, n, 70))
+            tokenfile.write_documents(
+                tmp_path, split, lambda n, parts=parts: parts[n:], np.concatenate, vocab_size=vocab, tokenizer='gpt2',
+                shard_tokens=70,
+            )  # fmt: skip
+        tokenfile.finish(tmp_path, dict(train=train, val=val), vocab_size=vocab, tokenizer='gpt2')
+        return str(tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def one_part_a_batch(monkeypatch):
+    monkeypatch.setattr(tokenfile.batches, '__defaults__', (1,))
+
+
+def test_shards_give_the_batches_of_one_file(dataset, sharded, tmp_path, one_part_a_batch):
+    whole = [Loader(dataset(), split, 33, 8, 1000) for split in ('train', 'val')]
+    for split in ('train', 'val'):
+        (tmp_path / f'{split}.bin').unlink()
+    shards = [Loader(sharded(), split, 33, 8, 1000) for split in ('train', 'val')]
+    assert [len(d.tokens.parts) for d in shards] == [15, 3] and shards[0].path.name == 'train_000000.bin'
+    for a, b in zip(whole, shards):
+        assert all(torch.equal(a.batch(p)[0], b.batch(p)[0]) for p in range(0, 160, 8))
+        assert all(torch.equal(y, z) for (_, y, _), (_, z, _) in zip(a.eval_batches(0), b.eval_batches(0)))
+
+
+def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp_path):
+    name = sharded()
+    loader.prepare(name)
+    (tmp_path / 'meta.json').unlink()
+    assert not loader.is_prepared(tmp_path, 'train')
+    with pytest.raises(UserError, match='neither train.bin and val.bin nor prepare.py'):
+        loader.prepare(name)
+    with pytest.raises(UserError, match='meta.json is missing, the preparation was interrupted; go on with: python'):
+        Loader(name, 'train', 10, 4, 1000)
+
+
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda p: (p / 'train_000001.bin').unlink(), r'train_000001\.bin is missing'),
+        (lambda p: (p / 'train_000014.bin').unlink(), r'train_000014\.bin is missing'),
+        (lambda p: os.truncate(p / 'train_000002.bin', 1100), 'train_000002.bin is truncated: 1,100 bytes'),
+        (lambda p: (p / 'train_000002.bin').write_bytes(bytes(2000)), 'train_000002.bin is foreign'),
+        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 65, "tokenizer": "char", "train_tokens": 1000}'),
+         'vocab_size is 1000 in its header, 65 in meta.json'),
+        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 1000, "tokenizer": "gpt2", "train_tokens": 5}'),
+         '1,000 tokens, not 5'),
+    ],
+)  # fmt: skip
+def test_broken_shards_are_named_with_the_command_that_mends_them(sharded, tmp_path, one_part_a_batch, spoil, message):
+    name = sharded()
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=rf'{message}.*; python data/.*prepare\.py'):
+        Loader(name, 'train', 10, 4, 1000)
+
+
+def test_an_id_beyond_the_vocabulary_is_found_in_shards(sharded, one_part_a_batch):
+    with pytest.raises(UserError, match='token id 999 is beyond the vocabulary'):
+        Loader(sharded(), 'train', 10, 4, 900)
+
+
+def test_a_set_of_ones_own_text_names_the_command_that_made_it(sharded, tmp_path):
+    name = sharded()
+    meta = json.loads((tmp_path / 'meta.json').read_text())
+    (tmp_path / 'meta.json').write_text(json.dumps(meta | dict(command='python data/text/prepare.py --folder=/mine')))
+    os.truncate(tmp_path / 'val_000000.bin', 1100)
+    with pytest.raises(UserError, match='truncated.*; python data/text/prepare.py --folder=/mine'):
+        Loader(name, 'val', 10, 4, 1000)
+    assert loader.mend('nope') == 'python data/text/prepare.py --folder=/path/to/texts --name=nope'
