@@ -64,3 +64,40 @@ def test_every_config_loads():
 
     for path in sorted((ROOT / 'config').rglob('*.py')):
         load(TrainConfig, [str(path)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['bpe', 'char', 'gpt2'])
+def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, run_train, script, kind):
+    """Prepare, train, sample, evaluate, export: the tokenizer travels along."""
+    import importlib.util
+
+    import torch
+
+    import transfer
+    from configurator import load
+
+    transformers = pytest.importorskip('transformers')
+    (tmp_path / 'texts').mkdir()
+    text = (ROOT / 'data' / 'shakespeare_char' / 'input.txt').read_text()[:60000] + 'naïve café\n' * 300
+    (tmp_path / 'texts' / 'a.txt').write_text(text)
+    spec = importlib.util.spec_from_file_location('prepare_text', ROOT / 'data' / 'text' / 'prepare.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    flags = [f'--folder={tmp_path}/texts', '--name=mine', f'--tokenizer={kind}', '--vocab_size=400']
+    module.prepare(load(module.TextConfig, flags), tmp_path)
+
+    out = run_train(f'--dataset={tmp_path}/mine', '--linear=expanded', '--max_iters=5')
+    args = ['--device=cpu', '--max_new_tokens=20', '--temperature=0']
+    a = script('sample.py', f'--checkpoint={out}/ckpt.pt', '--start=naïve', *args).stdout
+    assert a.startswith('naïve')
+    transfer.export_hf(transfer.TransferConfig(f'{out}/ckpt.pt', f'{tmp_path}/hf', windows=2))
+    tok = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+    assert tok.decode(tok('naïve\ncafé')['input_ids']) == 'naïve\ncafé'
+    assert script('sample.py', f'--checkpoint={tmp_path}/hf', '--start=naïve', *args).stdout == a
+    tasks = ['--tasks=val', '--limit=3', '--device=cpu', f'--dataset={tmp_path}/mine']
+    for name, checkpoint in (('ours', f'{out}/ckpt.pt'), ('hf', f'{tmp_path}/hf')):
+        script('evaluate.py', f'--checkpoint={checkpoint}', *tasks, f'--out={tmp_path}/{name}.json')
+    figures = [json.load(open(tmp_path / f'{n}.json'))['tasks']['val']['figures'] for n in ('ours', 'hf')]
+    assert figures[0]['bits_per_byte'] == pytest.approx(figures[1]['bits_per_byte'], rel=1e-4)
+    assert torch.isfinite(torch.tensor(figures[0]['nats_per_token']))
