@@ -14,6 +14,7 @@ import re
 import tarfile
 import tempfile
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 from configurator import ROOT, UserError
@@ -46,12 +47,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
-def write(path: Path, content: bytes):
-    """All of it or nothing: an interrupted preparation leaves no half file behind."""
+@contextmanager
+def writing(path: Path):
+    """A binary file that appears under its name when the block ends well, and not at all otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'{path.name}.tmp{os.getpid()}')
     try:
-        tmp.write_bytes(content)
+        with open(tmp, 'wb') as f:
+            yield f
         os.replace(tmp, path)
     except OSError as e:
         raise UserError(
@@ -59,6 +62,12 @@ def write(path: Path, content: bytes):
         ) from None
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes):
+    """All of it or nothing: an interrupted preparation leaves no half file behind."""
+    with writing(path) as f:
+        f.write(content)
 
 
 def fetch(target: Path, source: dict, from_pypi) -> str:

@@ -13,6 +13,7 @@ written when all shards are there. An interrupted preparation goes on behind its
 import bz2
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -20,14 +21,16 @@ import shlex
 import time
 import zlib
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from configurator import UserError, overrides
-from download import gpt2_encoding, write
+from download import gpt2_encoding, write, writing
 
 MAGIC = b'nanoMorph tokens '
 HEADER = 1024  # bytes
@@ -76,31 +79,15 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
     return sorted(folder.glob(f'{split}_[0-9][0-9][0-9][0-9][0-9][0-9].bin'))
 
 
-@contextmanager
-def writing(path: Path):
-    """A file that appears under its name when the block ends well, and not at all otherwise."""
-    tmp = path.with_name(f'{path.name}.tmp{os.getpid()}')
-    try:
-        with open(tmp, 'wb') as f:
-            yield f
-        os.replace(tmp, path)
-    except OSError as e:
-        raise UserError(
-            f'cannot write {path} ({e.strerror}); free the disk or its permissions and run it again'
-        ) from None
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
 # -----------------------------------------------------------------------------
 # documents to shards
 
 
-def ahead(function, items, depth: int, workers: int = CORES):
-    """map(function, items) on threads, results in order, at most depth of them under way or waiting. Threads suffice
-    for what is used here, bz2 and both tokenizers, which compute without Python's lock; nothing is pickled."""
+def ahead(function, items, depth: int, workers: int = CORES, pool=ThreadPoolExecutor):
+    """map(function, items) on a pool, results in order, at most depth of them under way or waiting. Threads are the
+    default: bz2 and both tokenizers compute without Python's lock."""
     waiting = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    with pool(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
@@ -401,30 +388,38 @@ def tokenizer(meta: dict, folder: Path):
 # where documents come from
 
 
-def read_lines(path: Path):
-    """The lines of a plain, .bz2 or .gz file, as bytes. Unpacked bit by bit: faulting in fresh memory for a whole file
-    can cost as much as unpacking it."""
+def unpack(path: Path) -> bytes:
+    """The content of a plain, .bz2 or .gz file."""
     try:
-        with {'.bz2': bz2.open, '.gz': gzip.open}.get(path.suffix, open)(path, 'rb') as f:
-            yield from f
-    except (OSError, EOFError, zlib.error) as e:
+        return {'.bz2': bz2.decompress, '.gz': gzip.decompress}.get(path.suffix, bytes)(path.read_bytes())
+    except (OSError, EOFError, ValueError, zlib.error) as e:
         raise UserError(f'{path} cannot be read ({e}); fetch the file again') from None
 
 
-def read_jsonl(paths: list[Path], field: str = 'text'):
-    """The texts of JSON-lines files (plain, .bz2 or .gz), one document a line. Raises UserError naming file and line.
-    One core unpacks for about four that tokenise; where there are more, the next files are unpacked beside this one."""
-    several = (
-        ahead(lambda p: list(read_lines(p)), paths, depth=min(CORES // 2, 8)) if CORES > 4 else map(read_lines, paths)
-    )
-    for path, lines in zip(paths, several):
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)[field]
-            except (ValueError, KeyError, TypeError) as e:
-                raise UserError(
-                    f'{path}, line {number}: not JSON with the key {field!r} ({type(e).__name__}); fetch it again'
-                ) from None
+def read_jsonl(path: Path, field: str = 'text'):
+    """The texts of a JSON-lines file (plain, .bz2 or .gz), one document a line. Raises UserError naming file and line."""
+    for number, line in enumerate(io.BytesIO(unpack(path)), 1):
+        try:
+            yield json.loads(line)[field]
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f'{path}, line {number}: not JSON with the key {field!r} ({type(e).__name__}); fetch it again'
+            ) from None
+
+
+def gpt2_file(path: Path) -> list[np.ndarray]:
+    """The ids of each document of a JSON-lines file."""
+    encode_batch, _ = gpt2_batch()
+    return [encode_batch([text]) for text in read_jsonl(path)]
+
+
+def gpt2_files(paths: list[Path]):
+    """The ids of each document of JSON-lines files, in order; a file is unpacked and tokenised by one process, a few
+    at a time (each takes some 0.3 GB for 60 MB of text). Unpacking and tokenising on threads of one process was slower."""
+    workers = min(CORES, len(paths), 5)
+    pool = partial(ProcessPoolExecutor, mp_context=get_context('spawn')) if workers > 1 else ThreadPoolExecutor
+    for arrays in ahead(gpt2_file, paths, depth=workers + 1, workers=workers, pool=pool):
+        yield from arrays
 
 
 def hub_texts(again: str, repo: str, name: str | None, split: str, start: int = 0, stop: int | None = None):

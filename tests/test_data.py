@@ -237,36 +237,26 @@ def test_real_books_give_tiktokens_tokens(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_gutenberg_takes_little_longer_than_tiktoken_and_little_memory(tmp_path, script):
-    """At most 1.2 times what encode_ordinary_batch needs for the same books, reading and unpacking included; 2 GB."""
+def test_gutenberg_takes_little_memory(tmp_path, script):
+    """Below 2 GB in this process and in the largest of its children, with real shards."""
     names = ['train_00.jsonl.bz2', 'train_01.jsonl.bz2', 'val.jsonl.bz2', 'test.jsonl.bz2']
     (tmp_path / 'shared' / 'gutenberg').mkdir(parents=True)
     for name in names:
         (tmp_path / 'shared' / 'gutenberg' / name).symlink_to(real(f'gutenberg/{name}'))
     measure = f"""
-import resource, sys, time
+import resource, sys
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
-import tokenfile, test_data
-start = time.time()
-test_data.prepare('gutenberg', Path(sys.argv[1]))
-print(time.time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-texts = list(tokenfile.read_jsonl([Path(p) for p in sys.argv[2:]]))
-enc = tokenfile.gpt2_encoding()
-start = time.time()
-enc.encode_ordinary_batch(texts, num_threads=tokenfile.CORES)
-print(time.time() - start)
+import test_data
+if __name__ == '__main__':  # the recipe starts processes that read this file
+    test_data.prepare('gutenberg', Path(sys.argv[1]))
+    print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 """
     (tmp_path / 'measure.py').write_text(measure)
-    paths = [tmp_path / 'shared' / 'gutenberg' / name for name in names]
-    for attempt in range(3):  # other work on the machine may fall on one of the two
-        env = dict(NANOMORPH_DATA=str(tmp_path / 'shared'))
-        out = script(tmp_path / 'measure.py', tmp_path / f'out{attempt}', *paths, env=env).stdout.strip().split('\n')
-        seconds, kilobytes = map(float, out[-2].split())
-        assert kilobytes <= 2e6
-        if (ratio := seconds / float(out[-1])) <= 1.2:
-            break
-    assert ratio <= 1.2
+    env = dict(NANOMORPH_DATA=str(tmp_path / 'shared'))
+    out = script(tmp_path / 'measure.py', tmp_path / 'out', env=env).stdout.strip().split('\n')
+    mine, child = map(float, out[-1].split())
+    assert mine + 2 * child < 2e6  # kilobytes; two files at a time on two cores
 
 
 class Stream(list):

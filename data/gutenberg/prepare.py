@@ -14,9 +14,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import UserError, key, load, overrides, run  # noqa: E402
-from tokenfile import command, finish, from_nth, gpt2_batch, read_jsonl, recipe, write_documents  # noqa: E402
+from download import gpt2_encoding  # noqa: E402
+from tokenfile import command, finish, from_nth, gpt2_files, recipe, write_documents  # noqa: E402
 
 SPLITS = dict(val='val.jsonl*', test='test.jsonl*', train='train_*.jsonl*')
 
@@ -37,14 +40,14 @@ def prepare(cfg, folder):
             f' gutenberg/, then: python data/gutenberg/prepare.py'
         )
     again = command('gutenberg', **overrides(cfg))
-    encode_batch, vocab_size = gpt2_batch()
+    vocab_size = gpt2_encoding().n_vocab  # fetches its files before several processes want them
     tokens = {}
     for split, paths in files.items():
         limit = cfg.max_tokens if split == 'train' else 0
         made_from = recipe(files=[(p.name, p.stat().st_size) for p in paths], shard=cfg.shard_tokens)
-        documents = from_nth(lambda paths=paths: read_jsonl(paths))
+        documents = from_nth(lambda paths=paths: gpt2_files(paths))
         tokens[split] = write_documents(
-            folder, split, documents, encode_batch, vocab_size=vocab_size, tokenizer='gpt2',
+            folder, split, documents, np.concatenate, vocab_size=vocab_size, tokenizer='gpt2',
             made_from=made_from, shard_tokens=cfg.shard_tokens, max_tokens=limit,
         )  # fmt: skip
     finish(folder, tokens, vocab_size=vocab_size, tokenizer='gpt2', edition='Project Gutenberg', command=again)
