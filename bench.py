@@ -133,6 +133,9 @@ def main():
             raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
         return
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
+    for c in configs[1:]:
+        if mine := {'steps', 'blocks', 'warmup', 'out', 'show'} & set(overrides(c)):
+            raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
     device = hardware.choose_device(bench.device)

@@ -250,13 +250,18 @@ def formed(model) -> dict:
     return {n: m for n, m in model.named_modules() if isinstance(m, Dense) and m.beside is not None}
 
 
+def member_of(m: nn.Module) -> nn.Module:
+    """The factors beside a formed matrix; any other module is its own member."""
+    return m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
+
+
 def leaves(model):
     """(name, parameter, lr_scale, decay_scale) of everything the optimizer moves, tied weights once. A formed W is not
     among them: its factors are, under the names that they have when they sit in the model, so that a checkpoint does
     not depend on linear_path. Matrices decay, vectors do not."""
     seen = set()
     for name, m in model.named_modules():
-        member = m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
+        member = member_of(m)
         if hasattr(member, 'factors'):
             scales = member.lr_scale.item(), member.decay_scale()
             yield from ((f'{name}.factors.{i}', p, *scales) for i, p in enumerate(member.factors))
@@ -284,7 +289,7 @@ def load_state(model, sd: dict):
     sd = dict(sd)
     wanted = {k: v.shape for k, v in state(model).items()}
     for name, m in model.named_modules():
-        member = m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
+        member = member_of(m)
         W = sd.get(f'{name}.weight')
         if hasattr(member, 'factors') and W is not None and W.shape == (member.d_out, member.d_in):
             member.from_dense(sd.pop(f'{name}.weight'))

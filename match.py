@@ -16,7 +16,7 @@ import torch
 
 import hardware
 import loader
-from configurator import UserError, key, load
+from configurator import UserError, key, load, overrides
 from model import GPT
 from train import TrainConfig, padded_vocabulary
 
@@ -94,6 +94,8 @@ def match(argv: list[str]):
     cut = argv.index('--') if '--' in argv else 0
     candidate = load(MatchConfig, argv[cut + 1 :] if '--' in argv else argv)
     reference = load(MatchConfig, argv[:cut])
+    if mine := {'match', 'solve', 'steps', 'blocks'} & set(overrides(reference)):
+        raise UserError(f'{", ".join(sorted(mine))}: belongs to the candidate, behind the --')
     configs = []
     for c in (reference, candidate):
         n = c.vocab_size or padded_vocabulary(loader.read_meta(c.dataset))

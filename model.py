@@ -89,6 +89,16 @@ class GPTConfig:
             width *= 2 / 3
         return max(1, round(width / self.multiple_of)) * self.multiple_of
 
+    def idle(self) -> list[str]:
+        """Keys that are set but mean nothing beside the others, as 'key = value'."""
+        off = {
+            ('linear_', 'expansion'): self.linear == 'dense',
+            ('gate_',): not self.mlp_gate,
+            ('swiglu_match',): self.mlp != 'swiglu',
+        }
+        changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(self, f.name)) != f.default}
+        return [f'{k} = {v}' for k, v in changed.items() if any(o and k.startswith(names) for names, o in off.items())]
+
     def problems(self) -> list[str]:
         found, factors = [], self.mlp_expansion_factor
         if isinstance(factors, tuple) and len(factors) != self.n_layer:

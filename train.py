@@ -318,6 +318,8 @@ def train(cfg):
         if cfg.note:
             log.say(cfg.note)
         log.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
+        if idle := cfg.idle():
+            log.say(f'NOTE: without effect here: {", ".join(idle)} (linear = {cfg.linear}, mlp = {cfg.mlp})')
         log.say(
             f'{facts["params"] / 1e6:.2f}M parameters'
             + (f' ({facts["params_collapsed"] / 1e6:.2f}M collapsed)' if cfg.linear != 'dense' else '')

@@ -6,7 +6,7 @@ Checkpoint in, checkpoint out.
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
 
-collapse: multiply the factors out. The result is a plain GPT that nanoGPT's sample.py loads as well.
+collapse: multiply the factors out. nanoGPT's sample.py loads the result as well, if its other options are GPT-2's.
 prune: cut out the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
 match: find the width (or factor, or expansion) at which a config costs what another one costs.
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
@@ -51,7 +51,7 @@ def collapse_model(model) -> GPT:
     plain = GPT(GPTConfig(**args | dict(linear='dense')))
     sd = linear.state(model)
     for name, m in model.named_modules():
-        member = m.beside[0] if isinstance(m, linear.Dense) and m.beside is not None else m
+        member = linear.member_of(m)
         if hasattr(member, 'factors'):
             sd = {k: v for k, v in sd.items() if not k.startswith(f'{name}.') or k == f'{name}.bias'}
             sd[f'{name}.weight'] = linear.dense_float64(member)

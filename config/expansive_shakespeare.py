@@ -6,7 +6,7 @@
 #
 # On a GPU: 49.6M parameters in training, 10.65M after collapse, 1.07 times the twin's step time on an H100. Val loss
 # 2.035 at iteration 250 (five seeds, std 0.013), best 1.463 at iteration 3500 of one full run (results/).
-# Without a GPU the twin's small preset, with k = 667: the same ratio to the width.
+# Without a GPU the twin's small preset, with k = 666: the same ratio to the width.
 
 include('shakespeare_char.py')
 

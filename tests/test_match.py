@@ -72,6 +72,7 @@ def test_time_of_a_real_step_is_positive(capsys):
     'argv, message',
     [
         (SMALL, 'needs two configs'),
+        ([*SMALL, '--match=flops', '--', *SMALL], 'match: belongs to the candidate'),
         ([*SMALL, '--', *SMALL, '--solve=expansion'], 'add --linear=expanded'),
         ([*SMALL, '--', *SMALL, '--solve=width'], 'must be one of n_embd'),
         ([*SMALL, '--', *SMALL, '--mlp_expansion_factor=4,3', '--solve=mlp_expansion_factor'], 'one factor per layer'),

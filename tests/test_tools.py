@@ -27,6 +27,7 @@ def test_sample_writes_text_from_any_checkpoint(run_train, script, tmp_path):
         (['transfer.py', 'collapse'], '--checkpoint=PATH'),
         (['plot.py', 'nowhere'], 'holds no evaluations'),
         (['bench.py', '--steps=0'], 'steps = '),
+        (['bench.py', '--n_layer=2', '--', '--blocks=3'], 'blocks: belongs to the first arm'),
     ],
 )
 def test_mistakes_end_with_exit_code_2_and_no_traceback(script, args, message):
@@ -49,7 +50,7 @@ def test_plot_draws_the_runs_it_tables(run_train, script, tmp_path):
 
 def test_bench_times_arms_in_turns(script, tmp_path):
     small = [*TINY, '--steps=2', '--blocks=3', '--warmup=1']
-    r = script('bench.py', *small, f'--out={tmp_path}/b.jsonl', '--', *small, '--linear=expanded')
+    r = script('bench.py', *small, f'--out={tmp_path}/b.jsonl', '--', *TINY, '--linear=expanded')
     rows = [json.loads(line) for line in open(tmp_path / 'b.jsonl')]
     assert len(rows) == 2 and rows[0]['ratio'] == 1.0 and rows[1]['params'] > rows[0]['params']
     for row in rows:
