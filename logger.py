@@ -105,10 +105,10 @@ class Log:
             tqdm.write(text) if not self.bar.disable else print(text, flush=True)
 
     def metrics(self, **values):
-        """One line of metrics.jsonl; floats keep 6 digits, which is finer than any difference that matters."""
+        """One line of metrics.jsonl; floats keep 8 digits, what a float32 holds."""
         if self.quiet:
             return
-        compact = {k: float(f'{v:.6g}') if isinstance(v, float) else v for k, v in values.items()}
+        compact = {k: float(f'{v:.8g}') if isinstance(v, float) else v for k, v in values.items()}
         self.file.write(json.dumps(compact) + '\n')
         if self.wandb:
             kind = values['kind']

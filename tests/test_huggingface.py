@@ -14,7 +14,7 @@ transformers = pytest.importorskip('transformers')
 
 def hf_gpt2(**keys):
     torch.manual_seed(0)
-    args = dict(vocab_size=65, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None)
+    args = dict(vocab_size=96, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=None)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**args | keys)).eval()
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
