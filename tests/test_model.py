@@ -141,8 +141,10 @@ def test_compiles_into_one_graph_that_returns_only_the_loss(keys):
 
 @pytest.mark.slow
 def test_expanded_and_dense_share_one_compiled_graph():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
+    counter = CompileCounterWithBackend('aot_eager')
     for keys in ({}, dict(linear='expanded'), dict(linear='expanded', expansion_depth=4)):
         model = tiny_gpt(**keys)
         torch.compile(model, fullgraph=True, backend=counter)(tokens(), tokens(seed=1))[1].backward()
