@@ -52,6 +52,9 @@ class GPTConfig:
     position: str = key('learned', 'position embeddings, or rotary (RoPE, base 10000)', choices=('learned', 'rope'))
     attention_window: int = key(0, 'tokens a position sees, itself included; 0: all before it', low=0)
     tie_head: bool = key(True, 'the head shares the token embeddings')
+    logit_scale: float = key(
+        1.0, 'factor on the logits; growth sets it where a head is tied without norm weights', above=0
+    )
     # how the weight matrices of the blocks are parameterized, see linear.py
     linear: str = key('dense', 'parameterization of the layers named by linear_layers', choices=tuple(linear.LINEAR))
     linear_layers: str = key('mlp', 'where: mlp, attn, mlp+attn, or globs such as h.*.mlp.c_fc, joined by + or commas')
@@ -289,6 +292,8 @@ class GPT(nn.Module):
         for i, block in enumerate(self.transformer.h):
             x = block(x, rope, mask, caches[i] if caches else None)
         x = self.transformer.ln_f(x)
+        if c.logit_scale != 1:
+            x = x * c.logit_scale
         if targets is not None:
             logits = self.lm_head(x)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
