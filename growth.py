@@ -107,7 +107,7 @@ def head_maps(old, new, choose, gen):
     reads the key-value head which its own copies."""
     g, G = old.n_kv_head or old.n_head, new.n_kv_head or new.n_head
     s, S = old.n_head // g, new.n_head // G  # query heads per key-value head
-    kv = choose(g, G, gen)
+    kv = (choose if S >= s else tile)(g, G, gen)  # smaller groups: all copies are needed to hold the queries
     turn = (copy_rank(kv)[:, None] * S + torch.arange(S)) % s  # the copies of a key-value head share its queries out
     return (kv[:, None] * s + turn).flatten(), kv
 
@@ -376,7 +376,7 @@ class Width(NamedTuple):
 
 WIDTH = {
     'clone': Width(copy, exact=True, moments=True, noise=True, symmetric=True),
-    'lemon': Width(copy, exact=True, moments=True, noise=True, symmetric=True),
+    'lemon': Width(copy, exact=True, moments=True, noise=True, symmetric=True),  # LayerNorm: moments nearly so
     'net2wider': Width(copy, exact=True, moments=True, noise=True, symmetric=True),
     'spectrum': Width(spectrum, exact=True, moments=True),
     'bert2bert': Width(aki, moments=True),
