@@ -50,7 +50,6 @@ from surgery import SurgeryConfig, compare, open_model, real_tokens, report, wri
 
 EXACT = 1e-3  # largest logit difference in float32 that a function-preserving growth may cause
 LIGO_STEPS, LIGO_LR = 100, 3e-3
-CHECKED = 4096  # validation tokens that a run looks at before and after it grows its model
 
 # -----------------------------------------------------------------------------
 # how an axis grows
@@ -276,16 +275,16 @@ def spectrum(p: Part):
     if not p.is_linear or W.dim() == 1:
         return W
     n = min(a - b for a, b in zip(W.shape, p.W.shape))
-    s = torch.linalg.svdvals(p.W.double())
+    s = torch.linalg.svdvals(p.W)
 
     def without_copies(axis):
-        V = torch.randn(len(axis.unit), n, generator=p.gen, dtype=torch.float64)
-        mean = torch.zeros(int(axis.unit.max()) + 1, n, dtype=torch.float64).index_add_(0, axis.unit, V)
-        V -= (mean / torch.bincount(axis.unit)[:, None])[axis.unit]
+        V = torch.randn(len(axis.unit), n, generator=p.gen, dtype=W.dtype)
+        mean = torch.zeros(int(axis.unit.max()) + 1, n, dtype=W.dtype).index_add_(0, axis.unit, V)
+        V -= (mean / torch.bincount(axis.unit)[:, None].to(W.dtype))[axis.unit]
         return torch.linalg.qr(V)[0]
 
     U, V = (without_copies(axis) for axis, _ in p.sides)
-    return W + ((U * fitted_tail(s, n)) @ V.T).to(W.dtype)
+    return W + (U * fitted_tail(s, n)) @ V.T
 
 
 def spectrum_random(p: Part):
@@ -847,7 +846,7 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     past['seconds'] += time.time() - t0
     if not quiet:
         say_grown(old, cfg, how, moved, cfg.dropout)
-        x, y = real_tokens(cfg, cfg.dataset, max(1, CHECKED // cfg.block_size))
+        x, y = real_tokens(cfg, cfg.dataset)
         worst, before, after = compare(small, model.eval(), x, y)
         model.train()
         print(f'on {x.numel():,} validation tokens: loss {before:.6f} -> {after:.6f},')

@@ -13,6 +13,7 @@ import loader
 from configurator import UserError, input_path, key, root_path
 from model import NANOGPT_KEYS
 
+CHECKED = 4096  # validation tokens that an operation looks at
 TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
 
 
@@ -21,15 +22,16 @@ class SurgeryConfig:
     checkpoint: str = key('', 'checkpoint to read')
     out: str = key('', 'checkpoint or folder to write')
     dataset: str = key('', "data set whose validation tokens the check runs on; empty: the checkpoint's own")
-    windows: int = key(8, 'windows of block_size tokens to check', low=1)
+    windows: int = key(0, f'windows of block_size tokens to check; 0: {CHECKED:,} tokens', low=0)
 
     def problems(self):
         return [f'{k}: must be given, --{k}=PATH' for k in ('checkpoint', 'out') if not getattr(self, k)]
 
 
-def real_tokens(config, dataset: str, windows: int):
-    """x, y (windows, block_size) from the validation split."""
+def real_tokens(config, dataset: str, windows: int = 0):
+    """x, y (windows, block_size) from the validation split; 0: about CHECKED tokens."""
     loader.prepare(dataset)
+    windows = windows or max(1, CHECKED // config.block_size)
     data = loader.Loader(dataset, 'val', config.block_size, 1, config.vocab_size)
     pairs = [(x, y) for x, y, _ in data.eval_batches(windows)]
     return [torch.cat(t) for t in zip(*pairs)]
