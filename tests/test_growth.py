@@ -10,7 +10,9 @@ from conftest import ROOT, TINY, tokens
 
 import checkpoint
 import growth
+import ligo
 import linear
+import widen
 from configurator import UserError, load
 from growth import GrowConfig, grow_moments, grow_weights, parse, settle
 from model import GPT, NANOGPT_KEYS, GPTConfig
@@ -310,12 +312,12 @@ def test_aki_takes_new_units_from_the_layer_above():
 def test_spectrum_continues_the_singular_values():
     model = small_gpt()
     s = torch.linalg.svdvals(q_of(model))
-    both = torch.cat((s, growth.fitted_tail(s, 32))).sort(descending=True)[0]
+    both = torch.cat((s, widen.fitted_tail(s, 32))).sort(descending=True)[0]
     assert torch.allclose(torch.linalg.svdvals(q_of(grown(model, 'spectrum', n_embd=64, n_head=8))), both)
     control = grown(model, 'spectrum_random', n_embd=64, n_head=8)
     assert torch.allclose(torch.linalg.svdvals(q_of(control)), both) and difference(model, control) > 0.1
     law = torch.arange(1, 101, dtype=torch.float64) ** -0.7
-    assert torch.allclose(growth.fitted_tail(law[:60], 40), law[60:])
+    assert torch.allclose(widen.fitted_tail(law[:60], 40), law[60:])
 
 
 def test_controls_move_what_they_say():
@@ -338,7 +340,7 @@ def test_ligo_starts_as_the_clone_and_learns():
 
     def loss(steps):
         large = GPT(new).eval()
-        linear.load_state(large, growth.ligo(small, model.config, new, how, lambda step: (x, y), steps=steps))
+        linear.load_state(large, ligo.learn(small, model.config, new, how, lambda step: (x, y), steps=steps))
         return large(x, y)[1].item()
 
     before = model(x, y)[1].item()
