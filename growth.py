@@ -21,10 +21,11 @@ A large GPT out of a small one.
     stack            depth: the blocks in order, again and again
     interleave       depth: every block several times in a row
 
-Copies that are equal stay equal in training (all methods but spectrum, bert2bert and ligo make such): a wider model
-that computes what the small one does. --noise makes them differ and keeps the function: one copy reads W/n + N,
-the next W/n - N, N of `noise` times the size of W/n. Grown matrices want 1/n of the learning rate (hidden_lr).
-A checkpoint with optimizer state comes out with its moments grown as well, ready to --init_from=resume.
+Copies that are equal stay equal in training (clone, lemon by a whole factor, net2wider, double, random_lift): a wider
+model that computes no more than the small one. --noise makes them differ and keeps the function: one copy reads
+W/n + N, the next W/n - N, N of `noise` times the size of W/n. At an unchanged learning rate a function read through n
+copies moves n times as far; hidden_lr = 1/n undoes that. A checkpoint with optimizer state comes out with its moments
+grown as well, ready to --init_from=resume. Layers that are not plain matrices are refused: collapse them first.
 
 Sources: Chen et al. 2016 (Net2Net, arXiv 1511.05641), Chen et al. 2021 (bert2BERT, 2110.07143), Wang et al. 2023 (LiGO,
 2303.00980), Wang et al. 2023 (LEMON, 2310.07999), Samragh et al. 2024 (HyperCloning, 2409.12903), Shen et al. 2022
@@ -442,7 +443,8 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     linear.load_state(model, weights)
     moved = choose_moments(ckpt, how, cfg.transfer_moments, cfg.linear)
     moments = grow_moments(ckpt['optimizer'], old, cfg, how) if moved else None
-    past['seconds'] += time.time() - t0
+    past['growing'] = time.time() - t0  # seconds
+    past['seconds'] += past['growing']
     if not quiet:
         say_grown(old, cfg, how, moved, cfg.dropout)
         x, y = real_tokens(cfg, cfg.dataset)

@@ -345,6 +345,6 @@ WIDTH = {
     'double': Width(copy, symmetric=True),
     'one_hot': Width(one_hot),
     'spectrum_random': Width(spectrum_random),
-    'random_lift': Width(random_lift),
+    'random_lift': Width(random_lift, noise=True, symmetric=True),
     'shuffle': Width(shuffle),
 }
