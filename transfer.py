@@ -5,13 +5,17 @@ Checkpoint in, checkpoint out.
     python transfer.py prune --checkpoint=out/x/best.pt --out=out/x-pruned/ckpt.pt
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
+    python transfer.py grow --checkpoint=out/x/ckpt.pt --n_embd=768 --method=clone --noise=0.3 --out=out/x-large/ckpt.pt
+    python transfer.py spectra --checkpoints=out/x/ckpt.pt,out/x-large/ckpt.pt --out=out/spectra.png
 
 collapse: multiply the factors out. nanoGPT's sample.py loads the result as well, if its other options are GPT-2's.
 prune: cut out the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
 match: find the width (or factor, or expansion) at which a config costs what another one costs.
+grow: a wider or deeper model out of a small one, see growth.py for the methods.
+spectra: the singular values of every matrix, across checkpoints and model sizes.
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command says what it does to the function, on
-real tokens, and writes nothing if the logits differ.
+real tokens, and one that should keep it writes nothing if the logits differ.
 """
 
 import dataclasses
