@@ -355,6 +355,16 @@ def say_grown(old, new, how: How, moved: bool, dropout: float):
         )
 
 
+def assemble(config, weights: dict) -> GPT:
+    """The model that these tensors make, without a copy of them."""
+    with torch.device('meta'):
+        model = GPT(config)
+    model.load_state_dict(weights, assign=True)
+    if config.tie_head:
+        model.lm_head.weight = model.transformer.wte.weight
+    return model.eval()
+
+
 def grow(cfg: GrowConfig):
     ckpt, model, tokens = open_model(cfg)
     how = parse(cfg.method, cfg.noise, cfg.seed)
@@ -367,9 +377,7 @@ def grow(cfg: GrowConfig):
         weights = ligo.learn(ckpt['model'], old, new, how, lambda step: data.batch(8 * step))
     else:
         weights = grow_weights(ckpt['model'], old, new, how)
-    large = GPT(new).eval()
-    linear.load_state(large, weights)
-    del weights
+    large = assemble(new, weights)
     say_grown(old, new, how, moved, new.dropout)
     print(f'{model.num_params():,} parameters -> {large.num_params():,}')
     report(cfg, model, large, tokens, EXACT if how.exact else None)
