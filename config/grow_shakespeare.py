@@ -2,7 +2,10 @@
 #
 #   python train.py config/grow_shakespeare.py
 #
-# MEASURED
+# Without a GPU (the small preset; results/growth_cpu, one seed): the 64-wide model stops at 2.471 after 300 iterations
+# and the grown one ends at 2.141 after 900 more. It does not pay at this size: for the same total FLOPs, 981 iterations,
+# shakespeare_char.py ends at 2.098, and with four times the learning rate it is 1.958 grown against 1.944 from scratch.
+# The full-size job on a GPU: not measured yet.
 
 include('shakespeare_char.py')
 
