@@ -261,6 +261,11 @@ class GPT(nn.Module):
         if config.position != 'learned':
             del parts['wpe']
         self.transformer = nn.ModuleDict(parts)
+        if config.position == 'rope':  # a table: computed inside the graph, its sines cost a quarter of d12's step
+            for name, t in zip(
+                ('cos', 'sin'), rope_table(torch.arange(config.block_size), config.n_embd // config.n_head)
+            ):
+                self.register_buffer(f'rope_{name}', t, persistent=False)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_head:
             self.lm_head.weight = self.transformer.wte.weight
@@ -281,7 +286,7 @@ class GPT(nn.Module):
         if c.position == 'learned':
             x = x + self.transformer.wpe(pos)
         else:
-            rope = rope_table(pos, c.n_embd // c.n_head)
+            rope = tuple(t[start : start + idx.size(1)] for t in (self.rope_cos, self.rope_sin))
         if c.attention_window:  # a mask costs SDPA its flash kernel
             back = pos[:, None] - torch.arange(start + idx.size(1), device=idx.device)  # (T, all keys)
             mask = (back >= 0) & (back < c.attention_window)
@@ -290,13 +295,19 @@ class GPT(nn.Module):
             x = block(x, rope, mask, caches[i] if caches else None)
         x = self.transformer.ln_f(x)
         if targets is not None:
-            logits = self.lm_head(x)
+            logits = self.head(x)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
             if c.mlp_gate and self.training:
                 open_share = torch.cat([b.mlp.gate for b in self.transformer.h]).clamp(0, 1).mean()
                 loss = loss + c.gate_penalty * F.relu(open_share - c.gate_budget)
             return None, loss
         return self.lm_head(x[:, [-1], :] if last_only else x), None
+
+    def head(self, x):
+        """Logits (..., V) of x (..., C). On a GPU a vocabulary such as 50257 is padded to a multiple of 64 for the product:
+        tensor cores want aligned rows."""
+        odd = -self.config.vocab_size % 64 if x.is_cuda else 0
+        return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, odd)))[..., : self.config.vocab_size]
 
     def num_params(self) -> int:
         """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count)."""
