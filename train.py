@@ -27,7 +27,7 @@ import linear
 import loader
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from logger import Log
-from model import GPT, GPTConfig
+from model import GPT, PARAMETERIZATION, GPTConfig
 from optim import Optimizer, lr_at
 
 
@@ -279,7 +279,7 @@ def take_model_keys(cfg, ckpt: dict, path):
             raise UserError(
                 f'init_from = {path}: its layers are {args["linear"]}; collapse it first: python transfer.py collapse'
             )
-        drop += [k for k in args if k.startswith(('linear', 'expansion'))]
+        drop += [k for k in args if k.startswith(PARAMETERIZATION)]
         if cfg.block_size < args['block_size'] and args['position'] == 'learned':
             wpe = 'transformer.wpe.weight'
             ckpt['model'][wpe] = ckpt['model'][wpe][: cfg.block_size]
@@ -319,13 +319,16 @@ def train(cfg):
             log.say(cfg.note)
         log.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
         if idle := cfg.idle():
-            log.say(f'NOTE: without effect here: {", ".join(idle)} (linear = {cfg.linear}, mlp = {cfg.mlp})')
+            keys = ', '.join(f'{k} = {v}' for k, v in idle.items())
+            log.say(f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp})')
         log.say(
             f'{facts["params"] / 1e6:.2f}M parameters'
             + (f' ({facts["params_collapsed"] / 1e6:.2f}M collapsed)' if cfg.linear != 'dense' else '')
             + f', {tokens_per_iter:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
             + f' x {t.world}, {facts["dtype"]}, attention {facts["attention"]}'
         )
+        for line in linear.table(t.model):
+            log.say(line)
         try:
             stopped = loop(t, log, flops / t.world, peak, tokens_per_iter)
         finally:
