@@ -22,7 +22,8 @@ There are two ways to train such a layer (`linear_path`):
                  member lives beside it (`Dense.beside`). Once per optimizer step the chain rule turns W's gradient
                  into the factors' gradients, the optimizer moves the factors and W is formed again.
 Both give the same gradients; `auto` takes the cheaper by `choose_path`. The members live here (expanded) and in
-structured.py.
+structured.py and
+moe.py.
 """
 
 import copy
@@ -34,6 +35,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+import moe
 import structured
 from configurator import UserError
 
@@ -157,7 +159,7 @@ class Expanded(nn.Module):
 
 MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
 # other a second (measured)
-LINEAR = {'dense': Dense, 'expanded': Expanded} | structured.MEMBERS
+LINEAR = {'dense': Dense, 'expanded': Expanded} | structured.MEMBERS | {'btt_moe': moe.BttMoE}
 
 
 @torch.no_grad()
@@ -195,7 +197,10 @@ def sites(config) -> dict[str, tuple[int, int]]:
     found = {}
     for i in range(config.n_layer):
         hidden = config.hidden(i)
-        found |= {f'h.{i}.attn.c_attn': (n, n + kv), f'h.{i}.attn.c_proj': (n, n), f'h.{i}.mlp.c_fc': (n, hidden)}
+        found |= {f'h.{i}.attn.c_attn': (n, n + kv), f'h.{i}.attn.c_proj': (n, n)}
+        if config.mlp == 'moe':
+            continue
+        found[f'h.{i}.mlp.c_fc'] = (n, hidden)
         if config.mlp == 'swiglu':
             found[f'h.{i}.mlp.c_gate'] = (n, hidden)
         found[f'h.{i}.mlp.c_proj'] = (hidden, n)
@@ -240,7 +245,7 @@ def problems(config) -> list[str]:
             f'expansion = {config.expansion}: expansion_init = orthogonal needs expansion >= n_embd ({config.n_embd});'
             ' use svd (keeps the best rank-k part) or gaussian'
         )
-    if not found and config.linear in structured.MEMBERS:
+    if not found and config.linear not in ('dense', 'expanded'):
         for name, (d_in, d_out) in {d: (n, d) for n, d in reversed(chosen(config).items())}.values():
             try:
                 with torch.device('meta'):
@@ -289,6 +294,8 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn
 def choose_path(config, member, dense) -> str:
     """auto: push T tokens through the factors if T*(macs() + MOVE*moves()) is below T*d_in*d_out + form_macs(); backward
     doubles both sides."""
+    if config.linear == 'btt_moe':  # no matrix could stand for it
+        return 'factored'
     if config.linear_path != 'auto':
         return config.linear_path
     per_token = member.macs() + MOVE * member.moves() - dense.macs()

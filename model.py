@@ -15,6 +15,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 import linear
+import moe
 from configurator import key
 
 # how the keys begin that say how a linear layer is parameterized, and nothing else of the model
@@ -35,13 +36,18 @@ class GPTConfig:
     # architecture; the defaults are GPT-2
     mlp: str = key(
         'gelu',
-        'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU',
-        choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2'),
+        'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU, mixture of experts',
+        choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2', 'moe'),
     )
     mlp_expansion_factor: float | tuple = key(4.0, 'hidden units of the MLP over n_embd; one number, or one per layer')
     multiple_of: int = key(1, 'hidden units are rounded to the nearest multiple of this', low=1)
     swiglu_match: bool = key(
         True, 'SwiGLU: two thirds of the hidden units, so that its three matrices cost what two do'
+    )
+    experts: int = key(8, 'experts of mlp = moe and of linear = btt_moe', low=2)
+    experts_active: int = key(2, 'experts that a token is sent to', low=1)
+    router_loss: float = key(
+        0.01, "weight of the routers' loss (balance and size of the logits), mean over routers", low=0
     )
     mlp_gate: bool = key(
         False, 'learn the factor: a gate on each hidden unit; transfer.py prune removes the closed ones'
@@ -129,12 +135,13 @@ class GPTConfig:
         off = {
             PARAMETERIZATION: self.linear == 'dense',
             ('expansion',): self.linear != 'expanded',
-            ('structured_',): self.linear not in linear.structured.MEMBERS,
+            ('structured_',): self.linear in ('dense', 'expanded'),
             ('rank',): self.linear not in ('einsum', 'low_rank', 'block_dense', 'btt', 'tensor_train'),
             ('blocks',): self.linear not in ('monarch', 'btt', 'block_dense', 'block_diagonal'),
             ('theta', 'einsum_shape'): self.linear != 'einsum',
             ('kronecker_',): self.linear != 'kronecker',
             ('tt_cores',): self.linear != 'tensor_train',
+            ('experts', 'router_loss'): self.mlp != 'moe' and self.linear != 'btt_moe',
             ('gate_',): not self.mlp_gate,
             ('swiglu_match',): self.mlp != 'swiglu',
         }
@@ -154,6 +161,12 @@ class GPTConfig:
             v = getattr(self, k)
             if v and (len(v) != n or k != 'theta' and not all(i > 0 and float(i).is_integer() for i in v)):
                 found.append(f'{k} = {v}: must be {n} {"numbers" if k == "theta" else "positive integers"}')
+        if self.experts_active > self.experts:
+            found.append(f'experts_active = {self.experts_active}: must be at most experts ({self.experts})')
+        if self.mlp == 'moe' and self.mlp_gate:
+            found.append(
+                'mlp_gate = True: gates the hidden units of one MLP, mlp = moe has several; choose one of them'
+            )
         if self.theta and self.einsum_shape:
             found.append('theta and einsum_shape: give one of them, both say what the shape is')
         if self.n_embd % self.n_head:
@@ -280,7 +293,8 @@ class Block(nn.Module):
         self.ln_1 = Norm(config)
         self.attn = CausalSelfAttention(config, f'h.{layer}.attn')
         self.ln_2 = Norm(config)
-        self.mlp = MLP(config, f'h.{layer}.mlp', config.hidden(layer))
+        hidden = config.hidden(layer)
+        self.mlp = moe.MoE(config, hidden) if config.mlp == 'moe' else MLP(config, f'h.{layer}.mlp', hidden)
         self.post_1 = Norm(config) if config.post_norm else None
         self.post_2 = Norm(config) if config.post_norm else None
         self.attn_scale = config.attn_scale or 1 / math.sqrt(2 * config.n_layer)
@@ -349,6 +363,11 @@ class GPT(nn.Module):
             if c.mlp_gate and self.training:
                 open_share = torch.cat([b.mlp.gate for b in self.transformer.h]).clamp(0, 1).mean()
                 loss = loss + c.gate_penalty * F.relu(open_share - c.gate_budget)
+            routers = [m for m in self.modules() if getattr(m, 'router_loss', None) is not None]
+            if routers:
+                loss = loss + c.router_loss * torch.stack([m.router_loss for m in routers]).mean()
+                for m in routers:
+                    m.router_loss = None
             return None, loss
         return self.lm_head(x[:, [-1], :] if last_only else x), None
 
