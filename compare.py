@@ -300,7 +300,7 @@ class Comparison:
         try:
             report.write_records(self.folder, report.read_records(self.folder) | self.records)
             self.failed_write = ''
-        except UserError as e:
+        except (UserError, OSError) as e:
             self.failed_write = str(e)
 
     def job_folder(self, r: Run) -> Path:

@@ -155,7 +155,7 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
                 left = [r for r in left if r[0] != name]
                 try:
                     running[name] = (slot, *start(full, folder, slot))
-                except UserError as e:  # a full disk
+                except (UserError, OSError) as e:  # a full disk
                     failed[name] = str(e)
             if not running and not left:
                 return failed

@@ -80,14 +80,16 @@ def to_html(markdown: str) -> str:
 
 
 def plot(c: dict, x_label: str):
-    from bokeh.models import WheelZoomTool
+    from bokeh.models import CustomJSTickFormatter, NumeralTickFormatter
     from bokeh.plotting import figure
 
     p = figure(height=340, sizing_mode='stretch_width', tools='pan,wheel_zoom,box_zoom,reset', toolbar_location='above')
     p.toolbar.logo = None
     p.toolbar.active_drag = None  # a finger that scrolls the page must not move the plot
     p.toolbar.active_scroll = None
-    assert p.select_one(WheelZoomTool)
+    short = NumeralTickFormatter(format='0.[00]a')
+    p.xaxis.formatter = short if x_label != 'FLOPs' else CustomJSTickFormatter(code='return tick.toExponential(1)')
+    p.xaxis.ticker.desired_num_ticks = 4  # room for the labels on a phone
     p.xaxis.axis_label, p.yaxis.axis_label = x_label, c['metric']
     return p
 
@@ -107,7 +109,9 @@ def curves(c: dict, found: list, axis: str, name: str):
     p.add_tools(HoverTool(renderers=lines[1::2], tooltips=tip))
     p.legend.click_policy = 'hide'
     p.legend.label_text_font_size = '9pt'
-    p.legend.background_fill_alpha = 0.6
+    p.legend.padding = p.legend.margin = 0
+    p.add_layout(p.legend[0], 'below')  # inside it would cover points that a finger cannot reach then
+    p.height += 24 * len(found)
     return p
 
 

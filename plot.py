@@ -7,6 +7,7 @@ Loss curves of runs, and a table of how they ended.
 Runs whose names differ only in a final -sNUMBER are seeds of one arm: one line of the table, one colour.
 """
 
+import io
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import stats
 from configurator import UserError, input_path, key, load, root_path, run
+from download import write
 from logger import read_metrics
 
 
@@ -88,19 +90,17 @@ def picture(runs: list[dict], out: Path):
 
 
 def figure(columns: int, rows: int = 1):
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, which would keep every figure
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(rows, columns, figsize=(6 * columns, 4.2 * rows), squeeze=False)
+    fig = Figure(figsize=(6 * columns, 4.2 * rows))
+    return fig, fig.subplots(rows, columns, squeeze=False)
 
 
 def save(fig, out: Path):
-    out.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     fig.tight_layout()
-    fig.savefig(out, dpi=90, metadata={'Software': None})
-    fig.clear()
+    fig.savefig(content, format='png', dpi=90, metadata={'Software': None})
+    write(out, content.getvalue())
 
 
 def comparison(c: dict, found: list, folder: Path):

@@ -26,7 +26,7 @@ from configurator import ROOT, UserError
 from download import write
 from logger import read_metrics
 
-SWEEP = 1000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
+SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 FACTS = (
     'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'params',
@@ -231,6 +231,8 @@ def against(x: Cell, base: Cell, metric: str):
     x.diff = stats.paired_difference(a, b)
     x.needed = stats.seeds_needed([u - v for u, v in pairs])
     for axis in ('iter', 'flops', 'seconds'):
+        if axis == 'seconds' and x.ms_alone != base.ms_alone:
+            continue  # one was timed alone, the other beside other runs
         times = [
             [stats.reached(y.at(y.runs[s], axis), y.runs[s]['eval'][metric], x.target) for s in seeds]
             for y in (x, base)

@@ -113,10 +113,13 @@ def bootstrap_t(values, level: float = LEVEL, resamples: int = 4000, seed: int =
 
 
 def reached(xs, losses, target: float) -> float:
-    """Where a loss curve first gets down to target, linear between evaluations; inf if it never does."""
+    """Where a loss curve first gets down to target, linear between evaluations; inf if it never does, nan if it does
+    before the first evaluation of a trained model: no line leads there from the start."""
     for i, (x, y) in enumerate(zip(xs, losses)):
         if y <= target:
-            if i == 0 or y == losses[i - 1]:
+            if i == 0 or xs[i - 1] == 0:
+                return math.nan
+            if y == losses[i - 1]:
                 return float(x)
             return xs[i - 1] + (x - xs[i - 1]) * (losses[i - 1] - target) / (losses[i - 1] - y)
     return math.inf

@@ -93,7 +93,9 @@ def test_seeds_needed_is_where_simulated_power_passes_80_percent():
 def test_iso_loss_targets_are_interpolated_and_a_miss_has_no_speedup():
     xs, losses = [0, 100, 200, 300], [4.0, 3.0, 2.0, 2.5]
     assert stats.reached(xs, losses, 2.5) == 150 and stats.reached(xs, losses, 2.0) == 200
-    assert stats.reached(xs, losses, 1.9) == math.inf and stats.reached(xs, losses, 5.0) == 0
+    assert stats.reached(xs, losses, 1.9) == math.inf
+    assert math.isnan(stats.reached(xs, losses, 3.5)) and math.isnan(stats.reached(xs, losses, 5.0))
+    assert stats.speedup([math.nan, 1.0], [2.0, 2.0]) is None
     assert stats.speedup([100.0, math.inf], [200.0, 200.0]) is None
     assert stats.speedup([100.0], [200.0]).value == pytest.approx(2.0)
 
