@@ -459,6 +459,8 @@ def compare(cfg):
                         f'{state.folder / "metrics.jsonl"} holds {name} with other settings'
                         f' ({difference(r["settings"], mine)}); choose another --name, or delete that folder'
                     )
+    if cfg.cluster == 'slurm' and not launch.gpus():
+        print('NOTE: no GPU here: a config that chooses its preset by GPU is matched here without, run there with one')
     engine = launch.engine(cfg.cluster, jobs, state.out / 'submitit', cfg.minutes, cfg.partition)
     timed = cfg.script == 'train.py' and (cfg.bench or cfg.match == 'time')
     if not timed and cfg.match == 'time':

@@ -81,6 +81,7 @@ def gpus() -> list[str]:
 def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = ''):
     """start() for cluster = none, local or slurm; the slots of local runs are dealt out over the GPUs."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    share = dict(OMP_NUM_THREADS=threads, TORCHINDUCTOR_COMPILE_THREADS=threads)  # each would take the whole machine
     devices = gpus() if cluster != 'slurm' else []
 
     def stop_in(run: Path) -> bool:
@@ -89,7 +90,7 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
         return bool(pid)
 
     def none(command, run, slot):
-        env = os.environ | {'OMP_NUM_THREADS': threads}
+        env = os.environ | share
         if devices:
             env['CUDA_VISIBLE_DEVICES'] = devices[slot % len(devices)]
         p = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -109,7 +110,7 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
         else:
             executor.update_parameters(gpus_per_node=0)
         if cluster == 'local':
-            os.environ['OMP_NUM_THREADS'] = threads
+            os.environ.update(share)
         # a controller that inherits "ignore" outlives the terminal's Ctrl-C, and sees its run to the saved checkpoint
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
