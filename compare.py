@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 import zlib
@@ -375,7 +376,7 @@ class Live:
         self.last = time.time()
         text = self.text(running)
         up = f'\x1b[{self.lines}F\x1b[J' if self.lines else ''
-        width = os.get_terminal_size().columns
+        width = shutil.get_terminal_size().columns
         lines = [line[: width - 1] for line in text.splitlines()]
         print(up + '\n'.join(lines), flush=True)
         self.lines = len(lines)
@@ -413,7 +414,10 @@ def last_line(folder: Path) -> str:
                     continue
     except OSError:
         pass
-    return 'starting'
+    try:  # a script that trains several seeds at once
+        return (folder / 'output.txt').read_text(errors='replace').splitlines()[-1]
+    except (OSError, IndexError):
+        return 'starting'
 
 
 def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:

@@ -30,7 +30,7 @@ SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a c
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 FACTS = (
     'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'params',
-    'params_collapsed', 'tokens_per_iter', 'flops_per_token', 'flops_per_update', 'peak_memory',
+    'params_collapsed', 'collapse_difference', 'seeds_at_once', 'tokens_per_iter', 'flops_per_token', 'flops_per_update', 'peak_memory',
 )  # fmt: skip
 
 # -----------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
         seed=seed,
         state='diverged' if diverged else 'finished',
         settings=settings,
-        facts={k: manifest.get(k) for k in FACTS},
+        facts={k: manifest[k] for k in FACTS if k in manifest},
         ms=float(f'{statistics.median(ms):.4g}') if ms else None,
         eval={k: [m.get(k) for m in evals] for k in (evals[0] if evals else ()) if k != 'kind'},
         train=thinned(train),
@@ -171,10 +171,9 @@ class Cell:
 
     def at(self, r: dict, axis: str) -> list[float]:
         """The evaluations of a run along an axis."""
-        iters = r['eval']['iter']
-        if axis == 'seconds' and not self.ms_alone:
-            return r['eval'].get('seconds') or [i * (self.ms or 0) / 1000 for i in iters]
-        return [i * per_iter(r['facts'], self.ms, axis) for i in iters]
+        if axis in r['eval'] and not (axis == 'seconds' and self.ms_alone):
+            return r['eval'][axis]
+        return [i * per_iter(r['facts'], self.ms, axis) for i in r['eval']['iter']]
 
 
 def per_iter(facts: dict, ms: float | None, axis: str) -> float:
@@ -211,14 +210,13 @@ def cell(c, arm, size, chosen, runs, bench) -> Cell:
     alone = [b['ms'] for b in bench if b.get('cell', b['arm']) in (cell_name(arm, size), c['arms'][arm])]
     logged = [r['ms'] for r in runs.values() if r['ms']]
     ms = alone[-1] if alone else statistics.median(logged) if logged else None
-    n = first['eval']['iter'][-1] if first['eval'] else 0
-    cost = {axis: n * per_iter(first['facts'], ms, axis) for axis in AXES}
     params, collapsed = first['facts']['params'], first['facts']['params_collapsed']
     good = [v for v in values.values() if math.isfinite(v)]
     mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
-    return Cell(
-        arm, size, lr, edge, rates, runs, values, ms, bool(alone), mean, params, collapsed, cost | dict(params=params)
-    )  # fmt: skip
+    x = Cell(arm, size, lr, edge, rates, runs, values, ms, bool(alone), mean, params, collapsed, dict(params=params))
+    whole = next((r for r in runs.values() if r['state'] == 'finished'), None)
+    x.cost |= {axis: x.at(whole, axis)[-1] if whole else 0 for axis in AXES}
+    return x
 
 
 def against(x: Cell, base: Cell, metric: str):
@@ -339,7 +337,7 @@ def table(c: dict, found: list[Cell]) -> str:
             notes.append(f'{x.name}, rate: {c["metric"]} ' + ', '.join(f'{k:g}: {v:.4f}' for k, v in x.rates.items()))
     for arm, (_, _, law) in scaling(c, found).items():
         notes.append(
-            f'{arm}: loss = {law.scale:.4g} * FLOPs^-b with b = {law.exponent.format(".4f")} over {law.sizes} sizes'
+            f'{arm}: {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {law.exponent.format(".4f")} over {law.sizes} sizes'
         )
     return markdown(head, rows) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n'
 
