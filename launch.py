@@ -126,7 +126,7 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
             except Exception:  # submitit has no result: the job was killed, or its machine
                 return 1
 
-        return poll, lambda: stop_in(run) if cluster == 'local' else not job.cancel()
+        return poll, lambda: stop_in(run) if cluster == 'local' else not job.cancel(check=False)
 
     return none if cluster == 'none' else submit
 

@@ -26,6 +26,7 @@ def fake(monkeypatch):
     monkeypatch.setitem(compare.SCRIPTS, FAKE, 'FakeConfig')
     write = report.write_comparison
     monkeypatch.setattr(report, 'write_comparison', lambda folder: write(folder, pictures=False))  # a second each
+    return write
 
 
 @pytest.fixture
@@ -67,6 +68,49 @@ def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, 
     diff = found_cells(tmp_path)['better'].diff
     assert diff.n == 3 and diff.high < -0.09 < 0 and diff.low > -0.11  # the seeds' own noise of 0.01 cancels
     assert '| better | 3 |' in (tmp_path / 'results' / 'c' / 'table.md').read_text()
+
+
+def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
+    sizes = {n: f'--batch_size={4 * 2**i} --level={3 * 2 ** (-0.1 * i)}' for i, n in enumerate('abcd')}
+    cfg = config(arms=dict(base='', other='--best_rate=0.02'), sizes=sizes, seeds=2)
+    compare.compare(cfg)
+    folder = tmp_path / 'results' / 'c'
+    fake(folder)
+    c, found = report.load(folder)
+    assert [x.name for x in found] == [f'{arm}@{n}' for n in 'abcd' for arm in ('base', 'other')]
+    law = report.scaling(c, found)['base'][2]
+    assert law.exponent.value == pytest.approx(0.1, abs=0.002) and law.sizes == 4
+    assert law.exponent.format('.4f') in (folder / 'table.md').read_text()
+    for name in ('loss.png', 'pareto.png', 'scaling.png', 'index.html'):
+        assert (folder / name).stat().st_size > 5000
+    assert 'scaling' not in report.table(dict(c, sizes={'a': '', 'b': ''}), found[:4])
+
+
+SLURM = dict(  # what submitit calls, run here: the job in the background, sacct by what it has left
+    sbatch="""grep '^#SBATCH' "$1" >> $BIN/options; id=$((1000 + RANDOM))
+export SLURM_JOB_ID=$id SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
+export SLURM_JOB_NODELIST=localhost; bash "$1" > $BIN/log 2>&1 & echo "Submitted batch job $id" """,
+    srun="""while [[ "$1" == --* ]]; do case "$1" in --output|--error) shift 2;; *) shift;; esac; done; exec "$@" """,
+    sacct="""echo 'JobID|State|NodeList'; for a in "$@"; do if [[ "$a" =~ ^[0-9]+$ ]]; then
+if ls $OUT/${a}_*result.pkl > /dev/null 2>&1; then echo "$a|COMPLETED|here"; else echo "$a|RUNNING|here"; fi; fi; done""",
+)
+
+
+@pytest.mark.slow
+def test_slurm_gets_a_job_per_run(config, tmp_path, monkeypatch):
+    pytest.importorskip('submitit')
+    (tmp_path / 'bin').mkdir()
+    for name, text in SLURM.items():
+        path = tmp_path / 'bin' / name
+        text = text.replace('$BIN', str(tmp_path / 'bin')).replace('$OUT', str(tmp_path / 'out' / 'c' / 'submitit'))
+        path.write_text('#!/bin/bash\n' + text + '\n')
+        path.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
+    compare.compare(config(cluster='slurm', partition='gpu', minutes=7, seeds=2))
+    assert set(starts(tmp_path).values()) == {1} and found_cells(tmp_path)['better'].diff.n == 2
+    options = (tmp_path / 'bin' / 'options').read_text()
+    for option in ('--partition=gpu', '--time=7', '--gpus-per-node=1'):
+        assert options.count(option) == 4
 
 
 def test_finished_runs_in_results_count_where_out_is_gone(config, tmp_path):
@@ -134,6 +178,7 @@ def start(cfg, limit=0):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_no_finished_run(config, tmp_path):
     """A limit on the size of files stands for the disk: one arm's logs fit, the other's and the collected ones do not."""
     cfg = config(arms=dict(base='', big='--level=1.9 --long=4000'), seeds=2)
@@ -147,6 +192,7 @@ def test_a_full_disk_loses_no_finished_run(config, tmp_path):
     assert found_cells(tmp_path)['big'].diff.n == 2
 
 
+@pytest.mark.slow
 def test_two_compares_at_once_share_the_runs(config, tmp_path):
     cfg = config(seeds=4, arms=dict(base='--sleep=0.05', better='--sleep=0.05 --level=1.9'), jobs=3)
     both = [start(cfg), start(cfg)]
@@ -157,6 +203,7 @@ def test_two_compares_at_once_share_the_runs(config, tmp_path):
     assert len(report.read_records(tmp_path / 'results' / 'c')) == 8
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_runs_and_a_killed_compare_leaves_them_to_the_next(config, tmp_path):
     cfg = config(seeds=1, arms=dict(base='--sleep=0.3', better='--level=1.9 --sleep=0.3'))
     p = start(cfg)
