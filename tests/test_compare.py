@@ -15,6 +15,7 @@ from conftest import ROOT, TINY
 
 import compare
 import launch
+import plan
 import report
 from configurator import UserError, load
 
@@ -23,7 +24,7 @@ FAKE = 'tests/fake_train.py'
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setitem(compare.SCRIPTS, FAKE, 'FakeConfig')
+    monkeypatch.setitem(plan.SCRIPTS, FAKE, 'FakeConfig')
     write = report.write_comparison
     monkeypatch.setattr(report, 'write_comparison', lambda folder: write(folder, pictures=False))  # a second each
     return write
@@ -155,11 +156,11 @@ def test_half_written_lines_lose_nothing_else(config, tmp_path):
 RUNNER = """
 import resource, sys
 sys.path[:0] = [{root!r}]
-import compare, report
+import compare, plan, report
 from configurator import run
 draw = report.write_comparison
 report.write_comparison = lambda folder: draw(folder, pictures=bool({limit}))
-compare.SCRIPTS[{script!r}] = 'FakeConfig'
+plan.SCRIPTS[{script!r}] = 'FakeConfig'
 if {limit}:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 try:
@@ -276,9 +277,9 @@ def test_a_mismatch_is_refused_unless_named(config, fails):
 def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):
     once = ('--max_iters=0', '--eval_iters=1')
     cfg = compare.CompareConfig(arms=dict(a=' '.join(TINY), b=' '.join([*TINY, '--linear=expanded'])))
-    for plan, flags in zip(compare.make_plans(cfg), ((), ('--linear=expanded',))):
+    for p, flags in zip(plan.make_plans(cfg), ((), ('--linear=expanded',))):
         m = json.loads((run_train(*once, *flags) / 'manifest.json').read_text())
-        cost = compare.costs(plan)
+        cost = plan.costs(p)
         assert cost['params'] == m['params'] and cost['tokens'] == 10 * m['tokens_per_iter']
         assert cost['flops'] == pytest.approx(10 * report.per_iter(m, None, 'flops'))
 
@@ -292,8 +293,8 @@ def test_arms_of_a_seed_see_the_same_batches_and_the_schedule_keeps_its_shape():
         arms=dict(a=' '.join(TINY), b=' '.join([*TINY, '--linear=expanded', '--learning_rate=4e-2']))
     )
     resolved = []
-    for p in compare.make_plans(cfg):
-        resolved.append(load(type(p.cfg), [*p.argv, *compare.flags(p, 2e-2, 3)]))
+    for p in plan.make_plans(cfg):
+        resolved.append(load(type(p.cfg), [*p.argv, *plan.flags(p, 2e-2, 3)]))
         assert resolved[-1].learning_rate == 2e-2 and resolved[-1].seed_model == resolved[-1].seed_data == 3
         assert resolved[-1].min_lr / 2e-2 == pytest.approx(p.cfg.min_lr / p.cfg.learning_rate)
     loaders = [loader.Loader(c.dataset, 'train', c.block_size, c.batch_size, 99, torch.device('cpu'), c.data_order,
@@ -342,7 +343,7 @@ def test_the_check_finds_an_altered_number(tmp_path):
 def test_every_comparison_config_loads():
     for path in sorted((ROOT / 'config' / 'compare').glob('*.py')):
         cfg = load(compare.CompareConfig, [str(path)])
-        assert len(compare.make_plans(cfg)) == len(cfg.arms) * max(1, len(cfg.sizes)), path.name
+        assert len(plan.make_plans(cfg)) == len(cfg.arms) * max(1, len(cfg.sizes)), path.name
 
 
 @pytest.mark.slow
@@ -353,14 +354,14 @@ def test_an_interrupted_comparison_of_real_runs_goes_on_exactly(tmp_path, run_tr
     cfg = compare.CompareConfig(
         arms=dict(a=tiny, b=tiny + ' --linear=expanded'), name='c', out=str(tmp_path / 'out'), **keys
     )
-    for arm, flags in (('a', ()), ('b', ('--linear=expanded',))):
-        out = tmp_path / 'out' / 'c' / arm / 'lr0.01' / 's1'
-        run_train('--max_iters=5', '--seed_model=1', '--seed_data=1', f'--out_dir={out}', *flags)
-        plan = compare.make_plans(cfg)[bool(flags)]
-        for name, gone in (('config', dict(max_iters=10)), ('manifest', dict(finished=None, final_iter=5))):  # killed
-            path = out / f'{name}.json'
-            path.write_text(json.dumps(json.loads(path.read_text()) | gone))
-        (out / 'argv.json').write_text(json.dumps([*plan.argv, *compare.flags(plan, 0.01, 1), f'--out_dir={out}']))
+    plans = plan.make_plans(cfg)
+    for p, flags in zip(plans, (('--max_iters=5',), ('--linear=expanded',))):
+        out = tmp_path / 'out' / 'c' / p.arm / 'lr0.01' / 's1'
+        run_train('--seed_model=1', '--seed_data=1', f'--out_dir={out}', *flags)
+        (out / 'argv.json').write_text(json.dumps([*p.argv, *plan.flags(p, 0.01, 1), f'--out_dir={out}']))
+    for name, before in (('config', dict(max_iters=10)), ('manifest', dict(finished=None))):  # killed on its way to 10
+        path = tmp_path / 'out' / 'c' / 'a' / 'lr0.01' / 's1' / f'{name}.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | before))
     compare.compare(cfg)
     whole = run_train('--seed_model=1', '--seed_data=1', out='whole')
     parts = tmp_path / 'out' / 'c' / 'a' / 'lr0.01' / 's1'

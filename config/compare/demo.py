@@ -15,7 +15,7 @@ arms = dict(
     dense='',
     expanded='--linear=expanded --linear_layers=mlp --expansion=256',
 )
-learning_rates = (1e-3, 3e-3, 1e-2)
+learning_rates = (1.5e-3, 3e-3, 6e-3)
 sweep_seeds = 1
 extend = 1
 seeds = 3
