@@ -189,7 +189,7 @@ class Comparison:
     def done(self, name: str, code: int | None) -> str:
         """Called when a job has ended; '' if its runs are over."""
         self.read_back()
-        left = [r for r in wanted(self.cfg, self.plans, self.records) if self.out / name in (self.job_folder(r),)]
+        left = [r for r in wanted(self.cfg, self.plans, self.records) if self.job_folder(r) == self.out / name]
         if not left:
             self.say(f'{name}: done')
             return ''
@@ -359,7 +359,10 @@ def main():
         print('RESULTS.md and README.md agree with the logs')
     elif cfg.report:
         for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-            report.write_comparison(folder)
+            if report.load(folder)[1]:
+                report.write_comparison(folder)
+            else:
+                print(f'{folder.name}: no finished run yet')
         write(results.parent / 'RESULTS.md', report.results_md(results).encode())
         print(f'wrote {results.parent / "RESULTS.md"}')
     else:

@@ -369,14 +369,12 @@ def summary(name: str, c: dict, found: list[Cell]) -> list[list[str]]:
     return rows
 
 
-def load(folder: Path) -> tuple[dict, list[Cell]] | None:
-    """A comparison and its cells from its folder; None if there is nothing to report."""
+def load(folder: Path) -> tuple[dict, list[Cell]]:
+    """A comparison and its cells (none without a finished run) from its folder."""
     try:
         c = json.loads((folder / 'comparison.json').read_text())
-    except OSError:
-        return None
-    except ValueError:
-        raise UserError(f'{folder / "comparison.json"} is not JSON; run the comparison again to write it') from None
+    except (OSError, ValueError):
+        raise UserError(f'{folder / "comparison.json"} cannot be read; run the comparison again to write it') from None
     return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl'))
 
 
@@ -445,9 +443,10 @@ def check(results: Path, documents: list[Path]) -> list[str]:
     """What in RESULTS.md, the tables and the documents differs from the logs; [] if all is well."""
     wrong, fresh = [], results_md(results)
     pages = [(results.parent / 'RESULTS.md', fresh)]
-    for path in sorted(results.glob('*/table.md')):
-        c, found = load(path.parent)
-        pages.append((path, f'# {path.parent.name}\n\n{table(c, found)}'))
+    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+        c, found = load(folder)
+        if found:
+            pages.append((folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'))
     for path, expected in pages:
         have = path.read_text() if path.exists() else ''
         if have != expected:
