@@ -42,6 +42,7 @@ class TrainConfig(GPTConfig):
     eval_iters: int = key(200, 'batches per evaluation, the same for every run; 0: the whole split', low=0)
     eval_only: bool = key(False, 'evaluate once and exit')
     always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
+    save_checkpoint: bool = key(True, 'false: write no checkpoint at all, only the log; for runs of minutes')
     init_from: str = key(
         'scratch', "scratch, resume (out_dir's ckpt.pt), a checkpoint, a Hugging Face GPT-2 folder, gpt2 ... gpt2-xl"
     )
@@ -229,6 +230,8 @@ class Trainer:
 
     def save(self, improved: bool):
         """ckpt.pt, and best.pt if val loss improved."""
+        if not self.cfg.save_checkpoint:
+            return
         cuda = self.device.type == 'cuda'
         mine = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
         states = [mine] * self.world
@@ -381,9 +384,8 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
             if stop and not done:
                 t.seconds += time.time() - mark
                 t.save(improved=False)
-                log.say(
-                    f'interrupted: saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume'
-                )
+                saved = f'saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume'
+                log.say(f'interrupted: {saved if cfg.save_checkpoint else "nothing saved (save_checkpoint = False)"}')
             return stop and not done
 
         t.step()
