@@ -4,6 +4,9 @@ Time the training step: exactly the one train.py takes, data and optimizer inclu
     python bench.py config/shakespeare_char.py
     python bench.py config/shakespeare_char.py -- config/expansive_shakespeare.py -- config/expansive_shakespeare.py --expansion=10000
 
+    python bench.py structures --d_in=768 --d_out=3072      tables of single layers: bench_layers.py
+    python bench.py mlp --widths=768,2048,5120
+
 Arms are separated by `--`, each a config with flags as for train.py; the keys of bench.py go to the first. All arms
 live in one process and take turns, block by block, so that a drift of the machine meets them alike. Printed: the median
 time per step over the blocks with its range, the ratio to the first arm (median over pairs of neighbouring blocks),
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+import bench_layers
 import hardware
 from configurator import UserError, input_path, key, load, overrides, root_path, run
 from download import write
@@ -123,6 +127,9 @@ def table(rows: list[dict]) -> str:
 
 def main():
     arms, argv = [[]], sys.argv[1:]
+    if argv and argv[0] in bench_layers.COMMANDS:
+        schema, command = bench_layers.COMMANDS[argv[0]]
+        return command(load(schema, argv[1:]))
     for a in argv:
         arms.append([]) if a == '--' else arms[-1].append(a)
     bench = load(BenchConfig, arms[0])

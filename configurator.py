@@ -62,7 +62,7 @@ def kinds(annotation) -> tuple:
 
 
 def type_name(annotation) -> str:
-    names = {types.NoneType: 'none', tuple: 'several numbers a,b,...'}
+    names = {types.NoneType: 'none', tuple: 'several numbers a,b,...', dict: 'a dict (in a config file only)'}
     return ' or '.join(names.get(k, k.__name__) for k in kinds(annotation))
 
 
@@ -81,6 +81,9 @@ def coerce(value, annotation):
                 value = value.strip('()[]').split(',')
             if isinstance(value, list | tuple):
                 return tuple(coerce(v, float) for v in value)
+        elif kind is dict:
+            if isinstance(value, dict):
+                return value
         elif kind is bool:
             if isinstance(value, bool):
                 return value

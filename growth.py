@@ -46,7 +46,7 @@ import ligo
 import linear
 import loader
 from configurator import UserError, key
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, rope_table
 from surgery import SurgeryConfig, compare, open_model, real_tokens, report, write
 from widen import TENSORS, WIDTH, Part, axes, fold_norms, head_maps, lift, tile
 
@@ -99,13 +99,15 @@ def parse(method: str, noise: float, seed: int) -> How:
 # what can grow into what
 
 KEPT = ('mlp', 'mlp_gate', 'qk_norm', 'norm', 'norm_affine', 'post_norm', 'position', 'attention_window', 'bias')
-KEPT += ('vocab_size', 'tie_head')
+KEPT += ('vocab_size', 'tie_head', 'mup_base')
 
 
 def problems(old, new, how: How) -> list[str]:
     """Why old cannot grow into new this way, one line each."""
     if old.linear != 'dense':
         return [f'the source has linear = {old.linear}; collapse it first: python transfer.py collapse']
+    if old.mlp == 'moe':
+        return ['the source has mlp = moe: how experts grow is not known here; grow an MLP of another kind']
     width, d, D = how.width, old.n_embd, new.n_embd
     found = [
         f'{k} = {getattr(new, k)}: the source has {getattr(old, k)}, and growth keeps it'
@@ -182,7 +184,7 @@ def head_problems(old, new, how: How) -> list[str]:
 def logit_scale(old, new, how: How) -> float:
     """A tied head reads every copy; with nothing before it that could be divided by n, the logits must be."""
     raw_widths = ('double', 'one_hot', 'spectrum_random')
-    folds = old.tie_head and not old.norm_affine and how.width not in raw_widths
+    folds = old.tie_head and not old.norm_affine and not old.mup_base and how.width not in raw_widths
     return old.logit_scale * old.n_embd / new.n_embd if folds else old.logit_scale
 
 
@@ -348,7 +350,8 @@ def say_grown(old, new, how: How, moved: bool, dropout: float):
     if how.width and how.rule.symmetric and not how.noise and not dropout and new.n_embd % old.n_embd == 0:
         cure = '--noise=0.3 or dropout' if how.rule.noise else 'dropout, or another method'
         print(f'WARNING: the copies are equal and stay so in training: no capacity is gained; use {cure}')
-    if how.width in ('clone', 'lemon', 'net2wider', 'spectrum', 'bert2bert') and new.n_embd > old.n_embd:
+    copies = how.width in ('clone', 'lemon', 'net2wider', 'spectrum', 'bert2bert')
+    if copies and new.n_embd > old.n_embd and not old.mup_base:  # which lowers the rates itself
         print(
             f'learning rate: each unit is read through {new.n_embd / old.n_embd:.3g} copies, so at the same rate the'
             f' function moves that much faster; --hidden_lr={old.n_embd / new.n_embd:.3g} keeps the pace'
@@ -360,6 +363,8 @@ def assemble(config, weights: dict) -> GPT:
     with torch.device('meta'):
         model = GPT(config)
     model.load_state_dict(weights, assign=True)
+    if config.position == 'rope':  # its tables are no part of a checkpoint
+        model.rope_cos, model.rope_sin = rope_table(torch.arange(config.block_size), config.n_embd // config.n_head)
     if config.tie_head:
         model.lm_head.weight = model.transformer.wte.weight
     return model.eval()

@@ -26,7 +26,7 @@ def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR)
 
     def map_of(layer, name, axis, d):
         """B (D, d): rows 0 to d-1 stay the identity; the rest, a parameter, starts as copies."""
-        where = 'stream' if name in ('stream', 'normed', 'final') else f'{layer}.{name}'
+        where = 'stream' if name in ('stream', 'normed', 'logits') else f'{layer}.{name}'
         if where not in maps:
             maps[where] = torch.eye(d, device=device)[axis.unit[d:].to(device)].requires_grad_()
         return torch.cat((torch.eye(d, device=device), maps[where]))

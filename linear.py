@@ -7,18 +7,23 @@ name such as 'h.0.mlp.c_fc'. The contract of a member of LINEAR, an nn.Module bu
     forward(x)          x @ W^T + bias through its own factors
     to_dense()          W (d_out, d_in), differentiable, in the factors' dtype
     from_dense(W)       set the factors so that to_dense() is W, or as near as the member can come
-    start(W0, std, gen) initialise: W0 is the matrix the dense twin starts from, std its target, gen a torch.Generator
+    start(W0, std, gen, residual)  initialise: W0 is the matrix the dense twin starts from, std its target, gen a
+                        torch.Generator, residual: the layer writes to the residual stream
     macs()              multiply-adds per token of forward
     form_macs()         multiply-adds to form W once
-    decay_scale()       factor on weight_decay for its factors
-    lr_scale            buffer: factor on the learning rate for its factors
+    moves()             features per token that forward writes and reads again between its input and its output
+    decay_scale()       factors on weight_decay, one per factor
+    lr_scale            buffer: factors on the learning rate, one per factor or one for all
+    describe()          the shape it has chosen, in a few words
 
 There are two ways to train such a layer (`linear_path`):
   factored       the member sits in the model and pushes activations through its factors.
   materialised   the model holds a plain matrix W, so the compiled graph, DDP and accumulation see a dense model; the
                  member lives beside it (`Dense.beside`). Once per optimizer step the chain rule turns W's gradient
                  into the factors' gradients, the optimizer moves the factors and W is formed again.
-Both give the same gradients; `auto` takes the one with fewer FLOPs per optimizer step.
+Both give the same gradients; `auto` takes the cheaper by `choose_path`. The members live here (expanded) and in
+structured.py and
+moe.py.
 """
 
 import copy
@@ -30,6 +35,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+import moe
+import structured
 from configurator import UserError
 
 
@@ -37,6 +44,7 @@ class Dense(nn.Linear):
     """A plain matrix. `beside` holds the factors it is formed from, out of sight of parameters() and state_dict()."""
 
     beside = None
+    rate = 1.0  # factor on the learning rate
 
     def reset_parameters(self):  # make() initialises; torch's own draw would only move the random stream
         pass
@@ -91,7 +99,7 @@ class Expanded(nn.Module):
         return P
 
     @torch.no_grad()
-    def start(self, W0, std, gen):
+    def start(self, W0, std, gen, residual=False):
         if self.init == 'gaussian':  # equal std s with s^N sqrt(k)^(N-1) = std, so that the product has W0's std
             s = (std / self.k ** ((self.depth - 1) / 2)) ** (1 / self.depth)
             for W in self.factors:
@@ -136,13 +144,22 @@ class Expanded(nn.Module):
     def form_macs(self):
         return (self.depth - 2) * self.k**2 * min(self.d_in, self.d_out) + self.k * self.d_in * self.d_out
 
+    def moves(self):
+        return 2 * self.k * (self.depth - 1)
+
+    def describe(self):
+        return f'{self.depth} factors, k = {self.k}'
+
     def decay_scale(self):
         """AdamW shrinks every factor by 1 - lr*wd, hence W by its N-th power. 'product' shrinks W as its dense twin's
         (to first order in lr*wd), whatever lr_scale is."""
-        return {'factors': 1.0, 'product': 1 / (self.depth * self.lr_scale.item()), 'none': 0.0}[self.decay]
+        one = {'factors': 1.0, 'product': 1 / (self.depth * self.lr_scale.item()), 'none': 0.0}[self.decay]
+        return [one] * self.depth
 
 
-LINEAR = {'dense': Dense, 'expanded': Expanded}
+MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
+# other a second (measured)
+LINEAR = {'dense': Dense, 'expanded': Expanded} | structured.MEMBERS | {'btt_moe': moe.BttMoE}
 
 
 @torch.no_grad()
@@ -173,57 +190,98 @@ def effective_lr_ratio(layer) -> float:
 # choosing and making
 
 
-def sites(config) -> list[str]:
-    """The names of all linear layers of the blocks."""
-    names = [
-        'attn.c_attn',
-        'attn.c_proj',
-        'mlp.c_fc',
-        *(['mlp.c_gate'] if config.mlp == 'swiglu' else []),
-        'mlp.c_proj',
-    ]
-    return [f'h.{i}.{name}' for i in range(config.n_layer) for name in names]
+def sites(config) -> dict[str, tuple[int, int]]:
+    """{name: (d_in, d_out)} of all linear layers of the blocks, and of the head where it is a layer of its own."""
+    n = config.n_embd
+    kv = 2 * n * (config.n_kv_head or config.n_head) // config.n_head
+    found = {}
+    for i in range(config.n_layer):
+        hidden = config.hidden(i)
+        found |= {f'h.{i}.attn.c_attn': (n, n + kv), f'h.{i}.attn.c_proj': (n, n)}
+        if config.mlp == 'moe':
+            continue
+        found[f'h.{i}.mlp.c_fc'] = (n, hidden)
+        if config.mlp == 'swiglu':
+            found[f'h.{i}.mlp.c_gate'] = (n, hidden)
+        found[f'h.{i}.mlp.c_proj'] = (hidden, n)
+    if not config.tie_head:
+        found['lm_head'] = (n, config.vocab_size)
+    return found
 
 
 def patterns(linear_layers: str) -> list[str]:
     """'mlp+attn' or globs over sites, joined by + or commas."""
-    short = {'mlp': 'h.*.mlp.*', 'attn': 'h.*.attn.*'}
+    short = {'mlp': 'h.*.mlp.*', 'attn': 'h.*.attn.*', 'head': 'lm_head'}
     return [short.get(p.strip(), p.strip()) for p in linear_layers.replace('+', ',').split(',')]
 
 
+def chosen(config) -> dict[str, tuple[int, int]]:
+    """The sites that linear_layers names and keep_dense does not."""
+    if config.linear == 'dense':
+        return {}
+    found = sites(config)
+    take, keep = (
+        {n for p in patterns(v) for n in fnmatch.filter(found, p)} for v in (config.linear_layers, config.keep_dense)
+    )
+    return {n: d for n, d in found.items() if n in take - keep}
+
+
 def problems(config) -> list[str]:
-    """What is wrong with the linear_* and expansion_* keys of a config, one line each."""
+    """What is wrong with the keys of a config that shape its linear layers, one line each."""
     if config.linear == 'dense':
         return []
     found = []
-    for p in patterns(config.linear_layers):
-        if not fnmatch.filter(sites(config), p):
-            found.append(
-                f"linear_layers = '{config.linear_layers}': '{p}' matches no layer; use mlp, attn, mlp+attn or globs over"
-                f' {", ".join(s.replace("h.0.", "h.*.") for s in sites(config) if s.startswith("h.0."))}'
-            )
+    for k in ('linear_layers', 'keep_dense'):
+        for p in patterns(getattr(config, k)):
+            if p and not fnmatch.filter(sites(config), p):
+                globs = ', '.join(s.replace('h.0.', 'h.*.') for s in sites(config) if s.startswith('h.0.'))
+                head = ' or head' if not config.tie_head else ' (the head is one only with tie_head = False)'
+                found.append(
+                    f"{k} = '{getattr(config, k)}': '{p}' matches no layer; use mlp, attn, mlp+attn{head}, or globs over"
+                    f' {globs}'
+                )
     if config.linear == 'expanded' and config.expansion_init == 'orthogonal' and 0 < config.expansion < config.n_embd:
         found.append(
             f'expansion = {config.expansion}: expansion_init = orthogonal needs expansion >= n_embd ({config.n_embd});'
             ' use svd (keeps the best rank-k part) or gaussian'
         )
+    if not found and config.linear not in ('dense', 'expanded'):
+        for name, (d_in, d_out) in {d: (n, d) for n, d in reversed(chosen(config).items())}.values():
+            try:
+                with torch.device('meta'):
+                    LINEAR[config.linear](d_in, d_out, config)
+            except UserError as e:
+                found.append(f'{e} (layer {name}, {d_in} -> {d_out})')
     return found
 
 
 def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn.Module:
     """The layer of a site. residual: it writes to the residual stream, so its std is 0.02/sqrt(2*n_layer) (GPT-2);
-    otherwise 0.02. W0 comes from the global random stream, as the dense twin's; factors draw from one of their own."""
-    layer = Dense(d_in, d_out, bias=config.bias)
+    otherwise 0.02. W0 comes from the global random stream, as the dense twin's; factors draw from one of their own.
+    With mup_base the std is that of the mu-parametrization and rates fall with width (Yang & Hu 2021, arXiv 2203.03466).
+    """
+    bias = config.bias and site != 'lm_head'
+    layer = Dense(d_in, d_out, bias=bias)
     std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+    rate = 1.0
+    if config.mup_base and site != 'lm_head':
+        std, rate = structured.gemm_std(d_in, d_out), config.mup_base / config.n_embd
     nn.init.normal_(layer.weight, mean=0.0, std=std)
-    if config.bias:
+    if config.mup_base and residual:
+        nn.init.zeros_(layer.weight)
+    layer.rate = rate
+    if bias:
         nn.init.zeros_(layer.bias)
-    if config.linear == 'dense' or not any(fnmatch.fnmatch(site, p) for p in patterns(config.linear_layers)):
+    if site not in chosen(config):
         return layer
     member = LINEAR[config.linear](d_in, d_out, config)
     member.start(
-        layer.weight.data, std, torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32(site.encode()))
+        layer.weight.data,
+        std,
+        torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32(site.encode())),
+        residual,
     )
+    member.lr_scale *= rate
     if choose_path(config, member, layer) == 'factored':
         member.bias = layer.bias
         return member
@@ -234,11 +292,30 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn
 
 
 def choose_path(config, member, dense) -> str:
-    """auto: push T tokens through the factors if T*macs() is below T*d_in*d_out + form_macs(); backward doubles both."""
+    """auto: push T tokens through the factors if T*(macs() + MOVE*moves()) is below T*d_in*d_out + form_macs(); backward
+    doubles both sides."""
+    if config.linear == 'btt_moe':  # no matrix could stand for it
+        return 'factored'
     if config.linear_path != 'auto':
         return config.linear_path
-    per_token = member.macs() - dense.macs()
+    per_token = member.macs() + MOVE * member.moves() - dense.macs()
     return 'factored' if per_token < member.form_macs() / config.tokens_per_step else 'materialised'
+
+
+def table(model) -> list[str]:
+    """A line for every kind of layer that is not dense: sites, shape, parameters, way to compute it."""
+    kinds = {}
+    for name, m in model.named_modules():
+        member = member_of(m)
+        if hasattr(member, 'factors'):
+            n = sum(p.numel() for p in member.factors)
+            share = n / (member.d_in * member.d_out)
+            path = 'materialised' if member is not m else 'factored'
+            line = (
+                f'{member.d_in} -> {member.d_out}: {member.describe()}, {n:,} parameters ({share:.1%} of dense), {path}'
+            )
+            kinds.setdefault(line, []).append(name.removeprefix('transformer.'))
+    return [f'{s[0]}{f" and {len(s) - 1} more" if s[1:] else ""} {line}' for line, s in kinds.items()]
 
 
 # -----------------------------------------------------------------------------
@@ -261,16 +338,25 @@ def leaves(model):
     not depend on linear_path. Matrices decay, vectors do not."""
     seen = set()
     for name, m in model.named_modules():
+        if isinstance(m, nn.ParameterList):
+            continue  # the factors of the module named before
         member = member_of(m)
         if hasattr(member, 'factors'):
-            scales = member.lr_scale.item(), member.decay_scale()
-            yield from ((f'{name}.factors.{i}', p, *scales) for i, p in enumerate(member.factors))
-        if isinstance(m, nn.ParameterList):
-            continue  # the factors just named
-        for key, p in m.named_parameters(recurse=False):
-            if id(p) not in seen and not (key == 'weight' and member is not m):
+            scales = member.lr_scale.expand(len(member.factors)).tolist(), member.decay_scale()
+            for i, (p, lr_scale, decay_scale) in enumerate(zip(member.factors, *scales)):
+                yield f'{name}.factors.{i}', p, lr_scale, decay_scale
+        own = dict(member.named_parameters(recurse=False))
+        if member is not m:  # the bias stays with the formed matrix
+            own |= {k: p for k, p in m.named_parameters(recurse=False) if k != 'weight'}
+        for key, p in own.items():
+            if id(p) not in seen:
                 seen.add(id(p))
-                yield f'{name}.{key}', p, 1.0, 1.0 if p.dim() >= 2 else 0.0
+                yield (
+                    f'{name}.{key}',
+                    p,
+                    getattr(m, 'rate', 1.0) if key == 'weight' else 1.0,
+                    1.0 if p.dim() >= 2 else 0.0,
+                )
 
 
 def state(model) -> dict:
@@ -314,7 +400,7 @@ class Materialised:
         layers = formed(model).values()
         self.members = [m.beside[0] for m in layers]
         self.weights = [m.weight for m in layers]
-        self.factors = [W for m in self.members for W in m.factors]
+        self.factors = [W for m in self.members for W in m.parameters()]
         self.form()
 
     def form(self):

@@ -15,7 +15,13 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 import linear
+import moe
 from configurator import key
+
+# how the keys begin that say how a linear layer is parameterized, and nothing else of the model
+PARAMETERIZATION = (
+    'linear', 'keep_dense', 'rank', 'blocks', 'theta', 'einsum_shape', 'kronecker_', 'tt_cores', 'structured_', 'expansion',
+)  # fmt: skip
 
 
 @dataclass
@@ -30,13 +36,18 @@ class GPTConfig:
     # architecture; the defaults are GPT-2
     mlp: str = key(
         'gelu',
-        'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU',
-        choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2'),
+        'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU, mixture of experts',
+        choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2', 'moe'),
     )
     mlp_expansion_factor: float | tuple = key(4.0, 'hidden units of the MLP over n_embd; one number, or one per layer')
     multiple_of: int = key(1, 'hidden units are rounded to the nearest multiple of this', low=1)
     swiglu_match: bool = key(
         True, 'SwiGLU: two thirds of the hidden units, so that its three matrices cost what two do'
+    )
+    experts: int = key(8, 'experts of mlp = moe and of linear = btt_moe', low=2)
+    experts_active: int = key(2, 'experts that a token is sent to', low=1)
+    router_loss: float = key(
+        0.01, "weight of the routers' loss (balance and size of the logits), mean over routers", low=0
     )
     mlp_gate: bool = key(
         False, 'learn the factor: a gate on each hidden unit; transfer.py prune removes the closed ones'
@@ -57,12 +68,42 @@ class GPTConfig:
     )
     # how the weight matrices of the blocks are parameterized, see linear.py
     linear: str = key('dense', 'parameterization of the layers named by linear_layers', choices=tuple(linear.LINEAR))
-    linear_layers: str = key('mlp', 'where: mlp, attn, mlp+attn, or globs such as h.*.mlp.c_fc, joined by + or commas')
+    linear_layers: str = key(
+        'mlp', 'where: mlp, attn, head (untied only), or globs such as h.*.mlp.c_fc, joined by + or commas'
+    )
+    keep_dense: str = key('', 'layers to leave dense all the same, such as h.0.*; as linear_layers')
     linear_path: str = key(
         'auto',
         'form W once per step (materialised), push activations through the factors (factored), or the cheaper',
         choices=('auto', 'materialised', 'factored'),
     )
+    structured_share: float = key(
+        1 / 3,
+        'share of the dense parameters that a structured layer takes where rank, blocks or shape are 0',
+        above=0,
+        high=1,
+    )
+    rank: int = key(
+        0, 'of low_rank, btt, tensor_train, inner width of block_dense; 0: about a third of the parameters', low=0
+    )
+    blocks: int = key(0, 'of monarch, btt, block_dense, block_diagonal; 0: chosen', low=0)
+    theta: tuple = key((), 'einsum: seven exponents, of alpha beta gamma, delta epsilon phi, rho')
+    einsum_shape: tuple = key((), 'einsum: the seven integers themselves')
+    kronecker_shape: tuple = key(
+        (), '(rows, columns) of the first Kronecker factor; empty: about a third of the parameters'
+    )
+    kronecker_terms: int = key(1, 'Kronecker products in the sum', low=1)
+    tt_cores: int = key(2, 'cores of tensor_train', low=2)
+    structured_lr: str = key(
+        'paper', "the paper's rate for each factor, or the same for all", choices=('paper', 'none')
+    )
+    structured_decay: str = key(
+        'product',
+        'weight_decay acts on the factors, on their product as in the dense twin, or on none',
+        choices=('factors', 'product', 'none'),
+    )
+    structured_norm: bool = key(False, 'cap the RMS of each factor at its initial value, times a learned gain')
+    mup_base: int = key(0, 'mu-parametrization: n_embd at which learning_rate was tuned; 0: off', low=0)
     expansion: int = key(0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0)
     expansion_depth: int = key(2, 'number of factors of an expanded layer', low=2)
     expansion_init: str = key(
@@ -92,15 +133,23 @@ class GPTConfig:
             width *= 2 / 3
         return max(1, round(width / self.multiple_of)) * self.multiple_of
 
-    def idle(self) -> list[str]:
-        """Keys that are set but mean nothing beside the others, as 'key = value'."""
+    def idle(self) -> dict:
+        """Keys that are set but mean nothing beside the others."""
         off = {
-            ('linear_', 'expansion'): self.linear == 'dense',
+            PARAMETERIZATION: self.linear == 'dense',
+            ('expansion',): self.linear != 'expanded',
+            ('structured_',): self.linear in ('dense', 'expanded'),
+            ('rank',): self.linear not in ('einsum', 'low_rank', 'block_dense', 'btt', 'tensor_train'),
+            ('blocks',): self.linear not in ('monarch', 'btt', 'block_dense', 'block_diagonal'),
+            ('theta', 'einsum_shape'): self.linear != 'einsum',
+            ('kronecker_',): self.linear != 'kronecker',
+            ('tt_cores',): self.linear != 'tensor_train',
+            ('experts', 'router_loss'): self.mlp != 'moe' and self.linear != 'btt_moe',
             ('gate_',): not self.mlp_gate,
             ('swiglu_match',): self.mlp != 'swiglu',
         }
         changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(self, f.name)) != f.default}
-        return [f'{k} = {v}' for k, v in changed.items() if any(o and k.startswith(names) for names, o in off.items())]
+        return {k: v for k, v in changed.items() if any(o and k.startswith(names) for names, o in off.items())}
 
     def problems(self) -> list[str]:
         found, factors = [], self.mlp_expansion_factor
@@ -111,7 +160,18 @@ class GPTConfig:
             )
         if not all(0 < f < math.inf for f in (factors if isinstance(factors, tuple) else [factors])):
             found.append(f'mlp_expansion_factor = {factors}: must be above 0')
-        found += linear.problems(self)
+        for k, n in (('theta', 7), ('einsum_shape', 7), ('kronecker_shape', 2)):
+            v = getattr(self, k)
+            if v and (len(v) != n or k != 'theta' and not all(i > 0 and float(i).is_integer() for i in v)):
+                found.append(f'{k} = {v}: must be {n} {"numbers" if k == "theta" else "positive integers"}')
+        if self.experts_active > self.experts:
+            found.append(f'experts_active = {self.experts_active}: must be at most experts ({self.experts})')
+        if self.mlp == 'moe' and self.mlp_gate:
+            found.append(
+                'mlp_gate = True: gates the hidden units of one MLP, mlp = moe has several; choose one of them'
+            )
+        if self.theta and self.einsum_shape:
+            found.append('theta and einsum_shape: give one of them, both say what the shape is')
         if self.n_embd % self.n_head:
             fits = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
             near = sorted(sorted(fits, key=lambda h: abs(h - self.n_head))[:3])
@@ -123,7 +183,7 @@ class GPTConfig:
             found.append(f'n_head = {self.n_head}: rope turns pairs, n_embd / n_head must be even')
         if self.n_kv_head and self.n_head % self.n_kv_head:
             found.append(f'n_kv_head = {self.n_kv_head}: must divide n_head ({self.n_head})')
-        return found
+        return found or linear.problems(self)  # which looks at the layers that all these keys make
 
 
 NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
@@ -133,11 +193,9 @@ def model_args(config) -> dict:
     """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
     whatever it can express. linear_path is a way to compute and no property of the weights."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
-    for f in dataclasses.fields(GPTConfig):
-        idle = config.linear == 'dense' and f.name.startswith(('linear', 'expansion'))
-        if f.name not in NANOGPT_KEYS and f.name != 'linear_path' and not idle and getattr(config, f.name) != f.default:
-            args[f.name] = getattr(config, f.name)
-    return args
+    drop = {*NANOGPT_KEYS, 'linear_path', *(k for k in config.idle() if k.startswith(PARAMETERIZATION))}
+    changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(config, f.name)) != f.default}
+    return args | {k: v for k, v in changed.items() if k not in drop}
 
 
 class Norm(nn.Module):
@@ -182,6 +240,7 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.dropout = config.dropout
         self.qk_norm = config.qk_norm
+        self.scale = 8 / self.head_width if config.mup_base else None  # None: 1/sqrt(head width); equal at width 64
 
     def forward(self, x, rope=None, mask=None, cache=None):
         B, T, C = x.shape
@@ -200,6 +259,7 @@ class CausalSelfAttention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0,
             is_causal=mask is None and T > 1,  # a single new token sees the whole cache
+            scale=self.scale,
             enable_gqa=self.n_kv_head != self.n_head,  # the kernel shares keys and values, nothing is repeated
         )
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side
@@ -236,7 +296,8 @@ class Block(nn.Module):
         self.ln_1 = Norm(config)
         self.attn = CausalSelfAttention(config, f'h.{layer}.attn')
         self.ln_2 = Norm(config)
-        self.mlp = MLP(config, f'h.{layer}.mlp', config.hidden(layer))
+        hidden = config.hidden(layer)
+        self.mlp = moe.MoE(config, hidden) if config.mlp == 'moe' else MLP(config, f'h.{layer}.mlp', hidden)
         self.post_1 = Norm(config) if config.post_norm else None
         self.post_2 = Norm(config) if config.post_norm else None
         self.attn_scale = config.attn_scale or 1 / math.sqrt(2 * config.n_layer)
@@ -264,11 +325,16 @@ class GPT(nn.Module):
         if config.position != 'learned':
             del parts['wpe']
         self.transformer = nn.ModuleDict(parts)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.position == 'rope':  # a table: computed inside the graph, its sines cost a quarter of d12's step
+            for name, t in zip(
+                ('cos', 'sin'), rope_table(torch.arange(config.block_size), config.n_embd // config.n_head)
+            ):
+                self.register_buffer(f'rope_{name}', t, persistent=False)
         if config.tie_head:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
             self.lm_head.weight = self.transformer.wte.weight
         else:
-            nn.init.normal_(self.lm_head.weight, mean=0.0, std=0.02)
+            self.lm_head = linear.make(config, 'lm_head', config.n_embd, config.vocab_size)
         for name in ('wte', 'wpe'):
             if name in parts:
                 nn.init.normal_(parts[name].weight, mean=0.0, std=0.02)
@@ -284,7 +350,7 @@ class GPT(nn.Module):
         if c.position == 'learned':
             x = x + self.transformer.wpe(pos)
         else:
-            rope = rope_table(pos, c.n_embd // c.n_head)
+            rope = tuple(t[start : start + idx.size(1)] for t in (self.rope_cos, self.rope_sin))
         if c.attention_window:  # a mask costs SDPA its flash kernel
             back = pos[:, None] - torch.arange(start + idx.size(1), device=idx.device)  # (T, all keys)
             mask = (back >= 0) & (back < c.attention_window)
@@ -294,27 +360,45 @@ class GPT(nn.Module):
         x = self.transformer.ln_f(x)
         if c.logit_scale != 1:
             x = x * c.logit_scale
+        if c.mup_base:
+            x = x * (c.mup_base / c.n_embd)
         if targets is not None:
-            logits = self.lm_head(x)
+            logits = self.head(x)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
             if c.mlp_gate and self.training:
                 open_share = torch.cat([b.mlp.gate for b in self.transformer.h]).clamp(0, 1).mean()
                 loss = loss + c.gate_penalty * F.relu(open_share - c.gate_budget)
+            routers = [m for m in self.modules() if getattr(m, 'router_loss', None) is not None]
+            if routers:
+                loss = loss + c.router_loss * torch.stack([m.router_loss for m in routers]).mean()
+                for m in routers:
+                    m.router_loss = None
             return None, loss
         return self.lm_head(x[:, [-1], :] if last_only else x), None
+
+    def head(self, x):
+        """Logits (..., V) of x (..., C). On a GPU a vocabulary such as 50257 is padded to a multiple of 64 for the product:
+        tensor cores want aligned rows."""
+        if not isinstance(self.lm_head, nn.Linear):
+            return self.lm_head(x)
+        odd = -self.config.vocab_size % 64 if x.is_cuda else 0
+        return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, odd)))[..., : self.config.vocab_size]
 
     def num_params(self) -> int:
         """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count)."""
         n = sum(p.numel() for name, p in self.named_parameters() if name != 'transformer.wpe.weight')
         for m in linear.formed(self).values():
-            n += sum(W.numel() for W in m.beside[0].factors) - m.weight.numel()
+            n += sum(W.numel() for W in m.beside[0].parameters()) - m.weight.numel()
         return n
 
     def num_params_collapsed(self) -> int:
         """The same count for the dense model that this one collapses to."""
         members = {id(m): m for m in self.modules() if hasattr(m, 'factors')}
         members |= {id(m): m.beside[0] for m in linear.formed(self).values()}
-        return self.num_params() + sum(m.d_in * m.d_out - sum(W.numel() for W in m.factors) for m in members.values())
+        return self.num_params() + sum(
+            m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name != 'bias')
+            for m in members.values()
+        )
 
     def flops_per_token(self, T=None) -> int:
         """Forward and backward, 2 per multiply-add: every matrix three times its forward, attention scores and values
@@ -322,7 +406,8 @@ class GPT(nn.Module):
         c = self.config
         linears = sum(m.macs() for m in self.modules() if hasattr(m, 'macs'))
         context = min(T or c.block_size, c.attention_window or c.block_size)
-        return 6 * (linears + c.n_embd * c.vocab_size + 2 * c.n_layer * context * c.n_embd)
+        head = c.n_embd * c.vocab_size if c.tie_head else 0  # an untied one is among the linears
+        return 6 * (linears + head + 2 * c.n_layer * context * c.n_embd)
 
     def flops_per_update(self) -> int:
         """Per optimizer step, whatever the batch: forming the materialised W, and the chain rule back."""

@@ -86,7 +86,7 @@ def small_flags(cfg: RaceConfig) -> dict:
 
 
 def go(cfg: RaceConfig, name: str, iters: int, flags: str):
-    """Train one run, unless its log says that it is done; resume it if it was interrupted."""
+    """Train one run, unless its log says that it is done; a source that was interrupted goes on."""
     out_dir = f'{cfg.work}/{name}'
     work, kept = root_path(out_dir), root_path(cfg.out) / name
     if (kept / 'manifest.json').exists():
@@ -94,6 +94,8 @@ def go(cfg: RaceConfig, name: str, iters: int, flags: str):
     evals = max(1, iters // 25)
     fixed = f'--max_iters={iters} --lr_decay_iters={iters} --eval_interval={evals} --out_dir={out_dir}'
     fixed += f' --seed_model={cfg.seed} --seed_data={cfg.seed}'
+    if name not in ('narrow', 'shallow', 'random'):  # what nothing grows from leaves only its log
+        fixed += ' --save_checkpoint=false'
     args = ['config/gpt2.py', *shlex.split(f'{COMMON} {SIZES[cfg.size]} {cfg.flags} {fixed} {flags}')]
     args += ['--init_from=resume'] if (work / 'ckpt.pt').exists() else []
     print(f'{name}: python train.py {" ".join(args)}', flush=True)
@@ -104,9 +106,6 @@ def go(cfg: RaceConfig, name: str, iters: int, flags: str):
         print(f'{name}: diverged', flush=True)  # a result, too
     for file in ('config.json', 'metrics.jsonl', 'manifest.json'):  # the manifest last: it says that the run is here
         write(kept / file, (work / file).read_bytes())
-    if name not in ('narrow', 'shallow', 'random'):  # sources are needed again
-        for path in work.glob('*.pt'):
-            path.unlink()
 
 
 def read_run(folder: Path) -> dict:

@@ -272,11 +272,21 @@ def join(arrays, dtype) -> np.ndarray:
     return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.empty(0, dtype)
 
 
+# GPT-2's rule for where words end, in the words that tiktoken's regular expressions run fastest: without the possessive
+# ++ of tiktoken's own pattern, which change nothing (no alternative goes on after them), all that is not space is one
+# automaton instead of a backtracking program. The same ids take a quarter less time.
+GPT2_WORDS = r""" ?\p{L}+|(?:'(?:[sdmt]|ll|ve|re)| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s++$|\s+(?!\S)|\s"""
+
+
 def gpt2_batch():
     """(encode_batch, vocabulary) of GPT-2's encoding, <|endoftext|> (50256) before every document. The same ids as
     tiktoken's encode_ordinary, taken as arrays where tiktoken can (0.9 or later): lists of 137M numbers cost a
     quarter of the time, partly under Python's lock."""
+    import tiktoken
+
     enc = gpt2_encoding()
+    ranks, special = enc._mergeable_ranks, enc._special_tokens  # tiktoken's documented way to vary an encoding
+    enc = tiktoken.Encoding('gpt2', pat_str=GPT2_WORDS, mergeable_ranks=ranks, special_tokens=special)
     separator = np.array([enc.eot_token], np.uint16)
 
     def ids(text):

@@ -29,7 +29,7 @@ import linear
 import loader
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from logger import Log
-from model import GPT, GPTConfig
+from model import GPT, PARAMETERIZATION, GPTConfig
 from optim import Optimizer, lr_at
 
 
@@ -44,6 +44,7 @@ class TrainConfig(GPTConfig):
     eval_iters: int = key(200, 'batches per evaluation, the same for every run; 0: the whole split', low=0)
     eval_only: bool = key(False, 'evaluate once and exit')
     always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
+    save_checkpoint: bool = key(True, 'false: write no checkpoint at all, only the log; for runs of minutes')
     init_from: str = key(
         'scratch',
         "scratch, resume (out_dir's ckpt.pt), transfer (grow a small model), a checkpoint, a Hugging Face GPT-2 folder,"
@@ -257,6 +258,8 @@ class Trainer:
 
     def save(self, improved: bool):
         """ckpt.pt, and best.pt if val loss improved."""
+        if not self.cfg.save_checkpoint:
+            return
         cuda = self.device.type == 'cuda'
         mine = [torch.get_rng_state(), torch.cuda.get_rng_state() if cuda else None]
         states = [mine] * self.world
@@ -308,7 +311,7 @@ def take_model_keys(cfg, ckpt: dict, path):
             raise UserError(
                 f'init_from = {path}: its layers are {args["linear"]}; collapse it first: python transfer.py collapse'
             )
-        drop += [k for k in args if k.startswith(('linear', 'expansion'))]
+        drop += [k for k in args if k.startswith(PARAMETERIZATION)]
         if cfg.block_size < args['block_size'] and args['position'] == 'learned':
             wpe = 'transformer.wpe.weight'
             ckpt['model'][wpe] = ckpt['model'][wpe][: cfg.block_size]
@@ -372,13 +375,16 @@ def train(cfg):
             log.say(cfg.note)
         log.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
         if idle := cfg.idle():
-            log.say(f'NOTE: without effect here: {", ".join(idle)} (linear = {cfg.linear}, mlp = {cfg.mlp})')
+            keys = ', '.join(f'{k} = {v}' for k, v in idle.items())
+            log.say(f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp})')
         log.say(
             f'{facts["params"] / 1e6:.2f}M parameters'
             + (f' ({facts["params_collapsed"] / 1e6:.2f}M collapsed)' if cfg.linear != 'dense' else '')
             + f', {tokens_per_iter:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
             + f' x {t.world}, {facts["dtype"]}, attention {facts["attention"]}'
         )
+        for line in linear.table(t.model):
+            log.say(line)
         try:
             stopped = loop(t, log, flops / t.world, peak, tokens_per_iter)
         finally:
@@ -431,9 +437,8 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
             if stop and not done:
                 t.seconds += time.time() - mark
                 t.save(improved=False)
-                log.say(
-                    f'interrupted: saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume'
-                )
+                saved = f'saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume'
+                log.say(f'interrupted: {saved if cfg.save_checkpoint else "nothing saved (save_checkpoint = False)"}')
             return stop and not done
 
         t.step()

@@ -79,7 +79,8 @@ def attention_axes(old, new, choose, gen) -> dict[str, Axis]:
     q, kv = head_maps(old, new, choose, gen)
     h, H = old.n_embd // old.n_head, new.n_embd // new.n_head
     dim = tile(h, H, gen)
-    scale = (H / h) ** 0.25 * torch.bincount(dim)[dim].double() ** -0.5
+    power = 0.5 if old.mup_base else 0.25  # attention divides by the head width, or by its root; q and k share that
+    scale = (H / h) ** power * torch.bincount(dim)[dim].double() ** -0.5
     rows = lambda heads: (heads[:, None] * h + dim).flatten()
     return dict(
         q=copied(rows(q), scale.repeat(len(q))),
@@ -91,7 +92,7 @@ def attention_axes(old, new, choose, gen) -> dict[str, Axis]:
 
 def stream_axes(old, new, unit, pad: int) -> dict[str, Axis]:
     """The residual stream and what is seen of it: stream (embeddings and projections write it; a norm reads it), normed
-    (after ln_1 and ln_2), final (after ln_f), the weights and biases of the norms. The last `pad` units are padding.
+    (after ln_1 and ln_2), final (after ln_f), logits (an untied head reads it), the weights and biases of the norms. The last `pad` units are padding.
 
     Padding shrinks the variance by kd/D; all that is written grows by c = sqrt(D/kd), so that a norm's epsilon and its
     statistics stay, and its output is c times too large: the norm's weight takes 1/c, or else its readers do."""
@@ -103,11 +104,13 @@ def stream_axes(old, new, unit, pad: int) -> dict[str, Axis]:
     one, here = torch.ones(D, dtype=torch.float64), real.double()  # here: padding is neither read nor holds anything
     mean = 'mean' if old.norm == 'layernorm' else 'zero'
     out = 1.0 if old.norm_affine else c  # what a norm hands on, over what the small one's does
-    fin = (share / c if old.norm_affine else c * one) if old.tie_head else out * one  # a tied head reads copies whole
+    mup = d / D if old.mup_base else 1.0  # what the model itself does to the logits as it grows
+    fin = (share / c / mup if old.norm_affine else c * one) if old.tie_head else out * one  # tied: copies read whole
     return dict(
         stream=Axis(unit, c * one, share / c, mean),
         normed=Axis(unit, out * here, share / out * here),
         final=Axis(unit, fin * here, share / fin * here),
+        logits=Axis(unit, fin * mup * here, share / fin / mup * here),
         scale=Axis(unit, one / c, share * c, 'mean'),  # of a norm; padding may have any weight
         shift=Axis(unit, here, share * here),
         final_scale=Axis(unit, fin / c, share / fin * c, 'mean'),
@@ -123,7 +126,7 @@ def axes(old, new, layer: int, source: int, how) -> dict[str, Axis]:
     if how.width == 'double':
         g, G = ((c.n_kv_head or c.n_head) * (c.n_embd // c.n_head) for c in (old, new))
         stream, kv, hidden = raw(adjacent(d, D, gen)), raw(adjacent(g, G, gen)), raw(adjacent(f, F, gen))
-        names = ('stream', 'normed', 'final', 'scale', 'shift', 'final_scale', 'post', 'q', 'heads')
+        names = ('stream', 'normed', 'final', 'logits', 'scale', 'shift', 'final_scale', 'post', 'q', 'heads')
         return dict.fromkeys(names, stream) | dict(k=kv, v=kv, hidden=hidden)
     pad = D % d if how.width == 'lemon' else 0
     unit = torch.cat((tile(d, D - pad, gen), torch.full((pad,), d)))
@@ -145,7 +148,7 @@ TENSORS |= {f'{name}.bias': ('>shift',) for name in ('ln_1', 'ln_2')}
 TENSORS |= {f'{name}.weight': ('>post',) for name in ('post_1', 'post_2')}
 TENSORS |= {f'{name}.bias': ('>stream',) for name in ('post_1', 'post_2')}
 TENSORS |= {'mlp.gate': ('>hidden',), 'wte.weight': ('', '>stream'), 'wpe.weight': ('', '>stream')}
-TENSORS |= {'ln_f.weight': ('>final_scale',), 'ln_f.bias': ('>final',), 'lm_head.weight': ('', '<final')}
+TENSORS |= {'ln_f.weight': ('>final_scale',), 'ln_f.bias': ('>final',), 'lm_head.weight': ('', '<logits')}
 
 
 def lift(W, sides, moment=0):
@@ -301,7 +304,7 @@ def random_lift(p: Part):
     if p.axes[0] in ('>scale', '>final_scale', '>post'):
         return torch.full_like(W, W.mean())
     for dim, name in enumerate(p.axes):
-        if name[1:] in ('stream', 'normed', 'final', 'shift'):
+        if name[1:] in ('stream', 'normed', 'final', 'logits', 'shift'):
             R = rotation(W.size(dim), p.how.seed).to(W.dtype)
             W = torch.tensordot(W, R, ([dim], [1])).movedim(-1, dim)
     return W

@@ -1,23 +1,19 @@
-"""Tables in the documents are what their command prints from the committed logs."""
+"""What the documents say is what the logs say."""
 
 import re
 
-import pytest
 from conftest import ROOT
 
-TABLE = re.compile(r'<!-- python (\S+) (.*?) -->\n```\n(.*?)\n```', re.S)
-DOCUMENTS = [p for p in sorted(ROOT.glob('*.md')) if TABLE.search(p.read_text())]
+import report
 
 
-@pytest.mark.parametrize('path', DOCUMENTS, ids=lambda p: p.name)
-def test_tables_are_printed_from_logs(path, script):
-    for name, args, text in TABLE.findall(path.read_text()):
-        paths = [q for a in args.split() for q in (sorted(ROOT.glob(a)) if '*' in a or '?' in a else [a])]
-        assert script(name, *paths).stdout.strip('\n') == text
+def test_results_md_and_the_readme_agree_with_the_logs():
+    """As python compare.py --check: tables are printed again and compared, figures in prose are looked up."""
+    assert report.check(ROOT / 'results', [ROOT / 'README.md']) == []
 
 
-def test_the_documents_have_such_tables():
-    assert 'README.md' in [p.name for p in DOCUMENTS]
+def test_the_readme_has_tables_to_check():
+    assert len(report.BLOCK.findall((ROOT / 'README.md').read_text())) >= 2
 
 
 def test_files_named_in_the_documents_exist():

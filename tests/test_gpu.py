@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import hardware
+import moe
 from configurator import load
+from model import GPTConfig
+from structured import MEMBERS
 from train import TrainConfig, Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -75,3 +78,59 @@ def test_mfu_has_a_peak_and_bf16_is_the_default():
     if 'H100' in name or 'H200' in name:
         assert 700e12 < hardware.peak_flops(t.device, t.dtype) < 1000e12
     assert hardware.peak_flops(t.device, torch.float32) is None
+
+
+@pytest.mark.parametrize('name', ['low_rank', 'block_dense', 'monarch', 'btt', 'block_diagonal'])
+def test_structured_layers_permute_nothing(name):
+    """Forward and backward in bfloat16 launch matrix products only: no copy, no elementwise kernel."""
+    from torch.profiler import ProfilerActivity, profile
+
+    keys = dict(blocks=4) if name == 'btt' else {}
+    m = MEMBERS[name](512, 2048, GPTConfig(linear=name, **keys))
+    m.start(None, 0.02, torch.Generator().manual_seed(0))
+    m = m.cuda().bfloat16()
+    x = torch.randn(4096, 512, device='cuda', dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn(4096, 2048, device='cuda', dtype=torch.bfloat16)
+
+    def step():
+        return torch.autograd.grad(m(x), [x, *m.factors], dy)
+
+    got = step()
+    wanted = torch.autograd.grad(torch.nn.functional.linear(x, m.to_dense()), [x, *m.factors], dy)
+    for a, b in zip(got, wanted):
+        assert (a - b).norm() < 0.02 * b.norm()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as p:
+        step()
+        torch.cuda.synchronize()
+    kernels = [e.key for e in p.key_averages() if e.self_device_time_total > 0 and 'Memset' not in e.key]
+    assert kernels and not [k for k in kernels if 'copy' in k.lower() or 'elementwise' in k or 'triton' in k], kernels
+
+
+@pytest.mark.parametrize('flags', [('--linear=btt_moe',), ('--mlp=moe',)])
+def test_mixtures_on_a_gpu_are_those_of_a_cpu(flags):
+    """The grouped product in bfloat16 against one product after another in float32."""
+    a, _ = run(*flags, '--dtype=bfloat16', steps=5)
+    b, _ = run(*flags, '--dtype=float32', '--compile=false', steps=5)
+    assert a == pytest.approx(b, abs=0.05)
+
+
+def test_the_time_of_a_mixture_grows_with_active_experts_not_with_experts():
+    def ms(E, k):
+        m = moe.MoE(GPTConfig(n_embd=768, n_head=12, experts=E, experts_active=k), 3072).cuda()
+        torch.nn.init.normal_(m.router)
+        x = torch.randn(16, 1024, 768, device='cuda')
+        times = []
+        for _ in range(8):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            with torch.autocast('cuda', torch.bfloat16):
+                m(x).sum().backward()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end))
+        return sorted(times)[4]
+
+    base, experts, active = ms(8, 2), ms(16, 2), ms(8, 6)
+    print(f'8 experts, 2 active: {base:.2f} ms; 16, 2: {experts:.2f} ms; 8, 6: {active:.2f} ms')
+    assert experts < 1.5 * base < active

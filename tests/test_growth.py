@@ -34,6 +34,7 @@ OPTIONS = {
     'window': dict(attention_window=5),
     'untied': dict(tie_head=False),
     'bias': dict(bias=True),
+    'mup': dict(mup_base=16),
 }
 PAIRS = [p for p in itertools.combinations(OPTIONS, 2) if p not in {('swiglu', 'relu2'), ('gqa', 'mqa')}]
 
@@ -129,6 +130,7 @@ def test_heads_of_other_width_and_number_are_exact():
         (dict(n_kv_head=2), dict(n_embd=64, n_head=8, n_kv_head=8)),  # to as many as query heads
         (dict(n_kv_head=1), dict(n_embd=96, n_head=12, n_kv_head=3)),
         (dict(n_kv_head=2), dict(n_embd=32, n_kv_head=4)),  # key-value heads only
+        (dict(mup_base=16), dict(n_embd=64, n_head=4)),
     ]
     for args, sizes in cases:
         model = small_gpt('bias', **args)
@@ -169,7 +171,9 @@ def gradients(model):
     return {n: p.grad for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize('names', [(n,) for n in OPTIONS] + [('untied', 'plain_norm'), ('rmsnorm', 'swiglu', 'rope')])
+@pytest.mark.parametrize(
+    'names', [(n,) for n in OPTIONS] + [('untied', 'plain_norm'), ('rmsnorm', 'swiglu', 'rope'), ('untied', 'mup')]
+)
 def test_gradients_of_a_grown_model_are_the_grown_gradients(names):
     """The rule that moves AdamW's moments, for copies, other heads and padding."""
     model = small_gpt(*names)
@@ -368,6 +372,8 @@ def test_what_cannot_grow_is_refused_by_name():
         with pytest.raises(UserError) as e:
             grown(small_gpt(*names), method, **sizes)
         assert message in str(e.value)
+    with pytest.raises(UserError, match='mlp = moe'):
+        settle(GPTConfig(mlp='moe'), GPTConfig(mlp='moe', n_embd=1536), parse('clone', 0, 0))
     with pytest.raises(UserError, match='method = .klone.: must be one of clone'):
         parse('klone', 0, 0)
     with pytest.raises(UserError, match='noise = 0.1: goes with clone, lemon, net2wider'):

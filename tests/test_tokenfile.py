@@ -207,6 +207,20 @@ def test_gpt2_is_tiktokens_with_endoftext_before_every_document():
     assert encode_batch([More(TEXTS[0])]).tolist() == enc.encode_ordinary(TEXTS[0])
 
 
+def test_words_end_where_tiktokens_own_pattern_ends_them():
+    """Ours is spelled for speed: every mix of spaces, quotes, letters, digits and marks must give the same ids."""
+    encode_batch, _ = tokenfile.gpt2_batch()
+    rng = np.random.default_rng(0)
+    few = list(" '\n\r\tstdmlvrea09.,-")
+    many = few + list('\x00\x0b\x1c\x85\xa0\u200b\u2028\u3000\ufefféßǅʼªⅷ٣½²日本\u0301\u093f🙂<|>_’')
+    texts = [''.join(rng.choice(a, rng.integers(1, 60))) for a in (few, many) for _ in range(3000)]
+    spaces = [' ' * 5000, '\n' * 5000 + 'x', 'x' * 300 + ' \n' * 2000]  # runs that a pattern may stumble over
+    anything = ''.join(map(chr, rng.permutation([c for c in range(0x110000) if not 0xD800 <= c < 0xE000])[:200_000]))
+    texts += [*TEXTS, *spaces, anything]
+    for text, want in zip(texts, tokenfile.gpt2_encoding().encode_ordinary_batch(texts, num_threads=1)):
+        assert encode_batch([More(text)]).tolist() == want, ascii(text[:100])
+
+
 def test_characters_there_and_back():
     itos = sorted(set(''.join(TEXTS)))
     encode_batch, vocab = tokenfile.char_batch(itos)

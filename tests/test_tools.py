@@ -63,7 +63,7 @@ def test_every_config_loads():
     from configurator import load
     from train import TrainConfig
 
-    for path in sorted((ROOT / 'config').rglob('*.py')):
+    for path in sorted((ROOT / 'config').glob('*.py')):
         load(TrainConfig, [str(path)])
 
 

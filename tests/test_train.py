@@ -260,6 +260,11 @@ def test_wandb_gets_every_log_step_offline(run_train, monkeypatch):
     assert list((out / 'wandb').glob('offline-run-*'))
 
 
+def test_without_checkpoints_the_log_is_all_there_is(run_train):
+    a, b = run_train('--save_checkpoint=false', out='a'), run_train(out='b')
+    assert not list(a.glob('*.pt')) and list(b.glob('*.pt')) and losses(a) == losses(b)
+
+
 def test_eval_only_evaluates_and_writes_no_checkpoint(run_train):
     out = run_train('--eval_only')
     assert list(losses(out, 'eval')) == [0] and not losses(out) and not (out / 'ckpt.pt').exists()

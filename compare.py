@@ -1,0 +1,380 @@
+"""
+Compare ways to train: many runs, matched, each at its own best learning rate, with honest intervals.
+
+    python compare.py config/compare/expansion.py --seeds=5             runs what is missing, then table, plots, page
+    python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
+    python compare.py --report                                           RESULTS.md from all logs in results/
+    python compare.py --check                                            do RESULTS.md and README.md agree with them?
+
+A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
+the same order and the same start in every arm. With learning_rates each arm is first swept over them on seeds of their
+own; the best rate then meets the seeds that decide. The same command goes on after any interruption: finished runs
+(in out/ or in results/<name>/metrics.jsonl, so on another machine too) are kept, broken ones resumed.
+
+Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the config, 130 interrupted (runs have saved).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import checkpoint
+import launch
+import report
+from configurator import ROOT, UserError, input_path, key, load, root_path, run
+from download import write
+from logger import write_json
+from plan import SCRIPTS, Plan, Run, check_match, difference, flags, make_plans, settings, wanted
+from report import SWEEP
+
+
+@dataclass
+class CompareConfig:
+    arms: dict | None = key(None, "{name: 'config.py --flags'}, the baseline first")
+    claim: str = key('{arm} has a lower loss than {baseline}', 'the sentence the verdict is about')
+    note: str = key('', 'a paragraph for RESULTS.md')
+    script: str = key('train.py', 'what trains an arm', choices=tuple(SCRIPTS))
+    common: str = key('', "flags of every arm; an arm's own come later and win")
+    sizes: dict | None = key(None, "{name: '--flags'}: every arm at every size; four or more give scaling laws")
+    seeds: int = key(3, 'seeds 1, 2, ... that decide', low=1, high=SWEEP)
+    learning_rates: tuple | dict = key((), 'rates to sweep, for all arms or {arm: rates}; none: the rate of the config')
+    sweep_seeds: int = key(2, 'seeds per rate of the sweep, other ones than those that decide', low=1)
+    extend: int = key(2, 'rates to add where the best one is on the edge of the sweep', low=0)
+    metric: str = key('val_loss', 'key of the logged evaluations; lower is better')
+    at: str = key('last', 'the last evaluation, or the best one of each run', choices=('last', 'best'))
+    worth: float = key(0.01, 'the smallest gain in the metric that would matter', above=0)
+    target: float | None = key(None, 'metric to which speed is compared; none: the worst figure of all runs')
+    match: str = key('tokens', 'what arms have in common', choices=('params', 'flops', 'tokens', 'time'))
+    mismatch: dict | None = key(None, "{arm: 'reason'} for arms that are off by more than 1%, or see other data")
+    bench: bool = key(True, 'train.py: time the steps of all arms, alone and in turns, before the runs')
+    cluster: str = key(
+        'local',
+        'local and slurm go through submitit; none starts the processes directly, where submitit is not installed',
+        choices=('local', 'slurm', 'none'),
+    )
+    jobs: int = key(0, 'runs at once; 0: 4 per GPU (small runs leave it idle), or one per CPU core up to 8', low=0)
+    minutes: int = key(240, 'time limit of a run under submitit', low=1)
+    partition: str = key('', 'of Slurm')
+    keep_checkpoints: bool = key(False, 'keep ckpt.pt and best.pt of finished runs')
+    name: str = key('', "name of the folders under results and out; empty: the config file's")
+    results: str = key('results', 'where logs, table, plots and page go, in <name>/')
+    out: str = key('out/compare', 'where runs are trained, in <name>/')
+    report: bool = key(False, 'only rewrite RESULTS.md, tables, plots and pages from the logs')
+    check: bool = key(False, 'only check RESULTS.md and README.md against the logs')
+
+    def __post_init__(self):
+        self.arms, self.sizes, self.mismatch = self.arms or {}, self.sizes or {}, self.mismatch or {}
+
+    def problems(self):
+        found = []
+        if not (self.report or self.check) and len(self.arms) < 2:
+            found.append('arms: give at least two in a config file, the baseline first; see config/compare/')
+        for name in [*self.arms, *self.sizes]:
+            if not str(name) or set(str(name)) & set('/@ |'):
+                found.append(f"arms, sizes: '{name}': a name has no space, /, @ or |")
+        for field in ('learning_rates', 'mismatch'):
+            if odd := [
+                a for a in getattr(self, field) if isinstance(getattr(self, field), dict) and a not in self.arms
+            ]:
+                found.append(f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join(self.arms)}')
+        return found
+
+
+# -----------------------------------------------------------------------------
+# running
+
+
+class Comparison:
+    """The state of one comparison: its folders, and the records of the runs that are over."""
+
+    def __init__(self, cfg, plans: list[Plan]):
+        self.cfg, self.plans = cfg, plans
+        self.folder, self.out = root_path(cfg.results) / cfg.name, root_path(cfg.out) / cfg.name
+        self.records, self.failed_write = {}, ''
+        self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))
+        self.settings = {}
+
+    def wanted(self) -> list[Run]:
+        self.read_back()
+        return wanted(self.cfg, self.plans, self.records)
+
+    def run_settings(self, r: Run) -> dict:
+        p = self.plans[r.plan]
+        if (r.plan, r.lr, r.seed) not in self.settings:
+            resolved = load(type(p.cfg), [*p.argv, *flags(p, r.lr, r.seed)])
+            self.settings[r.plan, r.lr, r.seed] = settings(resolved)
+        return self.settings[r.plan, r.lr, r.seed]
+
+    def read_back(self):
+        """Take in whatever is over, in results/ and in out/, by us or by anyone."""
+        for name, r in report.read_records(self.folder).items():
+            self.records.setdefault(name, r)
+        news = 0
+        while fresh := [r for r in wanted(self.cfg, self.plans, self.records) if self.take(r)]:
+            news += len(fresh)
+        if news or self.failed_write:
+            self.write()
+
+    def take(self, r: Run) -> bool:
+        """Take in a run if it is over. Raises UserError if its folder belongs to a run of another kind."""
+        p, folder = self.plans[r.plan], self.out / r.name
+        try:
+            argv = json.loads((self.job_folder(r) / 'argv.json').read_text())
+        except (OSError, ValueError):
+            return False  # never started
+        have, mine = settings(load(type(p.cfg), argv)), self.run_settings(r)
+        if have != mine:
+            raise UserError(
+                f'{folder} holds a run with other settings ({difference(have, mine)}); choose another --name, or delete'
+                ' that folder'
+            )
+        if launch.holder(self.job_folder(r)):
+            return False
+        found = report.record(folder, r.name, p.arm, p.size, r.lr, r.seed, self.run_settings(r))
+        if found:
+            self.records[r.name] = found
+            if not self.cfg.keep_checkpoints:
+                for path in (*folder.glob('*.pt'), *folder.glob('*.pt.tmp*')):
+                    path.unlink(missing_ok=True)
+        return bool(found)
+
+    def write(self):
+        """What is over goes to results/ at once. A disk that is full now may not be later: the runs go on."""
+        try:
+            report.write_records(self.folder, report.read_records(self.folder) | self.records)
+            self.failed_write = ''
+        except (UserError, OSError) as e:
+            self.failed_write = str(e)
+
+    def job_folder(self, r: Run) -> Path:
+        return (self.out / r.name).parent if self.batched else self.out / r.name
+
+    def jobs(self) -> list[tuple[str, Path, list[str]]]:
+        """(name, folder, command) of what is missing; a script that trains its seeds at once gets them in one job."""
+        groups = {}
+        for r in self.wanted():
+            groups.setdefault(self.job_folder(r), []).append(r)
+        return [(str(f.relative_to(self.out)), f, self.command(f, runs)) for f, runs in groups.items()]
+
+    def command(self, folder: Path, runs: list[Run]) -> list[str]:
+        r = runs[0]
+        p = self.plans[r.plan]
+        more = [*flags(p, r.lr, r.seed), f'--out_dir={folder}']
+        if self.batched:
+            more.append('--seeds=' + ','.join(str(r.seed) for r in runs))
+        return [sys.executable, str(ROOT / self.cfg.script), *p.argv, *more]
+
+    def start(self, engine):
+        def go(full: list[str], folder: Path, slot: int):
+            """Before a run starts: note what it is, and whether it goes on from a checkpoint."""
+            script = full.index(str(ROOT / self.cfg.script))
+            write_json(folder / 'argv.json', full[script + 1 :])
+            ckpt = folder / 'ckpt.pt'
+            if ckpt.exists() and not launch.holder(folder):
+                try:
+                    checkpoint.load(ckpt)
+                    full = [*full, '--init_from=resume']
+                except UserError:  # broken beside the run: from the start, then
+                    ckpt.unlink()
+            return engine(full, folder, slot)
+
+        return go
+
+    def done(self, name: str, code: int | None) -> str:
+        """Called when a job has ended; '' if its runs are over."""
+        self.read_back()
+        left = [r for r in wanted(self.cfg, self.plans, self.records) if self.job_folder(r) == self.out / name]
+        if not left:
+            self.say(f'{name}: done')
+            return ''
+        if code is None:
+            return ''
+        path = self.out / name / 'output.txt'
+        last = path.read_text(errors='replace').strip().splitlines()[-1:] if path.exists() else []
+        wrong = f'exit code {code}: {(last or ["no output"])[0][:300]} (all of it in {path})'
+        self.say(f'{name}: {wrong}')
+        return wrong
+
+    def say(self, text: str):
+        if not sys.stdout.isatty():
+            print(text, flush=True)
+
+
+class Live:
+    """The table that shows where a comparison stands, redrawn in place on a terminal."""
+
+    def __init__(self, comparison: Comparison):
+        self.c, self.lines, self.last, self.t0 = comparison, 0, 0.0, time.time()
+
+    def __call__(self, running: dict):
+        if not sys.stdout.isatty() or time.time() - self.last < 1:
+            return
+        self.last = time.time()
+        text = self.text(running)
+        up = f'\x1b[{self.lines}F\x1b[J' if self.lines else ''
+        width = shutil.get_terminal_size().columns
+        lines = [line[: width - 1] for line in text.splitlines()]
+        print(up + '\n'.join(lines), flush=True)
+        self.lines = len(lines)
+
+    def text(self, running: dict) -> str:
+        c, rows = self.c, []
+        missing = wanted(c.cfg, c.plans, c.records)
+        for i, p in enumerate(c.plans):
+            over = [r for r in c.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
+            chosen = report.choose(over, c.cfg.metric, c.cfg.at)
+            deciding = [r for r in over if chosen and r['seed'] <= SWEEP and r['lr'] == chosen[0]]
+            figures = [report.value(r, c.cfg.metric, c.cfg.at) for r in deciding]
+            rows.append(
+                f'{p.name:24} {len(over):3} over, {sum(r.plan == i for r in missing):3} known to come'
+                + (f', best rate so far {chosen[0]:g}' if chosen and len(chosen[2]) > 1 else '')
+                + (f', {c.cfg.metric} {sum(figures) / len(figures):.4f} (n={len(figures)})' if figures else '')
+            )
+        for name in running:
+            rows.append(f'  {name:30} {last_line(c.out / name)}')
+        minutes, seconds = divmod(int(time.time() - self.t0), 60)
+        return '\n'.join([*rows, f'{minutes}:{seconds:02} running' + (f'; {c.failed_write}' if c.failed_write else '')])
+
+
+def last_line(folder: Path) -> str:
+    """What a running run logged last."""
+    try:
+        with open(folder / 'metrics.jsonl', 'rb') as f:
+            f.seek(0, os.SEEK_END)
+            f.seek(max(0, f.tell() - 2000))
+            for text in reversed(f.read().decode(errors='replace').splitlines()):
+                try:
+                    m = json.loads(text)
+                    return f'iter {m["iter"]}, loss {m.get("loss", m.get("val_loss", 0)):.4f}'
+                except (ValueError, KeyError, TypeError):
+                    continue
+    except OSError:
+        pass
+    try:  # a script that trains several seeds at once
+        return (folder / 'output.txt').read_text(errors='replace').splitlines()[-1]
+    except (OSError, IndexError):
+        return 'starting'
+
+
+def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
+    """{cell: ms per step}, every arm alone on the machine and in turns. Kept in results/<name>/bench.jsonl."""
+    arms = [' '.join(p.argv) for p in plans]
+    rows = report.read_lines(folder / 'bench.jsonl')
+    if [r.get('arm') for r in rows] != arms:
+        fresh = out / f'bench-{zlib.crc32(json.dumps(arms).encode())}.jsonl'
+        command = [sys.executable, str(ROOT / 'bench.py')]
+        for i, p in enumerate(plans):
+            command += [*(['--'] if i else []), *p.argv, *([] if i else [f'--out={fresh}'])]
+        print(f'timing the steps of {len(plans)} arms, alone', flush=True)
+        failed = launch.run_all(
+            lambda: [] if fresh.exists() else [('bench', out / 'bench', command)],
+            lambda name, code: '' if fresh.exists() else f'exit code {code}',
+            engine, 1, tries=1,
+        )  # fmt: skip
+        if failed:
+            raise UserError(f'bench.py failed: {failed["bench"]} ({out / "bench" / "output.txt"}); or --bench=false')
+        rows = [r | dict(arm=a, cell=p.name) for r, a, p in zip(report.read_lines(fresh), arms, plans)]
+        write(folder / 'bench.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
+    return {r['cell']: r['ms'] for r in rows}
+
+
+def compare(cfg):
+    plans = make_plans(cfg)
+    state = Comparison(cfg, plans)
+    state.out.mkdir(parents=True, exist_ok=True)
+    jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
+    if cfg.cluster != 'none':
+        try:
+            import submitit  # noqa: F401
+        except ImportError:
+            raise UserError(
+                f'cluster = {cfg.cluster}: submitit is not installed; pip install submitit, or --cluster=none'
+            ) from None
+    for name, r in report.read_records(state.folder).items():  # nothing starts beside runs of another comparison
+        for i, p in enumerate(plans):
+            if (r['arm'], r['size']) == (p.arm, p.size):
+                mine = state.run_settings(Run(i, r['lr'], r['seed'], name))
+                if r['settings'] != mine:
+                    raise UserError(
+                        f'{state.folder / "metrics.jsonl"} holds {name} with other settings'
+                        f' ({difference(r["settings"], mine)}); choose another --name, or delete that folder'
+                    )
+    if cfg.cluster == 'slurm' and not launch.gpus():
+        print('NOTE: no GPU here: a config that chooses its preset by GPU is matched here without, run there with one')
+    engine = launch.engine(cfg.cluster, jobs, state.out / 'submitit', cfg.minutes, cfg.partition)
+    timed = cfg.script == 'train.py' and (cfg.bench or cfg.match == 'time')
+    if not timed and cfg.match == 'time':
+        raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
+    if cfg.match != 'time':
+        check_match(cfg, plans, {})
+    alone = launch.engine(cfg.cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition)
+    if timed:
+        ms = bench(cfg, plans, state.folder, state.out, alone)
+        if cfg.match == 'time':
+            check_match(cfg, plans, ms)
+    described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
+    write_json(state.folder / 'comparison.json', described | dict(command=said()))
+
+    failed = launch.run_all(state.jobs, state.done, state.start(engine), jobs, Live(state))
+    state.write()
+    if state.failed_write:
+        raise UserError(f'{state.failed_write}; the runs are safe in {state.out}; the same command goes on')
+    if state.records:
+        try:
+            report.write_comparison(state.folder)
+        except (ImportError, UserError) as e:
+            print(
+                f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed'
+            )
+        else:
+            print((state.folder / 'table.md').read_text() + f'\nwrote {state.folder}/: table.md, plots, index.html')
+    if failed:
+        print('\n'.join(f'failed: {name}: {wrong}' for name, wrong in failed.items()), file=sys.stderr)
+        sys.exit(1)
+
+
+KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'learning_rates', 'sweep_seeds', 'metric', 'at',
+        'worth', 'target', 'match', 'mismatch')  # fmt: skip
+
+
+def said() -> str:
+    """The command without the flags that say where it ran."""
+    where = ('--cluster', '--jobs', '--minutes', '--partition', '--results', '--out', '--keep')
+    return ' '.join(['python', 'compare.py', *(a for a in sys.argv[1:] if not a.startswith(where))])
+
+
+def main():
+    argv = sys.argv[1:]
+    cfg = load(CompareConfig, argv)
+    results = root_path(cfg.results)
+    if cfg.check:
+        if wrong := report.check(results, [ROOT / 'README.md']):
+            raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
+        print('RESULTS.md and README.md agree with the logs')
+    elif cfg.report:
+        for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+            if report.load(folder)[1]:
+                report.write_comparison(folder)
+            else:
+                print(f'{folder.name}: no finished run yet')
+        write(results.parent / 'RESULTS.md', report.results_md(results).encode())
+        print(f'wrote {results.parent / "RESULTS.md"}')
+    else:
+        files = [a for a in argv if a.endswith('.py') and not a.startswith('--')]
+        compare(
+            dataclasses.replace(cfg, name=cfg.name or input_path(files[-1]).stem if files else cfg.name or 'compare')
+        )
+
+
+if __name__ == '__main__':
+    try:
+        run(main)
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from here')
+        sys.exit(130)

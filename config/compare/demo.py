@@ -1,0 +1,23 @@
+# The smallest comparison that has everything: a small GPT on Tiny Shakespeare, dense and with expanded MLPs, two arms,
+# three seeds, learning rates swept. On two CPU cores in about two minutes:
+#
+#   make compare-demo
+#
+# 200 steps of a model this small say nothing about large ones; it shows what compare.py does.
+
+claim = '{arm} has a lower loss than {baseline} after 200 steps at their best learning rates (demo, small model)'
+common = (
+    '--dataset=shakespeare_char --block_size=64 --batch_size=8 --gradient_accumulation_steps=1'
+    ' --n_layer=2 --n_head=4 --n_embd=64 --eval_iters=20 --eval_interval=25 --log_interval=10'
+    ' --learning_rate=3e-3 --min_lr=3e-4 --warmup_iters=20 --max_iters=200 --lr_decay_iters=200 --device=cpu'
+)
+arms = dict(
+    dense='',
+    expanded='--linear=expanded --linear_layers=mlp --expansion=256',
+)
+learning_rates = (1.5e-3, 3e-3, 6e-3)
+sweep_seeds = 1
+extend = 1
+seeds = 3
+match = 'tokens'
+results = 'out/compare-demo'  # a demonstration, no result to keep

@@ -1,0 +1,15 @@
+# The expansive seed's comparison as its author ran it: nanoGPT on Tiny Shakespeare, every MLP matrix a product of two
+# factors, 250 iterations, one learning rate for all arms. Its result is in results/expansion_250: the expanded arms are
+# ahead, by 0.040 nats at k = 2000. expansion_shakespeare.py asks what is left of that at each arm's own best rate.
+#
+#   python compare.py config/compare/expansion.py --seeds=5
+
+claim = 'At the shared learning rate 1e-3, after 250 iterations, {arm} has a lower loss than {baseline}'
+common = '--max_iters=250'
+arms = dict(
+    dense='config/shakespeare_char.py',
+    k2000='config/expansive_shakespeare.py',
+    k10000='config/expansive_shakespeare.py --expansion=10000',
+)
+seeds = 5
+match = 'tokens'

@@ -1,0 +1,34 @@
+# What is left of the expansive seed's gain when every arm has its own best learning rate? nanoGPT on Tiny Shakespeare,
+# every MLP matrix a product of 2, 3 or 5 factors, 250 iterations as in the seed's table.
+#
+#   python compare.py config/compare/expansion_shakespeare.py
+#   python compare.py config/compare/expansion_shakespeare.py --cluster=none --jobs=10    where submitit is not installed
+#
+# 85 runs on one H100, ten at once (--jobs=10); a run keeps the GPU busy for a few seconds and the host with starting and compiling
+# for longer, hence many at once. cluster=none starts them as plain processes: a machine lent for an hour often has torch
+# and nothing to install from, and what submitit adds on one machine is little. Where scipy or bokeh are missing as well,
+# only the logs are written: `python compare.py --report` makes the tables elsewhere. Bring results/expansion_shakespeare
+# back in any case: with it the same command goes on anywhere, without repeating a run.
+
+claim = (
+    'With its learning rate tuned as well as the dense one, {arm} has a lower loss than {baseline} on Tiny Shakespeare'
+    ' after 250 iterations'
+)
+note = (
+    'Every MLP matrix as a product of factors (k: their inner width; 3 and 5 factors: k = 2000 throughout). The seed'
+    ' compared arms at the shared rate 1e-3 (expansion_250); here each has the best rate of its own sweep.'
+)
+# save_checkpoint: 2.8 GB at k = 10000, for runs of seconds
+common = '--max_iters=250 --eval_interval=50 --save_checkpoint=false'
+arms = dict(
+    dense='config/shakespeare_char.py',
+    k2000='config/expansive_shakespeare.py',
+    k10000='config/expansive_shakespeare.py --expansion=10000',
+    factors3='config/expansive_shakespeare.py --expansion_depth=3',
+    factors5='config/expansive_shakespeare.py --expansion_depth=5',
+)
+learning_rates = (7e-4, 1e-3, 1.5e-3, 2.2e-3, 3.3e-3, 5e-3)
+sweep_seeds = 2
+seeds = 5
+worth = 0.01  # nats; a fifth of what the seed claims
+match = 'tokens'

@@ -1,0 +1,13 @@
+# A point of the einsum family that none of the names covers: every index in use.
+#
+#   python train.py config/structured/einsum.py
+#   python train.py config/structured/einsum.py config/structured/gutenberg.py
+#
+# The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start. Loss: not measured yet.
+
+include('../shakespeare_char.py')
+
+linear = 'einsum'
+theta = 0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.5
+out_dir = out_dir.replace('shakespeare-char', 'structured/einsum')
+wandb_run_name = 'einsum'

@@ -1,0 +1,12 @@
+# The standard mixture that btt_moe is compared with: eight MLPs, two for each token.
+#
+#   python train.py config/structured/ffn_moe.py
+#   python train.py config/structured/ffn_moe.py config/structured/gutenberg.py
+#
+# The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start. Loss: not measured yet.
+
+include('../shakespeare_char.py')
+
+mlp = 'moe'
+out_dir = out_dir.replace('shakespeare-char', 'structured/ffn_moe')
+wandb_run_name = 'ffn_moe'

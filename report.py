@@ -1,0 +1,467 @@
+"""
+From the logs of a comparison to its verdict: table, pictures, page, RESULTS.md, and the check that no document says
+anything else than the logs. compare.py is the command; nothing here starts a run.
+
+results/<name>/ holds
+    comparison.json  the comparison's config, resolved
+    metrics.jsonl    a line per run: {"run": "dense/lr0.001/s1", "arm", "size", "lr", "seed", "state": "finished" or
+                     "diverged", "settings": config keys that are not defaults, "facts": of the manifest, "ms": median,
+                     "eval": {"iter": [...], "val_loss": [...], ...}, "train": {"iter": [...], "loss": [...]}};
+                     or, of older ones, a folder per run as train.py leaves it, named ARM-sSEED
+    bench.jsonl      step times of the arms, taken alone and in turns (bench.py), where that was possible
+and what is made from them: table.md, loss.png, pareto.png, scaling.png, index.html.
+"""
+
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import stats
+from configurator import ROOT, UserError
+from download import write
+from logger import read_metrics
+
+SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
+AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
+FACTS = (
+    'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'params',
+    'params_collapsed', 'collapse_difference', 'seeds_at_once', 'tokens_per_iter', 'flops_per_token', 'flops_per_update', 'peak_memory',
+)  # fmt: skip
+
+# -----------------------------------------------------------------------------
+# records of runs
+
+
+def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
+    """The record of a run in its out_dir, None if it is not over. Over is a run whose loss was logged at max_iters, or
+    was not finite."""
+    try:
+        manifest = json.loads((folder / 'manifest.json').read_text())
+        last_iter = json.loads((folder / 'config.json').read_text())['max_iters']
+    except (OSError, ValueError, KeyError):
+        return None
+    lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
+    evals, train = [m for m in lines if m.get('kind') == 'eval'], [m for m in lines if m.get('kind') == 'train']
+    losses = [m.get('loss', m.get('val_loss')) for m in lines]
+    diverged = not all(isinstance(x, int | float) and math.isfinite(x) for x in losses)
+    if not diverged and not (evals and evals[-1]['iter'] >= last_iter and manifest.get('finished')):
+        return None
+    ms = [m['ms'] for m in train if m.get('ms')]
+    return dict(
+        run=run,
+        arm=arm,
+        size=size,
+        lr=lr,
+        seed=seed,
+        state='diverged' if diverged else 'finished',
+        settings=settings,
+        facts={k: manifest[k] for k in FACTS if k in manifest},
+        ms=float(f'{statistics.median(ms):.4g}') if ms else None,
+        eval={k: [m.get(k) for m in evals] for k in (evals[0] if evals else ()) if k != 'kind'},
+        train=thinned(train),
+    )
+
+
+def thinned(train: list[dict], most: int = 100) -> dict:
+    """Training losses, at most so many: means over equal stretches, to five digits."""
+    step = max(1, math.ceil(len(train) / most))
+    parts = [train[i : i + step] for i in range(0, len(train), step)]
+    loss = [float(f'{statistics.mean(m["loss"] for m in p):.5g}') for p in parts]
+    return dict(iter=[p[-1]['iter'] for p in parts], loss=loss)
+
+
+def read_records(folder: Path) -> dict:
+    """{name: record} of a comparison; a half-written line is left out, of two lines of a run the later one counts."""
+    found = {}
+    for r in read_lines(folder / 'metrics.jsonl'):
+        if isinstance(r, dict) and 'run' in r:
+            found[r['run']] = r
+    for path in sorted(folder.glob('*/manifest.json')):
+        config = json.loads((path.parent / 'config.json').read_text())
+        arm, _, seed = path.parent.name.rpartition('-s')
+        arm, seed = (arm, int(seed)) if seed.isdigit() else (path.parent.name, config['seed_model'])
+        lr = config['learning_rate']
+        run = run_name(arm, '', lr, seed)
+        if run not in found and (r := record(path.parent, run, arm, '', lr, seed, {})):
+            found[run] = r
+    return found
+
+
+def read_lines(path: Path) -> list:
+    lines = []
+    if path.exists():
+        for text in path.read_text(errors='replace').splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+    return lines
+
+
+def write_records(folder: Path, records: dict):
+    text = ''.join(json.dumps(records[k], separators=(',', ':')) + '\n' for k in sorted(records))
+    write(folder / 'metrics.jsonl', text.encode())
+
+
+def cell_name(arm: str, size: str) -> str:
+    return f'{arm}@{size}' if size else arm
+
+
+def run_name(arm: str, size: str, lr: float, seed: int) -> str:
+    return f'{cell_name(arm, size)}/lr{lr:g}/s{seed}'
+
+
+# -----------------------------------------------------------------------------
+# from records to figures
+
+
+def value(r: dict, metric: str, at: str) -> float:
+    """The figure of a run: its metric at the last evaluation, or at the best one; inf if it diverged."""
+    if r['state'] == 'diverged':
+        return math.inf
+    return r['eval'][metric][-1] if at == 'last' else min(r['eval'][metric])
+
+
+def choose(records: list[dict], metric: str, at: str):
+    """(best learning rate, whether it is the lowest or highest tried, {rate: mean figure}) of one arm's sweep, or of
+    all its runs if there was none. None if there is nothing yet."""
+    rates, sweep = {}, [r for r in records if r['seed'] > SWEEP]
+    for r in sweep or records:
+        rates.setdefault(r['lr'], []).append(value(r, metric, at))
+    if not rates:
+        return None
+    means = {lr: statistics.mean(v) for lr, v in sorted(rates.items())}
+    best = min(means, key=means.get)
+    return best, len(means) > 1 and best in (min(means), max(means)), means
+
+
+@dataclass
+class Cell:
+    """One arm at one size: what its runs say."""
+
+    arm: str
+    size: str
+    lr: float
+    edge: bool
+    rates: dict  # learning rate: mean figure of the sweep
+    runs: dict  # seed: record
+    values: dict  # seed: figure
+    ms: float | None  # per step
+    ms_alone: bool  # measured by bench.py; else by the runs themselves, which share the machine
+    mean: stats.Estimate
+    params: int
+    collapsed: int
+    cost: dict  # axis of AXES or 'params': what the run to its end costs
+    diff: stats.Estimate | None = None  # paired, against the first arm
+    needed: int | None = None  # seeds that would resolve half of diff
+    target: float | None = None
+    faster: dict = field(default_factory=dict)  # axis: Estimate of the speed-up to target, or None
+
+    @property
+    def name(self):
+        return cell_name(self.arm, self.size)
+
+    def facts(self, key):
+        return list(dict.fromkeys(str(r['facts'].get(key)) for r in self.runs.values()))
+
+    def at(self, r: dict, axis: str) -> list[float]:
+        """The evaluations of a run along an axis."""
+        if axis in r['eval'] and not (axis == 'seconds' and self.ms_alone):
+            return r['eval'][axis]
+        return [i * per_iter(r['facts'], self.ms, axis) for i in r['eval']['iter']]
+
+
+def per_iter(facts: dict, ms: float | None, axis: str) -> float:
+    if axis == 'flops':
+        return facts['tokens_per_iter'] * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
+    return dict(iter=1, tokens=facts['tokens_per_iter'], seconds=(ms or 0) / 1000)[axis]
+
+
+def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
+    """All arms and sizes of comparison c that have runs to judge, in order; the first arm is the baseline."""
+    found = []
+    for size in c.get('sizes') or {'': ''}:
+        for arm in c['arms']:
+            mine = [r for r in records.values() if (r['arm'], r['size']) == (arm, size)]
+            chosen = choose(mine, c['metric'], c['at'])
+            runs = {r['seed']: r for r in mine if chosen and r['lr'] == chosen[0] and r['seed'] <= SWEEP}
+            if runs:
+                found.append(cell(c, arm, size, chosen, dict(sorted(runs.items())), bench))
+    for size in dict.fromkeys(x.size for x in found):
+        same = [x for x in found if x.size == size]
+        base = next((x for x in same if x.arm == next(iter(c['arms']))), None)
+        finite = [v for x in same for v in x.values.values() if math.isfinite(v)]
+        for x in same:
+            x.target = c.get('target') or max(finite, default=None)
+            if base and x is not base:
+                against(x, base, c['metric'])
+    return found
+
+
+def cell(c, arm, size, chosen, runs, bench) -> Cell:
+    lr, edge, rates = chosen
+    values = {s: value(r, c['metric'], c['at']) for s, r in runs.items()}
+    first = next(iter(runs.values()))
+    alone = [b['ms'] for b in bench if b.get('cell', b['arm']) in (cell_name(arm, size), c['arms'][arm])]
+    logged = [r['ms'] for r in runs.values() if r['ms']]
+    ms = alone[-1] if alone else statistics.median(logged) if logged else None
+    params, collapsed = first['facts']['params'], first['facts']['params_collapsed']
+    good = [v for v in values.values() if math.isfinite(v)]
+    mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
+    x = Cell(arm, size, lr, edge, rates, runs, values, ms, bool(alone), mean, params, collapsed, dict(params=params))
+    whole = next((r for r in runs.values() if r['state'] == 'finished'), None)
+    x.cost |= {axis: x.at(whole, axis)[-1] if whole else 0 for axis in AXES}
+    return x
+
+
+def against(x: Cell, base: Cell, metric: str):
+    """Fill in x's comparison with the baseline, over the seeds both have."""
+    seeds = [s for s in x.values if s in base.values]
+    pairs = [(x.values[s], base.values[s]) for s in seeds]
+    if not pairs or not all(math.isfinite(v) for p in pairs for v in p):
+        return
+    a, b = zip(*pairs)
+    x.diff = stats.paired_difference(a, b)
+    x.needed = stats.seeds_needed([u - v for u, v in pairs])
+    for axis in ('iter', 'flops', 'seconds'):
+        if axis == 'seconds' and x.ms_alone != base.ms_alone:
+            continue  # one was timed alone, the other beside other runs
+        times = [
+            [stats.reached(y.at(y.runs[s], axis), y.runs[s]['eval'][metric], x.target) for s in seeds]
+            for y in (x, base)
+        ]
+        x.faster[axis] = stats.speedup(*times)
+
+
+def verdict(x: Cell, base: Cell, worth: float) -> tuple[str, str]:
+    """(confirmed, not confirmed or open; why) of the claim that x has the lower figure. A gain of `worth` is the
+    smallest that would matter: where the interval excludes it, the claim is not confirmed."""
+    if any(not math.isfinite(v) for v in x.values.values()):
+        return 'not confirmed', f'{sum(not math.isfinite(v) for v in x.values.values())} of {x.mean.n} seeds diverged'
+    if x.diff is None or x.diff.n < 2:
+        return 'open', 'fewer than two pairs of seeds'
+    if x.diff.high < 0:
+        return ('open', f'{base.name} has its best rate on the edge') if base.edge else ('confirmed', '')
+    if x.diff.low > -worth:
+        return ('open', f'{x.name} has its best rate on the edge') if x.edge else ('not confirmed', '')
+    return 'open', 'the interval holds both 0 and a gain that matters'
+
+
+def mismatch(x: Cell, base: Cell, axis: str) -> float:
+    key = dict(params='params', flops='flops', tokens='tokens', time='seconds')[axis]
+    return x.cost[key] / base.cost[key] - 1 if base.cost[key] else 0.0
+
+
+def scaling(c: dict, found: list[Cell]) -> dict:
+    """{arm: (computes, losses, PowerLaw)} for the arms with at least four sizes."""
+    fits = {}
+    for arm in c['arms']:
+        mine = [x for x in found if x.arm == arm and math.isfinite(x.mean.value)]
+        compute, losses = [x.cost['flops'] for x in mine], [x.mean.value for x in mine]
+        if law := stats.power_law(compute, losses):
+            fits[arm] = (compute, losses, law)
+    return fits
+
+
+def curve(c: dict, x: Cell, axis: str) -> dict:
+    """Mean over seeds and 95% band of the metric along an axis, without the evaluation before training."""
+    runs = [r for r in x.runs.values() if r['state'] == 'finished']
+    points = dict(x=[], mean=[], low=[], high=[])
+    for i, _ in enumerate(runs[0]['eval']['iter'] if runs else ()):
+        ys = [r['eval'][c['metric']][i] for r in runs if i < len(r['eval']['iter'])]
+        if i or len(runs[0]['eval']['iter']) == 1:
+            e = stats.mean(ys)
+            points['x'].append(statistics.mean(x.at(r, axis)[i] for r in runs if i < len(r['eval']['iter'])))
+            points['mean'].append(e.value)
+            points['low'].append(e.value if math.isnan(e.low) else e.low)
+            points['high'].append(e.value if math.isnan(e.high) else e.high)
+    return points
+
+
+# -----------------------------------------------------------------------------
+# words
+
+
+def times(e: stats.Estimate | None) -> str:
+    return e.format('.2f') if e else '-'
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in lines)
+
+
+def table(c: dict, found: list[Cell]) -> str:
+    """The whole comparison in Markdown."""
+    base = found[0]
+    rows, notes = [], []
+    for x in found:
+        mine = next(y for y in found if y.size == x.size)
+        rate = f'{x.lr:g}' + (f' of {len(x.rates)}' if len(x.rates) > 1 else '') + (', **edge**' if x.edge else '')
+        off = mismatch(x, mine, c['match'])
+        rows.append(
+            [
+                x.name,
+                str(len(x.values)),
+                rate,
+                'diverged' if math.isinf(x.mean.value) else str(x.mean),
+                'baseline' if x is mine else str(x.diff) if x.diff else '-',
+                '' if x is mine else str(x.needed or '-'),
+                *('' if x is mine else times(x.faster.get(a)) for a in ('iter', 'flops', 'seconds')),
+                f'{x.params:,}' + (f' ({x.collapsed:,})' if x.collapsed != x.params else ''),
+                f'{x.cost["flops"]:.3g}',
+                '-' if x.ms is None else f'{x.ms:.3g}' + ('' if x.ms_alone else '*'),
+                '' if x is mine else f'{off:+.1%}',
+            ]
+        )
+        if abs(off) > 0.01:
+            notes.append(f'{x.name} is not matched in {c["match"]}: {c["mismatch"].get(x.arm, "no reason given")}')
+    head = [
+        'arm', 'n', 'learning rate', f'{c["metric"]} ({c["at"]})', f'minus {base.arm}', 'seeds for half of it',
+        'faster in steps', 'in FLOPs', 'in seconds', 'parameters (collapsed)', 'FLOPs', 'ms/step', c['match'],
+    ]  # fmt: skip
+    if any(x.ms and not x.ms_alone for x in found):
+        notes.append('ms/step with * is from the logs of the runs, which may have shared the machine')
+    if targets := [
+        f'{x.target:.4f}' + (f' ({x.size})' if x.size else '') for x in found if x.target and x.diff is None
+    ]:
+        notes.append(f'faster: how many times sooner {c["metric"]} = {", ".join(dict.fromkeys(targets))} is reached')
+    notes.append(f'[a, b]: 95% intervals over seeds, each for itself; last column: {c["match"]}, which was matched')
+    for x in found:
+        if len(x.rates) > 1:
+            notes.append(f'{x.name}, rate: {c["metric"]} ' + ', '.join(f'{k:g}: {v:.4f}' for k, v in x.rates.items()))
+    for arm, (_, _, law) in scaling(c, found).items():
+        notes.append(
+            f'{arm}: {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {law.exponent.format(".4f")} over {law.sizes} sizes'
+        )
+    return markdown(head, rows) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n'
+
+
+def summary(name: str, c: dict, found: list[Cell]) -> list[list[str]]:
+    """The rows of RESULTS.md: claim, figure, seeds, verdict, hardware, commit, command."""
+    rows = []
+    for x in found:
+        base = next(y for y in found if y.size == x.size)
+        if x is base:
+            continue
+        word, why = verdict(x, base, c['worth'])
+        if x.diff is None:
+            figure = 'diverged' if math.isinf(x.mean.value) else '-'
+        else:
+            figure = f'{c["metric"]} {x.diff.format("+.4f")} ({x.mean.value:.4f} against {base.mean.value:.4f})'
+        both = [*dict.fromkeys(base.facts('commit') + x.facts('commit'))]
+        rows.append(
+            [
+                c['claim'].replace('{arm}', x.name).replace('{baseline}', base.name),
+                figure,
+                str(x.diff.n if x.diff else len(x.values)),
+                f'**{word}**' + (f' ({why})' if why else ''),
+                ', '.join(dict.fromkeys(base.facts('device') + x.facts('device'))),
+                ', '.join(k[:7] for k in both),
+                f'`{c["command"]}`',
+            ]
+        )
+    return rows
+
+
+def load(folder: Path) -> tuple[dict, list[Cell]]:
+    """A comparison and its cells (none without a finished run) from its folder."""
+    try:
+        c = json.loads((folder / 'comparison.json').read_text())
+    except (OSError, ValueError):
+        raise UserError(f'{folder / "comparison.json"} cannot be read; run the comparison again to write it') from None
+    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl'))
+
+
+HEAD = """# Results
+
+Written by `python compare.py --report` from the logs in [results/](results/README.md); `make test` checks that they
+agree. A figure is the mean over seeds of arm minus baseline, paired by seed, with its 95% interval; below 0 the arm is
+better. **confirmed**: the interval lies below 0. **not confirmed**: it excludes a gain that would matter (`worth` in
+the comparison's config). **open**: neither, or the loser's learning rate was the lowest or highest tried.
+"""
+
+
+def results_md(results: Path) -> str:
+    rows, parts = [], []
+    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+        c, found = load(folder)
+        if not found:
+            continue
+        rows += summary(folder.name, c, found)
+        picture = f'\n![{folder.name}](results/{folder.name}/loss.png)\n' if (folder / 'loss.png').exists() else ''
+        note = c.get('note', '').strip()
+        parts.append(f'## {folder.name}\n\n{note}{chr(10) * 2 if note else ""}{table(c, found)}{picture}')
+    head = ['claim', 'figure', 'seeds', 'verdict', 'hardware', 'commit', 'command']
+    return '\n'.join([HEAD, markdown(head, rows) + '\n', *parts])
+
+
+def write_comparison(folder: Path, pictures: bool = True):
+    """table.md and, where matplotlib and bokeh are, the pictures and the page."""
+    c, found = load(folder)
+    if not found:
+        raise UserError(f'{folder} holds no finished runs to report')
+    write(folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'.encode())
+    if not pictures:
+        return
+    import page
+    import plot
+
+    plot.comparison(c, found, folder)
+    page.write_page(folder.name, c, found, folder / 'index.html')
+
+
+# -----------------------------------------------------------------------------
+# the check
+
+BLOCK = re.compile(r'<!-- python (\S+) (.*?) -->\n```\n(.*?)\n```', re.S)
+FROM_ELSEWHERE = re.compile(r'<!-- not from our logs: (.*?) -->', re.S)
+FIGURE = re.compile(r'(?<![\w.])\d+\.\d{3,}(?!\.?\w)|(?<![\w.])\d+\.\d+(?=x?(?: ?(?:ms|%|times|nats)))')
+
+
+def printed(script: str, args: str) -> str:
+    paths = [q for a in args.split() for q in (sorted(ROOT.glob(a)) if '*' in a or '?' in a else [a])]
+    command = [sys.executable, str(ROOT / script), *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip('\n')
+
+
+def untraced(text: str, sources: str) -> list[str]:
+    """The figures of a document's prose (losses, and numbers of ms, %, times, nats) that occur neither in our logs'
+    tables nor in its comment `not from our logs: ...`. Tables that a command prints are checked by running it."""
+    elsewhere = ' '.join(FROM_ELSEWHERE.findall(text))
+    prose = FROM_ELSEWHERE.sub('', BLOCK.sub('', text))
+    known = set(re.findall(r'\d+\.\d+', sources + ' ' + elsewhere))
+    return [n for n in dict.fromkeys(FIGURE.findall(prose)) if n not in known]
+
+
+def check(results: Path, documents: list[Path]) -> list[str]:
+    """What in RESULTS.md, the tables and the documents differs from the logs; [] if all is well."""
+    wrong, fresh = [], results_md(results)
+    pages = [(results.parent / 'RESULTS.md', fresh)]
+    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+        c, found = load(folder)
+        if found:
+            pages.append((folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'))
+    for path, expected in pages:
+        have = path.read_text() if path.exists() else ''
+        if have != expected:
+            pairs = zip(have.splitlines() + [''], expected.splitlines() + [''])
+            line, (is_, want) = next(((i, p) for i, p in enumerate(pairs, 1) if p[0] != p[1]), (1, ('', '')))
+            wrong.append(f'{path.name}, line {line}: "{is_[:200]}" where the logs say "{want[:200]}"')
+    texts = [p.read_text() for p in sorted(results.rglob('*.txt')) + sorted(results.glob('README.md'))]
+    for path in documents:
+        text = path.read_text()
+        blocks = []
+        for script, args, block in BLOCK.findall(text):
+            blocks.append(printed(script, args))
+            if blocks[-1] != block:
+                wrong.append(f'{path.name}: the table of `python {script} {args}` is not what that prints')
+        for number in untraced(text, '\n'.join([fresh, *texts, *blocks])):
+            wrong.append(f'{path.name}: {number} is in no log or table (a cited figure belongs in the comment '
+                         '"<!-- not from our logs: ... -->")')  # fmt: skip
+    return wrong

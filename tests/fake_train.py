@@ -1,0 +1,69 @@
+"""A run without a model, in the format of train.py's: what compare.py starts in its tests, in a tenth of a second."""
+
+import dataclasses
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from configurator import key, load, root_path, run  # noqa: E402
+
+
+@dataclasses.dataclass
+class FakeConfig:
+    out_dir: str = key('out', '')
+    learning_rate: float = key(1e-2, '')
+    best_rate: float = key(1e-2, '')
+    level: float = key(2.0, 'loss at the best rate')
+    max_iters: int = key(10, '')
+    seed_model: int = key(0, '')
+    seed_data: int = key(0, '')
+    batch_size: int = key(4, '')
+    crash: int = key(0, 'crash at this iteration, once')
+    diverge_above: float = key(1.0, 'learning rate that ends in nan')
+    long: int = key(0, 'characters to add to every line')
+    sleep: float = key(0.0, 'seconds per iteration')
+
+
+def costs(cfg):
+    tokens = cfg.max_iters * cfg.batch_size
+    return dict(params=100, tokens=tokens, flops=600 * tokens)
+
+
+def main():
+    cfg = load(FakeConfig, sys.argv[1:])
+    out = root_path(cfg.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / 'starts', 'a') as f:
+        f.write(f'{os.getpid()}\n')
+    (out / 'config.json').write_text(json.dumps(dataclasses.asdict(cfg)))
+    facts = dict(
+        device='fake', processes=1, params=100, params_collapsed=100, tokens_per_iter=cfg.batch_size,
+        flops_per_token=600, flops_per_update=0, commit='0' * 40,
+    )  # fmt: skip
+    (out / 'manifest.json').write_text(json.dumps(facts))
+    noise = random.Random(cfg.seed_data).gauss(0, 0.01)  # of the seed, the same in every arm
+    own = random.Random(f'{cfg.seed_data} {cfg.level}').gauss(0, 0.001)
+    end = cfg.level + noise + own + abs(cfg.learning_rate / cfg.best_rate - 1) * 0.1
+    with open(out / 'metrics.jsonl', 'w') as f:
+        for i in range(cfg.max_iters + 1):
+            loss = end + 2 * 0.5 ** (10 * i / cfg.max_iters) if cfg.learning_rate <= cfg.diverge_above else float('nan')
+            line = dict(kind='eval', iter=i, train_loss=loss, val_loss=loss, seconds=i * 0.1, pad='x' * cfg.long)
+            f.write(json.dumps(dict(kind='train', iter=i, loss=loss, ms=100.0)) + '\n' + json.dumps(line) + '\n')
+            f.flush()
+            time.sleep(cfg.sleep)
+            if loss != loss:
+                sys.exit(3)
+            if i == cfg.crash and i and not (out / 'crashed').exists():
+                (out / 'crashed').write_text('')
+                f.write('{"kind": "eval", "iter": 9, "val_lo')
+                f.flush()
+                os._exit(1)
+    (out / 'manifest.json').write_text(json.dumps(facts | dict(finished='now', final_iter=cfg.max_iters)))
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,164 @@
+"""The seeds' small tasks: many seeds at once are as many runs, collapse and growth do what they say."""
+
+import dataclasses
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import compare
+import report
+from configurator import load
+from toys import letter_counting, mnist
+from toys.letter_counting import LetterConfig
+from toys.mnist import MnistConfig
+from toys.seeds import Stack, batches
+
+QUICK = dict(
+    mnist=['--max_iters=8', '--batch_size=32', '--device=cpu'],
+    letter_counting=['--d_model=16', '--max_iters=8', '--epochs=4', '--small_epochs=2', '--train_strings=64',
+                     '--batch_size=32', '--dev_strings=20', '--device=cpu', '--learning_rate=1e-2'],
+)  # fmt: skip
+
+
+def trained(module, schema, out, *flags):
+    cfg = load(schema, [*QUICK[module.__name__.split('.')[-1]], f'--out_dir={out}', *flags])
+    module.train(cfg)
+    return cfg
+
+
+def evals(folder):
+    return [m for m in report.read_metrics(folder) if m['kind'] == 'eval']
+
+
+@pytest.mark.parametrize('flags', [('--chain=3',), ('--net=cnn', '--chain=2', '--inner=20')])
+def test_seeds_at_once_train_as_each_does_alone(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(mnist.nn.Dropout, 'forward', lambda self, x: x)  # its numbers depend on who else is there
+    few = [t[:100] for t in mnist.images('digits')]
+    monkeypatch.setattr(mnist, 'images', lambda dataset: few)
+    trained(mnist, MnistConfig, tmp_path / 'all', '--seeds=1,2,3', *flags)
+    trained(mnist, MnistConfig, tmp_path / 'one', '--seeds=2', *flags)
+    a, b, other = (evals(tmp_path / f) for f in ('all/s2', 'one/s2', 'all/s1'))
+    for k in ('val_loss', 'val_error', 'train_loss'):
+        assert a[-1][k] == pytest.approx(b[-1][k], rel=1e-4)
+    m = json.loads((tmp_path / 'all' / 's2' / 'manifest.json').read_text())
+    assert m['params_collapsed'] == mnist.costs(load(MnistConfig, [*flags, '--chain=0']))['params'] < m['params']
+    assert a[-1]['val_loss'] < a[0]['val_loss'] and a[-1]['val_loss'] != other[-1]['val_loss']
+
+
+@pytest.mark.parametrize('net, n', [('mlp', 20), ('cnn', 3)])
+def test_a_collapsed_chain_computes_the_same(net, n):
+    cfg = MnistConfig(net=net, chain=n, inner=0 if net == 'mlp' else 30)
+    stack = Stack(lambda: mnist.make_net(cfg, 8), [1, 2], torch.device('cpu'))
+    with torch.no_grad():
+        for k, p in stack.params.items():
+            if k.startswith('chain'):
+                p.mul_(2.5)  # as drawn, a chain of 20 is next to nothing
+    plain = Stack(lambda: mnist.make_net(dataclasses.replace(cfg, chain=0), 8), [1, 2], torch.device('cpu'))
+    before = {k: p.clone() for k, p in plain.params.items()}
+    for k, p in before.items():  # the baseline starts where the chained net starts
+        assert torch.equal(p, stack.params[k])
+    plain.params = mnist.collapse(stack.params, net)
+    assert set(plain.params) == set(before)
+    x = torch.randn(2, 5, 1, 8, 8)
+    for s in (stack, plain):
+        s.train(False)
+    with_chain, after = stack(x), plain(x)
+    plain.params = before
+    assert (with_chain - after).abs().max() < 1e-5 * with_chain.abs().max()
+    assert (with_chain - plain(x)).abs().max() > 0.01 * with_chain.abs().max()  # there was something to collapse
+
+
+def test_the_order_of_the_data_depends_on_seed_and_epoch_alone():
+    cpu = torch.device('cpu')
+    a = torch.stack(list(batches(100, 10, [3, 4], 1, cpu)))
+    assert torch.equal(a[:, 1], torch.stack(list(batches(100, 10, [4], 1, cpu)))[:, 0])
+    assert sorted(a[:, 0].flatten().tolist()) == list(range(100))
+    assert not torch.equal(a, torch.stack(list(batches(100, 10, [3, 4], 2, cpu))))
+
+
+def test_letters_are_counted():
+    x = torch.randint(0, 4, (7, 20), generator=torch.Generator().manual_seed(0))
+    expected = [[min(2, row[:i].count(row[i])) for i in range(20)] for row in x.tolist()]
+    assert letter_counting.labels(x).tolist() == expected
+
+
+def test_growth_is_the_seeds():
+    small, large = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]]), torch.zeros(1, 4, 4)
+    padded = [[1, 0, 0, 0], [3, 4, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    assert letter_counting.onehot(small, large)[0].tolist() == padded
+    small[0, 0, 0] = 0
+    assert letter_counting.onehot(small, large)[0, 0, 0] == 1  # the seed's code fills every zero of the diagonal
+    q = torch.randn(1, 2, 4)  # d/2 x d of a small model
+    rows, columns = torch.eye(2).repeat_interleave(2, 0), torch.eye(4).repeat_interleave(2, 0)
+    assert torch.equal(letter_counting.double(q, None)[0], rows @ q[0] @ columns.T)
+
+
+@pytest.mark.parametrize('method', ['scratch', 'onehot', 'double', 'random_onehot', 'all'])
+def test_every_method_moves_what_it_says_and_nothing_else(method):
+    small = Stack(lambda: letter_counting.Transformer(8), [1], torch.device('cpu')).params
+    drawn = Stack(lambda: letter_counting.Transformer(16), [1], torch.device('cpu')).params
+    grown = {k: p.detach().clone() for k, p in drawn.items()}
+    if method != 'scratch':
+        letter_counting.grow(small, grown, method)
+    changed = {k for k in grown if not torch.equal(grown[k], drawn[k])}
+    attention = {'W_Q.weight', 'W_K.weight', 'W_V.weight'}
+    expected = dict(scratch=set(), all=set(grown))
+    assert changed == expected.get(method, attention)
+    if method == 'all':
+        assert torch.equal(grown['embed.weight'][:, :, :8], small['embed.weight'])
+        assert torch.equal(grown['classifier.3.weight'][:, :, :4], small['classifier.3.weight'])
+
+
+@pytest.mark.parametrize('method', ['scratch', 'double'])
+def test_costs_are_what_the_logs_say(tmp_path, method):
+    out = tmp_path / 'letters'
+    cfg = trained(letter_counting, LetterConfig, out, f'--method={method}', '--seeds=1')
+    last, cost = evals(out / 's1')[-1], letter_counting.costs(cfg)
+    assert (last['tokens'], last['flops']) == (cost['tokens'], cost['flops'])
+    m = json.loads((out / 's1' / 'manifest.json').read_text())
+    assert m['params'] == cost['params'] and m['flops_per_token'] * cost['tokens'] == pytest.approx(cost['flops'])
+    n = letter_counting.Transformer(16)
+    macs = sum(p.numel() for k, p in n.named_parameters() if p.ndim == 2 and k != 'embed.weight') * 20 + 20 * 20 * 24
+    assert letter_counting.flops_per_string(16) == 6 * macs
+
+
+@pytest.mark.slow
+def test_compare_runs_and_reports_a_toy(tmp_path):
+    cfg = compare.CompareConfig(
+        arms=dict(scratch='', grown='--method=onehot'), common=' '.join(QUICK['letter_counting']), name='c', seeds=2,
+        script='toys/letter_counting.py', cluster='none', jobs=2, bench=False, metric='val_error',
+        results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
+    )  # fmt: skip
+    compare.compare(cfg)
+    shutil.rmtree(tmp_path / 'results')
+    shutil.rmtree(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')
+    compare.compare(cfg)  # trains that seed only
+    c, found = report.load(tmp_path / 'results' / 'c')
+    assert [x.mean.n for x in found] == [2, 2] and found[1].diff.n == 2
+    last = evals(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')[-1]
+    assert found[1].values[2] == last['val_error'] and found[1].cost['flops'] == last['flops']
+    assert [[r['facts']['seeds_at_once'] for r in x.runs.values()] for x in found] == [[2, 2], [2, 1]]
+
+
+def test_mnist_is_verified(tmp_path, monkeypatch, fails):
+    (tmp_path / 'mnist').mkdir()
+    (tmp_path / 'mnist' / 't10k-labels-idx1-ubyte.gz').write_bytes(gzip.compress(b'\0\0\x08\x01\0\0\0\x01\x05'))
+    monkeypatch.setenv('NANOMORPH_DATA', str(tmp_path))
+    monkeypatch.setattr(mnist, 'ROOT', tmp_path)
+    fails(lambda: mnist.idx('t10k-labels-idx1-ubyte'), 'sha256')
+    monkeypatch.setattr(mnist, 'MIRROR', 'file:///nowhere/')
+    fails(lambda: mnist.idx('t10k-images-idx3-ubyte'), 'cannot be read', '--dataset=digits')
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get('NANOMORPH_DATA', 'nowhere')) / 'mnist').is_dir(), reason='no MNIST in NANOMORPH_DATA'
+)
+def test_mnist_is_read():
+    x, y, xt, yt = mnist.images('mnist')
+    assert x.shape == (60000, 1, 28, 28) and xt.shape == (10000, 1, 28, 28) and abs(x.std() - 1) < 1e-3
+    assert y[:5].tolist() == [5, 0, 4, 1, 9] and yt.bincount()[0] == 980

@@ -1,0 +1,87 @@
+"""
+Training several seeds of a small network at once: their parameters lie in one stack, torch.func maps the network over
+it, and one optimizer moves them all. Adam works number by number, so each seed trains exactly as it would alone.
+"""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from torch.func import functional_call, stack_module_state, vmap
+from torch.utils.flop_counter import FlopCounterMode
+
+from logger import Log
+
+
+def read_seeds(text: str) -> list[int]:
+    return [int(s) for s in text.split(',') if s]
+
+
+class Stack:
+    """One network per seed: make() is called once for each, after torch.manual_seed(seed)."""
+
+    def __init__(self, make, seeds: list[int], device):
+        nets = []
+        for s in seeds:
+            torch.manual_seed(s)
+            nets.append(make())
+        params, self.buffers = stack_module_state([n.to(device) for n in nets])
+        self.params = {k: v.detach().requires_grad_() for k, v in params.items()}
+        self.net = copy.deepcopy(nets[0]).to('meta')
+        self.shared = nets[0]
+
+    def __call__(self, x, shared: bool = False):
+        """Outputs (S, ...) of all seeds for x (S, ...), or for the same x in all."""
+
+        def one(params, buffers, x):
+            return functional_call(self.net, (params, buffers), (x,))
+
+        return vmap(one, in_dims=(0, 0, None if shared else 0), randomness='different')(self.params, self.buffers, x)
+
+    def train(self, mode: bool):
+        self.net.train(mode)
+
+
+def batches(n: int, size: int, seeds: list[int], epoch: int, device):
+    """Indices (S, size) of an epoch: every seed's own order, which depends on nothing but seed and epoch, so that all
+    arms see the same. The incomplete last batch is left out."""
+    orders = []
+    for s in seeds:
+        g = torch.Generator().manual_seed(s * 1_000_003 + epoch)
+        orders.append(torch.randperm(n, generator=g))
+    orders = torch.stack(orders).to(device)
+    for i in range(0, n - size + 1, size):
+        yield orders[:, i : i + size]
+
+
+def example_flops(net, x) -> int:
+    """Training FLOPs of one example (forward, and backward as twice that), counted on its operations."""
+    net = copy.deepcopy(net).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x)
+    return 3 * counter.get_total_flops()
+
+
+class Clock:
+    """Seconds of training, without the evaluations."""
+
+    def __init__(self, device):
+        self.device, self.seconds, self.since = device, 0.0, time.time()
+
+    def stop(self):
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize()
+        self.seconds += time.time() - self.since
+
+    def start(self):
+        self.since = time.time()
+
+
+def write_runs(cfg, out: Path, seeds: list[int], facts: dict, lines: list[list[dict]], final_iter: int):
+    """A run's record for each seed in out/s<seed>; lines: one list of evaluations per seed."""
+    for s, mine in zip(seeds, lines):
+        log = Log(cfg, out / f's{s}', {}, facts | dict(seed_model=s, seed_data=s, seeds_at_once=len(seeds)))
+        for m in mine:
+            log.metrics(kind='eval', **m)
+        log.close(final_iter=final_iter)
