@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from torch.utils.flop_counter import register_flop_formula
 
 from configurator import UserError
 
@@ -63,6 +64,16 @@ def middle_grad(x, A, dy, f):
 def _(x, A, dy, f):
     g, _, fr = A.shape
     return x.new_empty(f, fr // f * g, dy.size(1) // f)
+
+
+@register_flop_formula(torch.ops.nanomorph.bmm_to)
+def _(a, b, *_, out_shape=None, **__):
+    return 2 * a[0] * a[1] * a[2] * b[2]
+
+
+@register_flop_formula(torch.ops.nanomorph.middle_grad)
+def _(x, A, dy, f, out_shape=None, **_):
+    return 2 * x[0] * (math.prod(A) + A[0] * A[2] // f * dy[1])
 
 
 def split(x, n):
