@@ -77,10 +77,11 @@ def coerce(value, annotation):
             if isinstance(value, str):
                 return value
         elif kind is tuple:  # of numbers: [4, 3.5] in a file, 4,3.5 in a flag
-            if isinstance(value, str) and ',' in value:
-                value = value.strip('()[]').split(',')
-            if isinstance(value, list | tuple):
-                return tuple(coerce(v, float) for v in value)
+            if isinstance(value, str):
+                value = [v for v in value.strip('()[]').split(',') if v.strip()]
+            if not isinstance(value, list | tuple):
+                value = [value]
+            return tuple(coerce(v, float) for v in value)
         elif kind is dict:
             if isinstance(value, dict):
                 return value
