@@ -195,6 +195,7 @@ def time_pair(name, d, cfg, device) -> tuple:
 def mlp(cfg):
     device = hardware.choose_device('auto')
     dtype = hardware.choose_dtype('auto', device)
+    torch.set_float32_matmul_precision('high')  # as in training: TF32 where W is formed
     matmul, copy = rates(device, dtype)
     print(
         f'{hardware.device_name(device)}, {str(dtype).removeprefix("torch.")}, {cfg.tokens:,} tokens, torch'

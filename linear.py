@@ -228,7 +228,7 @@ def chosen(config) -> dict[str, tuple[int, int]]:
 
 def problems(config) -> list[str]:
     """What is wrong with the keys of a config that shape its linear layers, one line each."""
-    if config.linear == 'dense':
+    if config.linear == 'dense' or config.linear not in LINEAR:
         return []
     found = []
     for k in ('linear_layers', 'keep_dense'):

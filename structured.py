@@ -46,7 +46,8 @@ def _(a, b, stride):
 def bmm_to_backward(ctx, grad):
     a, b = ctx.saved_tensors
     op = torch.ops.nanomorph.bmm_to
-    return op(grad, b.mT, a.stride()), op(a.mT, grad, b.stride()), None
+    gb = op(a.mT, grad, b.stride())  # first, so that a can go before its gradient comes
+    return op(grad, b.mT, a.stride()), gb, None
 
 
 torch.library.register_autograd(
@@ -380,7 +381,7 @@ class Einsum(Structured):
         A, B = W
         s = self.shape
         if s.b == s.d == s.f == 1:
-            return (x @ A[0] if s.g == 1 else block_product(x, A)) @ B[0]
+            return (x @ A.squeeze(0) if s.g == 1 else block_product(x, A)) @ B.squeeze(0)
         if s.b == s.d == 1:
             return TwoFactor.apply(x, A, B)
         x = x.view(-1, s.g, s.b, s.a)

@@ -133,4 +133,4 @@ def test_the_time_of_a_mixture_grows_with_active_experts_not_with_experts():
 
     base, experts, active = ms(8, 2), ms(16, 2), ms(8, 6)
     print(f'8 experts, 2 active: {base:.2f} ms; 16, 2: {experts:.2f} ms; 8, 6: {active:.2f} ms')
-    assert experts < 1.5 * base < active
+    assert experts < 1.2 * base < active
