@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import hardware
 import linear
-from configurator import UserError, key, root_path
+from configurator import UserError, input_path, key, root_path
 from download import write
 from linear import LINEAR
 from logger import commit
@@ -88,6 +88,7 @@ class MLPBenchConfig:
     path: str = key('auto', 'way to compute', choices=('auto', 'factored', 'materialised'))
     repeats: int = key(20, 'timed steps', low=1)
     out: str = key('', 'file for the figures, a JSON line per row')
+    show: str = key('', 'only print the table of such a file')
 
     def problems(self):
         odd = [n for n in self.members.split(',') if n not in LINEAR]
@@ -192,43 +193,56 @@ def time_pair(name, d, cfg, device) -> tuple:
     return seconds(step, cfg.repeats, device), pair, peak
 
 
+def head(r: dict) -> str:
+    return (
+        f'{r["device"]}, {r["dtype"]}, {r["tokens"]:,} tokens, torch {r["torch"]}; matmul {r["matmul"] / 1e12:.0f} TFLOP/s,'
+        f' copy {r["copy"] / 1e12:.2f} TB/s\n'
+        f'{"width":>6} {"member":13} {"share":>6} {"ms":>8} {"(range)":>15} {"speed":>6} {"roofline":>8} {"peak MiB":>15} path'
+    )
+
+
+def line(r: dict) -> str:
+    memory = f'{r["peak"] / 2**20:8.0f} {r["peak_ratio"]:5.2f}x' if r['peak'] else f'{"-":>8} {"":6}'
+    return (
+        f'{r["width"]:6} {r["member"]:13} {r["share"]:6.1%} {r["ms"]:8.3f} {r["ms_min"]:7.3f}-{r["ms_max"]:<7.3f}'
+        f' {r["speed"]:5.2f}x {r["roofline_ms"]:8.3f} {memory} {r["path"]}'
+    )
+
+
 def mlp(cfg):
+    if cfg.show:
+        try:
+            rows = [json.loads(text) for text in input_path(cfg.show).read_text().splitlines()]
+            return print('\n'.join([head(rows[0]), *map(line, rows)]))
+        except (OSError, ValueError, KeyError, IndexError) as e:
+            raise UserError(f"show = '{cfg.show}': not a file that --out wrote ({e})") from None
     device = hardware.choose_device('auto')
     dtype = hardware.choose_dtype('auto', device)
     torch.set_float32_matmul_precision('high')  # as in training: TF32 where W is formed
     matmul, copy = rates(device, dtype)
-    print(
-        f'{hardware.device_name(device)}, {str(dtype).removeprefix("torch.")}, {cfg.tokens:,} tokens, torch'
-        f' {torch.__version__}; matmul {matmul / 1e12:.0f} TFLOP/s, copy {copy / 1e12:.2f} TB/s'
-    )
-    print(
-        f'{"width":>6} {"member":13} {"share":>6} {"ms":>8} {"(range)":>15} {"speed":>6} {"roofline":>8} {"peak MiB":>8} {"":>6} path'
-    )
     rows = []
     for d in map(int, cfg.widths):
-        dense = dense_peak = None
+        dense = None
         for name in ['dense', *cfg.members.split(',')]:
             times, pair, peak = time_pair(name, d, cfg, device)
             ms = statistics.median(times) * 1000
-            dense, dense_peak = dense or ms, dense_peak or peak
             members = [linear.member_of(m) for m in (pair.c_fc, pair.c_proj)]
             n = sum(p.numel() for m in members for p in getattr(m, 'factors', [*m.parameters()]))
             paths = {'factored' if m is linear.member_of(m) else 'materialised' for m in (pair.c_fc, pair.c_proj)}
             row = dict(
                 width=d, member=name, share=n / (8 * d * d), ms=ms, ms_min=min(times) * 1000, ms_max=max(times) * 1000,
-                speed=dense / ms, roofline_ms=pair.roofline(cfg.tokens, matmul, copy) * 1000, peak=peak,
+                roofline_ms=pair.roofline(cfg.tokens, matmul, copy) * 1000, peak=peak,
                 path='dense' if name == 'dense' else '+'.join(sorted(paths)),
                 shapes=[m.describe() if hasattr(m, 'describe') else '' for m in members],
                 tokens=cfg.tokens, matmul=matmul, copy=copy, device=hardware.device_name(device),
-                torch=torch.__version__, commit=commit(),
+                dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__, commit=commit(),
             )  # fmt: skip
+            dense = dense or row
+            row |= dict(speed=dense['ms'] / ms, peak_ratio=peak / dense['peak'] if peak else None)
+            if not rows:
+                print(head(row))
+            print(line(row), flush=True)
             rows.append(row)
-            memory = f'{peak / 2**20:8.0f} {peak / dense_peak:5.2f}x' if peak else f'{"-":>8} {"":6}'
-            print(
-                f'{d:6} {name:13} {row["share"]:6.1%} {ms:8.3f} {row["ms_min"]:7.3f}-{row["ms_max"]:<7.3f}'
-                f' {row["speed"]:5.2f}x {row["roofline_ms"]:8.3f} {memory} {row["path"]}',
-                flush=True,
-            )
     if cfg.out:
         write(root_path(cfg.out), ''.join(json.dumps(r) + '\n' for r in rows).encode())
 

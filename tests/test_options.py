@@ -216,14 +216,16 @@ def test_unknown_or_impossible_options_are_refused(flags, message):
 
 
 COUNTS = {
-    'd12': 123_532_032, 'd12_mlp3x': 124_880_704, 'd12_mlp3x_768': 109_376_256, 'd12_mlp2x': 136_720_320,
+    'd8_mlp2x': 118_572_032, 'd12': 123_532_032, 'd12_mlp3x': 124_880_704, 'd12_mlp3x_768': 109_376_256, 'd12_mlp2x': 136_720_320,
     'd12_swiglu': 151_843_584, 'd12_mlp3x_swiglu': 149_800_768, 'd12_gqa': 114_094_848, 'd12_mlp3x_gqa': 99_939_072,
     'd12_post_norm': 123_532_032, 'd12_qk_norm': 123_532_032, 'd12_swiglu_matched': 123_532_032,
     'gpt2': 124_475_904, 'gpt2_medium': 354_871_296, 'gpt2_large': 774_090_240, 'gpt2_xl': 1_557_686_400,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'config').glob('d12*.py')) + sorted((ROOT / 'config').glob('gpt2*.py')))
+@pytest.mark.parametrize(
+    'path', sorted((ROOT / 'config').glob('d[18]*.py')) + sorted((ROOT / 'config').glob('gpt2*.py'))
+)
 def test_named_models_have_the_counts_their_headers_state(path):
     cfg = load(TrainConfig, [str(path)])
     cfg.vocab_size = cfg.vocab_size or 50304
