@@ -30,10 +30,10 @@ lint: .venv/ready
 	$(PY) -m ruff format --check .
 
 test: lint
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2
 
 test-fast: lint
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -n 2 -m "not slow"
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache
