@@ -27,6 +27,7 @@ moe.py.
 """
 
 import copy
+import dataclasses
 import fnmatch
 import math
 import zlib
@@ -282,6 +283,9 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn
         residual,
     )
     member.lr_scale *= rate
+    if config.guide_iters and hasattr(member, 'follow'):
+        member.follow(layer.weight.data)
+        member.rate = rate
     if choose_path(config, member, layer) == 'factored':
         member.bias = layer.bias
         return member
@@ -327,6 +331,24 @@ def formed(model) -> dict:
     return {n: m for n, m in model.named_modules() if isinstance(m, Dense) and m.beside is not None}
 
 
+def guided(model) -> list:
+    """The members that a dense guide still leads."""
+    return [m for m in map(member_of, model.modules()) if getattr(m, 'guide', None) is not None]
+
+
+def guide(model, share: float):
+    for m in guided(model):
+        m.share.fill_(share)
+
+
+def let_go(model):
+    """Remove the guides: from now on the factors are alone."""
+    for m in guided(model):
+        m.let_go()
+    model.config = dataclasses.replace(model.config, guide_iters=0)
+    Materialised(model)  # forms W from the factors
+
+
 def member_of(m: nn.Module) -> nn.Module:
     """The factors beside a formed matrix; any other module is its own member."""
     return m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
@@ -345,7 +367,7 @@ def leaves(model):
             scales = member.lr_scale.expand(len(member.factors)).tolist(), member.decay_scale()
             for i, (p, lr_scale, decay_scale) in enumerate(zip(member.factors, *scales)):
                 yield f'{name}.factors.{i}', p, lr_scale, decay_scale
-        own = dict(member.named_parameters(recurse=False))
+        own, rate = dict(member.named_parameters(recurse=False)), getattr(member, 'rate', 1.0)
         if member is not m:  # the bias stays with the formed matrix
             own |= {k: p for k, p in m.named_parameters(recurse=False) if k != 'weight'}
         for key, p in own.items():
@@ -354,7 +376,7 @@ def leaves(model):
                 yield (
                     f'{name}.{key}',
                     p,
-                    getattr(m, 'rate', 1.0) if key == 'weight' else 1.0,
+                    rate if key in ('weight', 'guide') else 1.0,
                     1.0 if p.dim() >= 2 else 0.0,
                 )
 
@@ -378,7 +400,10 @@ def load_state(model, sd: dict):
         member = member_of(m)
         W = sd.get(f'{name}.weight')
         if hasattr(member, 'factors') and W is not None and W.shape == (member.d_out, member.d_in):
-            member.from_dense(sd.pop(f'{name}.weight'))
+            member.from_dense(W)
+            if getattr(member, 'guide', None) is not None:
+                member.guide.copy_(W)
+            del sd[f'{name}.weight']
             sd |= {f'{name}.{k}': v for k, v in member.state_dict().items() if k != 'bias'}
     wrong = [f'missing {k}' for k in wanted if k not in sd] + [f'left over {k}' for k in sd if k not in wanted]
     wrong += [f'{k} is {tuple(sd[k].shape)}, not {tuple(s)}' for k, s in wanted.items() if k in sd and sd[k].shape != s]

@@ -20,7 +20,8 @@ from configurator import key
 
 # how the keys begin that say how a linear layer is parameterized, and nothing else of the model
 PARAMETERIZATION = (
-    'linear', 'keep_dense', 'rank', 'blocks', 'theta', 'einsum_shape', 'kronecker_', 'tt_cores', 'structured_', 'expansion',
+    'linear', 'keep_dense', 'rank', 'blocks', 'theta', 'einsum_shape', 'kronecker_', 'tt_cores', 'structured_', 'guide_iters',
+    'expansion',
 )  # fmt: skip
 
 
@@ -103,6 +104,11 @@ class GPTConfig:
         choices=('factors', 'product', 'none'),
     )
     structured_norm: bool = key(False, 'cap the RMS of each factor at its initial value, times a learned gain')
+    guide_iters: int = key(
+        0,
+        'structured layers start as their dense twin, which fades out over this many iterations (cosine); 0: at once',
+        low=0,
+    )
     mup_base: int = key(0, 'mu-parametrization: n_embd at which learning_rate was tuned; 0: off', low=0)
     expansion: int = key(0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0)
     expansion_depth: int = key(2, 'number of factors of an expanded layer', low=2)
@@ -138,7 +144,7 @@ class GPTConfig:
         off = {
             PARAMETERIZATION: self.linear == 'dense',
             ('expansion',): self.linear != 'expanded',
-            ('structured_',): self.linear in ('dense', 'expanded'),
+            ('structured_', 'guide_iters'): self.linear in ('dense', 'expanded'),
             ('rank',): self.linear not in ('einsum', 'low_rank', 'block_dense', 'btt', 'tensor_train'),
             ('blocks',): self.linear not in ('monarch', 'btt', 'block_dense', 'block_diagonal'),
             ('theta', 'einsum_shape'): self.linear != 'einsum',
@@ -405,6 +411,7 @@ class GPT(nn.Module):
         counted in full (not the causal half) over T tokens of context, or the window. nanoGPT's 6N + 12LHQT, less the vectors in N."""
         c = self.config
         linears = sum(m.macs() for m in self.modules() if hasattr(m, 'macs'))
+        linears += sum(m.guide.numel() for m in self.modules() if getattr(m, 'guide', None) is not None)
         context = min(T or c.block_size, c.attention_window or c.block_size)
         head = c.n_embd * c.vocab_size if c.tie_head else 0  # an untied one is among the linears
         return 6 * (linears + head + 2 * c.n_layer * context * c.n_embd)

@@ -135,10 +135,11 @@ class BttMoE(Structured):
         y = grouped(Z, B, ends)[:, order.argsort()]  # (f, T k, e) in the order of the tokens again
         return y.view(f, T, self.k, e).sum(2).transpose(0, 1).reshape(T, f * e)
 
-    def to_dense(self):
+    def matrix(self):
         raise UserError('linear = btt_moe: a mixture is no matrix, it cannot be materialised or collapsed')
 
-    from_dense = to_dense
+    def from_dense(self, W):
+        self.matrix()
 
     @torch.no_grad()
     def start(self, W0, std, gen, residual=False):

@@ -309,6 +309,7 @@ class Structured(nn.Module):
         n = len(shapes)
         rates = [d_in / i / n if config.structured_lr == 'paper' else 1.0 for i in inner]
         self.register_buffer('lr_scale', torch.tensor(rates))
+        self.guide = None
         self.gain = nn.Parameter(torch.ones(n)) if config.structured_norm else None
         if config.structured_norm:
             self.register_buffer('sigma', torch.ones(n))
@@ -330,8 +331,27 @@ class Structured(nn.Module):
             x, W = x.to(dtype), [w.to(dtype) for w in W]
         return x, W
 
+    def follow(self, W):
+        """Start under a dense guide: the layer computes share * guide + (1 - share) * its own matrix, until the guide is
+        let go (self-guided training, Wei et al. 2024, arXiv 2406.16450, section 3.2)."""
+        self.guide = nn.Parameter(W.clone())
+        self.register_buffer('share', torch.tensor(1.0))
+
+    def let_go(self):
+        self.guide = None
+        del self.share
+
+    def to_dense(self):
+        W = self.matrix()
+        if self.guide is None:
+            return W
+        share = self.share.clone()  # the trainer moves it on before the gradient of this W comes
+        return share * self.guide + (1 - share) * W
+
     def forward(self, x):
         y = self.product(*self.cast(x)).reshape(*x.shape[:-1], self.d_out)
+        if self.guide is not None:
+            y = self.share.to(y.dtype) * nn.functional.linear(x, self.guide) + (1 - self.share).to(y.dtype) * y
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @torch.no_grad()
@@ -391,7 +411,7 @@ class Einsum(Structured):
         B = B.view(s.f, s.r, s.g, s.b, s.e).permute(2, 3, 0, 1, 4).reshape(s.g, s.b, -1)
         return contract(x.transpose(2, 3), B, A, turned(s)).transpose(2, 3).reshape(-1, self.d_out)
 
-    def to_dense(self):
+    def matrix(self):
         s, (A, B) = self.shape, self.capped()
         A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 0, 1, 4, 3)  # (f, g, a, d, r)
         B = self.by_tile(B)  # (f, g, r, b, e)
@@ -515,7 +535,7 @@ class TensorTrain(Structured):
             x, done = x.permute(0, 1, 3, 4, 2).reshape(T, done * n, s, left), done * n
         return x.reshape(T, self.d_out)
 
-    def to_dense(self):
+    def matrix(self):
         W = self.capped()
         P = W[0].reshape(-1, W[0].size(3))
         for core in W[1:]:
@@ -613,7 +633,7 @@ class BlockDiagonal(Structured):
     def product(self, x, W):
         return block_product(x, W[0])
 
-    def to_dense(self):
+    def matrix(self):
         return torch.block_diag(*self.capped()[0].mT)
 
     @torch.no_grad()

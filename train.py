@@ -191,16 +191,20 @@ class Trainer:
                 dist.broadcast(p.data, 0)
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
-        # optimizer; the scaler does nothing unless dtype is float16
+        # the scaler does nothing unless dtype is float16
         if cfg.cuda_graph and device.type != 'cuda':
             raise UserError(f'cuda_graph = True: needs a CUDA device, this is {device.type}; --cuda_graph=false')
-        self.optimizer = Optimizer(self.model, cfg, fixed_grads=cfg.cuda_graph)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.wrap()
         if cfg.init_from == 'resume':
             self.restore(ckpt)
         elif moments:
             self.optimizer.load_state_dict(moments)
 
+    def wrap(self):
+        """Optimizer, compiled forward, DDP."""
+        cfg, device = self.cfg, self.device
+        self.optimizer = Optimizer(self.model, cfg, fixed_grads=cfg.cuda_graph)
         compiled = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         self.forward = torch.compile(self.model, fullgraph=True) if compiled else self.model
         self.eval_forward = self.forward
@@ -226,12 +230,25 @@ class Trainer:
                 self.forward.require_backward_grad_sync = micro == self.accumulation - 1
             self.loss_sum += self.micro_step(x, y)
         self.loss_count += self.accumulation
+        if cfg.guide_iters:  # the matrices that the optimizer forms are those of the next iteration
+            linear.guide(self.model, 0.5 * (1 + math.cos(math.pi * min(1, (self.iter + 1) / cfg.guide_iters))))
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         self.position += cfg.gradient_accumulation_steps * cfg.batch_size
         self.iter += 1
+        if cfg.guide_iters and self.iter >= cfg.guide_iters:
+            self.let_go()
+
+    def let_go(self):
+        """The guides have faded out: go on without them, with the moments of what is left."""
+        moments, norm = self.optimizer.state_dict(), self.optimizer.grad_norm
+        linear.let_go(self.model)
+        self.cfg = dataclasses.replace(self.cfg, guide_iters=0)
+        self.wrap()
+        self.optimizer.grad_norm = norm
+        self.optimizer.load_state_dict({name: moments[name] for name in self.optimizer.names})
 
     def take_train_loss(self) -> float:
         """Mean loss of the steps since the last call, over all micro-batches and processes. Waits for the GPU."""

@@ -3,6 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# as many threads here as in the processes that tests start: runs are compared to the bit; one where two share the cores
+os.environ['OMP_NUM_THREADS'] = '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2'
+
 import pytest
 import torch
 
@@ -12,7 +15,6 @@ from model import GPT, GPTConfig
 from train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(2)
 
 TINY = [
     '--dataset=shakespeare_char', '--block_size=32', '--batch_size=4', '--gradient_accumulation_steps=1',

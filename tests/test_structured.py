@@ -414,3 +414,29 @@ def test_bad_shapes_are_refused_with_the_nearest_valid_choice(keys, parts):
 def test_a_rank_that_is_too_large_is_not_cut_in_silence():
     with pytest.raises(UserError, match='full rank at'):
         MEMBERS['btt'](36, 36, GPTConfig(linear='btt', rank=100))
+
+
+@pytest.mark.parametrize('path', ['factored', 'materialised'])
+def test_a_guide_starts_as_the_dense_twin_and_is_let_go(run_train, path):
+    """Self-guided training: the first loss is the dense twin's, the last model is the factors' alone, resuming is exact."""
+    import checkpoint
+    from logger import read_metrics
+
+    def losses(out):
+        return {m['iter']: m['loss'] for m in read_metrics(out) if m['kind'] == 'train'}
+
+    flags = ['--linear=btt', f'--linear_path={path}', '--linear_layers=mlp+attn', '--structured_norm=true']
+    dense = run_train('--max_iters=1', out='dense')
+    whole = run_train(*flags, '--guide_iters=6', out='whole')
+    assert losses(whole)[0] == pytest.approx(losses(dense)[0], abs=1e-5)
+    run_train(*flags, '--guide_iters=6', '--max_iters=4', out='cut')
+    kept = checkpoint.load(whole.parent / 'cut' / 'ckpt.pt')
+    assert [k for k in kept['model'] if k.endswith('guide')] and kept['model_args']['guide_iters'] == 6
+    cut = run_train(*flags, '--init_from=resume', out='cut')
+    assert losses(cut) == losses(whole)
+    end = checkpoint.load(cut / 'ckpt.pt')
+    assert not [k for k in end['model'] if 'guide' in k or 'share' in k] and 'guide_iters' not in end['model_args']
+    model = checkpoint.build(end)
+    plain = transfer.collapse_model(model)
+    x = tokens(T=16, vocab=60)
+    assert (plain(x, last_only=False)[0] - model(x, last_only=False)[0]).abs().max() < 1e-5
