@@ -97,7 +97,8 @@ def test_weights_of_a_plain_model_start_an_expanded_one_with_a_shorter_context(r
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [(), EXPANDED, (*EXPANDED, '--linear_path=factored')])
 def test_two_processes_equal_one_with_twice_the_accumulation(run_train, tmp_path, flags):
-    one = run_train('--gradient_accumulation_steps=4', *flags, out='one')
+    mild = ['--learning_rate=2e-3', '--min_lr=2e-4']  # Adam blows rounding up with every step
+    one = run_train('--gradient_accumulation_steps=4', *mild, *flags, out='one')
     two = tmp_path / 'two'
     torchrun = [
         sys.executable,
@@ -107,8 +108,15 @@ def test_two_processes_equal_one_with_twice_the_accumulation(run_train, tmp_path
         '--nproc_per_node=2',
         str(ROOT / 'train.py'),
     ]
-    args = [*TINY, '--gradient_accumulation_steps=4', f'--out_dir={two}', *flags]
-    r = subprocess.run([*torchrun, *args], env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
+    args = [*TINY, *mild, '--gradient_accumulation_steps=4', f'--out_dir={two}', *flags]
+    for _ in range(
+        2
+    ):  # on a busy machine a process has been seen to abort after its last line, inside the C++ teardown
+        r = subprocess.run(
+            [*torchrun, *args], env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True
+        )
+        if r.returncode == 0:
+            break
     assert r.returncode == 0, r.stderr
     for kind in ('train', 'eval'):
         a, b = losses(one, kind), losses(two, kind)
