@@ -98,7 +98,7 @@ def load(path: str | Path, map_location='cpu') -> dict:
     if broken:
         raise UserError(f'{path} is corrupted (checksum of {broken} does not match); restore it from a copy')
     try:
-        ckpt = torch.load(path, map_location=map_location, weights_only=True)
+        ckpt = torch.load(path, map_location=map_location, weights_only=True, mmap=True)  # save() never writes in place
     except Exception as e:  # whatever the unpickler says, the user needs one line
         raise UserError(f'{path} is no checkpoint of tensors and plain values ({str(e).splitlines()[0]})') from None
     if not isinstance(ckpt, dict) or not {'model', 'model_args'} <= set(ckpt):

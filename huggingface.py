@@ -77,6 +77,7 @@ def inexpressible(config) -> list[str]:
         norm_affine=(True,),
         post_norm=(False,),
         attn_scale=(1.0,),
+        logit_scale=(1.0,),
         position=('learned',),
         attention_window=(0,),
         linear=('dense',),

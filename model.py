@@ -63,6 +63,9 @@ class GPTConfig:
     position: str = key('learned', 'position embeddings, or rotary (RoPE, base 10000)', choices=('learned', 'rope'))
     attention_window: int = key(0, 'tokens a position sees, itself included; 0: all before it', low=0)
     tie_head: bool = key(True, 'the head shares the token embeddings')
+    logit_scale: float = key(
+        1.0, 'factor on the logits; growth sets it where a head is tied without norm weights', above=0
+    )
     # how the weight matrices of the blocks are parameterized, see linear.py
     linear: str = key('dense', 'parameterization of the layers named by linear_layers', choices=tuple(linear.LINEAR))
     linear_layers: str = key(
@@ -355,6 +358,8 @@ class GPT(nn.Module):
         for i, block in enumerate(self.transformer.h):
             x = block(x, rope, mask, caches[i] if caches else None)
         x = self.transformer.ln_f(x)
+        if c.logit_scale != 1:
+            x = x * c.logit_scale
         if c.mup_base:
             x = x * (c.mup_base / c.n_embd)
         if targets is not None:

@@ -55,6 +55,8 @@ class Optimizer:
                 p.grad = torch.zeros_like(p)
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
         for name, p, lr_scale, decay_scale in linear.leaves(model):
+            if name.startswith('transformer.h.') and p.dim() >= 2:
+                lr_scale, decay_scale = lr_scale * cfg.hidden_lr, decay_scale / cfg.hidden_lr
             groups.setdefault((lr_scale, decay_scale), {})[name] = p
         self.names = [name for g in groups.values() for name in g]
         self.adamw = torch.optim.AdamW(

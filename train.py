@@ -5,6 +5,7 @@ Train a GPT, plain or with expanded linear layers.
     python train.py config/expansive_shakespeare.py --max_iters=500 --seed_model=2
     torchrun --standalone --nproc_per_node=4 train.py config/expansive_shakespeare.py
     python train.py config/expansive_shakespeare.py --init_from=resume           go on exactly where it stopped
+    python train.py config/grow_shakespeare.py                                   train a small model, grow it, go on
 
 Exit codes: 0 done, 2 a mistake in config or data, 3 the loss diverged, 130 interrupted (after saving).
 """
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint
+import growth
 import hardware
 import linear
 import loader
@@ -44,7 +46,17 @@ class TrainConfig(GPTConfig):
     always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
     save_checkpoint: bool = key(True, 'false: write no checkpoint at all, only the log; for runs of minutes')
     init_from: str = key(
-        'scratch', "scratch, resume (out_dir's ckpt.pt), a checkpoint, a Hugging Face GPT-2 folder, gpt2 ... gpt2-xl"
+        'scratch',
+        "scratch, resume (out_dir's ckpt.pt), transfer (grow a small model), a checkpoint, a Hugging Face GPT-2 folder,"
+        ' gpt2 ... gpt2-xl',
+    )
+    transfer_from: str = key('', 'transfer: checkpoint of the small model, or the config that trains it first')
+    transfer_method: str = key('', 'transfer: how it grows, such as clone or clone+stack; see growth.py')
+    transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
+    transfer_moments: str = key(
+        'auto',
+        "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
+        choices=('auto', 'move', 'fresh'),
     )
     note: str = key('', 'printed at the start; config files say here which preset they chose')
     # wandb
@@ -65,6 +77,7 @@ class TrainConfig(GPTConfig):
     # AdamW
     learning_rate: float = key(6e-4, 'peak learning rate', above=0)
     max_iters: int = key(600000, 'optimizer steps', low=0)
+    hidden_lr: float = key(1.0, "factor on the learning rate (not the decay) of the blocks' matrices", above=0)
     weight_decay: float = key(1e-1, 'AdamW decay of matrices', low=0)
     beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
     beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
@@ -102,6 +115,11 @@ class TrainConfig(GPTConfig):
             )
         if self.cuda_graph and world > 1:
             found.append(f'cuda_graph = True: needs a single process, this is one of {world}')
+        if self.init_from == 'transfer':
+            missing = [k for k in ('transfer_from', 'transfer_method') if not getattr(self, k)]
+            found += [f"{k}: must be given, for init_from = 'transfer'" for k in missing]
+        elif self.init_from != 'resume' and (given := [k for k in overrides(self) if k.startswith('transfer_')]):
+            found.append(f"init_from = '{self.init_from}': {', '.join(given)} go with init_from = 'transfer'")
         if self.decay_lr:
             if self.min_lr > self.learning_rate:
                 found.append(f'min_lr = {self.min_lr:g}: must be at most learning_rate ({self.learning_rate:g})')
@@ -145,11 +163,14 @@ class Trainer:
         self.meta = loader.read_meta(cfg.dataset)
         ckpt = None
         if cfg.init_from != 'scratch':
-            path = self.out_dir / 'ckpt.pt' if cfg.init_from == 'resume' else cfg.init_from
+            path = dict(resume=self.out_dir / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
             ckpt = checkpoint.load(path)
-            cfg = take_model_keys(cfg, ckpt, path)
+            if cfg.init_from != 'transfer':
+                cfg = take_model_keys(cfg, ckpt, path)
         if not cfg.vocab_size:
             cfg = dataclasses.replace(cfg, vocab_size=padded_vocabulary(self.meta))
+        if cfg.init_from == 'transfer':
+            cfg = growth.prepare(cfg, ckpt)
         self.cfg = cfg
         data = (cfg.block_size, cfg.batch_size, cfg.vocab_size, device, cfg.data_order, cfg.seed_data)
         self.data = {split: loader.Loader(cfg.dataset, split, *data) for split in ('train', 'val')}
@@ -157,7 +178,12 @@ class Trainer:
         # model
         torch.manual_seed(cfg.seed_model)
         self.model = GPT(cfg)
-        if ckpt:
+        moments, self.transfer = None, ckpt.get('transfer') if cfg.init_from == 'resume' else None
+        if cfg.init_from == 'transfer':
+            moments, self.transfer = growth.start(self.model, cfg, ckpt, self.data['train'], self.rank > 0)
+            same = [ckpt['config'].get(k) == getattr(cfg, k) for k in ('dataset', 'block_size', 'seed_data')]
+            self.position = ckpt.get('position', 0) if all(same) else 0  # data that the small model has not seen
+        elif ckpt:
             linear.load_state(self.model, ckpt['model'])
         self.model.to(device)
         if self.world > 1:  # every process computes the factors' gradients itself, from the same W.grad
@@ -172,6 +198,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         if cfg.init_from == 'resume':
             self.restore(ckpt)
+        elif moments:
+            self.optimizer.load_state_dict(moments)
 
         compiled = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         self.forward = torch.compile(self.model, fullgraph=True) if compiled else self.model
@@ -249,6 +277,7 @@ class Trainer:
             seconds=self.seconds,
             scaler=self.scaler.state_dict(),
             rng=dict(cpu=[s[0] for s in states], cuda=[s[1] for s in states]),
+            transfer=self.transfer,
         )
         checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
         if improved:
@@ -294,7 +323,30 @@ def take_model_keys(cfg, ckpt: dict, path):
     return dataclasses.replace(cfg, **args)
 
 
+def train_source(cfg) -> str:
+    """Train the small model that cfg grows, unless its config has been trained already; its checkpoint."""
+    small = load(TrainConfig, [cfg.transfer_from])
+    small = dataclasses.replace(small, device=cfg.device, backend=cfg.backend, compile=cfg.compile)
+    path = root_path(small.out_dir) / 'ckpt.pt'
+    if path.parent == root_path(cfg.out_dir):
+        raise UserError(f"out_dir = '{cfg.out_dir}': {cfg.transfer_from} trains the small model there; choose another")
+    done = checkpoint.load(path) if path.exists() else dict(config={}, iter_num=0)
+    keep = ('n_', 'mlp', 'dataset', 'block_', 'batch_', 'gradient_', 'learning_', 'lr_', 'seed_')
+    changed = {k: v for k, v in done['config'].items() if k.startswith(keep) and v != getattr(small, k, v)}
+    if changed or done['iter_num'] > small.max_iters:
+        was = ', '.join(f'{k} = {v}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'
+        raise UserError(f'{path} is not of {cfg.transfer_from}: it was trained with {was}; move it, or use it as it is')
+    if done['iter_num'] < small.max_iters:
+        train(dataclasses.replace(small, init_from='resume' if path.exists() else small.init_from))
+        gc.unfreeze()
+        gc.collect()  # its memory is free for the large model, and the compiler knows nothing of its shapes
+        torch._dynamo.reset()
+    return f'{small.out_dir}/ckpt.pt'
+
+
 def train(cfg):
+    if cfg.init_from == 'transfer' and cfg.transfer_from.endswith('.py'):
+        cfg = dataclasses.replace(cfg, transfer_from=train_source(cfg))
     device = hardware.choose_device(cfg.device)
     with hardware.processes(device, cfg.backend):
         t = Trainer(cfg, device)
@@ -316,6 +368,7 @@ def train(cfg):
             flops_per_token=t.model.flops_per_token(),
             flops_per_update=t.model.flops_per_update(),
             peak_flops=peak,
+            transfer=t.transfer,
         )
         log = Log(cfg, t.out_dir, t.meta, facts, start=t.iter, quiet=t.rank > 0)
         if cfg.note:

@@ -5,13 +5,17 @@ Checkpoint in, checkpoint out.
     python transfer.py prune --checkpoint=out/x/best.pt --out=out/x-pruned/ckpt.pt
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
+    python transfer.py grow --checkpoint=out/x/ckpt.pt --n_embd=768 --method=clone --noise=0.3 --out=out/x-large/ckpt.pt
+    python transfer.py spectra --checkpoints=out/x/ckpt.pt,out/x-large/ckpt.pt --out=out/spectra.png
 
 collapse: multiply the factors out. nanoGPT's sample.py loads the result as well, if its other options are GPT-2's.
 prune: cut out the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
 match: find the width (or factor, or expansion) at which a config costs what another one costs.
+grow: a wider or deeper model out of a small one, see growth.py for the methods.
+spectra: the singular values of every matrix, across checkpoints and model sizes.
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command says what it does to the function, on
-real tokens, and writes nothing if the logits differ.
+real tokens, and one that should keep it writes nothing if the logits differ.
 """
 
 import dataclasses
@@ -19,30 +23,20 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
 
 import checkpoint
 import linear
 import loader
-from configurator import UserError, input_path, key, load, root_path, run
+from configurator import UserError, input_path, load, root_path, run
+from growth import GrowConfig, grow
 from match import match
-from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
+from model import GPT, GPTConfig
+from spectra import SpectraConfig, spectra
+from surgery import SurgeryConfig, open_model, report, write
 
-TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
 
-
-@dataclass
-class TransferConfig:
-    checkpoint: str = key('', 'checkpoint to read')
-    out: str = key('', 'checkpoint or folder to write')
-    dataset: str = key('', "data set whose validation tokens the check runs on; empty: the checkpoint's own")
-    windows: int = key(8, 'windows of block_size tokens to check', low=1)
-
-    def problems(self):
-        return [f'{k}: must be given, --{k}=PATH' for k in ('checkpoint', 'out') if not getattr(self, k)]
+class TransferConfig(SurgeryConfig):  # a class of this file, so that --help prints the head of this file
+    pass
 
 
 def collapse_model(model) -> GPT:
@@ -57,46 +51,6 @@ def collapse_model(model) -> GPT:
             sd[f'{name}.weight'] = linear.dense_float64(member)
     linear.load_state(plain, sd)
     return plain.eval()
-
-
-def real_tokens(model, dataset: str, windows: int):
-    """x, y (windows, block_size) from the validation split."""
-    loader.prepare(dataset)
-    c = model.config
-    data = loader.Loader(dataset, 'val', c.block_size, 1, c.vocab_size)
-    pairs = [(x, y) for x, y, _ in data.eval_batches(windows)]
-    return [torch.cat(t) for t in zip(*pairs)]
-
-
-@torch.no_grad()
-def compare(before, after, x, y) -> tuple[float, float, float]:
-    """(largest logit difference, loss before, loss after) on tokens x with targets y, window by window."""
-    worst, losses = torch.zeros(()), [0.0, 0.0]
-    for i in range(len(x)):
-        logits = [m(x[i : i + 1], last_only=False)[0].float() for m in (before, after)]
-        worst = torch.maximum(worst, (logits[0] - logits[1]).abs().max())  # unlike max(), it keeps a NaN
-        for j in (0, 1):
-            losses[j] += F.cross_entropy(logits[j][0], y[i]).item() / len(x)
-    return worst.item(), *losses
-
-
-def open_model(cfg: TransferConfig):
-    """The checkpoint, its model with activations going through its factors, and real tokens for it."""
-    ckpt = checkpoint.load(cfg.checkpoint)
-    model = checkpoint.build(ckpt, cfg.checkpoint, linear_path='factored')
-    dataset = cfg.dataset or ckpt['config'].get('dataset')
-    if not dataset:
-        raise UserError(f'{cfg.checkpoint} does not name its data set; add --dataset=shakespeare_char or what it is')
-    return ckpt, model, real_tokens(model, dataset, cfg.windows)
-
-
-def report(cfg: TransferConfig, before, after, tokens):
-    """Print what the operation did to the function; UserError if that is more than rounding."""
-    worst, loss_before, loss_after = compare(before, after, *tokens)
-    print(f'on {tokens[0].numel():,} validation tokens: loss {loss_before:.6f} -> {loss_after:.6f},')
-    print(f'largest logit difference {worst:.2e} (limit {TOLERANCE:g})')
-    if not worst <= TOLERANCE:  # NaN must not pass
-        raise UserError(f'the function would change: {worst:.2e} is above {TOLERANCE:g}; {cfg.out} is not written')
 
 
 def collapse(cfg: TransferConfig):
@@ -142,16 +96,8 @@ def write_plain(cfg, ckpt, model, plain, tokens):
     """Write a checkpoint of plain, which was made from model, if they compute the same."""
     print(f'{model.num_params():,} parameters -> {plain.num_params():,}')
     report(cfg, model, plain, tokens)
-    out = root_path(cfg.out)
     config = ckpt['config'] | dataclasses.asdict(plain.config)
-    checkpoint.save(out, checkpoint.pack(plain, config, ckpt['iter_num'], ckpt['best_val_loss']))
-    for name in ('meta.json', 'tokenizer.json'):
-        beside = input_path(cfg.checkpoint).with_name(name)
-        if beside.exists() and beside.parent != out.parent:
-            checkpoint.copy(beside, out.with_name(name))
-    beyond = set(model_args(plain.config)) - set(NANOGPT_KEYS)
-    reader = f'only nanoMorph reads it, for its {", ".join(sorted(beyond))}' if beyond else 'nanoGPT reads it as well'
-    print(f'wrote {out}; {reader}')
+    write(cfg, checkpoint.pack(plain, config, ckpt['iter_num'], ckpt['best_val_loss']))
 
 
 def export_hf(cfg: TransferConfig):
@@ -177,17 +123,26 @@ def export_hf(cfg: TransferConfig):
     print(f'wrote {out}: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})')
 
 
+COMMANDS = {  # name: (keys, operation)
+    'collapse': (TransferConfig, collapse),
+    'prune': (TransferConfig, prune),
+    'export-hf': (TransferConfig, export_hf),
+    'grow': (GrowConfig, grow),
+    'spectra': (SpectraConfig, spectra),
+}
+
+
 def main():
-    commands = dict(collapse=collapse, prune=prune, match=match) | {'export-hf': export_hf}
-    args = sys.argv[1:]
+    args, names = sys.argv[1:], ', '.join([*COMMANDS, 'match'])
     if not args or args[0] in ('--help', '-h'):
-        print(f'{__doc__.strip()}\n\npython transfer.py COMMAND --help lists the keys of {", ".join(commands)}')
-    elif args[0] not in commands:
-        raise UserError(f"unknown command '{args[0]}'; use one of {', '.join(commands)}")
-    elif args[0] == 'match':
+        print(f'{__doc__.strip()}\n\npython transfer.py COMMAND --help lists the keys of {names}')
+    elif args[0] == 'match':  # two configs, as for train.py
         match(args[1:])
+    elif args[0] not in COMMANDS:
+        raise UserError(f"unknown command '{args[0]}'; use one of {names}")
     else:
-        commands[args[0]](load(TransferConfig, args[1:]))
+        keys, operation = COMMANDS[args[0]]
+        operation(load(keys, args[1:]))
 
 
 if __name__ == '__main__':
