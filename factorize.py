@@ -49,8 +49,8 @@ from model import PARAMETERIZATION, GPTConfig
 from structured import BlockDiagonal, divisors
 from surgery import SurgeryConfig, block_of, layer_of, open_model, put, report, write
 
-LOOK = 1024  # tokens on which one replaced matrix is judged
 CALIBRATION = 8192  # training tokens that --init=whitened looks at
+TERMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of Kronecker sums, that are tried
 SHORTLIST = 4  # shapes whose loss is measured, for each number of blocks left dense
 
 # -----------------------------------------------------------------------------
@@ -80,8 +80,9 @@ class FactorizeConfig(Keys):
     rescale: bool = key(False, 'scale the new matrix to the norm of the old one')
     params: str = key('', 'at most so many parameters, such as 81M or 80500000; shapes are chosen')
     distill_iters: int = key(0, 'steps of training each new block to do as the old one; 0: none', low=0)
-    distill_lr: float = key(1e-2, 'its peak learning rate, relative to the size of a factor', above=0)
+    distill_lr: float = key(3e-2, 'its peak learning rate, relative to the size of a factor', above=0)
     distill_batch: int = key(8, 'its windows of block_size training tokens per step', low=1)
+    look: int = key(512, 'tokens on which one replaced matrix is judged', low=1)
     seed: int = key(1337, 'seed of --init=random and of the order of training tokens', low=0)
     device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
 
@@ -320,18 +321,17 @@ def shapes(config, budget: int, dense: int) -> list[tuple[int, dict]]:
         except UserError:
             return math.inf
 
-    d_in, d_out = max(linear.chosen(config).values(), key=lambda d: d[0] * d[1])
-    wide, narrow = max(d_in, d_out), min(d_in, d_out)
+    narrow, wide = sorted(max(linear.chosen(config).values(), key=math.prod))
     if config.linear == 'kronecker':
         pairs = [(e, b) for e in divisors(wide) for b in divisors(narrow)]
-        options = [dict(kronecker_shape=p, kronecker_terms=k) for p in pairs for k in (1, 2, 4, 8, 16)]
+        options = [dict(kronecker_shape=p, kronecker_terms=k) for p in pairs for k in TERMS]
     elif config.linear in ('monarch', 'block_diagonal'):
         options = [dict(blocks=k) for k in divisors(math.gcd(wide, narrow)) if k > 1]
     else:  # one key makes it larger
         knob, options = 'expansion' if config.linear == 'expanded' else 'rank', []
-        tiled = config.linear in ('btt', 'block_dense')
-        for blocks in [k for k in (0, 2, 4, 8, 16, 32) if tiled or not k]:
-            step = blocks or near_blocks(config, d_in) if config.linear == 'block_dense' else 1
+        tiles = dict(btt=(0, 2, 4, 8, 16, 32), block_dense=(2, 4, 8, 16, 32)).get(config.linear, (0,))
+        for blocks in tiles:
+            step = blocks if config.linear == 'block_dense' else 1
             low, high = 0, 4 * narrow // step
             while high - low > 1:
                 middle = (low + high) // 2
@@ -343,22 +343,13 @@ def shapes(config, budget: int, dense: int) -> list[tuple[int, dict]]:
     return [f for f in found if f[0] >= found[0][0] - 0.01 * dense]
 
 
-def near_blocks(config, d_in: int) -> int:
-    """The number of blocks that block_dense takes where blocks = 0."""
-    return linear.LINEAR['block_dense'](d_in, 1, dataclasses.replace(config, rank=0)).shape.g
-
-
-@torch.no_grad()
-def fits(config, model, init: str) -> float:
-    """The mean squared relative error of the matrices of the middle block that has any."""
-    blocks = sorted({block_of(s, config) for s in linear.chosen(config)})
-    sites = [s for s in linear.chosen(config) if block_of(s, config) == blocks[len(blocks) // 2]]
-    total = 0.0
-    for site in sites:
-        old = layer_of(model, site)
-        new = new_layer(config, site, old, init).to_dense()
-        total += errors(old.weight.detach().cpu(), new)[0] ** 2 / len(sites)
-    return total
+def misfit(config, model, init: str) -> float:
+    """The relative error of the largest matrix in the middle."""
+    sites = linear.chosen(config)
+    largest = [s for s, d in sites.items() if d == max(sites.values(), key=math.prod)]
+    old = layer_of(model, largest[len(largest) // 2])
+    new = new_layer(config, largest[len(largest) // 2], old, init)
+    return errors(old.weight.detach().cpu(), new.to_dense().detach())[0]
 
 
 @torch.no_grad()
@@ -380,7 +371,7 @@ def damage(model, config, init: str, tokens, device) -> dict:
 
 def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
     """The config whose layers fit cfg.params with the least damage; see the head of this file."""
-    budget, best, kept, order = parameters(cfg.params), None, [], []
+    budget, best, kept, resistance = parameters(cfg.params), None, [], Counter()
     first = shaped(model.config, cfg)
     init = 'prune' if cfg.init == 'prune' else 'nearest'  # what a start costs to find out
     print(f'{"parameters":>11} {"summed rise":>11}  shape')
@@ -392,7 +383,7 @@ def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
             smallest = f'{cfg.linear} on {cfg.linear_layers} cannot make {dense:,} parameters so few'
             raise UserError(f'params = {cfg.params}: {smallest}; name more layers or another linear')
         if len(found) > SHORTLIST:
-            found.sort(key=lambda f: fits(dataclasses.replace(config, **f[1]), model, init))
+            found.sort(key=lambda f: misfit(dataclasses.replace(config, **f[1]), model, init))
         before = best
         for n, keys in found[:SHORTLIST]:
             new = dataclasses.replace(config, **keys)
@@ -401,14 +392,15 @@ def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
             print(f'{n:11,} {total:+11.4f}  {shape_keys(new, cfg)}', flush=True)
             if not math.isfinite(total):
                 continue
+            if not kept:
+                resistance.update(rises)
             if best is None or total < best[0]:
                 best = total, new
-                order = sorted(rises, key=rises.get, reverse=True) if not kept else order
         if best is None:
             raise UserError(f'params = {cfg.params}: the loss of every shape is infinite or NaN; is the model whole?')
-        if best is before or len(kept) + 1 >= len(order):  # leaving one more block dense did not help
+        if best is before or len(kept) + 1 >= len(resistance):  # leaving one more block dense did not help
             return best[1]
-        kept = order[: len(kept) + 1]
+        kept = [i for i, _ in resistance.most_common(len(kept) + 1)]
 
 
 def shape_keys(config, cfg) -> str:
@@ -420,6 +412,12 @@ def shape_keys(config, cfg) -> str:
 
 # -----------------------------------------------------------------------------
 # the command
+
+
+def first(tokens, n: int):
+    """About the first n tokens of (idx, targets): whole windows, or the beginning of one."""
+    T = tokens[0].size(1)
+    return [t[: max(1, n // T), :n] for t in tokens]
 
 
 def training_windows(dataset, config, tokens: int, seed: int, device):
@@ -444,10 +442,10 @@ def factorize(cfg: FactorizeConfig):
     torch.manual_seed(cfg.seed)
     dataset = cfg.dataset or ckpt['config']['dataset']
     model, tokens = model.to(device).requires_grad_(False), [t.to(device) for t in tokens]
-    look = [t[: max(1, LOOK // model.config.block_size)] for t in tokens]
+    look = first(tokens, cfg.look)
     dense = sum(p.numel() for p in model.parameters())
     if cfg.params:
-        some = training_windows(dataset, model.config, LOOK, cfg.seed, device)
+        some = first(training_windows(dataset, model.config, cfg.look, cfg.seed, device), cfg.look)
         config = choose(model, cfg, dense, some, device)
         print(f'chosen: {shape_keys(config, cfg)}')
     else:
