@@ -31,7 +31,6 @@ no use before it has been trained on. Van Loan & Pitsianis 1993; Ayad, Mitrovic 
 import copy
 import dataclasses
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -109,9 +108,9 @@ class FactorizeConfig(Keys):
 
 
 def parameters(text: str) -> int:
-    """'81M' -> 81,000,000."""
-    number, unit = re.fullmatch(r'([\d.]+)([kKmMgGbB]?)', text.replace(',', '').replace('_', '')).groups() or ('', '')
-    return round(float(number) * dict(k=1e3, m=1e6, g=1e9, b=1e9).get(unit.lower(), 1))
+    """'81M' -> 81,000,000. Raises ValueError."""
+    unit = dict(k=1e3, m=1e6, b=1e9).get(text[-1].lower())
+    return round(float(text[:-1]) * unit) if unit else round(float(text))
 
 
 def shaped(config, cfg: FactorizeConfig, **choice):
@@ -476,7 +475,8 @@ def factorize(cfg: FactorizeConfig):
     print(f'{dense:,} parameters -> {n:,}, position embeddings included')
     report(cfg, model, new, tokens, limit=None)
     new.cpu()
-    write(cfg, checkpoint.pack(new, ckpt['config'] | dataclasses.asdict(new.config), ckpt['iter_num'], math.inf))
+    settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
+    write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf))
     facts = dict(settings=overrides(cfg), params=n, params_dense=dense, loss_before=base, loss_all_of=groups, rows=rows)
     write_json(root_path(cfg.out).with_suffix('.json'), facts | dict(shape=shape_keys(config, cfg)))
     distill.forget(cfg)
