@@ -9,6 +9,7 @@ over many GPUs use an engine made for it, such as Megatron-Core or DeepSpeed; th
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from configurator import UserError
 from structured import Structured, divisors, gemm_std, near
@@ -77,6 +78,16 @@ def _(x, W, ends):
 @torch.library.register_fake('nanomorph::grouped_outer')
 def _(x, y, ends):
     return x.new_empty(ends.size(0), x.size(1), y.size(1))
+
+
+@register_flop_formula(torch.ops.nanomorph.grouped)
+def _(x, W, ends, out_shape=None, **_):
+    return 2 * x[0] * W[1] * W[2]
+
+
+@register_flop_formula(torch.ops.nanomorph.grouped_outer)
+def _(x, y, ends, out_shape=None, **_):
+    return 2 * x[0] * x[1] * y[1]
 
 
 def grouped_backward(ctx, dy):

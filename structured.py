@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from torch.utils.flop_counter import register_flop_formula
 
 from configurator import UserError
 
@@ -63,6 +64,16 @@ def middle_grad(x, A, dy, f):
 def _(x, A, dy, f):
     g, _, fr = A.shape
     return x.new_empty(f, fr // f * g, dy.size(1) // f)
+
+
+@register_flop_formula(torch.ops.nanomorph.bmm_to)
+def _(a, b, *_, out_shape=None, **__):
+    return 2 * a[0] * a[1] * a[2] * b[2]
+
+
+@register_flop_formula(torch.ops.nanomorph.middle_grad)
+def _(x, A, dy, f, out_shape=None, **_):
+    return 2 * x[0] * (math.prod(A) + A[0] * A[2] // f * dy[1])
 
 
 def split(x, n):
@@ -357,7 +368,8 @@ def gemm_std(d_in: int, d_out: int) -> float:
 
 
 class Einsum(Structured):
-    """A (g, a, f r d) and B (f, r g b, e): the formula at the top of this file."""
+    """A (g, a, f r d) and B (f, r g b, e): the formula at the top of this file. With a single f (block-dense) B is
+    (1, g r, e): the first product can then write its rows (T, g r) where the second, a plain one, reads them."""
 
     def __init__(self, d_in, d_out, config):
         s = self.shape = shape_of(config.linear, d_in, d_out, config)
@@ -368,8 +380,10 @@ class Einsum(Structured):
     def product(self, x, W):
         A, B = W
         s = self.shape
+        if s.b == s.d == s.f == 1:
+            return (x @ A[0] if s.g == 1 else block_product(x, A)) @ B[0]
         if s.b == s.d == 1:
-            return x @ A[0] @ B[0] if s.g == s.f == 1 else TwoFactor.apply(x, A, B)
+            return TwoFactor.apply(x, A, B)
         x = x.view(-1, s.g, s.b, s.a)
         if self.macs_first(s) <= self.macs_first(turned(s)):
             return contract(x, A, B, s)  # (T, f, e, d)
@@ -380,10 +394,17 @@ class Einsum(Structured):
     def to_dense(self):
         s, (A, B) = self.shape, self.capped()
         A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 0, 1, 4, 3)  # (f, g, a, d, r)
-        B = B.view(s.f, s.r, s.g, s.b, s.e).permute(0, 2, 1, 3, 4)  # (f, g, r, b, e)
+        B = self.by_tile(B)  # (f, g, r, b, e)
         tiles = A.reshape(s.f * s.g, s.a * s.d, s.r) @ B.reshape(s.f * s.g, s.r, s.b * s.e)
         W = tiles.view(s.f, s.g, s.a, s.d, s.b, s.e).permute(0, 5, 3, 1, 4, 2)  # (f, e, d, g, b, a)
         return W.reshape(self.d_out, self.d_in)
+
+    def by_tile(self, B):
+        """B as (f, g, r, b, e), a view."""
+        s = self.shape
+        if s.b == s.d == s.f == 1:
+            return B.view(s.f, s.g, s.r, s.b, s.e)
+        return B.view(s.f, s.r, s.g, s.b, s.e).transpose(1, 2)
 
     @torch.no_grad()
     def from_dense(self, W):
@@ -394,8 +415,9 @@ class Einsum(Structured):
         U, S, Vh = torch.linalg.svd(tiles.reshape(s.f, s.g, s.a * s.d, s.b * s.e), full_matrices=False)
         root = S[..., : s.r].sqrt()
         A = (U[..., : s.r] * root[..., None, :]).view(s.f, s.g, s.a, s.d, s.r).permute(1, 2, 0, 4, 3)
-        B = (root[..., None] * Vh[..., : s.r, :]).view(s.f, s.g, s.r, s.b, s.e).permute(0, 2, 1, 3, 4)
-        self.place([A.reshape(self.factors[0].shape), B.reshape(self.factors[1].shape)])
+        B = torch.empty_like(self.factors[1], dtype=torch.float64)
+        self.by_tile(B).copy_((root[..., None] * Vh[..., : s.r, :]).view(s.f, s.g, s.r, s.b, s.e))
+        self.place([A.reshape(self.factors[0].shape), B])
 
     @torch.no_grad()
     def start(self, W0, std, gen, residual=False):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import tiny_gpt, tokens
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import transfer
 from configurator import UserError
@@ -107,3 +108,6 @@ def test_operations_count_the_active_experts_only():
     assert many - few == 6 * 2 * 12 * 32  # the routers' rows: layers, experts more, width
     few, many = (mixture(2, e).macs() for e in (4, 16))
     assert many - few == 12 * 36
+    with FlopCounterMode(display=False) as counter:
+        mixture(2, 4)(torch.randn(7, 36, dtype=torch.float64))
+    assert counter.get_total_flops() == 2 * 7 * few

@@ -200,7 +200,7 @@ def test_matched_swiglu_has_the_parameters_of_gelu():
 @pytest.mark.parametrize(
     'flags, message',
     [
-        (['--mlp=swiglue'], 'mlp = .*must be one of gelu, gelu_tanh, swiglu, relu2; did you mean'),
+        (['--mlp=swiglue'], 'mlp = .*must be one of gelu, gelu_tanh, swiglu, relu2, moe; did you mean'),
         (['--position=alibi'], 'position = .*must be one of learned, rope'),
         (['--norm=batchnorm'], 'norm = .*must be one of layernorm, rmsnorm'),
         (['--n_kv_head=5'], r'n_kv_head = 5: must divide n_head \(12\)'),
