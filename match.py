@@ -18,7 +18,7 @@ import hardware
 import loader
 from configurator import UserError, key, load, overrides
 from model import GPT
-from train import TrainConfig, padded_vocabulary
+from train import TrainConfig, padded_vocabulary, teacher_flops
 
 
 @dataclass
@@ -45,7 +45,7 @@ def cost(cfg, device) -> float:
         model = GPT(dataclasses.replace(cfg, **shapes_only))
     if cfg.match == 'params':
         return model.num_params()
-    return model.flops_per_token() + model.flops_per_update() / cfg.tokens_per_step
+    return model.flops_per_token() + teacher_flops(cfg) + model.flops_per_update() / cfg.tokens_per_step
 
 
 def at(cfg, i: int):

@@ -91,7 +91,9 @@ class GPTConfig:
     theta: tuple = key((), 'einsum: seven exponents, of alpha beta gamma, delta epsilon phi, rho')
     einsum_shape: tuple = key((), 'einsum: the seven integers themselves')
     kronecker_shape: tuple = key(
-        (), '(rows, columns) of the first Kronecker factor; empty: about a third of the parameters'
+        (),
+        '(rows, columns) of the first Kronecker factor, turned round where a layer narrows; empty: about a third of the'
+        ' parameters',
     )
     kronecker_terms: int = key(1, 'Kronecker products in the sum', low=1)
     tt_cores: int = key(2, 'cores of tensor_train', low=2)
@@ -345,11 +347,8 @@ class GPT(nn.Module):
             if name in parts:
                 nn.init.normal_(parts[name].weight, mean=0.0, std=0.02)
 
-    def forward(self, idx, targets=None, caches=None, last_only=True):
-        """idx (B, T) token ids -> (logits, loss).
-        With targets (B, T), -1 where there is none: (None, mean cross-entropy in nats). Without: logits of the last
-        position (B, 1, V), or of all (B, T, V) with last_only=False. caches: one Cache per block, extended by T."""
-        start = caches[0].length if caches else 0
+    def embed(self, idx, start=0):
+        """idx (B, T) at positions start ... -> what the first block takes: x (B, T, C), RoPE's table, the window's mask."""
         pos = torch.arange(start, start + idx.size(1), device=idx.device)
         x = self.transformer.wte(idx)  # (B, T, C)
         c, rope, mask = self.config, None, None
@@ -360,7 +359,16 @@ class GPT(nn.Module):
         if c.attention_window:  # a mask costs SDPA its flash kernel
             back = pos[:, None] - torch.arange(start + idx.size(1), device=idx.device)  # (T, all keys)
             mask = (back >= 0) & (back < c.attention_window)
-        x = self.transformer.drop(x)
+        return self.transformer.drop(x), rope, mask
+
+    def forward(self, idx, targets=None, caches=None, last_only=True, soft=None):
+        """idx (B, T) token ids -> (logits, loss).
+        With targets (B, T), -1 where there is none: (None, mean cross-entropy in nats). Without: logits of the last
+        position (B, 1, V), or of all (B, T, V) with last_only=False. caches: one Cache per block, extended by T.
+        soft: (logits (B, T, V) of another model, w): the loss is 1 - w parts cross-entropy and w parts the divergence
+        KL(other, this) (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
+        c = self.config
+        x, rope, mask = self.embed(idx, caches[0].length if caches else 0)
         for i, block in enumerate(self.transformer.h):
             x = block(x, rope, mask, caches[i] if caches else None)
         x = self.transformer.ln_f(x)
@@ -371,6 +379,10 @@ class GPT(nn.Module):
         if targets is not None:
             logits = self.head(x)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+            if soft is not None:
+                other, w = soft
+                log_p, log_q = (F.log_softmax(t.float(), dim=-1) for t in (other, logits))
+                loss = (1 - w) * loss + w * F.kl_div(log_q, log_p, log_target=True, reduction='none').sum(-1).mean()
             if c.mlp_gate and self.training:
                 open_share = torch.cat([b.mlp.gate for b in self.transformer.h]).clamp(0, 1).mean()
                 loss = loss + c.gate_penalty * F.relu(open_share - c.gate_budget)

@@ -225,7 +225,8 @@ def kronecker(d_in, d_out, c):
     terms = c.kronecker_terms
     if c.kronecker_shape:
         rows, columns = map(int, c.kronecker_shape)
-        for e, b in ((rows, columns), (columns, rows)):  # the layer back takes it turned round
+        pairs = [(rows, columns), (columns, rows)]  # the layer back takes it turned round
+        for e, b in pairs if d_out >= d_in else pairs[::-1]:
             if d_out % e == 0 and d_in % b == 0:
                 return Shape(d_in // b, b, 1, d_out // e, e, 1, terms)
         why = f'must divide (d_out, d_in) = ({d_out}, {d_in}), one way or the other'

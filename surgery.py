@@ -79,3 +79,25 @@ def write(cfg: SurgeryConfig, ckpt: dict):
     beyond = set(ckpt['model_args']) - set(NANOGPT_KEYS)
     reader = f'only nanoMorph reads it, for its {", ".join(sorted(beyond))}' if beyond else 'nanoGPT reads it as well'
     print(f'wrote {out}; {reader}')
+
+
+# -----------------------------------------------------------------------------
+# single layers, by the names of linear.sites
+
+
+def path(site: str) -> str:
+    return site if site == 'lm_head' else f'transformer.{site}'
+
+
+def layer_of(model, site: str):
+    return model.get_submodule(path(site))
+
+
+def put(model, site: str, layer):
+    parent, _, name = path(site).rpartition('.')
+    setattr(model.get_submodule(parent), name, layer)
+
+
+def block_of(site: str, config) -> int:
+    """Which block a site is in; the head comes after the last."""
+    return config.n_layer if site == 'lm_head' else int(site.split('.')[1])

@@ -58,6 +58,10 @@ class TrainConfig(GPTConfig):
         "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
         choices=('auto', 'move', 'fresh'),
     )
+    distill_from: str = key('', 'checkpoint of a model whose logits the loss follows too; empty: none')
+    distill_weight: float = key(
+        0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
+    )
     note: str = key('', 'printed at the start; config files say here which preset they chose')
     # wandb
     wandb_log: bool = key(False, 'log to wandb as well')
@@ -120,6 +124,8 @@ class TrainConfig(GPTConfig):
             found += [f"{k}: must be given, for init_from = 'transfer'" for k in missing]
         elif self.init_from != 'resume' and (given := [k for k in overrides(self) if k.startswith('transfer_')]):
             found.append(f"init_from = '{self.init_from}': {', '.join(given)} go with init_from = 'transfer'")
+        if not self.distill_from and 'distill_weight' in overrides(self):
+            found.append(f'distill_weight = {self.distill_weight:g}: goes with distill_from')
         if self.decay_lr:
             if self.min_lr > self.learning_rate:
                 found.append(f'min_lr = {self.min_lr:g}: must be at most learning_rate ({self.learning_rate:g})')
@@ -208,6 +214,9 @@ class Trainer:
         compiled = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         self.forward = torch.compile(self.model, fullgraph=True) if compiled else self.model
         self.eval_forward = self.forward
+        self.teacher = open_teacher(cfg, device) if cfg.distill_from else None
+        if self.teacher:
+            self.teach = torch.compile(self.teacher, fullgraph=True) if compiled else self.teacher
         if self.world > 1:
             ids = [device.index] if device.type == 'cuda' else None
             self.forward = DDP(self.forward, device_ids=ids, gradient_as_bucket_view=True)
@@ -216,7 +225,11 @@ class Trainer:
     def forward_backward(self, x, y):
         """Add the gradients of one micro-batch; returns its loss."""
         with self.autocast:
-            _, loss = self.forward(x, y)
+            soft = None
+            if self.teacher:
+                with torch.no_grad():
+                    soft = self.teach(x, last_only=False)[0], self.cfg.distill_weight
+            _, loss = self.forward(x, y, soft=soft)
         self.scaler.scale(loss / self.accumulation).backward()
         return loss.detach()
 
@@ -318,17 +331,43 @@ class Trainer:
                 torch.cuda.set_rng_state(ckpt['rng']['cuda'][self.rank])
 
 
+def open_teacher(cfg, device):
+    """The model of distill_from. UserError if its logits are not about the same tokens."""
+    path = cfg.distill_from
+    teacher = checkpoint.build(checkpoint.load(path), path, linear_path='materialised').requires_grad_(False)
+    if teacher.config.vocab_size != cfg.vocab_size:
+        raise UserError(
+            f'distill_from = {path}: its vocabulary has {teacher.config.vocab_size} tokens, this one {cfg.vocab_size}'
+        )
+    if teacher.config.block_size < cfg.block_size:
+        raise UserError(f'distill_from = {path}: it sees {teacher.config.block_size} tokens; lower block_size to that')
+    return teacher.to(device)
+
+
+def teacher_flops(cfg) -> int:
+    """Of the model of distill_from, per training token: forward only."""
+    if not cfg.distill_from:
+        return 0
+    args = checkpoint.read_args(checkpoint.load(cfg.distill_from), cfg.distill_from)
+    with torch.device('meta'):
+        teacher = GPT(GPTConfig(**args | dict(expansion_init='gaussian', expansion_lr='none')))  # from shapes alone
+    return teacher.flops_per_token(cfg.block_size) // 3
+
+
 def take_model_keys(cfg, ckpt: dict, path):
-    """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming takes
-    the parameterization as well; starting from the weights of a plain model lets cfg choose another."""
+    """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming, or
+    going on from factors, takes the parameterization as well; starting from a plain model lets cfg choose another."""
     args = checkpoint.read_args(ckpt, path)
     drop = ['dropout', 'linear_path']
     if cfg.init_from != 'resume':
-        if args['linear'] != 'dense':
+        shape = [k for k in args if k.startswith(PARAMETERIZATION) and k != 'linear_path']
+        if args['linear'] == 'dense':
+            drop += shape
+        elif other := [k for k in overrides(cfg) if k in shape and getattr(cfg, k) != args[k]]:
             raise UserError(
-                f'init_from = {path}: its layers are {args["linear"]}; collapse it first: python transfer.py collapse'
+                f'init_from = {path}: its layers are {args["linear"]}; leave out {", ".join(other)} to go on with them,'
+                ' or collapse it first: python transfer.py collapse'
             )
-        drop += [k for k in args if k.startswith(PARAMETERIZATION)]
         if cfg.block_size < args['block_size'] and args['position'] == 'learned':
             wpe = 'transformer.wpe.weight'
             ckpt['model'][wpe] = ckpt['model'][wpe][: cfg.block_size]
@@ -369,7 +408,8 @@ def train(cfg):
         t = Trainer(cfg, device)
         cfg = t.cfg  # vocabulary and, on resuming, architecture are now known
         tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-        flops = tokens_per_iter * t.model.flops_per_token() + t.world * t.model.flops_per_update()
+        flops_per_token = t.model.flops_per_token() + teacher_flops(cfg)
+        flops = tokens_per_iter * flops_per_token + t.world * t.model.flops_per_update()
         peak = hardware.peak_flops(device, t.dtype)
         facts = dict(
             device=hardware.device_name(device),
@@ -382,7 +422,7 @@ def train(cfg):
             params=t.model.num_params(),
             params_collapsed=t.model.num_params_collapsed(),
             tokens_per_iter=tokens_per_iter,
-            flops_per_token=t.model.flops_per_token(),
+            flops_per_token=flops_per_token,
             flops_per_update=t.model.flops_per_update(),
             peak_flops=peak,
             transfer=t.transfer,

@@ -6,12 +6,14 @@ Checkpoint in, checkpoint out.
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
     python transfer.py grow --checkpoint=out/x/ckpt.pt --n_embd=768 --method=clone --noise=0.3 --out=out/x-large/ckpt.pt
+    python transfer.py factorize --checkpoint=out/x/ckpt.pt --linear=kronecker --keep_dense='h.0.*' --out=out/x-kronecker/ckpt.pt
     python transfer.py spectra --checkpoints=out/x/ckpt.pt,out/x-large/ckpt.pt --out=out/spectra.png
 
 collapse: multiply the factors out. nanoGPT's sample.py loads the result as well, if its other options are GPT-2's.
 prune: cut out the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
 match: find the width (or factor, or expansion) at which a config costs what another one costs.
 grow: a wider or deeper model out of a small one, see growth.py for the methods.
+factorize: plain matrices into structured ones, by hand or for a budget, see factorize.py.
 spectra: the singular values of every matrix, across checkpoints and model sizes.
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command says what it does to the function, on
@@ -28,6 +30,7 @@ import checkpoint
 import linear
 import loader
 from configurator import UserError, input_path, load, root_path, run
+from factorize import FactorizeConfig, factorize
 from growth import GrowConfig, grow
 from match import match
 from model import GPT, GPTConfig
@@ -128,6 +131,7 @@ COMMANDS = {  # name: (keys, operation)
     'prune': (TransferConfig, prune),
     'export-hf': (TransferConfig, export_hf),
     'grow': (GrowConfig, grow),
+    'factorize': (FactorizeConfig, factorize),
     'spectra': (SpectraConfig, spectra),
 }
 

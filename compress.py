@@ -1,0 +1,212 @@
+"""
+Which start is best for a compressed GPT-2? Losses and perplexities after equal training tokens.
+
+    python compress.py --size=gpt2 --out=results/kronecker_gutenberg     # run what is missing, then print the table
+    python compress.py --show=results/kronecker_gutenberg                # only the table, from the logs
+    python compress.py --size=tiny --arms=dense,81M-vanloan,81M-prune    # on a CPU, to try it
+
+1. The source: `train.py config/gpt2.py`, trained for the purpose.
+2. An arm per structure and start: `transfer.py factorize`, then `train.py` on from there, once for each learning rate.
+3. `evaluate.py` of every arm at the rate with the least final validation loss, which has no share in the test texts.
+
+dense is the source trained on. The shares are named after the seed's models of GPT-2 size, whatever --size. Every arm
+sees the same training tokens in the same order (of the same data set as the source: part of them for a second time). A
+distilled arm has seen more (`distilled on`): those of its distillation. An interrupted experiment goes on with the same
+command.
+"""
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from configurator import ROOT, UserError, input_path, key, load, root_path, run
+from download import write
+from logger import read_metrics
+
+SIZES = {  # flags of the source
+    'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4 --warmup_iters=100'
+    ' --eval_iters=20 --log_interval=10',
+    'tiny': '--n_layer=2 --n_embd=32 --n_head=2 --batch_size=4 --gradient_accumulation_steps=1 --warmup_iters=2'
+    ' --block_size=32 --dataset=shakespeare --eval_iters=4 --log_interval=1 --device=cpu',
+}
+SHARES = {  # flags for n units in the stream: half of the parameters, a quarter
+    '95M': '--linear=kronecker --kronecker_shape={4n},{n/2}',
+    '81M': '--linear=kronecker --kronecker_shape={2n},{n/2}',
+}
+STARTS = {
+    'vanloan': '--init=nearest',
+    'prune': '--init=prune',
+    'distilled': '--init=nearest --distill_iters={distill} --distill_batch={batch}',
+    'random': '--init=random',
+}
+ARMS = {'dense': ('', '')}  # name: (flags of the surgery, flags of the training)
+ARMS |= {f'{share}-{start}': (f'{f} {s}', '') for share, f in SHARES.items() for start, s in STARTS.items()}
+ARMS |= {
+    '81M-vanloan-logits': ARMS['81M-vanloan'][:1] + ('--distill_from={source}',),
+    '81M-vanloan-keep0': (ARMS['81M-vanloan'][0] + ' --keep_dense=h.0.*', ''),  # the block that resists most
+    '81M-low_rank': ('--linear=low_rank --rank={n/5} --init=nearest', ''),  # as many parameters, another structure
+    '81M-low_rank-whitened': ('--linear=low_rank --rank={n/5} --init=whitened', ''),
+    'attn-vanloan': ('--linear=kronecker --linear_layers=attn --kronecker_shape={n},{n/2}', ''),  # is it in the MLPs?
+}
+
+
+@dataclass
+class CompressConfig:
+    size: str = key('gpt2', 'size of the source', choices=tuple(SIZES))
+    source_iters: int = key(2000, 'iterations of the source', low=1)
+    source_rate: float = key(6e-4, 'its peak learning rate', above=0)
+    iters: int = key(300, 'iterations of every arm', low=1)
+    rates: tuple = key((1e-4, 3e-4, 1e-3), 'learning rates of every arm; the best counts')
+    distill_iters: int = key(200, 'distilled: steps per block', low=1)
+    arms: str = key('all', f'which of {", ".join(ARMS)}, separated by commas')
+    tasks: str = key('wikitext2,wikitext103,lambada', 'what evaluate.py measures of each arm; empty: nothing')
+    limit: int = key(0, 'evaluate.py: examples per task; 0: all', low=0)
+    seed: int = key(1337, 'seed of model and data', low=0)
+    flags: str = key('', "flags for every training, such as '--n_layer=6 --dataset=shakespeare'; they come last")
+    out: str = key('out/compress', 'folder for the logs, one per run')
+    work: str = key('out/compress-runs', 'folder for checkpoints while it runs')
+    show: str = key('', 'only print the table of such a folder')
+
+    def problems(self):
+        odd = [a for a in self.arms.split(',') if a not in ARMS and self.arms != 'all']
+        return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
+
+
+def call(title: str, script: str, args: list, allowed=(0,)) -> int:
+    print(f'{title}: python {script} {" ".join(map(shlex.quote, args))}', flush=True)
+    code = subprocess.run([sys.executable, script, *args], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+    if code not in allowed:
+        raise UserError(f'{title} ended with exit code {code}; mend the above and start again: nothing is repeated')
+    return code
+
+
+def keep(folder: Path, *files: Path):
+    """Copy logs into the results; the last says that all of them are there."""
+    for file in files:
+        write(folder / file.name, file.read_bytes())
+
+
+def train(cfg: CompressConfig, name: str, iters: int, rate: float, flags: str):
+    """One run, unless its log says that it is done; an interrupted one goes on."""
+    work, kept = root_path(f'{cfg.work}/{name}'), root_path(cfg.out) / name
+    if (kept / 'manifest.json').exists():
+        return
+    fixed = f'--max_iters={iters} --lr_decay_iters={iters} --eval_interval={max(1, iters // 10)} --learning_rate={rate}'
+    fixed += f' --min_lr={rate / 10:g} --seed_model={cfg.seed} --out_dir={cfg.work}/{name}'
+    args = ['config/gpt2.py', *shlex.split(f'{SIZES[cfg.size]} {fixed} {cfg.flags} {flags}')]
+    args += ['--init_from=resume'] if (work / 'ckpt.pt').exists() else []
+    if call(name, 'train.py', args, (0, 3)):
+        print(f'{name}: diverged', flush=True)  # a result, too
+    keep(kept, *(work / f for f in ('config.json', 'metrics.jsonl', 'manifest.json')))
+
+
+def evals(folder: Path) -> list[float]:
+    """Validation losses of a run, from its start."""
+    return [line['val_loss'] for line in read_metrics(folder) if line['kind'] == 'eval']
+
+
+def final(folder: Path) -> float:
+    """Its last validation loss; infinite if it diverged."""
+    m = json.loads((folder / 'manifest.json').read_text())
+    wanted = json.loads((folder / 'config.json').read_text())['max_iters']
+    return evals(folder)[-1] if m.get('final_iter') == wanted else math.inf
+
+
+def filled(flags: str, cfg: CompressConfig) -> str:
+    sizes = dict(a[2:].split('=', 1) for a in shlex.split(f'{SIZES[cfg.size]} {cfg.flags}'))
+    n = int(sizes['n_embd'])
+    values = {'4n': 4 * n, '2n': 2 * n, 'n': n, 'n/2': n // 2, 'n/5': n // 5, 'batch': sizes['batch_size']}
+    values |= dict(distill=cfg.distill_iters, source=f'{cfg.work}/source/ckpt.pt')
+    for k, v in values.items():
+        flags = flags.replace(f'{{{k}}}', str(v))
+    return flags
+
+
+def compress(cfg: CompressConfig):
+    out, work = root_path(cfg.out), root_path(cfg.work)
+    train(cfg, 'source', cfg.source_iters, cfg.source_rate, f'--seed_data={cfg.seed}')
+    source = f'{cfg.work}/source/ckpt.pt'
+    for name in ARMS if cfg.arms == 'all' else cfg.arms.split(','):
+        if (out / name / 'done.json').exists():
+            continue
+        surgery, extra = (filled(f, cfg) for f in ARMS[name])
+        start = f'{cfg.work}/{name}/start.pt' if surgery else source
+        if surgery and not (out / name / 'start.json').exists():
+            call(name, 'transfer.py', ['factorize', f'--checkpoint={source}', f'--out={start}', *shlex.split(surgery)])
+            keep(out / name, root_path(start).with_suffix('.json'))
+        flags = f'--init_from={start} --seed_data={cfg.seed + 1} {extra}'
+        runs = []
+        for rate in cfg.rates:
+            runs.append(f'{name}-{rate:g}')
+            train(cfg, runs[-1], cfg.iters, rate, flags)
+            best = min(runs, key=lambda r: final(out / r))
+            for r in runs:  # only the best checkpoint is looked at again
+                if r != best:
+                    (work / r / 'ckpt.pt').unlink(missing_ok=True)
+                    (work / r / 'best.pt').unlink(missing_ok=True)
+        if cfg.tasks:
+            args = [f'--checkpoint={cfg.work}/{best}/ckpt.pt', f'--tasks={cfg.tasks}', f'--limit={cfg.limit}']
+            args += [f'--stride={block_size(work / best)}', f'--out={cfg.work}/{name}/eval.json']
+            call(name, 'evaluate.py', args)
+            keep(out / name, work / name / 'eval.json')
+        write(out / name / 'done.json', (json.dumps(dict(best=best)) + '\n').encode())
+        (work / best / 'ckpt.pt').unlink(missing_ok=True)
+        (work / best / 'best.pt').unlink(missing_ok=True)
+
+
+def block_size(folder: Path) -> int:
+    return json.loads((folder / 'config.json').read_text())['block_size']
+
+
+def table(folder: Path) -> str:
+    shown = ('ppl_token', 'ppl', 'acc')
+    manifest = json.loads((folder / 'source' / 'manifest.json').read_text())
+    arms = {p.parent.name: json.loads(p.read_text())['best'] for p in folder.glob('*/done.json')}
+    names = sorted(arms, key=lambda a: (list(ARMS).index(a) if a in ARMS else len(ARMS), a))
+    lines = [
+        f'{manifest["device"]}; source: {manifest["params"]:,} parameters, validation loss {final(folder / "source"):.4f};'
+        ' parameters without position embeddings',
+        f'{"arm":22} {"parameters":>11} {"error":>6} {"at start":>9} {"after":>8} {"rate":>7} {"tokens":>11}'
+        f' {"distilled on":>12}',
+    ]
+    tasks = {}
+    for name in names:
+        run_ = folder / arms[name]
+        m = json.loads((run_ / 'manifest.json').read_text())
+        start = folder / name / 'start.json'
+        surgery = json.loads(start.read_text()) if start.exists() else dict(rows=[], settings={})
+        error = sum(r['error'] for r in surgery['rows']) / max(1, len(surgery['rows']))
+        c = json.loads((run_ / 'config.json').read_text())
+        s = surgery['settings']
+        seen = s.get('distill_iters', 0) * s.get('distill_batch', 8) * c['block_size'] * c['n_layer']
+        lines.append(
+            f'{name:22} {m["params"]:11,} {error:6.3f} {evals(run_)[0]:9.4f} {final(run_):8.4f}'
+            f' {c["learning_rate"]:7.0e} {m["tokens_per_iter"] * c["max_iters"]:11,} {seen:12,}'
+        )
+        if (folder / name / 'eval.json').exists():
+            tasks[name] = json.loads((folder / name / 'eval.json').read_text())['tasks']
+    heads = {(t, f): None for found in tasks.values() for t, r in found.items() for f in r['figures'] if f in shown}
+    if heads:
+        lines += ['', f'{"arm":22}' + ''.join(f' {f"{t} {f}":>22}' for t, f in heads)]
+        for name, found in tasks.items():
+            cells = [found.get(t, {}).get('figures', {}).get(f) for t, f in heads]
+            lines.append(f'{name:22}' + ''.join(f' {c:22.4f}' if c is not None else f' {"-":>22}' for c in cells))
+    return '\n'.join(lines)
+
+
+def main():
+    cfg = load(CompressConfig, sys.argv[1:])
+    if not cfg.show:
+        compress(cfg)
+    folder = input_path(cfg.show) if cfg.show else root_path(cfg.out)
+    if not (folder / 'source' / 'manifest.json').exists():
+        raise UserError(f'{folder} holds no source/manifest.json; give the --out of an experiment')
+    print(table(folder))
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,11 @@
+# The seed's 95M GPT-2: every MLP matrix one Kronecker product, half of its parameters. Its author starts it by pruning,
+# every other input of c_fc and output of c_proj:
+#
+#   python transfer.py factorize config/kronecker/95m.py --init=prune --checkpoint=gpt2 --dataset=gutenberg --out=out/kronecker-95m/ckpt.pt
+#   python train.py config/gpt2.py config/kronecker/95m.py          from scratch; the dense twin: config/gpt2.py
+#
+# 96,128,304 parameters of GPT-2's 124,439,808: 67,816,704 + 24 (3072*384 + 1*2). Loss: not measured yet.
+
+linear = 'kronecker'
+linear_layers = 'mlp'
+kronecker_shape = (3072, 384)  # of c_fc, 3072 x 768; c_proj has it turned round
