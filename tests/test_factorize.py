@@ -12,6 +12,7 @@ import compress
 import distill
 import factorize
 import linear
+import loader
 import surgery
 import transfer
 from configurator import load
@@ -274,6 +275,10 @@ def test_a_budget_is_met_and_nearly_used(tmp_path, kind, capsys):
 
 def test_blocks_that_resist_are_left_dense(tmp_path, capsys):
     """Block 1 is low-rank already and block 0 is not: a budget for one of them goes to block 0."""
+    if loader.read_meta('shakespeare_char')['vocab_size'] != 65:
+        pytest.skip(
+            'on a random model the sign of a change of loss depends on the text: made for the 65-letter edition'
+        )
     model, path = plain(tmp_path)
     for name in ('c_fc', 'c_proj'):
         W = getattr(model.transformer.h[1].mlp, name).weight
