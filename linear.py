@@ -241,6 +241,8 @@ def problems(config) -> list[str]:
                     f"{k} = '{getattr(config, k)}': '{p}' matches no layer; use mlp, attn, mlp+attn{head}, or globs over"
                     f' {globs}'
                 )
+    if config.linear == 'btt_moe' and config.linear_path == 'materialised':
+        found.append('linear_path = materialised: a mixture (linear = btt_moe) is no matrix; use factored or auto')
     if config.linear == 'expanded' and config.expansion_init == 'orthogonal' and 0 < config.expansion < config.n_embd:
         found.append(
             f'expansion = {config.expansion}: expansion_init = orthogonal needs expansion >= n_embd ({config.n_embd});'

@@ -2,7 +2,8 @@
 #
 # 124,880,704 parameters, 872.0 MFLOP per token at 1,024 tokens. Val loss after 8.2M tokens of
 # Gutenberg, at one rate and seed, 5.294 (d12: 4.969; results/d12/screen.txt). One H100, 32 x 1,024 tokens, bf16, compiled:
-# 101.2 ms per step, 1.13 of d12's (results/d12).
+# 101.2 ms per step, 1.13 of d12's (results/d12,
+# before RoPE's angles came from a table; not measured since).
 #
 #   python train.py config/d12_mlp3x.py
 

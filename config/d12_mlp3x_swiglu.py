@@ -2,7 +2,8 @@
 #
 # 149,800,768 parameters, 1021.5 MFLOP per token at 1,024 tokens. Loss: not measured yet.
 # One H100, 32 x 1,024 tokens, bf16, compiled:
-# 110.1 ms per step, 1.23 of d12's (results/d12).
+# 110.1 ms per step, 1.23 of d12's (results/d12,
+# before RoPE's angles came from a table; not measured since).
 #
 #   python train.py config/d12_mlp3x_swiglu.py
 

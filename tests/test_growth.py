@@ -5,6 +5,7 @@ import itertools
 import json
 
 import pytest
+import test_options
 import torch
 from conftest import ROOT, TINY, tokens
 
@@ -18,24 +19,8 @@ from growth import GrowConfig, grow_moments, grow_weights, parse, settle
 from model import GPT, NANOGPT_KEYS, GPTConfig
 from train import TrainConfig, train
 
-OPTIONS = {
-    'gpt2': dict(),
-    'swiglu': dict(mlp='swiglu'),
-    'relu2': dict(mlp='relu2'),
-    'factor': dict(mlp_expansion_factor=(3.0, 2.0), multiple_of=8),
-    'gate': dict(mlp_gate=True),
-    'gqa': dict(n_kv_head=2),
-    'mqa': dict(n_kv_head=1),
-    'qk_norm': dict(qk_norm=True),
-    'post_norm': dict(post_norm=True, attn_scale=0.0),
-    'rmsnorm': dict(norm='rmsnorm'),
-    'plain_norm': dict(norm_affine=False),
-    'rope': dict(position='rope'),
-    'window': dict(attention_window=5),
-    'untied': dict(tie_head=False),
-    'bias': dict(bias=True),
-    'mup': dict(mup_base=16),
-}
+# every architecture option; layers that are not dense are refused by growth, by name
+OPTIONS = {'gpt2': {}, 'mup': dict(mup_base=16)} | {k: v for k, v in test_options.OPTIONS.items() if k != 'expanded'}
 PAIRS = [p for p in itertools.combinations(OPTIONS, 2) if p not in {('swiglu', 'relu2'), ('gqa', 'mqa')}]
 
 

@@ -111,3 +111,8 @@ def test_operations_count_the_active_experts_only():
     with FlopCounterMode(display=False) as counter:
         mixture(2, 4)(torch.randn(7, 36, dtype=torch.float64))
     assert counter.get_total_flops() == 2 * 7 * few
+
+
+def test_a_mixture_cannot_be_asked_to_be_a_matrix():
+    config = GPTConfig(n_embd=32, n_head=2, n_layer=1, linear='btt_moe', linear_path='materialised')
+    assert 'is no matrix; use factored or auto' in config.problems()[0]
