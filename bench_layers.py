@@ -163,7 +163,7 @@ def time_pair(name, d, cfg, device) -> tuple:
     torch._dynamo.reset()
     torch.manual_seed(0)
     pair = Pair(name, d, cfg).to(device)
-    weights = linear.Materialised(pair)
+    weights = linear.Materialised(pair, compile=device.type == 'cuda')
     dtype = hardware.choose_dtype('auto', device)
     x = torch.randn(cfg.tokens, d, device=device, dtype=dtype, requires_grad=True)
     dy = torch.randn(cfg.tokens, d, device=device, dtype=dtype)

@@ -124,7 +124,7 @@ class BttMoE(Structured):
         self.router_loss = None
 
     def product(self, x, W):
-        A, B = W
+        x, (A, B) = x.reshape(-1, self.d_in), W
         (g, E, a, f), e, T = A.shape, B.size(3), x.size(0)
         gates, experts, loss = route(F.linear(x, self.router.to(x.dtype)), self.k)
         self.router_loss = loss if self.training else None  # GPT.forward takes it

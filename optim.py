@@ -73,7 +73,7 @@ class Optimizer:
             fused=cuda,
             capturable=self.capturable,
         )
-        self.materialised = linear.Materialised(model)
+        self.materialised = linear.Materialised(model, compile=cuda and cfg.compile)
         self.grad_clip = cfg.grad_clip
         self.grad_norm = None
         self.steps, self.graphs = 0, None

@@ -19,108 +19,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
-from torch.utils.flop_counter import register_flop_formula
 
+import blocks
 from configurator import UserError
-
-# -----------------------------------------------------------------------------
-# batched products without a copy: an operand or a result may be any view with one unit stride
-
-
-torch.library.define('nanomorph::bmm_to', '(Tensor a, Tensor b, SymInt[] stride) -> Tensor')
-torch.library.define('nanomorph::middle_grad', '(Tensor x, Tensor A, Tensor dy, SymInt f) -> Tensor')
-
-
-@torch.library.impl('nanomorph::bmm_to', ('cpu', 'cuda', 'mps'))
-def bmm_to(a, b, stride):
-    """a (n, i, k) @ b (n, k, j) -> (n, i, j), written with these strides into fresh memory."""
-    out = torch.empty_strided((a.size(0), a.size(1), b.size(2)), stride, dtype=a.dtype, device=a.device)
-    return torch.bmm(a, b, out=out)
-
-
-@torch.library.register_fake('nanomorph::bmm_to')
-def _(a, b, stride):
-    return torch.empty_strided((a.size(0), a.size(1), b.size(2)), stride, dtype=a.dtype, device=a.device)
-
-
-def bmm_to_backward(ctx, grad):
-    a, b = ctx.saved_tensors
-    op = torch.ops.nanomorph.bmm_to
-    gb = op(a.mT, grad, b.stride())  # first, so that a can go before its gradient comes
-    return op(grad, b.mT, a.stride()), gb, None
-
-
-torch.library.register_autograd(
-    'nanomorph::bmm_to', bmm_to_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2])
-)
-
-
-@torch.library.impl('nanomorph::middle_grad', ('cpu', 'cuda', 'mps'))
-def middle_grad(x, A, dy, f):
-    """The gradient of B (f, r g, e), Z formed again. One opaque step: the compiler would find Z twice and keep it."""
-    return torch.bmm(middle(x, A, f), split(dy, f))
-
-
-@torch.library.register_fake('nanomorph::middle_grad')
-def _(x, A, dy, f):
-    g, _, fr = A.shape
-    return x.new_empty(f, fr // f * g, dy.size(1) // f)
-
-
-@register_flop_formula(torch.ops.nanomorph.bmm_to)
-def _(a, b, *_, out_shape=None, **__):
-    return 2 * a[0] * a[1] * a[2] * b[2]
-
-
-@register_flop_formula(torch.ops.nanomorph.middle_grad)
-def _(x, A, dy, f, out_shape=None, **_):
-    return 2 * x[0] * (math.prod(A) + A[0] * A[2] // f * dy[1])
-
-
-def split(x, n):
-    """x (T, n w) as (n, T, w), a view."""
-    return x.view(x.size(0), n, -1).transpose(0, 1)
-
-
-def middle(x, A, f):
-    """x (T, g a), A (g, a, f r) -> Z (f, r g, T), in one product and token-innermost: g matrices (f r, T) are written,
-    f matrices (r g, T) can be read."""
-    g, _, fr = A.shape
-    T = x.size(0)
-    Z = torch.ops.nanomorph.bmm_to(A.mT, split(x, g).mT, [T, g * T, 1])  # (g, f r, T) in memory (f r, g, T)
-    return Z.transpose(0, 1).reshape(f, fr // f * g, T)
-
-
-class TwoFactor(torch.autograd.Function):
-    """x (T, g a), A (g, a, f r), B (f, r g, e) -> y (T, f e). Six products, no permutation."""
-
-    @staticmethod
-    def forward(ctx, x, A, B):
-        f, _, e = B.shape
-        Z = middle(x, A, f)
-        y = torch.ops.nanomorph.bmm_to(Z.mT, B, [e, f * e, 1])  # (f, T, e) in memory (T, f, e)
-        ctx.save_for_backward(x, A, B, *([Z] if A.size(1) > e else []))  # the cheap way to have Z: keep it, or form it
-        return y.transpose(0, 1).reshape(x.size(0), f * e)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, A, B, *kept = ctx.saved_tensors
-        g, a, fr = A.shape
-        f, T = B.size(0), x.size(0)
-        dy = dy.contiguous()
-        # the order matters for peak memory: dy can go before the gradient of x comes
-        dB = torch.bmm(kept[0], split(dy, f)) if kept else torch.ops.nanomorph.middle_grad(x, A, dy, f)
-        dZ = torch.bmm(B, split(dy, f).mT).reshape(fr, g, T).transpose(0, 1)  # (g, f r, T)
-        dA = torch.bmm(split(x, g).mT, dZ.mT)
-        dx = torch.ops.nanomorph.bmm_to(dZ.mT, A.mT, [a, g * a, 1])  # (g, T, a) in memory (T, g, a)
-        return dx.transpose(0, 1).reshape(T, g * a), dA, dB
-
-
-def block_product(x, D):
-    """x (T, k i), D (k, i, o) -> y (T, k o), block by block."""
-    k, _, o = D.shape
-    return torch.ops.nanomorph.bmm_to(split(x, k), D, [o, k * o, 1]).transpose(0, 1).reshape(x.size(0), k * o)
-
 
 # -----------------------------------------------------------------------------
 # shapes
@@ -325,8 +226,8 @@ class Structured(nn.Module):
         ]
 
     def cast(self, x) -> tuple:
-        """x as (T, d_in) and the factors in the precision of the products."""
-        W, x = self.capped(), x.reshape(-1, self.d_in)
+        """x and the factors in the precision of the products."""
+        W = self.capped()
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, W = x.to(dtype), [w.to(dtype) for w in W]
@@ -402,10 +303,10 @@ class Einsum(Structured):
         A, B = W
         s = self.shape
         if s.b == s.d == s.f == 1:
-            return (x @ A.squeeze(0) if s.g == 1 else block_product(x, A)) @ B.squeeze(0)
+            return (x @ A.squeeze(0) if s.g == 1 else blocks.ops.blocks(x, A)) @ B.squeeze(0)
         if s.b == s.d == 1:
-            return TwoFactor.apply(x, A, B)
-        x = x.view(-1, s.g, s.b, s.a)
+            return blocks.TwoFactor.apply(x, A, B)
+        x = x.reshape(-1, s.g, s.b, s.a)
         if self.macs_first(s) <= self.macs_first(turned(s)):
             return contract(x, A, B, s)  # (T, f, e, d)
         A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 3, 0, 1, 4).reshape(s.f, -1, s.d)
@@ -416,7 +317,8 @@ class Einsum(Structured):
         s, (A, B) = self.shape, self.capped()
         A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 0, 1, 4, 3)  # (f, g, a, d, r)
         B = self.by_tile(B)  # (f, g, r, b, e)
-        tiles = A.reshape(s.f * s.g, s.a * s.d, s.r) @ B.reshape(s.f * s.g, s.r, s.b * s.e)
+        A, B = A.reshape(s.f * s.g, s.a * s.d, s.r), B.reshape(s.f * s.g, s.r, s.b * s.e)
+        tiles = A * B if s.r == 1 else A @ B
         W = tiles.view(s.f, s.g, s.a, s.d, s.b, s.e).permute(0, 5, 3, 1, 4, 2)  # (f, e, d, g, b, a)
         return W.reshape(self.d_out, self.d_in)
 
@@ -526,8 +428,8 @@ class TensorTrain(Structured):
         return sum(a * n * m * b for a, n, m, b in zip(ranks, self.n, self.m, ranks[1:]))
 
     def product(self, x, W):
-        T, done = x.size(0), 1  # done: outputs made
-        x = x.view(T, 1, 1, -1)  # (T, outputs made, rank, inputs left)
+        x, done = x.reshape(-1, 1, 1, self.d_in), 1  # done: outputs made
+        T = x.size(0)  # (T, outputs made, rank, inputs left)
         for core in W:
             r, n, m, s = core.shape
             left = x.size(3) // m
@@ -632,7 +534,7 @@ class BlockDiagonal(Structured):
         super().__init__(d_in, d_out, config, [(k, d_in // k, d_out // k)], [d_in // k])
 
     def product(self, x, W):
-        return block_product(x, W[0])
+        return blocks.ops.blocks(x, W[0])
 
     def matrix(self):
         return torch.block_diag(*self.capped()[0].mT)

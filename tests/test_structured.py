@@ -2,18 +2,20 @@
 and is the best of its kind when it is made from a dense matrix."""
 
 import math
+import re
 
 import pytest
 import torch
 from conftest import tiny_gpt, tokens
 from torch.utils.flop_counter import FlopCounterMode
 
+import blocks
 import linear
 import mup
 import structured
 import transfer
 from configurator import UserError
-from model import GPT, GPTConfig
+from model import GPT, MLP, GPTConfig
 from structured import MEMBERS, Shape
 
 # name, keys
@@ -78,9 +80,9 @@ def test_the_copy_free_product_passes_gradcheck(shape):
     x, A, B = (
         torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((4, g * a), (g, a, f * 3), (f, 3 * g, e))
     )
-    assert torch.autograd.gradcheck(structured.TwoFactor.apply, (x, A, B))
+    assert torch.autograd.gradcheck(blocks.TwoFactor.apply, (x, A, B))
     D = torch.randn(g, a, e, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(structured.block_product, (x, D))
+    assert torch.autograd.gradcheck(blocks.ops.blocks, (x, D))
 
 
 @pytest.mark.parametrize('name, keys, size', CASES, ids=IDS)
@@ -440,3 +442,30 @@ def test_a_guide_starts_as_the_dense_twin_and_is_let_go(run_train, path):
     plain = transfer.collapse_model(model)
     x = tokens(T=16, vocab=60)
     assert (plain(x, last_only=False)[0] - model(x, last_only=False)[0]).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_compiled_no_activation_is_written_twice():
+    """The compiler would lay an input of an opaque step out once for every view of it, were it not given plainly."""
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    config = GPTConfig(n_embd=256, n_head=1, n_layer=1, bias=False, linear='monarch', linear_path='factored')
+    mlp = MLP(config, 'h.0.mlp', config.hidden(0))
+    x = torch.randn(2, 64, 256)
+
+    def step():
+        norm = torch.nn.functional.layer_norm(x, (256,))
+        with torch.autocast('cpu', torch.bfloat16):
+            (x + mlp(norm)).sum().backward()
+
+    with torch._inductor.config.patch(force_disable_caches=True):
+        _, codes = run_and_get_code(torch.compile(step))
+    sizes = [
+        math.prod(map(int, m.split(',')))
+        for code in codes
+        for m in re.findall(r'= empty_strided_cpu\(\(([\d, ]+)\)', code)
+    ]
+    # of the size of the hidden activation: GELU's output; its gradient is written over that of the product
+    assert sizes.count(2 * 64 * 1024) == 1
+    assert sizes.count(2 * 64 * 256) >= 2
