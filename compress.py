@@ -30,9 +30,9 @@ from logger import read_metrics
 from plan import beyond
 
 SIZES = {  # flags of the source
-    'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4 --warmup_iters=100'
+    'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4'
     ' --eval_iters=20 --log_interval=10',
-    'tiny': '--n_layer=2 --n_embd=32 --n_head=2 --batch_size=4 --gradient_accumulation_steps=1 --warmup_iters=2'
+    'tiny': '--n_layer=2 --n_embd=32 --n_head=2 --batch_size=4 --gradient_accumulation_steps=1'
     ' --block_size=32 --dataset=shakespeare --eval_iters=4 --log_interval=1 --device=cpu',
 }
 SHARES = {  # flags for n units in the stream: half of the parameters, a quarter
@@ -90,7 +90,8 @@ def keep(folder: Path, *files: Path):
 def training(cfg: CompressConfig, arm: str, iters: int, rate: float, flags: str) -> tuple[str, Path, list[str]]:
     """What launch.py starts for a run; an interrupted one goes on."""
     work = root_path(cfg.work) / run_name(arm, rate)
-    fixed = f'--max_iters={iters} --lr_decay_iters={iters} --eval_interval={max(1, iters // cfg.evals)}'
+    fixed = f'--max_iters={iters} --lr_decay_iters={iters} --warmup_iters={iters // 10}'
+    fixed += f' --eval_interval={max(1, iters // cfg.evals)}'
     fixed += f' --learning_rate={rate:g} --min_lr={rate / 10:g} --seed_model={cfg.seed} --out_dir={work}'
     args = ['config/gpt2.py', *shlex.split(f'{SIZES[cfg.size]} {fixed} {cfg.flags} {flags}')]
     args += ['--init_from=resume'] if (work / 'ckpt.pt').exists() else []

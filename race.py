@@ -149,7 +149,7 @@ def table(folder: Path) -> str:
     plan = json.loads((folder / 'race.json').read_text())
     runs = {p.parent.name: read_run(p.parent) for p in sorted(folder.glob('*/manifest.json'))}
     clock = ''
-    if plan['jobs'] > 1:
+    if plan.get('jobs', 1) > 1:
         path = folder / 'bench.jsonl'
         times = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         alone = {t['flops_per_step']: t['ms'] / 1000 for t in times}
