@@ -195,9 +195,7 @@ class Comparison:
             return ''
         if code is None:
             return ''
-        path = self.out / name / 'output.txt'
-        last = path.read_text(errors='replace').strip().splitlines()[-1:] if path.exists() else []
-        wrong = f'exit code {code}: {(last or ["no output"])[0][:300]} (all of it in {path})'
+        wrong = launch.last_words(self.out / name, code)
         self.say(f'{name}: {wrong}')
         return wrong
 

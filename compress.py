@@ -6,7 +6,8 @@ Which start is best for a compressed GPT-2? Losses and perplexities after equal 
     python compress.py --size=tiny --arms=dense,81M-vanloan,81M-prune    # on a CPU, to try it
 
 1. The source: `train.py config/gpt2.py`, trained for the purpose.
-2. An arm per structure and start: `transfer.py factorize`, then `train.py` on from there, once for each learning rate.
+2. An arm per structure and start: `transfer.py factorize`, then `train.py` on from there, once for each learning rate,
+   and beyond the edge of the given ones while the best lies there.
 3. `evaluate.py` of every arm at the rate with the least final validation loss, which has no share in the test texts.
 
 dense is the source trained on. The shares are named after the seed's models of GPT-2 size, whatever --size. Every arm
@@ -18,19 +19,20 @@ command.
 import json
 import math
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import launch
 from configurator import ROOT, UserError, input_path, key, load, root_path, run
 from download import write
 from logger import read_metrics
+from plan import beyond
 
 SIZES = {  # flags of the source
-    'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4 --warmup_iters=100'
+    'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4'
     ' --eval_iters=20 --log_interval=10',
-    'tiny': '--n_layer=2 --n_embd=32 --n_head=2 --batch_size=4 --gradient_accumulation_steps=1 --warmup_iters=2'
+    'tiny': '--n_layer=2 --n_embd=32 --n_head=2 --batch_size=4 --gradient_accumulation_steps=1'
     ' --block_size=32 --dataset=shakespeare --eval_iters=4 --log_interval=1 --device=cpu',
 }
 SHARES = {  # flags for n units in the stream: half of the parameters, a quarter
@@ -61,6 +63,9 @@ class CompressConfig:
     source_rate: float = key(6e-4, 'its peak learning rate', above=0)
     iters: int = key(300, 'iterations of every arm', low=1)
     rates: tuple = key((1e-4, 3e-4, 1e-3), 'learning rates of every arm; the best counts')
+    extend: int = key(2, 'learning rates to try beyond the edge of the given ones', low=0)
+    evals: int = key(10, 'evaluations of a run after its first, each of which may write a checkpoint', low=1)
+    jobs: int = key(1, 'runs at once', low=1)
     distill_iters: int = key(200, 'distilled: steps per block', low=1)
     arms: str = key('all', f'which of {", ".join(ARMS)}, separated by commas')
     tasks: str = key('wikitext2,wikitext103,lambada', 'what evaluate.py measures of each arm; empty: nothing')
@@ -76,32 +81,25 @@ class CompressConfig:
         return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
 
 
-def call(title: str, script: str, args: list, allowed=(0,)) -> int:
-    print(f'{title}: python {script} {" ".join(map(shlex.quote, args))}', flush=True)
-    code = subprocess.run([sys.executable, script, *args], cwd=ROOT, stdout=subprocess.DEVNULL).returncode
-    if code not in allowed:
-        raise UserError(f'{title} ended with exit code {code}; mend the above and start again: nothing is repeated')
-    return code
-
-
 def keep(folder: Path, *files: Path):
     """Copy logs into the results; the last says that all of them are there."""
     for file in files:
         write(folder / file.name, file.read_bytes())
 
 
-def train(cfg: CompressConfig, name: str, iters: int, rate: float, flags: str):
-    """One run, unless its log says that it is done; an interrupted one goes on."""
-    work, kept = root_path(f'{cfg.work}/{name}'), root_path(cfg.out) / name
-    if (kept / 'manifest.json').exists():
-        return
-    fixed = f'--max_iters={iters} --lr_decay_iters={iters} --eval_interval={max(1, iters // 10)} --learning_rate={rate}'
-    fixed += f' --min_lr={rate / 10:g} --seed_model={cfg.seed} --out_dir={cfg.work}/{name}'
+def training(cfg: CompressConfig, arm: str, iters: int, rate: float, flags: str) -> tuple[str, Path, list[str]]:
+    """What launch.py starts for a run; an interrupted one goes on."""
+    work = root_path(cfg.work) / run_name(arm, rate)
+    fixed = f'--max_iters={iters} --lr_decay_iters={iters} --warmup_iters={iters // 10}'
+    fixed += f' --eval_interval={max(1, iters // cfg.evals)}'
+    fixed += f' --learning_rate={rate:g} --min_lr={rate / 10:g} --seed_model={cfg.seed} --out_dir={work}'
     args = ['config/gpt2.py', *shlex.split(f'{SIZES[cfg.size]} {fixed} {cfg.flags} {flags}')]
     args += ['--init_from=resume'] if (work / 'ckpt.pt').exists() else []
-    if call(name, 'train.py', args, (0, 3)):
-        print(f'{name}: diverged', flush=True)  # a result, too
-    keep(kept, *(work / f for f in ('config.json', 'metrics.jsonl', 'manifest.json')))
+    return f'{arm} at {rate:g}', work, [sys.executable, str(ROOT / 'train.py'), *args]
+
+
+def run_name(arm: str, rate: float) -> str:
+    return arm if arm == 'source' else f'{arm}-{rate:g}'
 
 
 def evals(folder: Path) -> list[float]:
@@ -120,42 +118,77 @@ def filled(flags: str, cfg: CompressConfig) -> str:
     sizes = dict(a[2:].split('=', 1) for a in shlex.split(f'{SIZES[cfg.size]} {cfg.flags}'))
     n = int(sizes['n_embd'])
     values = {'4n': 4 * n, '2n': 2 * n, 'n': n, 'n/2': n // 2, 'n/5': n // 5, 'batch': sizes['batch_size']}
-    values |= dict(distill=cfg.distill_iters, source=f'{cfg.work}/source/ckpt.pt')
+    values |= dict(distill=cfg.distill_iters, source=root_path(cfg.work) / 'source' / 'ckpt.pt')
     for k, v in values.items():
         flags = flags.replace(f'{{{k}}}', str(v))
     return flags
 
 
-def compress(cfg: CompressConfig):
+def missing(cfg: CompressConfig) -> list:
+    """What can be started now, given what is over; what is most wanted first."""
     out, work = root_path(cfg.out), root_path(cfg.work)
-    train(cfg, 'source', cfg.source_iters, cfg.source_rate, f'--seed_data={cfg.seed}')
-    source = f'{cfg.work}/source/ckpt.pt'
-    for name in ARMS if cfg.arms == 'all' else cfg.arms.split(','):
-        if (out / name / 'done.json').exists():
-            continue
-        surgery, extra = (filled(f, cfg) for f in ARMS[name])
-        start = f'{cfg.work}/{name}/start.pt' if surgery else source
-        if surgery and not (out / name / 'start.json').exists():
-            call(name, 'transfer.py', ['factorize', f'--checkpoint={source}', f'--out={start}', *shlex.split(surgery)])
-            keep(out / name, root_path(start).with_suffix('.json'))
+    if not (out / 'source' / 'manifest.json').exists():
+        return [training(cfg, 'source', cfg.source_iters, cfg.source_rate, f'--seed_data={cfg.seed}')]
+    names = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(',')
+    return [step for name in names if not (out / name / 'done.json').exists() for step in steps(cfg, name, out, work)]
+
+
+def steps(cfg: CompressConfig, name: str, out: Path, work: Path) -> list:
+    """What can be started now of an arm: the surgery, or else the runs at its rates, or else evaluate.py."""
+    source = work / 'source' / 'ckpt.pt'
+    surgery, extra = (filled(f, cfg) for f in ARMS[name])
+    start = work / name / 'start.pt' if surgery else source
+    if surgery and not (out / name / 'start.json').exists():
+        args = ['factorize', f'--checkpoint={source}', f'--out={start}', *shlex.split(surgery)]
+        return [(f'{name} surgery', work / name, [sys.executable, str(ROOT / 'transfer.py'), *args])]
+    grid, best = rates(cfg, name, out)
+    if not best:
         flags = f'--init_from={start} --seed_data={cfg.seed + 1} {extra}'
-        runs = []
-        for rate in cfg.rates:
-            runs.append(f'{name}-{rate:g}')
-            train(cfg, runs[-1], cfg.iters, rate, flags)
-            best = min(runs, key=lambda r: final(out / r))
-            for r in runs:  # only the best checkpoint is looked at again
-                if r != best:
-                    (work / r / 'ckpt.pt').unlink(missing_ok=True)
-                    (work / r / 'best.pt').unlink(missing_ok=True)
-        if cfg.tasks:
-            args = [f'--checkpoint={cfg.work}/{best}/ckpt.pt', f'--tasks={cfg.tasks}', f'--limit={cfg.limit}']
-            args += [f'--stride={block_size(work / best)}', f'--out={cfg.work}/{name}/eval.json']
-            call(name, 'evaluate.py', args)
-            keep(out / name, work / name / 'eval.json')
+        absent = [r for r in grid if not (out / run_name(name, r) / 'manifest.json').exists()]
+        return [training(cfg, name, cfg.iters, r, flags) for r in absent]
+    if not cfg.tasks or final(out / best) == math.inf or (out / name / 'eval.json').exists():
         write(out / name / 'done.json', (json.dumps(dict(best=best)) + '\n').encode())
-        (work / best / 'ckpt.pt').unlink(missing_ok=True)
-        (work / best / 'best.pt').unlink(missing_ok=True)
+        drop(work / name / 'start.pt', *(work / run_name(name, r) for r in grid))
+        return []
+    drop(*(work / run_name(name, r) for r in grid if run_name(name, r) != best))  # only the best is looked at again
+    args = [f'--checkpoint={work}/{best}/ckpt.pt', f'--tasks={cfg.tasks}', f'--limit={cfg.limit}']
+    args += [f'--stride={block_size(work / best)}', f'--out={work}/{name}/eval.json']
+    return [(f'{name} tasks', work / name, [sys.executable, str(ROOT / 'evaluate.py'), *args])]
+
+
+def drop(*paths: Path):
+    """Delete checkpoints: files, or those of a run."""
+    for path in paths:
+        for file in (path / 'ckpt.pt', path / 'best.pt') if path.is_dir() else [path]:
+            file.unlink(missing_ok=True)
+
+
+def rates(cfg: CompressConfig, name: str, out: Path) -> tuple[list[float], str]:
+    """(the rates to try, the best run or '' while some are missing): the given ones, and those beyond their edge."""
+    grid = sorted(cfg.rates)
+    while all((out / run_name(name, r) / 'manifest.json').exists() for r in grid):
+        best = min(grid, key=lambda r: final(out / run_name(name, r)))
+        further = beyond(grid, best)
+        if not further or len(grid) >= len(cfg.rates) + cfg.extend:
+            return grid, run_name(name, best)
+        grid = sorted([*grid, further])
+    return grid, ''
+
+
+def over(cfg: CompressConfig, name: str, code: int | None) -> str:
+    """Take the logs of a step that is over; '' if it is."""
+    arm, step, *rate = name.split()
+    folder = root_path(cfg.work) / (run_name(arm, float(rate[0])) if rate else arm)
+    if code != 0 and not (code == 3 and step == 'at'):  # to diverge is a result, too
+        return launch.last_words(folder, code)
+    logs = dict(surgery=['start.json'], tasks=['eval.json'])
+    files = logs.get(step, ['config.json', 'metrics.jsonl', 'manifest.json'])
+    keep(root_path(cfg.out) / folder.name, *(folder / f for f in files))
+    return ''
+
+
+def compress(cfg: CompressConfig):
+    launch.run_here(lambda: missing(cfg), lambda name, code: over(cfg, name, code), cfg.jobs)
 
 
 def block_size(folder: Path) -> int:

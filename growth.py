@@ -460,8 +460,11 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     past['seconds'] += past['growing']
     if not quiet:
         say_grown(old, cfg, how, moved, cfg.dropout)
-        x, y = real_tokens(cfg, cfg.dataset)
-        worst, before, after = compare(small, model.eval(), x, y)
+        x, y = (t.to(data.device) for t in real_tokens(cfg, cfg.dataset))
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision('highest')  # TF32 would show as a difference between the two
+        worst, before, after = compare(small.to(data.device), model.to(data.device).eval(), x, y)
+        torch.set_float32_matmul_precision(precision)
         model.train()
         print(f'on {x.numel():,} validation tokens: loss {before:.6f} -> {after:.6f},')
         print(f'largest logit difference {worst:.2e}', flush=True)

@@ -1,5 +1,5 @@
 """
-Many processes, N at once, on this machine or on Slurm: how compare.py starts its runs.
+Many processes, N at once, on this machine or on Slurm: how compare.py, race.py and compress.py start their runs.
 
     python launch.py FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
 
@@ -10,6 +10,7 @@ started twice or left behind.
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -179,6 +180,32 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_here(todo, done, jobs: int):
+    """run_all on this machine, saying what is started. UserError with all that went wrong."""
+    start = engine('none', jobs, ROOT)
+
+    def say_and_start(full, folder, slot):
+        script, *args = full[4:]
+        print(f'{folder.name}: python {Path(script).name} {shlex.join(args)}', flush=True)
+        return start(full, folder, slot)
+
+    try:
+        failed = run_all(todo, done, say_and_start, jobs)
+    except KeyboardInterrupt:
+        print('interrupted; start again to go on: nothing is repeated', flush=True)
+        sys.exit(130)
+    if failed:
+        wrong = [f'{name}: {why}' for name, why in failed.items()]
+        raise UserError('\n'.join([*wrong, 'mend the above and start again: nothing is repeated']))
+
+
+def last_words(folder: Path, code: int) -> str:
+    """How a run that broke ended."""
+    path = folder / 'output.txt'
+    last = path.read_text(errors='replace').strip().splitlines()[-1:] if path.exists() else []
+    return f'exit code {code}: {(last or ["no output"])[0][:300]} (all of it in {path})'
 
 
 def stop_all(running: dict):

@@ -116,6 +116,14 @@ def rates(cfg, plan: Plan) -> list[float]:
         raise UserError(f'learning_rates: {given!r} of {plan.arm}: must be numbers in a tuple') from None
 
 
+def beyond(grid: list[float], best: float) -> float | None:
+    """The next rate to try if the best of a sorted grid lies at its edge."""
+    if len(grid) < 2 or best not in (grid[0], grid[-1]):
+        return None
+    ratio = (grid[-1] / grid[0]) ** (1 / (len(grid) - 1))
+    return float(f'{best * ratio if best == grid[-1] else best / ratio:.3g}')
+
+
 def wanted(cfg, plans: list[Plan], records: dict) -> list[Run]:
     """The runs still missing, given those that are over: the sweep, the rates beyond its edge, the seeds that decide."""
     missing = []
@@ -138,8 +146,7 @@ def wanted(cfg, plans: list[Plan], records: dict) -> list[Run]:
                 continue
             lr, edge, _ = report.choose(done, cfg.metric, cfg.at)
             if edge and len(grid) < len(given) + cfg.extend:
-                ratio = (grid[-1] / grid[0]) ** (1 / (len(grid) - 1))
-                runs(i, float(f'{lr * ratio if lr == grid[-1] else lr / ratio:.3g}'), sweep)
+                runs(i, beyond(grid, lr), sweep)
                 continue
         runs(i, lr, range(1, cfg.seeds + 1))
     return missing

@@ -5,29 +5,33 @@ Is growing a small model cheaper than training the large one? The FLOPs and seco
     python race.py --show=results/growth_gutenberg                 # only the table, from the logs
     python race.py --size=tiny --arms=clone-0.3,stack              # on a CPU, to try it
 
-1. The large model from scratch at several learning rates. The best final loss is the target of the race, its rate
-   the rate of everything else.
+1. The large model from scratch at several learning rates, and beyond the edge of these while the best lies there. The
+   best final loss is the target of the race, its rate the rate of everything else.
 2. Small sources at a quarter of the iterations, at a constant rate: `narrow` (half the width) and `shallow` (half the
    depth), `random`, which is narrow as it was initialised, and `alone`, which is narrow trained for the FLOPs of scratch.
-3. An arm per way to grow, each a run of its own with a schedule over `horizon` times the iterations of scratch.
+3. An arm per way to grow, each a run of its own with a schedule over `horizons` times the iterations of scratch: over
+   the first of them, and while the target is not reached over the next.
 
 Every run is `train.py config/gpt2.py` with flags. FLOPs of an arm: its own to the target, plus, counted, its source's
 (and LiGO's). Seconds: iterations times the median step time, so that compiling and evaluations do not count, plus the
-seconds of the growth itself; they mean something where runs do not share the device. The target is read off between
-evaluations by straight lines. An arm that does not get there has no figure: its horizon was too short, or it is worse.
+seconds of the growth itself. Runs side by side (--jobs) slow each other down: then the step of each size is timed alone
+at the end, by bench.py, and the table says so. The target is read off between evaluations by straight lines. An arm
+that does not get there has no figure: its horizon was too short, or it is worse.
 """
 
 import json
+import math
 import shlex
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import launch
 from configurator import ROOT, UserError, input_path, key, load, root_path, run
 from download import write
 from logger import read_metrics
+from plan import beyond
 
 COMMON = '--hidden_lr=1 --weight_decay=0.1 --always_save_checkpoint=false --log_interval=10 --eval_iters=10'
 SIZES = {  # flags of the large model; narrow has half of n_embd and n_head, shallow half of n_layer
@@ -36,6 +40,7 @@ SIZES = {  # flags of the large model; narrow has half of n_embd and n_head, sha
     'tiny': '--n_layer=2 --n_embd=32 --n_head=4 --batch_size=4 --gradient_accumulation_steps=1 --warmup_iters=2'
     ' --block_size=32 --dataset=shakespeare_char --eval_iters=4 --log_interval=1 --device=cpu',
 }
+SOURCES = ('narrow', 'shallow', 'random')
 ARMS = {  # name: (source, flags)
     'clone-0': ('narrow', '--transfer_method=clone'),  # must do as the small model: no capacity without noise
     'clone-0.3': ('narrow', '--transfer_method=clone --transfer_noise=0.3'),
@@ -65,7 +70,12 @@ class RaceConfig:
     iters: int = key(1000, 'iterations from scratch', low=2)
     rates: tuple = key((3e-4, 6e-4, 1.2e-3, 2.4e-3), 'learning rates tried from scratch')
     source_share: float = key(0.25, 'iterations of a source over those from scratch', above=0, high=1)
-    horizon: float = key(0.75, 'iterations of a grown run over those from scratch', above=0)
+    horizons: tuple = key(
+        (0.6, 0.8), 'iterations of a grown run over those from scratch; the next if the target is missed'
+    )
+    evals: int = key(25, 'evaluations of a run from scratch; others have as many an iteration', low=1)
+    extend: int = key(2, 'learning rates to try beyond the edge of the given ones', low=0)
+    jobs: int = key(1, 'runs at once', low=1)
     arms: str = key('all', f'which of {", ".join(ARMS)}, separated by commas')
     seed: int = key(1337, 'seed of model and data', low=0)
     flags: str = key('', "flags for every run, such as '--n_layer=6 --dataset=shakespeare'; they come last")
@@ -85,27 +95,26 @@ def small_flags(cfg: RaceConfig) -> dict:
     return dict(narrow=f'--n_embd={d} --n_head={h}', shallow=f'--n_layer={n}')
 
 
-def go(cfg: RaceConfig, name: str, iters: int, flags: str):
-    """Train one run, unless its log says that it is done; a source that was interrupted goes on."""
-    out_dir = f'{cfg.work}/{name}'
-    work, kept = root_path(out_dir), root_path(cfg.out) / name
-    if (kept / 'manifest.json').exists():
-        return
-    evals = max(1, iters // 25)
-    fixed = f'--max_iters={iters} --lr_decay_iters={iters} --eval_interval={evals} --out_dir={out_dir}'
-    fixed += f' --seed_model={cfg.seed} --seed_data={cfg.seed}'
-    if name not in ('narrow', 'shallow', 'random'):  # what nothing grows from leaves only its log
+def command(cfg: RaceConfig, name: str, iters: int, flags: str) -> tuple[str, Path, list[str]]:
+    """What launch.py starts for a run; a source that was interrupted goes on."""
+    work = root_path(cfg.work) / name
+    fixed = f'--max_iters={iters} --lr_decay_iters={iters} --eval_interval={max(1, cfg.iters // cfg.evals)}'
+    fixed += f' --out_dir={work} --seed_model={cfg.seed} --seed_data={cfg.seed}'
+    if name not in SOURCES:  # what nothing grows from leaves only its log
         fixed += ' --save_checkpoint=false'
     args = ['config/gpt2.py', *shlex.split(f'{COMMON} {SIZES[cfg.size]} {cfg.flags} {fixed} {flags}')]
     args += ['--init_from=resume'] if (work / 'ckpt.pt').exists() else []
-    print(f'{name}: python train.py {" ".join(args)}', flush=True)
-    train = [sys.executable, 'train.py', *args]
-    if code := subprocess.run(train, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
-        if code != 3:
-            raise UserError(f'{name} ended with exit code {code}; mend the above and start again: nothing is repeated')
-        print(f'{name}: diverged', flush=True)  # a result, too
+    return name, work, [sys.executable, str(ROOT / 'train.py'), *args]
+
+
+def keep(cfg: RaceConfig, name: str, code: int | None) -> str:
+    """Copy the logs of a run that is over; '' if it is."""
+    work, kept = root_path(cfg.work) / name, root_path(cfg.out) / name
+    if code not in (0, 3):  # to diverge is a result, too
+        return launch.last_words(work, code)
     for file in ('config.json', 'metrics.jsonl', 'manifest.json'):  # the manifest last: it says that the run is here
         write(kept / file, (work / file).read_bytes())
+    return ''
 
 
 def read_run(folder: Path) -> dict:
@@ -116,6 +125,7 @@ def read_run(folder: Path) -> dict:
         name=folder.name,
         evals=[(line['iter'], line['val_loss']) for line in lines if line['kind'] == 'eval'],
         iters=m.get('final_iter', 0),
+        max_iters=json.loads((folder / 'config.json').read_text())['max_iters'],
         flops=m['tokens_per_iter'] * m['flops_per_token'] + m['processes'] * m['flops_per_update'],
         seconds=statistics.median(ms) / 1000 if ms else 0.0,
         transfer=m.get('transfer'),
@@ -138,21 +148,30 @@ def reach(run: dict, target: float) -> float | None:
 def table(folder: Path) -> str:
     plan = json.loads((folder / 'race.json').read_text())
     runs = {p.parent.name: read_run(p.parent) for p in sorted(folder.glob('*/manifest.json'))}
+    clock = ''
+    if plan.get('jobs', 1) > 1:
+        path = folder / 'bench.jsonl'
+        times = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        alone = {t['flops_per_step']: t['ms'] / 1000 for t in times}
+        clock = f'{plan["jobs"]} runs at once, ' + ('steps timed alone' if times else 'steps not timed yet')
+        for r in runs.values():
+            r['seconds'] = alone.get(r['flops'], math.nan)
     scratch = runs[plan['best']]
     target, flops, seconds = (
         plan['target'],
         *(scratch[k] * reach(scratch, plan['target']) for k in ('flops', 'seconds')),
     )
     lines = [
-        f'{scratch["device"]}; target: validation loss {target:.4f}, that of {plan["best"]} after {flops:.3g} FLOPs and'
-        f' {seconds:.0f} s of training',
+        f'{scratch["device"]}; target: validation loss {target:.4f}, that of {plan["best"]} after {flops:.3g} FLOPs'
+        + (f' and {seconds:.0f} s of training' if seconds == seconds else '')
+        + (f'; {clock}' if clock else ''),
         f'{"run":18} {"at start":>9} {"best":>7} {"iters":>6} {"FLOPs":>9} {"saved":>7} {"source free":>11} {"s":>6}'
         f' {"saved":>7} {"source free":>11}',
     ]
     for name, r in runs.items():
         at, first, last = reach(r, target), r['evals'][0][1], min(v for _, v in r['evals'])
         line = f'{name:18} {first:9.4f} {last:7.4f} '
-        if at is None or name in ('narrow', 'shallow', 'random'):
+        if at is None or name in SOURCES:
             lines.append(line + '     -')
             continue
         line += f'{at:6.0f}'
@@ -167,39 +186,87 @@ def table(folder: Path) -> str:
                 else:
                     growing = r['transfer']['growing']
             total = own + before + growing
-            line += f' {total:{width}.3g} {1 - total / whole:7.1%} {1 - (own + growing) / whole:11.1%}'
+            if math.isnan(total):
+                line += f' {"-":>{width}} {"-":>7} {"-":>11}'
+            else:
+                line += f' {total:{width}.3g} {1 - total / whole:7.1%} {1 - (own + growing) / whole:11.1%}'
         lines.append(line)
     return '\n'.join(lines)
 
 
-def race(cfg: RaceConfig):
-    folder, small = root_path(cfg.out), small_flags(cfg)
-    rate = lambda r: f'--learning_rate={r:g} --min_lr={r / 10:g}'
-    scratch = {f'scratch-{r:g}': r for r in cfg.rates}
-    for name, r in scratch.items():
-        go(cfg, name, cfg.iters, rate(r))
-    final = {name: read_run(folder / name)['evals'][-1][1] for name in scratch}
-    best = min(final, key=final.get)
-    lr = rate(scratch[best])
+def rate(lr: float) -> str:
+    return f'--learning_rate={lr:g} --min_lr={lr / 10:g}'
 
-    constant = f'{lr} --min_lr={scratch[best]:g}'  # a source hands over before its rate has decayed
+
+def last_loss(r: dict) -> float:
+    """Its validation loss at the end; infinite if it diverged before."""
+    return r['evals'][-1][1] if r['iters'] == r['max_iters'] else math.inf
+
+
+def missing(cfg: RaceConfig) -> list:
+    """The runs that can be started now, given those that are over; what is most wanted first."""
+    folder = root_path(cfg.out)
+    runs = {p.parent.name: read_run(p.parent) for p in folder.glob('*/manifest.json')}
+
+    # from scratch
+    grid = {f'scratch-{r:g}': r for r in sorted(cfg.rates)}
+    while not (absent := [n for n in grid if n not in runs]):
+        best = min(grid, key=lambda n: last_loss(runs[n]))
+        further = beyond(sorted(grid.values()), grid[best])
+        if not further or len(grid) >= len(cfg.rates) + cfg.extend:
+            break
+        grid[f'scratch-{further:g}'] = further
+    if absent:
+        return [command(cfg, n, cfg.iters, rate(grid[n])) for n in absent]
+    lr, target, small, found = grid[best], last_loss(runs[best]), small_flags(cfg), []
+    if target == math.inf:
+        raise UserError('every run from scratch diverged; give lower --rates')
+
+    # sources; they hand over before their rate has decayed
+    arms = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(',')
+    wanted = list(dict.fromkeys(ARMS[a][0] for a in arms))
     share = max(1, round(cfg.source_share * cfg.iters))
-    names = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(',')
-    sources = {name: ARMS[name][0] for name in names}
-    for name in dict.fromkeys(sources.values()):
-        flags = f'{constant} {small.get(name, small["narrow"])}'
+    for name in wanted:
+        flags = f'{rate(lr)} --min_lr={lr:g} {small.get(name, small["narrow"])}'
         if name == 'random':
             flags += ' --learning_rate=1e-9 --min_lr=1e-9 --warmup_iters=0'
-        go(cfg, name, 1 if name == 'random' else share, flags)
-    for name in names:
-        source, flags = ARMS[name]
-        start = f'--init_from=transfer --transfer_from={cfg.work}/{source}/ckpt.pt {flags}'
-        go(cfg, name, max(1, round(cfg.horizon * cfg.iters)), f'{lr} {start}')
-    if 'narrow' in sources.values():  # the small model for the FLOPs of scratch
-        ratio = read_run(folder / best)['flops'] / read_run(folder / 'narrow')['flops']
-        go(cfg, 'alone', round(cfg.iters * ratio), f'{lr} {small["narrow"]}')
-    plan = dict(best=best, target=final[best], sources=sources)
-    write(folder / 'race.json', (json.dumps(plan, indent=1) + '\n').encode())
+        found.append(command(cfg, name, 1 if name == 'random' else share, flags))
+    if 'narrow' in runs:  # the small model for the FLOPs of scratch
+        iters = round(cfg.iters * runs[best]['flops'] / runs['narrow']['flops'])
+        found.append(command(cfg, 'alone', iters, f'{rate(lr)} {small["narrow"]}'))
+
+    # arms, the next horizon first of those that came nearest
+    def gap(arm, horizon):
+        return last_loss(runs[f'{arm}-x{horizon:g}']) - target
+
+    tried = {a: [h for h in cfg.horizons if f'{a}-x{h:g}' in runs] for a in arms}
+    again = [a for a in arms if tried[a] and len(tried[a]) < len(cfg.horizons)]
+    again = [a for a in again if 0 < gap(a, tried[a][-1]) < math.inf]
+    again.sort(key=lambda a: gap(a, tried[a][-1]))
+    for arm in [*(a for a in arms if not tried[a]), *again]:
+        source, flags = ARMS[arm]
+        horizon = cfg.horizons[len(tried[arm])]
+        start = f'--init_from=transfer --transfer_from={root_path(cfg.work)}/{source}/ckpt.pt {flags}'
+        if source in runs:
+            iters = max(1, round(horizon * cfg.iters))
+            found.append(command(cfg, f'{arm}-x{horizon:g}', iters, f'{rate(lr)} {start}'))
+    sources = {f'{a}-x{h:g}': ARMS[a][0] for a in arms for h in cfg.horizons}
+    facts = dict(best=best, target=target, sources=sources, jobs=cfg.jobs)
+    write(folder / 'race.json', (json.dumps(facts, indent=1) + '\n').encode())
+    return [run for run in found if run[0] not in runs]
+
+
+def race(cfg: RaceConfig):
+    launch.run_here(lambda: missing(cfg), lambda name, code: keep(cfg, name, code), cfg.jobs)
+    times = root_path(cfg.out) / 'bench.jsonl'
+    if cfg.jobs > 1 and not times.exists():
+        common = ['config/gpt2.py', *shlex.split(f'{SIZES[cfg.size]} {cfg.flags}')]
+        args = ['--steps=10', '--blocks=5', f'--out={times}', *common]
+        for flags in small_flags(cfg).values():
+            args += ['--', *common, *flags.split()]
+        bench = ('bench', root_path(cfg.work) / 'bench', [sys.executable, str(ROOT / 'bench.py'), *args])
+        wrong = lambda _, code: launch.last_words(bench[1], code) if code else ''
+        launch.run_here(lambda: [] if times.exists() else [bench], wrong, 1)
 
 
 def main():

@@ -448,6 +448,33 @@ def test_arms_of_the_experiment_are_of_equal_shares():
                 assert n == pytest.approx(wanted, rel=2e-3)
 
 
+def test_what_an_experiment_starts_next(tmp_path):
+    cfg = compress.CompressConfig(size='tiny', rates=(1e-4, 1e-3), extend=1, arms='dense,81M-prune', tasks='lambada',
+                                  out=str(tmp_path / 'logs'), work=str(tmp_path / 'work'))  # fmt: skip
+    out, work = tmp_path / 'logs', tmp_path / 'work'
+    names = lambda: [name for name, *_ in compress.missing(cfg)]
+    assert names() == ['source at 0.0006']
+    fake_arm(out, 'source', 1, [4.0])
+    (out / 'source-1').rename(out / 'source' / 'run')
+    for file in (out / 'source' / 'run').iterdir():
+        file.rename(out / 'source' / file.name)
+    assert names() == ['dense at 0.0001', 'dense at 0.001', '81M-prune surgery']
+    write = lambda arm, rate, losses: (fake_arm(out, arm, rate, losses), (out / arm / 'done.json').unlink())
+    write('dense', 1e-4, [4.0, 3.0])
+    write('dense', 1e-3, [4.0, 3.5])
+    assert names() == ['dense at 1e-05', '81M-prune surgery']  # the best was at the edge
+    write('dense', 1e-5, [4.0, 3.9])
+    for rate in ('0.0001', '0.001', '1e-05'):
+        (work / f'dense-{rate}').mkdir(parents=True)
+        (work / f'dense-{rate}' / 'ckpt.pt').write_text('')
+    (work / 'dense-0.0001' / 'config.json').write_text(json.dumps(dict(block_size=32)))
+    assert names() == ['dense tasks', '81M-prune surgery']
+    assert [p.parent.name for p in work.glob('*/ckpt.pt')] == ['dense-0.0001']  # the best is kept for its tasks
+    (out / 'dense' / 'eval.json').write_text(json.dumps(dict(tasks={})))
+    assert names() == ['81M-prune surgery'] and not list(work.glob('*/ckpt.pt'))
+    assert json.loads((out / 'dense' / 'done.json').read_text()) == dict(best='dense-0.0001')
+
+
 @pytest.mark.slow
 def test_a_small_experiment_runs_once(script, tmp_path):
     args = ['--size=tiny', '--source_iters=4', '--iters=2', '--rates=1e-3', '--distill_iters=2', '--tasks=',

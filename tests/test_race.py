@@ -7,12 +7,13 @@ import pytest
 import race
 
 
-def fake_run(folder, name, evals, flops_per_token=100, ms=10.0, transfer=None):
+def fake_run(folder, name, evals, flops_per_token=100, ms=10.0, transfer=None, max_iters=0):
     (folder / name).mkdir(parents=True)
     lines = [dict(kind='eval', iter=i, val_loss=v) for i, v in evals] + [dict(kind='train', iter=9, loss=1, ms=ms)]
     (folder / name / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     facts = dict(tokens_per_iter=10, flops_per_token=flops_per_token, flops_per_update=0, processes=1, device='cpu')
     facts |= dict(final_iter=evals[-1][0], transfer=transfer)
+    (folder / name / 'config.json').write_text(json.dumps(dict(max_iters=max_iters or evals[-1][0])))
     (folder / name / 'manifest.json').write_text(json.dumps(facts))
 
 
@@ -22,12 +23,49 @@ def test_costs_to_the_target_with_the_source_counted_and_free(tmp_path):
     grown = dict(flops=10_000 + 5_000, growing=0.2)  # it learned for 5,000 FLOPs and 0.2 s while growing
     fake_run(tmp_path, 'ligo', [(0, 3.5), (40, 2.5), (60, 1.5)], transfer=grown)  # 2.0 at iteration 50
     fake_run(tmp_path, 'shuffle', [(0, 4.0), (60, 2.1)], transfer=grown)
-    plan = dict(best='scratch-0.001', target=2.0, sources=dict(ligo='narrow', shuffle='narrow'))
+    plan = dict(best='scratch-0.001', target=2.0, sources=dict(ligo='narrow', shuffle='narrow'), jobs=1)
     (tmp_path / 'race.json').write_text(json.dumps(plan))
     rows = {line.split()[0]: line.split() for line in race.table(tmp_path).splitlines()[1:]}
     assert rows['ligo'][3:] == ['50', '6.5e+04', '35.0%', '45.0%', '0.8', '20.0%', '30.0%']
     assert rows['scratch-0.001'][3:] == ['100', '1e+05', '0.0%', '0.0%', '1', '0.0%', '0.0%']
     assert rows['shuffle'][3:] == ['-'] and rows['narrow'][3:] == ['-']
+
+    # side by side, only steps timed alone count: 10 ms of the large model, 5 of the small one
+    (tmp_path / 'race.json').write_text(json.dumps(plan | dict(jobs=4)))
+    rows = {line.split()[0]: line.split() for line in race.table(tmp_path).splitlines()[1:]}
+    assert rows['ligo'][3:] == ['50', '6.5e+04', '35.0%', '45.0%', '-', '-', '-']
+    times = [dict(flops_per_step=1000, ms=20), dict(flops_per_step=500, ms=10)]
+    (tmp_path / 'bench.jsonl').write_text(''.join(json.dumps(t) + '\n' for t in times))
+    assert 'steps timed alone' in race.table(tmp_path)
+    rows = {line.split()[0]: line.split() for line in race.table(tmp_path).splitlines()[1:]}
+    assert rows['ligo'][3:] == ['50', '6.5e+04', '35.0%', '45.0%', '1.4', '30.0%', '40.0%']
+
+
+def test_what_a_race_starts_next(tmp_path):
+    cfg = race.RaceConfig(size='tiny', iters=100, rates=(1e-3, 2e-3), horizons=(0.5, 0.8), extend=1,
+                          arms='clone-1,stack,shuffle', out=str(tmp_path / 'logs'), work=str(tmp_path / 'work'))  # fmt: skip
+    logs = tmp_path / 'logs'
+    names = lambda: [name for name, *_ in race.missing(cfg)]
+    assert names() == ['scratch-0.001', 'scratch-0.002']
+    fake_run(logs, 'scratch-0.001', [(0, 4.0), (100, 2.2)])
+    fake_run(logs, 'scratch-0.002', [(0, 4.0), (100, 2.0)])
+    assert names() == ['scratch-0.004']  # the best was at the edge
+    fake_run(logs, 'scratch-0.004', [(0, 4.0), (50, 1.0)], max_iters=100)  # diverged: its last loss does not count
+    assert names() == ['narrow', 'shallow']
+    fake_run(logs, 'shallow', [(0, 4.0), (25, 3.0)], flops_per_token=60)
+    assert names() == ['narrow', 'stack-x0.5']
+    fake_run(logs, 'narrow', [(0, 4.0), (25, 3.0)], flops_per_token=50)
+    assert names() == ['alone', 'clone-1-x0.5', 'stack-x0.5', 'shuffle-x0.5']
+    alone = race.missing(cfg)[0][2]
+    assert '--max_iters=200' in alone and '--learning_rate=0.002' in alone and '--n_embd=16' in alone
+    fake_run(logs, 'alone', [(0, 4.0), (200, 2.5)], flops_per_token=50)
+    grown = dict(flops=10_000, growing=0.0)
+    for name, loss in (('clone-1', 2.3), ('stack', 1.9), ('shuffle', 2.1)):
+        fake_run(logs, f'{name}-x0.5', [(0, 4.0), (50, loss)], transfer=grown)
+    assert names() == ['shuffle-x0.8', 'clone-1-x0.8']  # the nearest first; what has arrived runs no further
+    for name in ('clone-1', 'shuffle'):
+        fake_run(logs, f'{name}-x0.8', [(0, 4.0), (80, 2.1)], transfer=grown)
+    assert names() == [] and json.loads((logs / 'race.json').read_text())['target'] == 2.0
 
 
 def test_the_source_is_half_of_what_the_flags_make(fails):
@@ -38,12 +76,13 @@ def test_the_source_is_half_of_what_the_flags_make(fails):
 
 @pytest.mark.slow
 def test_a_small_race_runs_once_and_tells_who_won(script, tmp_path):
-    args = ['--size=tiny', '--iters=8', '--rates=1e-3,1e-2', '--arms=stack', f'--out={tmp_path}/logs']
+    args = ['--size=tiny', '--iters=8', '--evals=4', '--rates=1e-3,1e-2', '--extend=0', '--horizons=0.5', '--jobs=2']
+    args += ['--arms=stack', f'--out={tmp_path}/logs']
     r = script('race.py', *args, f'--work={tmp_path}/work')
-    for name in ('scratch-0.001', 'scratch-0.01', 'shallow', 'stack'):
+    for name in ('scratch-0.001', 'scratch-0.01', 'shallow', 'stack-x0.5'):
         assert f'{name}: python train.py config/gpt2.py' in r.stdout
         assert (tmp_path / 'logs' / name / 'metrics.jsonl').exists()
-    assert 'that of scratch-0.01' in r.stdout
+    assert 'that of scratch-0.01' in r.stdout and 'steps timed alone' in r.stdout
     again = script('race.py', *args, f'--work={tmp_path}/work').stdout
     assert 'python train.py' not in again and again in r.stdout
     assert script('race.py', f'--show={tmp_path}/logs').stdout == again
