@@ -55,8 +55,9 @@ class CompareConfig:
     bench: bool = key(True, 'train.py: time the steps of all arms, alone and in turns, before the runs')
     cluster: str = key(
         'local',
-        'local and slurm go through submitit; none starts the processes directly, where submitit is not installed',
-        choices=('local', 'slurm', 'none'),
+        'local and slurm go through submitit; none starts the processes directly, where submitit is not installed; pool'
+        ' keeps them for one run after the other, which compile once: for many runs of seconds',
+        choices=('local', 'slurm', 'none', 'pool'),
     )
     jobs: int = key(0, 'runs at once; 0: 4 per GPU (small runs leave it idle), or one per CPU core up to 8', low=0)
     minutes: int = key(240, 'time limit of a run under submitit', low=1)
@@ -289,7 +290,7 @@ def compare(cfg):
     state = Comparison(cfg, plans)
     state.out.mkdir(parents=True, exist_ok=True)
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
-    if cfg.cluster != 'none':
+    if cfg.cluster in ('local', 'slurm'):
         try:
             import submitit  # noqa: F401
         except ImportError:
@@ -313,7 +314,7 @@ def compare(cfg):
         raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
     if cfg.match != 'time':
         check_match(cfg, plans, {})
-    alone = launch.engine(cfg.cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition)
+    alone = launch.engine(cfg.cluster.replace('pool', 'none'), 1, state.out / 'submitit', cfg.minutes, cfg.partition)
     if timed:
         ms = bench(cfg, plans, state.folder, state.out, alone)
         if cfg.match == 'time':

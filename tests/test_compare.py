@@ -54,7 +54,7 @@ def found_cells(tmp_path):
     return {x.name: x for x in report.load(tmp_path / 'results' / 'c')[1]}
 
 
-@pytest.mark.parametrize('cluster', ['none', 'local'])
+@pytest.mark.parametrize('cluster', ['none', 'pool', 'local'])
 def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, cluster):
     if cluster == 'local':
         pytest.importorskip('submitit')

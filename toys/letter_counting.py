@@ -251,5 +251,9 @@ def train(cfg):
     write_runs(dataclasses.replace(cfg, max_iters=it), root_path(cfg.out_dir), seeds, facts, lines, it)
 
 
+def main():
+    train(load(LetterConfig, sys.argv[1:]))
+
+
 if __name__ == '__main__':
-    run(lambda: train(load(LetterConfig, sys.argv[1:])))
+    run(main)

@@ -268,5 +268,9 @@ def train(cfg):
     write_runs(done, root_path(cfg.out_dir), seeds, facts, lines, it)
 
 
+def main():
+    train(load(MnistConfig, sys.argv[1:]))
+
+
 if __name__ == '__main__':
-    run(lambda: train(load(MnistConfig, sys.argv[1:])))
+    run(main)
