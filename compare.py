@@ -17,6 +17,7 @@ Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the con
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -99,7 +100,7 @@ class Comparison:
         self.folder, self.out = root_path(cfg.results) / cfg.name, root_path(cfg.out) / cfg.name
         self.records, self.failed_write = {}, ''
         self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))
-        self.settings = {}
+        self.settings, self.asked, self.started = {}, {}, {}
 
     def wanted(self) -> list[Run]:
         self.read_back()
@@ -161,6 +162,7 @@ class Comparison:
         groups = {}
         for r in self.wanted():
             groups.setdefault(self.job_folder(r), []).append(r)
+        self.asked = groups
         return [(str(f.relative_to(self.out)), f, self.command(f, runs)) for f, runs in groups.items()]
 
     def command(self, folder: Path, runs: list[Run]) -> list[str]:
@@ -174,6 +176,7 @@ class Comparison:
     def start(self, engine):
         def go(full: list[str], folder: Path, slot: int):
             """Before a run starts: note what it is, and whether it goes on from a checkpoint."""
+            self.started[folder] = self.asked[folder]
             script = full.index(str(ROOT / self.cfg.script))
             write_json(folder / 'argv.json', full[script + 1 :])
             ckpt = folder / 'ckpt.pt'
@@ -190,8 +193,7 @@ class Comparison:
     def done(self, name: str, code: int | None) -> str:
         """Called when a job has ended; '' if its runs are over."""
         self.read_back()
-        left = [r for r in wanted(self.cfg, self.plans, self.records) if self.job_folder(r) == self.out / name]
-        if not left:
+        if all(r.name in self.records for r in self.started[self.out / name]):  # more may be wanted there by now
             self.say(f'{name}: done')
             return ''
         if code is None:
@@ -347,7 +349,7 @@ KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'learning
 def said() -> str:
     """The command without the flags that say where it ran."""
     where = ('--cluster', '--jobs', '--minutes', '--partition', '--results', '--out', '--keep')
-    return ' '.join(['python', 'compare.py', *(a for a in sys.argv[1:] if not a.startswith(where))])
+    return shlex.join(['python', 'compare.py', *(a for a in sys.argv[1:] if not a.startswith(where))])
 
 
 def main():

@@ -76,7 +76,7 @@ def pool():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             kept = torch.cuda.memory_allocated()
-        leave = code not in (0, LOCKED) or kept > 2**28
+        leave = code not in (0, LOCKED) or kept > 2**30
         print(json.dumps([code, leave]), file=answers)
         if leave:
             return
