@@ -316,7 +316,8 @@ def compare(cfg):
         raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
     if cfg.match != 'time':
         check_match(cfg, plans, {})
-    alone = launch.engine(cfg.cluster.replace('pool', 'none'), 1, state.out / 'submitit', cfg.minutes, cfg.partition)
+    cluster, threads = cfg.cluster.replace('pool', 'none'), max(1, (os.cpu_count() or 1) // jobs)  # as the runs have
+    alone = launch.engine(cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition, threads)
     if timed:
         ms = bench(cfg, plans, state.folder, state.out, alone)
         if cfg.match == 'time':

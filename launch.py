@@ -146,10 +146,10 @@ def gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = ''):
+def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = '', threads: int = 0):
     """start() for cluster = none, pool, local or slurm; the slots of local runs are dealt out over the GPUs."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    share = dict(OMP_NUM_THREADS=threads, TORCHINDUCTOR_COMPILE_THREADS=threads)  # each would take the whole machine
+    each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
+    share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
     devices = gpus() if cluster != 'slurm' else []
 
     def stop_in(run: Path) -> bool:

@@ -1,5 +1,5 @@
 # The smallest comparison that has everything: a small GPT on Tiny Shakespeare, dense and with expanded MLPs, two arms,
-# three seeds, learning rates swept. On two CPU cores in about two minutes:
+# three seeds, learning rates swept. On two CPU cores in under a minute:
 #
 #   make compare-demo
 #
