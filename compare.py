@@ -17,6 +17,7 @@ Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the con
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -55,8 +56,9 @@ class CompareConfig:
     bench: bool = key(True, 'train.py: time the steps of all arms, alone and in turns, before the runs')
     cluster: str = key(
         'local',
-        'local and slurm go through submitit; none starts the processes directly, where submitit is not installed',
-        choices=('local', 'slurm', 'none'),
+        'local and slurm go through submitit; none starts the processes directly, where submitit is not installed; pool'
+        ' keeps them for one run after the other, which compile once: for many runs of seconds',
+        choices=('local', 'slurm', 'none', 'pool'),
     )
     jobs: int = key(0, 'runs at once; 0: 4 per GPU (small runs leave it idle), or one per CPU core up to 8', low=0)
     minutes: int = key(240, 'time limit of a run under submitit', low=1)
@@ -98,7 +100,7 @@ class Comparison:
         self.folder, self.out = root_path(cfg.results) / cfg.name, root_path(cfg.out) / cfg.name
         self.records, self.failed_write = {}, ''
         self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))
-        self.settings = {}
+        self.settings, self.asked, self.started = {}, {}, {}
 
     def wanted(self) -> list[Run]:
         self.read_back()
@@ -160,6 +162,7 @@ class Comparison:
         groups = {}
         for r in self.wanted():
             groups.setdefault(self.job_folder(r), []).append(r)
+        self.asked = groups
         return [(str(f.relative_to(self.out)), f, self.command(f, runs)) for f, runs in groups.items()]
 
     def command(self, folder: Path, runs: list[Run]) -> list[str]:
@@ -173,6 +176,7 @@ class Comparison:
     def start(self, engine):
         def go(full: list[str], folder: Path, slot: int):
             """Before a run starts: note what it is, and whether it goes on from a checkpoint."""
+            self.started[folder] = self.asked[folder]
             script = full.index(str(ROOT / self.cfg.script))
             write_json(folder / 'argv.json', full[script + 1 :])
             ckpt = folder / 'ckpt.pt'
@@ -189,8 +193,7 @@ class Comparison:
     def done(self, name: str, code: int | None) -> str:
         """Called when a job has ended; '' if its runs are over."""
         self.read_back()
-        left = [r for r in wanted(self.cfg, self.plans, self.records) if self.job_folder(r) == self.out / name]
-        if not left:
+        if all(r.name in self.records for r in self.started[self.out / name]):  # more may be wanted there by now
             self.say(f'{name}: done')
             return ''
         if code is None:
@@ -287,7 +290,7 @@ def compare(cfg):
     state = Comparison(cfg, plans)
     state.out.mkdir(parents=True, exist_ok=True)
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
-    if cfg.cluster != 'none':
+    if cfg.cluster in ('local', 'slurm'):
         try:
             import submitit  # noqa: F401
         except ImportError:
@@ -311,7 +314,8 @@ def compare(cfg):
         raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
     if cfg.match != 'time':
         check_match(cfg, plans, {})
-    alone = launch.engine(cfg.cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition)
+    cluster, threads = cfg.cluster.replace('pool', 'none'), max(1, (os.cpu_count() or 1) // jobs)  # as the runs have
+    alone = launch.engine(cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition, threads)
     if timed:
         ms = bench(cfg, plans, state.folder, state.out, alone)
         if cfg.match == 'time':
@@ -344,7 +348,7 @@ KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'learning
 def said() -> str:
     """The command without the flags that say where it ran."""
     where = ('--cluster', '--jobs', '--minutes', '--partition', '--results', '--out', '--keep')
-    return ' '.join(['python', 'compare.py', *(a for a in sys.argv[1:] if not a.startswith(where))])
+    return shlex.join(['python', 'compare.py', *(a for a in sys.argv[1:] if not a.startswith(where))])
 
 
 def main():

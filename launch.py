@@ -2,19 +2,24 @@
 Many processes, N at once, on this machine or on Slurm: how compare.py, race.py and compress.py start their runs.
 
     python launch.py FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
+    python launch.py pool                or a process that does one such command after the other without starting anew
 
 FOLDER/lock is held (flock) for as long as COMMAND lives, so that no run is ever trained twice at once, whoever was
 started twice or left behind.
 """
 
 import fcntl
+import gc
+import importlib
 import json
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from configurator import ROOT, UserError
@@ -23,24 +28,87 @@ LOCKED = 75  # exit code: another process is at this run
 
 
 def main():
+    if sys.argv[1:] == ['pool']:
+        return pool()
     folder, command = Path(sys.argv[1]), sys.argv[2:]
+    lock = begin(folder)
+    if 'SLURM_JOB_ID' not in os.environ and os.getpid() != os.getsid(0):
+        os.setsid()  # Ctrl-C reaches compare.py only, which stops its runs in order
+    os.set_inheritable(lock, True)
+    os.execv(command[0], command)
+
+
+def begin(folder: Path) -> int:
+    """Take FOLDER/lock and send the output of this process to FOLDER/output.txt. Raises SystemExit where there is
+    nothing to do: LOCKED if another process is at this run, 0 if it is over."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(lock)
         sys.exit(LOCKED)
     if over(folder):  # another compare.py got there first
+        os.close(lock)
         sys.exit(0)
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
-    if 'SLURM_JOB_ID' not in os.environ and os.getpid() != os.getsid(0):
-        os.setsid()  # Ctrl-C reaches compare.py only, which stops its runs in order
     out = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.set_inheritable(lock, True)
-    os.execv(command[0], command)
+    os.close(out)
+    return lock
+
+
+def pool():
+    """Do the runs that stdin names, a JSON line [folder, python, script, flags...] each, and answer each with [its exit
+    code, whether this process leaves]. What a run of seconds spends on starting (imports, the GPU's context, the
+    compiler's graphs) is spent once. After a run that failed, or kept memory of the GPU, another process goes on."""
+    answers = os.fdopen(os.dup(1), 'w', buffering=1)
+    while line := sys.stdin.readline():
+        folder, _, script, *argv = json.loads(line)
+        code = one(Path(folder), Path(script).relative_to(ROOT), argv)
+        import torch  # not at the top: most processes of this file only become another one
+
+        gc.unfreeze()  # train.py froze what it had built
+        gc.collect()
+        kept = 0
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            kept = torch.cuda.memory_allocated()
+        leave = code not in (0, LOCKED) or kept > 2**30
+        print(json.dumps([code, leave]), file=answers)
+        if leave:
+            return
+
+
+def one(folder: Path, script: Path, argv: list[str]) -> int:
+    """A run in this process, as `python script argv` would be; its exit code."""
+    from configurator import run
+
+    for s in (signal.SIGINT, signal.SIGTERM):  # the run before has left its handlers
+        signal.signal(s, signal.SIG_DFL)
+    lock = None
+    try:
+        lock = begin(folder)
+        module = importlib.import_module('.'.join(script.with_suffix('').parts))
+        import torch
+
+        torch._dynamo.config.recompile_limit = 64  # all runs share the code of forward
+        sys.argv = [str(ROOT / script), *argv]
+        run(module.main)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if lock is not None:
+            os.close(lock)
+    return 0
 
 
 def over(folder: Path) -> bool:
@@ -79,10 +147,10 @@ def gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = ''):
-    """start() for cluster = none, local or slurm; the slots of local runs are dealt out over the GPUs."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    share = dict(OMP_NUM_THREADS=threads, TORCHINDUCTOR_COMPILE_THREADS=threads)  # each would take the whole machine
+def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = '', threads: int = 0):
+    """start() for cluster = none, pool, local or slurm; the slots of local runs are dealt out over the GPUs."""
+    each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
+    share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
     devices = gpus() if cluster != 'slurm' else []
 
     def stop_in(run: Path) -> bool:
@@ -90,12 +158,34 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
             os.kill(pid, signal.SIGTERM)
         return bool(pid)
 
+    def environment(slot):
+        on = dict(CUDA_VISIBLE_DEVICES=devices[slot % len(devices)]) if devices else {}
+        return dict(env=os.environ | share | on, start_new_session=True)
+
     def none(command, run, slot):
-        env = os.environ | share
-        if devices:
-            env['CUDA_VISIBLE_DEVICES'] = devices[slot % len(devices)]
-        p = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+        p = subprocess.Popen(command, stdin=subprocess.DEVNULL, **environment(slot))
         return p.poll, lambda: stop_in(run)
+
+    workers = {}  # slot: process
+
+    def pooled(command, run, slot):
+        if slot not in workers or workers[slot].poll() is not None:
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            workers[slot] = subprocess.Popen([*command[:2], 'pool'], **pipes, **environment(slot))
+        p, code = workers[slot], []
+        p.stdin.write(json.dumps(command[2:]) + '\n')
+        p.stdin.flush()
+
+        def poll():
+            if not code and select.select([p.stdout], [], [], 0)[0]:
+                answer = p.stdout.readline()
+                result, leaves = json.loads(answer) if answer else (p.wait() or 1, True)  # no answer: it died
+                code.append(result)
+                if leaves:
+                    del workers[slot]
+            return code[0] if code else None
+
+        return poll, lambda: stop_in(run)
 
     def submit(command, run, slot):
         import submitit
@@ -129,7 +219,7 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
 
         return poll, lambda: stop_in(run) if cluster == 'local' else not job.cancel(check=False)
 
-    return none if cluster == 'none' else submit
+    return dict(none=none, pool=pooled).get(cluster, submit)
 
 
 def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int = 2):

@@ -33,8 +33,7 @@ def costs(cfg):
     return dict(params=100, tokens=tokens, flops=600 * tokens)
 
 
-def main():
-    cfg = load(FakeConfig, sys.argv[1:])
+def train(cfg):
     out = root_path(cfg.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / 'starts', 'a') as f:
@@ -63,6 +62,10 @@ def main():
                 f.flush()
                 os._exit(1)
     (out / 'manifest.json').write_text(json.dumps(facts | dict(finished='now', final_iter=cfg.max_iters)))
+
+
+def main():
+    train(load(FakeConfig, sys.argv[1:]))
 
 
 if __name__ == '__main__':

@@ -54,7 +54,7 @@ def found_cells(tmp_path):
     return {x.name: x for x in report.load(tmp_path / 'results' / 'c')[1]}
 
 
-@pytest.mark.parametrize('cluster', ['none', 'local'])
+@pytest.mark.parametrize('cluster', ['none', 'pool', 'local'])
 def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, cluster):
     if cluster == 'local':
         pytest.importorskip('submitit')
@@ -122,8 +122,9 @@ def test_finished_runs_in_results_count_where_out_is_gone(config, tmp_path):
     assert found_cells(tmp_path)['base'].mean.n == 3
 
 
-def test_a_crashed_run_is_tried_again_and_takes_no_other_with_it(config, tmp_path, capsys):
-    compare.compare(config(arms=dict(base='', better='--level=1.9 --crash=5'), seeds=2))
+@pytest.mark.parametrize('cluster', ['none', 'pool'])
+def test_a_crashed_run_is_tried_again_and_takes_no_other_with_it(config, tmp_path, cluster):
+    compare.compare(config(arms=dict(base='', better='--level=1.9 --crash=5'), seeds=2, cluster=cluster))
     assert starts(tmp_path)['better/lr0.01/s1'] == 2 and starts(tmp_path)['base/lr0.01/s1'] == 1
     assert found_cells(tmp_path)['better'].diff.n == 2
     r = report.read_records(tmp_path / 'results' / 'c')['better/lr0.01/s1']
@@ -205,8 +206,9 @@ def test_two_compares_at_once_share_the_runs(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_runs_and_a_killed_compare_leaves_them_to_the_next(config, tmp_path):
-    cfg = config(seeds=1, arms=dict(base='--sleep=0.3', better='--level=1.9 --sleep=0.3'))
+@pytest.mark.parametrize('cluster', ['none', 'pool'])
+def test_ctrl_c_stops_the_runs_and_a_killed_compare_leaves_them_to_the_next(config, tmp_path, cluster):
+    cfg = config(seeds=1, arms=dict(base='--sleep=0.3', better='--level=1.9 --sleep=0.3'), cluster=cluster)
     p = start(cfg)
     wait_for(lambda: len(starts(tmp_path)) == 2)
     p.send_signal(signal.SIGINT)
@@ -349,7 +351,7 @@ def test_every_comparison_config_loads():
 @pytest.mark.slow
 def test_an_interrupted_comparison_of_real_runs_goes_on_exactly(tmp_path, run_train):
     """One run of train.py through compare.py, resumed from its checkpoint, ends where an uninterrupted one does."""
-    keys = dict(seeds=1, jobs=1, cluster='none', bench=False, results=str(tmp_path / 'results'), keep_checkpoints=True)
+    keys = dict(seeds=1, jobs=1, cluster='pool', bench=False, results=str(tmp_path / 'results'), keep_checkpoints=True)
     tiny = ' '.join(TINY)
     cfg = compare.CompareConfig(
         arms=dict(a=tiny, b=tiny + ' --linear=expanded'), name='c', out=str(tmp_path / 'out'), **keys

@@ -8,6 +8,8 @@ import moe
 from configurator import load
 from model import GPTConfig
 from structured import MEMBERS
+from toys.mnist import MLP
+from toys.seeds import Stack, batches, make_optimizer, make_step, set_lr
 from train import TrainConfig, Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -134,3 +136,21 @@ def test_the_time_of_a_mixture_grows_with_active_experts_not_with_experts():
     base, experts, active = ms(8, 2), ms(16, 2), ms(8, 6)
     print(f'8 experts, 2 active: {base:.2f} ms; 16, 2: {experts:.2f} ms; 8, 6: {active:.2f} ms')
     assert experts < 1.2 * base < active
+
+
+@pytest.mark.parametrize('kind', [torch.optim.Adam, torch.optim.AdamW])
+def test_a_replayed_step_of_a_toy_is_the_step(kind):
+    device = torch.device('cuda')
+    x, y = torch.randn(40, 1, 8, 8, device=device), torch.randint(0, 10, (40,), device=device)
+    after = []
+    for graph in (True, False):
+        stack = Stack(lambda: MLP(64, 3, 0), [1, 2], device)
+        optimizer, total = make_optimizer(kind, stack, 1e-2, device), torch.zeros(2, device=device)
+        step = make_step(stack, optimizer, x, y, total, graph)
+        for epoch in range(3):
+            set_lr(optimizer, 1e-2 * 0.5**epoch)
+            for index in batches(40, 8, [1, 2], epoch, device):
+                step(index)
+        after.append([total, *stack.params.values()])
+    for a, b in zip(*after):
+        assert torch.allclose(a, b, atol=1e-4)

@@ -128,13 +128,17 @@ def test_costs_are_what_the_logs_say(tmp_path, method):
 
 
 @pytest.mark.slow
-def test_compare_runs_and_reports_a_toy(tmp_path):
+def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     cfg = compare.CompareConfig(
         arms=dict(scratch='', grown='--method=onehot'), common=' '.join(QUICK['letter_counting']), name='c', seeds=2,
+        learning_rates=dict(scratch=(1e-2, 2e-2)), sweep_seeds=1, extend=0,
         script='toys/letter_counting.py', cluster='none', jobs=2, bench=False, metric='val_error',
         results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
     )  # fmt: skip
     compare.compare(cfg)
+    assert (
+        'exit code' not in capsys.readouterr().out
+    )  # the best rate's folder gets two jobs: the sweep's seeds, then these
     shutil.rmtree(tmp_path / 'results')
     shutil.rmtree(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')
     compare.compare(cfg)  # trains that seed only

@@ -36,7 +36,16 @@ import torch.nn.functional as F  # noqa: E402
 import hardware  # noqa: E402
 from configurator import ROOT, key, load, root_path, run  # noqa: E402
 from download import shakespeare  # noqa: E402
-from toys.seeds import Clock, Stack, batches, example_flops, read_seeds, write_runs  # noqa: E402
+from toys.seeds import (  # noqa: E402
+    Clock,
+    Stack,
+    batches,
+    example_flops,
+    make_optimizer,
+    make_step,
+    read_seeds,
+    write_runs,
+)
 
 LENGTH, VOCABULARY, CLASSES = 20, 27, 3
 
@@ -57,6 +66,7 @@ class LetterConfig:
     dev_strings: int = key(1000, 'strings to judge by', low=1)
     out_dir: str = key('out/letter_counting', 'each seed leaves its run in s<seed> here')
     device: str = key('auto', 'cuda, cpu; auto: the best there is')
+    cuda_graph: bool = key(True, 'on a GPU: replay the step as a CUDA graph')
     wandb_log: bool = key(False, 'log each seed to wandb')
     wandb_project: str = key('letter-counting', 'wandb project')
     wandb_run_name: str = key('letter-counting', 'wandb run name')
@@ -223,22 +233,20 @@ def train(cfg):
         torch.set_rng_state(rng)
         if small:
             grow(small.params, stack.params, cfg.method)
-        optimizer = torch.optim.Adam(list(stack.params.values()), lr=cfg.learning_rate)
+        optimizer = make_optimizer(torch.optim.Adam, stack, cfg.learning_rate, device)
+        total = torch.zeros(len(seeds), device=device, dtype=torch.float64)
+        step = make_step(stack, optimizer, x, y, total, cfg.cuda_graph)
         each, end = flops_per_string(d) * cfg.batch_size, it + n
         if it == 0:
             evaluate(test(stack, x[:1000], y[:1000])[0])
         while it < end:
-            total, count = torch.zeros(len(seeds), device=device, dtype=torch.float64), 0
+            total.zero_()
+            count = 0
             for index in batches(len(x), cfg.batch_size, seeds, epoch, device):
                 if it == end:
                     break
-                logits = stack(x[index])  # (S, B, T, 3)
-                loss = F.cross_entropy(logits.flatten(0, 2), y[index].flatten(), reduction='none')
-                loss = loss.view(len(seeds), -1).mean(1)
-                loss.sum().backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                total, count, it, flops = total + loss.detach(), count + 1, it + 1, flops + each
+                step(index)
+                count, it, flops = count + 1, it + 1, flops + each
             epoch += 1
             evaluate(total / count)
 
@@ -251,5 +259,9 @@ def train(cfg):
     write_runs(dataclasses.replace(cfg, max_iters=it), root_path(cfg.out_dir), seeds, facts, lines, it)
 
 
+def main():
+    train(load(LetterConfig, sys.argv[1:]))
+
+
 if __name__ == '__main__':
-    run(lambda: train(load(LetterConfig, sys.argv[1:])))
+    run(main)

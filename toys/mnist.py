@@ -31,7 +31,17 @@ import torch.nn.functional as F  # noqa: E402
 import hardware  # noqa: E402
 from configurator import ROOT, UserError, key, load, root_path, run  # noqa: E402
 from download import write  # noqa: E402
-from toys.seeds import Clock, Stack, batches, example_flops, read_seeds, write_runs  # noqa: E402
+from toys.seeds import (  # noqa: E402
+    Clock,
+    Stack,
+    batches,
+    example_flops,
+    make_optimizer,
+    make_step,
+    read_seeds,
+    set_lr,
+    write_runs,
+)
 
 MNIST = {  # sha256 of the uncompressed files
     'train-images-idx3-ubyte': 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
@@ -57,6 +67,7 @@ class MnistConfig:
     batch_size: int = key(64, 'images per step', low=1)
     out_dir: str = key('out/mnist', 'each seed leaves its run in s<seed> here')
     device: str = key('auto', 'cuda, cpu; auto: the best there is')
+    cuda_graph: bool = key(True, 'on a GPU: replay the step as a CUDA graph')
     wandb_log: bool = key(False, 'log each seed to wandb')
     wandb_project: str = key('mnist', 'wandb project')
     wandb_run_name: str = key('mnist', 'wandb run name')
@@ -209,9 +220,9 @@ def train(cfg):
     x, y, xt, yt = (t.to(device) for t in images(cfg.dataset))
     side, last = x.shape[-1], steps(cfg)
     stack = Stack(lambda: make_net(cfg, side), seeds, device)
-    optimizer = torch.optim.AdamW(
-        list(stack.params.values()), lr=cfg.learning_rate, betas=(cfg.beta, cfg.beta), fused=device.type == 'cuda'
-    )
+    optimizer = make_optimizer(torch.optim.AdamW, stack, cfg.learning_rate, device, betas=(cfg.beta, cfg.beta))
+    total = torch.zeros(len(seeds), device=device)
+    step = make_step(stack, optimizer, x, y, total, cfg.cuda_graph)
     torch.manual_seed(seeds[0])  # dropout
     lines, it, epoch, clock = [[] for _ in seeds], 0, 0, Clock(device)
 
@@ -229,19 +240,14 @@ def train(cfg):
 
     evaluate(test(stack, x[:1000], y[:1000])[0])
     while it < last:
-        for group in optimizer.param_groups:
-            group['lr'] = cfg.learning_rate * cfg.gamma**epoch
-        total, count = torch.zeros(len(seeds), device=device), 0
+        set_lr(optimizer, cfg.learning_rate * cfg.gamma**epoch)
+        total.zero_()
+        count = 0
         for index in batches(len(x), cfg.batch_size, seeds, epoch, device):
             if it == last:
                 break
-            logits = stack(x[index])  # (S, B, 10)
-            loss = F.cross_entropy(logits.flatten(0, 1), y[index].flatten(), reduction='none')
-            loss = loss.view(len(seeds), -1).mean(1)
-            loss.sum().backward()  # the seeds share nothing: each gets the gradient of its own loss
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            total, count, it = total + loss.detach(), count + 1, it + 1
+            step(index)
+            count, it = count + 1, it + 1
         epoch += 1
         evaluate(total / count)
 
@@ -268,5 +274,9 @@ def train(cfg):
     write_runs(done, root_path(cfg.out_dir), seeds, facts, lines, it)
 
 
+def main():
+    train(load(MnistConfig, sys.argv[1:]))
+
+
 if __name__ == '__main__':
-    run(lambda: train(load(MnistConfig, sys.argv[1:])))
+    run(main)

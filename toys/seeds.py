@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
+import hardware
 from logger import Log
 
 
@@ -41,6 +43,38 @@ class Stack:
 
     def train(self, mode: bool):
         self.net.train(mode)
+
+
+def make_optimizer(kind, stack: Stack, lr: float, device, **options):
+    """kind (Adam, AdamW) over the stack; on a GPU as a CUDA graph can hold it, with the rate in a tensor."""
+    if device.type == 'cuda':
+        options |= dict(fused=True, capturable=True)
+        lr = torch.tensor(lr, device=device)
+    return kind(list(stack.params.values()), lr=lr, **options)
+
+
+def set_lr(optimizer, lr: float):
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group['lr']):
+            group['lr'].fill_(lr)  # where the graph reads it
+        else:
+            group['lr'] = lr
+
+
+def make_step(stack: Stack, optimizer, x, y, total, cuda_graph: bool):
+    """step(index (S, B)): every seed learns from its own examples of x, y; its loss is added to total (S).
+    Networks this small leave a GPU idle while their kernels are launched: there the step is replayed as a CUDA graph."""
+
+    def step(index):
+        logits = stack(x[index])  # (S, B, ..., classes)
+        loss = F.cross_entropy(logits.flatten(0, -2), y[index].flatten(), reduction='none')
+        loss = loss.view(len(total), -1).mean(1)
+        loss.sum().backward()  # the seeds share nothing: each gets the gradient of its own loss
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        total.add_(loss.detach())
+
+    return hardware.Replay(step) if cuda_graph and x.is_cuda else step
 
 
 def batches(n: int, size: int, seeds: list[int], epoch: int, device):

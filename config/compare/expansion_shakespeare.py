@@ -1,14 +1,13 @@
 # What is left of the expansive seed's gain when every arm has its own best learning rate? nanoGPT on Tiny Shakespeare,
 # every MLP matrix a product of 2, 3 or 5 factors, 250 iterations as in the seed's table.
 #
-#   python compare.py config/compare/expansion_shakespeare.py
-#   python compare.py config/compare/expansion_shakespeare.py --cluster=none --jobs=10    where submitit is not installed
+#   python compare.py config/compare/expansion_shakespeare.py --cluster=pool --jobs=8
 #
-# 85 runs on one H100, ten at once (--jobs=10); a run keeps the GPU busy for a few seconds and the host with starting and compiling
-# for longer, hence many at once. cluster=none starts them as plain processes: a machine lent for an hour often has torch
-# and nothing to install from, and what submitit adds on one machine is little. Where scipy or bokeh are missing as well,
-# only the logs are written: `python compare.py --report` makes the tables elsewhere. Bring results/expansion_shakespeare
-# back in any case: with it the same command goes on anywhere, without repeating a run.
+# 85 runs that keep an H100 busy for two or three seconds each: starting and compiling takes longer, hence many at once in
+# processes that do one after the other. pool needs no submitit: a machine lent for an hour often has torch and nothing to
+# install from. Where scipy or bokeh are missing as well, only the logs are written: `python compare.py --report` makes the
+# tables elsewhere. Bring results/expansion_shakespeare back in any case: with it the same command goes on, on any machine
+# with a GPU, without repeating a run.
 
 claim = (
     'With its learning rate tuned as well as the dense one, {arm} has a lower loss than {baseline} on Tiny Shakespeare'

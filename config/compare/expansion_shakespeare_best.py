@@ -2,9 +2,10 @@
 # at about 2000 and the expanded arms later. Rates are swept anew: the best rate for 250 iterations is not the best one
 # here.
 #
-#   python compare.py config/compare/expansion_shakespeare_best.py --jobs=8
+#   python compare.py config/compare/expansion_shakespeare_best.py --cluster=pool --jobs=8
 #
-# About 40 runs that keep an H100 busy for half a minute to one and a half each: half an hour or more on one (estimated).
+# About 40 runs that keep an H100 busy for half a minute to one and a half each: half an hour or more on one
+# (estimated); expansion_shakespeare_3000.py is a smaller one.
 
 include('expansion_shakespeare.py')
 
