@@ -218,21 +218,16 @@ def describe(cfg, model) -> list[str]:
     """For the head of a run: which layers take turns, and what one expansion costs beside all and none."""
     if cfg.expansion_schedule == 'all':
         return []
-    sites, kind = list(linear.chosen(cfg)), 'expanded in turn'
+    sites = list(linear.chosen(cfg))
+    turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
     if cfg.expansion_schedule == 'reset':
-        kind = 'restarted in turn (moments only: all of this is dense)'
-    lines = [
-        f'every {cfg.expansion_every} iterations the next of {len(sites)} layers, {kind}, moments'
-        f' {cfg.expansion_moments}: {", ".join(sites)}'
+        return [f'{turns}: at each the moments of the last and of the next one start anew; nothing is expanded']
+    shapes_only = dict(linear_path='materialised', expansion_init='gaussian', expansion_lr='none')
+    with torch.device('meta'):
+        every = GPT(dataclasses.replace(cfg, **shapes_only))
+        none = GPT(dataclasses.replace(cfg, linear='dense'))
+    one, every, none = (f'{footprint(m) / 2**20:,.1f} MiB' for m in (model, every, none))
+    return [
+        f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
+        f'parameters, gradients, moments and products: {one} with one expansion, {every} with all, {none} with none',
     ]
-    if cfg.expansion_schedule == 'rotate':
-        shapes_only = dict(linear_path='materialised', expansion_init='gaussian', expansion_lr='none')
-        with torch.device('meta'):
-            every = GPT(dataclasses.replace(cfg, **shapes_only))
-            none = GPT(dataclasses.replace(cfg, linear='dense'))
-        mib = [f'{footprint(m) / 2**20:,.1f} MiB' for m in (model, every, none)]
-        lines.append(
-            f'parameters, gradients, moments and products: {mib[0]} with one expansion, {mib[1]} with all,'
-            f' {mib[2]} with none'
-        )
-    return lines
