@@ -7,8 +7,9 @@ block, attention before MLP, the head last, then from the start again) becomes a
 The factors live beside the matrix (linear.py), so the compiled graph, DDP's buckets and a captured backward pass see
 the same dense model throughout, and training holds the factors, moments and gradients of a single expansion.
 
-The idea is the expansive seed's (github.com/Eternalyze0/expansive_networks), where it never trained. Adam's moments of
-the two layers that change start anew (expansion_moments = 'reset') or are carried over ('map': spread and gather).
+The idea is the expansive seed's (github.com/Eternalyze0/expansive_networks), whose code for it left these layers without
+a gradient nearly always. Adam's moments of the two layers that change start anew (expansion_moments = 'reset') or are
+carried over ('map': spread and gather); a restarted layer moves by the whole learning rate at its first step.
 expansion_schedule = 'reset' is the control: a dense model with the same restarts at the same layers and iterations.
 """
 

@@ -2,7 +2,7 @@
 Checkpoint in, checkpoint out.
 
     python transfer.py collapse --checkpoint=out/x/best.pt --out=out/x-dense/ckpt.pt
-    python transfer.py expand --checkpoint=out/x/best.pt --linear_layers='h.0.mlp.*' --out=out/x-expanded/ckpt.pt
+    python transfer.py expand --checkpoint=out/x/best.pt --linear_layers='h.0.*' --out=out/x-expanded/ckpt.pt
     python transfer.py prune --checkpoint=out/x/best.pt --out=out/x-pruned/ckpt.pt
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
