@@ -3,7 +3,8 @@ Checkpoints: save, verify, restore. One format, a dict of tensors, numbers and s
 torch.load(weights_only=True), so a checkpoint cannot run code:
 
     model          {name: tensor}, factors in place of the matrices formed from them (linear.state)
-    model_args     GPTConfig keys; of a plain model only nanoGPT's, so that nanoGPT reads the file
+    model_args     GPTConfig keys; of a plain model only nanoGPT's, so that nanoGPT reads the file. They describe this very
+                   model: of a run that expands one layer at a time (rotate.py), the layer that is expanded now
     config         the resolved training config
     iter_num, best_val_loss
     format         'nanomorph 1'

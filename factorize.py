@@ -46,7 +46,7 @@ from configurator import UserError, key, overrides, root_path
 from logger import write_json
 from model import PARAMETERIZATION, GPTConfig
 from structured import BlockDiagonal, divisors
-from surgery import SurgeryConfig, block_of, layer_of, open_model, put, report, write
+from surgery import block_of, layer_of, open_model, put, report, with_keys, write
 
 CALIBRATION = 8192  # training tokens that --init=whitened looks at
 TERMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of Kronecker sums, that are tried
@@ -66,15 +66,10 @@ SIZES = (
     'kronecker_terms',
     'expansion',
 )
-Keys = dataclasses.make_dataclass(
-    'Keys',
-    [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in SHAPE],
-    bases=(SurgeryConfig,),
-)
 
 
 @dataclass
-class FactorizeConfig(Keys):
+class FactorizeConfig(with_keys(*PARAMETERIZATION)):
     init: str = key('nearest', 'how the factors start', choices=('nearest', 'whitened', 'prune', 'random'))
     rescale: bool = key(False, 'scale the new matrix to the norm of the old one')
     params: str = key('', 'at most so many parameters, such as 81M or 80500000; shapes are chosen')

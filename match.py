@@ -16,6 +16,7 @@ import torch
 
 import hardware
 import loader
+import rotate
 from configurator import UserError, key, load, overrides
 from model import GPT
 from train import TrainConfig, padded_vocabulary, teacher_flops
@@ -42,7 +43,7 @@ def cost(cfg, device) -> float:
         return 1000 * statistics.median(arm.times)
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
-        model = GPT(dataclasses.replace(cfg, **shapes_only))
+        model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
     if cfg.match == 'params':
         return model.num_params()
     return model.flops_per_token() + teacher_flops(cfg) + model.flops_per_update() / cfg.tokens_per_step

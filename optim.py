@@ -51,8 +51,8 @@ class Optimizer:
         self.capturable = cuda and (fixed_grads or sum(p.numel() for p in self.weights) < 2**25)
         self.fixed_grads = fixed_grads
         if fixed_grads:
-            for p in self.weights:
-                p.grad = torch.zeros_like(p)
+            for p in self.weights:  # one optimizer after another leaves them where they are
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
         for name, p, lr_scale, decay_scale in linear.leaves(model):
             if name.startswith('transformer.h.') and p.dim() >= 2:

@@ -3,6 +3,7 @@ What all operations on checkpoints share: their keys, opening one, saying what w
 logit difference and the loss before and after, on real tokens), and writing the result.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 import checkpoint
 import loader
 from configurator import UserError, input_path, key, root_path
-from model import NANOGPT_KEYS
+from model import NANOGPT_KEYS, GPTConfig
 
 CHECKED = 4096  # validation tokens that an operation looks at
 TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
@@ -26,6 +27,13 @@ class SurgeryConfig:
 
     def problems(self):
         return [f'{k}: must be given, --{k}=PATH' for k in ('checkpoint', 'out') if not getattr(self, k)]
+
+
+def with_keys(*prefixes) -> type:
+    """SurgeryConfig and the keys of GPTConfig whose names begin so, as they are declared there."""
+    keys = [f for f in dataclasses.fields(GPTConfig) if f.name.startswith(prefixes) and f.name != 'linear_path']
+    copies = [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in keys]
+    return dataclasses.make_dataclass('Keys', copies, bases=(SurgeryConfig,))
 
 
 def real_tokens(config, dataset: str, windows: int = 0):

@@ -27,6 +27,7 @@ import growth
 import hardware
 import linear
 import loader
+import rotate
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from logger import Log
 from model import GPT, PARAMETERIZATION, GPTConfig
@@ -86,6 +87,18 @@ class TrainConfig(GPTConfig):
     beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
     beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
     grad_clip: float = key(1.0, 'largest norm of the gradient of the matrices the network computes with; 0: off', low=0)
+    # linear = expanded: which layers at which iteration, see rotate.py
+    expansion_schedule: str = key(
+        'all',
+        'expanded layers: all of them, one after the other (rotate), or none, with the restarts of rotate (reset)',
+        choices=('all', 'rotate', 'reset'),
+    )
+    expansion_every: int = key(100, 'rotate, reset: iterations until the next layer', low=1)
+    expansion_moments: str = key(
+        'reset',
+        "rotate: Adam's moments of the two layers that change start anew (reset) or are carried over (map)",
+        choices=('reset', 'map'),
+    )
     # schedule
     decay_lr: bool = key(True, 'follow the schedule; false: constant learning_rate, no warmup')
     schedule: str = key('cosine', 'shape of the decay (wsd: warmup, stable, decay)', choices=('cosine', 'wsd'))
@@ -110,8 +123,17 @@ class TrainConfig(GPTConfig):
     def tokens_per_step(self):
         return self.batch_size * self.block_size * self.gradient_accumulation_steps / hardware.rank_world()[1]
 
+    def idle(self):
+        off = dict(
+            all=('expansion_every', 'expansion_moments'),
+            rotate=(),
+            reset=('expansion', 'expansion_depth', 'expansion_init', 'expansion_decay', 'expansion_lr', 'linear_path'),
+        )[self.expansion_schedule]
+        return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
+
     def problems(self):
         found, world = super().problems(), hardware.rank_world()[1]
+        found = found or rotate.problems(self)  # which looks at the layers
         if self.gradient_accumulation_steps % world:
             found.append(
                 f'gradient_accumulation_steps = {self.gradient_accumulation_steps}: must be divisible by the number of'
@@ -183,7 +205,7 @@ class Trainer:
 
         # model
         torch.manual_seed(cfg.seed_model)
-        self.model = GPT(cfg)
+        self.model = GPT(rotate.model_config(cfg, ckpt['iter_num'] if cfg.init_from == 'resume' else 0))
         moments, self.transfer = None, ckpt.get('transfer') if cfg.init_from == 'resume' else None
         if cfg.init_from == 'transfer':
             moments, self.transfer = growth.start(self.model, cfg, ckpt, self.data['train'], self.rank > 0)
@@ -253,6 +275,8 @@ class Trainer:
         self.iter += 1
         if cfg.guide_iters and self.iter >= cfg.guide_iters:
             self.let_go()
+        if rotate.due(cfg, self.iter):
+            rotate.turn(self)
 
     def let_go(self):
         """The guides have faded out: go on without them, with the moments of what is left."""
@@ -363,6 +387,11 @@ def take_model_keys(cfg, ckpt: dict, path):
         shape = [k for k in args if k.startswith(PARAMETERIZATION) and k != 'linear_path']
         if args['linear'] == 'dense':
             drop += shape
+        elif cfg.expansion_schedule != 'all':
+            raise UserError(
+                f'init_from = {path}: its layers are {args["linear"]}, expansion_schedule = {cfg.expansion_schedule}'
+                ' starts from plain ones; collapse it first: python transfer.py collapse'
+            )
         elif other := [k for k in overrides(cfg) if k in shape and getattr(cfg, k) != args[k]]:
             raise UserError(
                 f'init_from = {path}: its layers are {args["linear"]}; leave out {", ".join(other)} to go on with them,'
@@ -372,6 +401,8 @@ def take_model_keys(cfg, ckpt: dict, path):
             wpe = 'transformer.wpe.weight'
             ckpt['model'][wpe] = ckpt['model'][wpe][: cfg.block_size]
         args['block_size'] = min(cfg.block_size, args['block_size'])
+    else:
+        args |= rotate.resumed(ckpt)
     args = {k: v for k, v in args.items() if k not in drop}
     changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
     if changed and not hardware.rank_world()[0]:
@@ -440,7 +471,7 @@ def train(cfg):
             + f', {tokens_per_iter:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
             + f' x {t.world}, {facts["dtype"]}, attention {facts["attention"]}'
         )
-        for line in linear.table(t.model):
+        for line in linear.table(t.model) + rotate.describe(cfg, t.model):
             log.say(line)
         try:
             stopped = loop(t, log, flops / t.world, peak, tokens_per_iter)

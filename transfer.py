@@ -2,6 +2,7 @@
 Checkpoint in, checkpoint out.
 
     python transfer.py collapse --checkpoint=out/x/best.pt --out=out/x-dense/ckpt.pt
+    python transfer.py expand --checkpoint=out/x/best.pt --linear_layers='h.0.*' --out=out/x-expanded/ckpt.pt
     python transfer.py prune --checkpoint=out/x/best.pt --out=out/x-pruned/ckpt.pt
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
@@ -10,6 +11,7 @@ Checkpoint in, checkpoint out.
     python transfer.py spectra --checkpoints=out/x/ckpt.pt,out/x-large/ckpt.pt --out=out/spectra.png
 
 collapse: multiply the factors out. nanoGPT's sample.py loads the result as well, if its other options are GPT-2's.
+expand: the other way round, plain matrices into products of factors that are exactly them.
 prune: cut out the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
 match: find the width (or factor, or expansion) at which a config costs what another one costs.
 grow: a wider or deeper model out of a small one, see growth.py for the methods.
@@ -25,17 +27,19 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 
 import checkpoint
 import linear
 import loader
-from configurator import UserError, input_path, load, root_path, run
-from factorize import FactorizeConfig, factorize
+import rotate
+from configurator import UserError, input_path, key, load, root_path, run
+from factorize import FactorizeConfig, factorize, twin
 from growth import GrowConfig, grow
 from match import match
 from model import GPT, GPTConfig
 from spectra import SpectraConfig, spectra
-from surgery import SurgeryConfig, open_model, report, write
+from surgery import SurgeryConfig, layer_of, open_model, put, report, with_keys, write
 
 
 class TransferConfig(SurgeryConfig):  # a class of this file, so that --help prints the head of this file
@@ -59,6 +63,40 @@ def collapse_model(model) -> GPT:
 def collapse(cfg: TransferConfig):
     ckpt, model, tokens = open_model(cfg)
     write_plain(cfg, ckpt, model, collapse_model(model), tokens)
+
+
+@dataclass
+class ExpandConfig(with_keys('linear_layers', 'keep_dense', 'expansion')):
+    expansion_init: str = key('orthogonal', 'both exactly the matrix that is there', choices=('orthogonal', 'svd'))
+    seed: int = key(1337, 'seed of the orthonormal factors', low=0)
+
+
+def expand_model(model, config, seed: int) -> GPT:
+    """The GPT of config whose expanded layers compute what those of the plain model compute. model is left as it is."""
+    new = twin(model)
+    new.config = config
+    for site in linear.chosen(config):
+        layer = layer_of(model, site)
+        member = rotate.expansion(layer, config, site, seed)
+        member.bias = layer.bias
+        put(new, site, member)
+    return new
+
+
+def expand(cfg: ExpandConfig):
+    ckpt, model, tokens = open_model(cfg)
+    if model.config.linear != 'dense':
+        raise UserError(f'{cfg.checkpoint}: its layers are {model.config.linear}; collapse it first')
+    keys = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if hasattr(model.config, f.name)}
+    config = dataclasses.replace(model.config, linear='expanded', linear_path='factored', **keys)
+    if found := config.problems():
+        raise UserError('\n'.join(found))
+    new = expand_model(model, config, cfg.seed)
+    print('\n'.join(linear.table(new)))
+    print(f'{model.num_params():,} parameters -> {new.num_params():,}')
+    report(cfg, model, new, tokens)
+    config = ckpt['config'] | dataclasses.asdict(config)
+    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], ckpt['best_val_loss']))
 
 
 def prune_model(model) -> GPT:
@@ -128,6 +166,7 @@ def export_hf(cfg: TransferConfig):
 
 COMMANDS = {  # name: (keys, operation)
     'collapse': (TransferConfig, collapse),
+    'expand': (ExpandConfig, expand),
     'prune': (TransferConfig, prune),
     'export-hf': (TransferConfig, export_hf),
     'grow': (GrowConfig, grow),

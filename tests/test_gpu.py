@@ -45,6 +45,21 @@ def test_the_captured_update_is_the_update(flags, dtype):
     assert ta.optimizer.grad_norm.item() == pytest.approx(tb.optimizer.grad_norm.item(), rel=1e-2)
 
 
+@pytest.mark.parametrize('cuda_graph', [False, True])
+@pytest.mark.parametrize('moments', ['reset', 'map'])
+def test_the_update_is_captured_anew_after_a_rotation(moments, cuda_graph, monkeypatch):
+    """The rotation is at iteration 4, and the third step after it replays again."""
+    flags = (
+        '--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=4',
+        f'--expansion_moments={moments}', '--compile=false', '--dtype=float32',
+    )  # fmt: skip
+    a, ta = run(*flags, f'--cuda_graph={cuda_graph}', steps=7)
+    assert ta.model.config.linear_layers == 'h.0.mlp.c_proj'
+    monkeypatch.setattr('optim.Optimizer.capture', lambda self: None)
+    b, _ = run(*flags, graph=False, steps=7)
+    assert a == pytest.approx(b, abs=1e-4)
+
+
 @pytest.mark.parametrize('flags', [(), ('--linear=expanded', '--linear_path=factored', '--expansion_depth=3')])
 def test_compiled_and_eager_agree(flags):
     a, _ = run(*flags, '--dtype=float32')

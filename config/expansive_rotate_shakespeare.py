@@ -1,0 +1,17 @@
+# One expansion at a time: expansive_shakespeare.py, but of the MLP matrices one is a product of two factors and the
+# others are plain. After each turn the factors are multiplied out and the next matrix is expanded from its present value,
+# four turns for each of them in a run.
+#
+#   python train.py config/expansive_rotate_shakespeare.py
+#   python train.py config/expansive_rotate_shakespeare.py --expansion_moments=map     Adam's moments carried over
+#   python train.py config/expansive_rotate_shakespeare_control.py                     dense, with the same restarts
+#
+# The full-size job on a GPU: not measured yet.
+
+include('expansive_shakespeare.py')
+
+expansion_init = 'orthogonal'  # exactly the matrix that is expanded
+expansion_schedule = 'rotate'
+expansion_every = max_iters // (4 * 2 * n_layer)
+out_dir = out_dir.replace('expansive', 'expansive-rotate')
+wandb_run_name = 'expansive-rotate'

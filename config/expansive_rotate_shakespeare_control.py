@@ -1,0 +1,13 @@
+# What the restarts alone do: the control of expansive_rotate_shakespeare.py. The model is dense throughout; at every
+# iteration at which that run collapses one matrix and expands the next, Adam's moments and step counts of these two
+# matrices start anew here as well. (The control of --expansion_moments=map is shakespeare_char.py itself.)
+#
+#   python train.py config/expansive_rotate_shakespeare_control.py
+#
+# The full-size job on a GPU: not measured yet.
+
+include('expansive_rotate_shakespeare.py')
+
+expansion_schedule = 'reset'
+out_dir += '-control'
+wandb_run_name = 'expansive-rotate-control'
