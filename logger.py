@@ -36,8 +36,8 @@ def git(*args) -> str:
 
 
 def commit() -> str:
-    """The commit that runs; NANOMORPH_COMMIT says it where the code was copied without its repository."""
-    return git('rev-parse', '--verify', '-q', 'HEAD') or os.environ.get('NANOMORPH_COMMIT', 'unknown')
+    """The commit that runs; NANOMORPH_COMMIT says it where the code was copied without its repository, or over another."""
+    return os.environ.get('NANOMORPH_COMMIT') or git('rev-parse', '--verify', '-q', 'HEAD') or 'unknown'
 
 
 def write_json(path: Path, value):
@@ -79,7 +79,7 @@ class Log:
         self.manifest = dict(
             command=' '.join(['python', *sys.argv]),
             commit=commit(),
-            dirty=bool(git('status', '--porcelain')),
+            dirty='NANOMORPH_COMMIT' not in os.environ and bool(git('status', '--porcelain')),
             started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
             python=sys.version.split()[0],
             torch=torch.__version__,
