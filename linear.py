@@ -420,16 +420,23 @@ def load_state(model, sd: dict):
     model.load_state_dict(sd)
 
 
+def into(member, W):
+    """W <- to_dense(), which is returned."""
+    P = member.to_dense()
+    W.copy_(P.detach())
+    return P
+
+
 class Materialised:
     """Forms the matrices of a model from the factors beside them, and takes their gradients back. compile: for the
     structured layers, whose tiles are permuted on the way; a kernel of its own would do that at a third of the speed."""
 
     def __init__(self, model, compile=False):
         layers = formed(model).values()
-        self.to_dense = torch.compile(lambda m: m.to_dense(), dynamic=False) if compile else None
         self.members = [m.beside[0] for m in layers]
         self.weights = [m.weight for m in layers]
         self.factors = [W for m in self.members for W in m.parameters()]
+        self.into_compiled = torch.compile(into, dynamic=False) if compile else into
         self.form()
 
     def form(self):
@@ -437,10 +444,9 @@ class Materialised:
         if self.weights:
             with torch.enable_grad():
                 self.products = [
-                    self.to_dense(m) if self.to_dense and isinstance(m, structured.Structured) else m.to_dense()
-                    for m in self.members
+                    (self.into_compiled if isinstance(m, structured.Structured) else into)(m, w.data)
+                    for m, w in zip(self.members, self.weights)
                 ]
-            torch._foreach_copy_([w.data for w in self.weights], [p.detach() for p in self.products])
 
     def pull(self):
         """Chain rule: factor.grad from the W.grad that all micro-batches have summed. Uses up the products."""

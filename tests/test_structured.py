@@ -469,3 +469,24 @@ def test_compiled_no_activation_is_written_twice():
     # of the size of the hidden activation: GELU's output; its gradient is written over that of the product
     assert sizes.count(2 * 64 * 1024) == 1
     assert sizes.count(2 * 64 * 256) >= 2
+
+
+@pytest.mark.slow
+def test_compiled_forming_is_forming():
+    torch._dynamo.reset()
+    found = []
+    for compile in (False, True):
+        model = tiny_gpt(linear='btt', linear_path='materialised', structured_norm=True)
+        weights = linear.Materialised(model, compile=compile)
+        for W in weights.factors:
+            W.data.mul_(1.1)
+        weights.form()
+        formed = [w.detach().clone() for w in weights.weights]
+        for w in weights.weights:
+            w.grad = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+        weights.pull()
+        found.append((formed, [W.grad for W in weights.factors]))
+    (a, da), (b, db) = found
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(da, db, rtol=1e-4, atol=1e-5)
+    assert sum(g.abs().sum() > 0 for g in db) > len(db) / 2  # not where the other factor starts at zero

@@ -3,7 +3,9 @@
 #   python train.py config/structured/tensor_train.py
 #   python train.py config/structured/tensor_train.py config/structured/gutenberg.py
 #
-# The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start. Loss: not measured yet.
+# The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
+# Val loss: 2.0763 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 5.5773 after 200 (dense:
+# 5.4209). One seed and one rate for all, so this ranks nothing: results/structured/training.txt.
 
 include('../shakespeare_char.py')
 
