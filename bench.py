@@ -22,11 +22,12 @@ from dataclasses import dataclass
 import torch
 
 import bench_layers
+import distill
 import hardware
 from configurator import UserError, input_path, key, load, overrides, root_path, run
 from download import write
 from logger import commit
-from train import TrainConfig, Trainer, teacher_flops
+from train import TrainConfig, Trainer
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Arm:
         seconds = statistics.median(self.times)
         cfg = t.cfg
         tokens = cfg.gradient_accumulation_steps // t.world * cfg.batch_size * cfg.block_size
-        flops = tokens * (t.model.flops_per_token() + teacher_flops(t.cfg)) + t.model.flops_per_update()
+        flops = tokens * (t.model.flops_per_token() + distill.teacher_flops(t.cfg)) + t.model.flops_per_update()
         peak = hardware.peak_flops(t.device, t.dtype)
         return dict(
             arm=self.name,

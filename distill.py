@@ -7,6 +7,8 @@ those before it as well. The loss is E|y' - y|^2 / E|y - x|^2 over training toke
 and output: the error relative to what the block adds to the stream. Only the new layers move, by Adam at rates relative
 to the size of each factor, which fall to zero. After each block the state is saved beside --out: the same command goes
 on from there.
+
+At the end of this file: the teacher whose logits train.py adds as a target (`distill_from`).
 """
 
 import torch
@@ -16,6 +18,7 @@ import checkpoint
 import hardware
 import loader
 from configurator import UserError, root_path
+from model import GPT, GPTConfig
 from surgery import block_of, put
 
 
@@ -103,3 +106,30 @@ def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float
         m.requires_grad_(False)
     tenth = max(1, n // 10)
     return torch.stack(errors[:tenth]).mean().item(), torch.stack(errors[-tenth:]).mean().item()
+
+
+# -----------------------------------------------------------------------------
+# distill_from
+
+
+def open_teacher(cfg, device):
+    """The model of distill_from. UserError if its logits are not about the same tokens."""
+    path = cfg.distill_from
+    teacher = checkpoint.build(checkpoint.load(path), path, linear_path='materialised').requires_grad_(False)
+    if teacher.config.vocab_size != cfg.vocab_size:
+        raise UserError(
+            f'distill_from = {path}: its vocabulary has {teacher.config.vocab_size} tokens, this one {cfg.vocab_size}'
+        )
+    if teacher.config.block_size < cfg.block_size:
+        raise UserError(f'distill_from = {path}: it sees {teacher.config.block_size} tokens; lower block_size to that')
+    return teacher.to(device)
+
+
+def teacher_flops(cfg) -> int:
+    """Of the model of distill_from, per training token: forward only."""
+    if not cfg.distill_from:
+        return 0
+    args = checkpoint.read_args(checkpoint.load(cfg.distill_from), cfg.distill_from)
+    with torch.device('meta'):
+        teacher = GPT(GPTConfig(**args | dict(expansion_init='gaussian', expansion_lr='none')))  # from shapes alone
+    return teacher.flops_per_token(cfg.block_size) // 3

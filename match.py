@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
+import distill
 import hardware
 import loader
 import rotate
 from configurator import UserError, key, load, overrides
 from model import GPT
-from train import TrainConfig, padded_vocabulary, teacher_flops
+from train import TrainConfig, padded_vocabulary
 
 
 @dataclass
@@ -46,7 +47,7 @@ def cost(cfg, device) -> float:
         model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
     if cfg.match == 'params':
         return model.num_params()
-    return model.flops_per_token() + teacher_flops(cfg) + model.flops_per_update() / cfg.tokens_per_step
+    return model.flops_per_token() + distill.teacher_flops(cfg) + model.flops_per_update() / cfg.tokens_per_step
 
 
 def at(cfg, i: int):

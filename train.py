@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint
+import distill
 import growth
 import hardware
 import linear
@@ -236,7 +237,7 @@ class Trainer:
         compiled = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         self.forward = torch.compile(self.model, fullgraph=True) if compiled else self.model
         self.eval_forward = self.forward
-        self.teacher = open_teacher(cfg, device) if cfg.distill_from else None
+        self.teacher = distill.open_teacher(cfg, device) if cfg.distill_from else None
         if self.teacher:
             self.teach = torch.compile(self.teacher, fullgraph=True) if compiled else self.teacher
         if self.world > 1:
@@ -355,29 +356,6 @@ class Trainer:
                 torch.cuda.set_rng_state(ckpt['rng']['cuda'][self.rank])
 
 
-def open_teacher(cfg, device):
-    """The model of distill_from. UserError if its logits are not about the same tokens."""
-    path = cfg.distill_from
-    teacher = checkpoint.build(checkpoint.load(path), path, linear_path='materialised').requires_grad_(False)
-    if teacher.config.vocab_size != cfg.vocab_size:
-        raise UserError(
-            f'distill_from = {path}: its vocabulary has {teacher.config.vocab_size} tokens, this one {cfg.vocab_size}'
-        )
-    if teacher.config.block_size < cfg.block_size:
-        raise UserError(f'distill_from = {path}: it sees {teacher.config.block_size} tokens; lower block_size to that')
-    return teacher.to(device)
-
-
-def teacher_flops(cfg) -> int:
-    """Of the model of distill_from, per training token: forward only."""
-    if not cfg.distill_from:
-        return 0
-    args = checkpoint.read_args(checkpoint.load(cfg.distill_from), cfg.distill_from)
-    with torch.device('meta'):
-        teacher = GPT(GPTConfig(**args | dict(expansion_init='gaussian', expansion_lr='none')))  # from shapes alone
-    return teacher.flops_per_token(cfg.block_size) // 3
-
-
 def take_model_keys(cfg, ckpt: dict, path):
     """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming, or
     going on from factors, takes the parameterization as well; starting from a plain model lets cfg choose another."""
@@ -439,7 +417,7 @@ def train(cfg):
         t = Trainer(cfg, device)
         cfg = t.cfg  # vocabulary and, on resuming, architecture are now known
         tokens_per_iter = cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
-        flops_per_token = t.model.flops_per_token() + teacher_flops(cfg)
+        flops_per_token = t.model.flops_per_token() + distill.teacher_flops(cfg)
         flops = tokens_per_iter * flops_per_token + t.world * t.model.flops_per_update()
         peak = hardware.peak_flops(device, t.dtype)
         facts = dict(
