@@ -15,8 +15,9 @@ import mup
 import structured
 import transfer
 from configurator import UserError
+from linear import MEMBERS
 from model import GPT, MLP, GPTConfig
-from structured import MEMBERS, Shape
+from structured import Shape
 
 # name, keys
 KINDS = [
