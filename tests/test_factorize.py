@@ -14,7 +14,6 @@ import distill
 import factorize
 import launch
 import linear
-import loader
 import surgery
 import transfer
 from configurator import load
@@ -277,16 +276,19 @@ def test_a_budget_is_met_and_nearly_used(tmp_path, kind, capsys):
 
 def test_blocks_that_resist_are_left_dense(tmp_path, capsys):
     """Block 1 is low-rank already and block 0 is not: a budget for one of them goes to block 0."""
-    if loader.read_meta('shakespeare_char')['vocab_size'] != 65:
-        pytest.skip(
-            'on a random model the sign of a change of loss depends on the text: made for the 65-letter edition'
-        )
     model, path = plain(tmp_path)
     for name in ('c_fc', 'c_proj'):
         W = getattr(model.transformer.h[1].mlp, name).weight
         U, S, Vh = torch.linalg.svd(W.data)
         W.data = U[:, :2] * S[:2] @ Vh[:2]
         surgery.layer_of(model, f'h.0.mlp.{name}').weight.data *= 20
+    # a model fitted to the text that is looked at loses by any change of what it builds on, whatever the edition
+    x, y = factorize.training_windows('shakespeare_char', model.config, 512, 1337, 'cpu')
+    optimizer = torch.optim.Adam([p for name, p in model.named_parameters() if '.mlp.' not in name], lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(x, y)[1].backward()
+        optimizer.step()
     checkpoint.save(path, checkpoint.pack(model, dict(dataset='shakespeare_char'), 7, 1.5))
     dense = sum(p.numel() for p in model.parameters())
     budget = dense - 2 * 32 * 128 + 2 * 160 * 3
