@@ -13,7 +13,8 @@ Which start is best for a compressed GPT-2? Losses and perplexities after equal 
 dense is the source trained on. The shares are named after the seed's models of GPT-2 size, whatever --size. Every arm
 sees the same training tokens in the same order (of the same data set as the source: part of them for a second time). A
 distilled arm has seen more (`distilled on`): those of its distillation. An interrupted experiment goes on with the same
-command.
+command, elsewhere too: a checkpoint that is wanted but not there is made again. The table of an unfinished one has the
+best run so far of every arm.
 """
 
 import json
@@ -128,32 +129,42 @@ def missing(cfg: CompressConfig) -> list:
     """What can be started now, given what is over; what is most wanted first."""
     out, work = root_path(cfg.out), root_path(cfg.work)
     if not (out / 'source' / 'manifest.json').exists():
-        return [training(cfg, 'source', cfg.source_iters, cfg.source_rate, f'--seed_data={cfg.seed}')]
+        return [from_scratch(cfg)]
     names = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(',')
-    return [step for name in names if not (out / name / 'done.json').exists() for step in steps(cfg, name, out, work)]
+    found = [s for name in names if not (out / name / 'done.json').exists() for s in steps(cfg, name, out, work)]
+    return list({step[0]: step for step in found}.values())  # several arms may want the source once more
 
 
 def steps(cfg: CompressConfig, name: str, out: Path, work: Path) -> list:
-    """What can be started now of an arm: the surgery, or else the runs at its rates, or else evaluate.py."""
-    source = work / 'source' / 'ckpt.pt'
-    surgery, extra = (filled(f, cfg) for f in ARMS[name])
-    start = work / name / 'start.pt' if surgery else source
-    if surgery and not (out / name / 'start.json').exists():
-        args = ['factorize', f'--checkpoint={source}', f'--out={start}', *shlex.split(surgery)]
-        return [(f'{name} surgery', work / name, [sys.executable, str(ROOT / 'transfer.py'), *args])]
+    """What can be started now of an arm: evaluate.py of the best run, or before it the runs at its rates, or before them
+    the surgery, or before that the source, where it is gone."""
     grid, best = rates(cfg, name, out)
-    if not best:
-        flags = f'--init_from={start} --seed_data={cfg.seed + 1} {extra}'
-        absent = [r for r in grid if not (out / run_name(name, r) / 'manifest.json').exists()]
-        return [training(cfg, name, cfg.iters, r, flags) for r in absent]
-    if not cfg.tasks or final(out / best) == math.inf or (out / name / 'eval.json').exists():
+    if best and (not cfg.tasks or final(out / best) == math.inf or (out / name / 'eval.json').exists()):
         write(out / name / 'done.json', (json.dumps(dict(best=best)) + '\n').encode())
         drop(work / name / 'start.pt', *(work / run_name(name, r) for r in grid))
         return []
-    drop(*(work / run_name(name, r) for r in grid if run_name(name, r) != best))  # only the best is looked at again
-    args = [f'--checkpoint={work}/{best}/ckpt.pt', f'--tasks={cfg.tasks}', f'--limit={cfg.limit}']
-    args += [f'--stride={block_size(work / best)}', f'--out={work}/{name}/eval.json']
-    return [(f'{name} tasks', work / name, [sys.executable, str(ROOT / 'evaluate.py'), *args])]
+    if best and not launch.lost(work / best, out / best):
+        drop(*(work / run_name(name, r) for r in grid if run_name(name, r) != best))  # only the best is looked at again
+        args = [f'--checkpoint={work}/{best}/ckpt.pt', f'--tasks={cfg.tasks}', f'--limit={cfg.limit}']
+        args += [f'--stride={block_size(out / best)}', f'--out={work}/{name}/eval.json']
+        return [(f'{name} tasks', work / name, [sys.executable, str(ROOT / 'evaluate.py'), *args])]
+
+    surgery, extra = (filled(f, cfg) for f in ARMS[name])
+    source = work / 'source' / 'ckpt.pt'
+    start = work / name / 'start.pt' if surgery else source
+    cut = surgery and not ((out / name / 'start.json').exists() and start.exists())
+    if (cut or start == source or '{source}' in ARMS[name][1]) and launch.lost(work / 'source', out / 'source'):
+        return [from_scratch(cfg)]
+    if cut:
+        args = ['factorize', f'--checkpoint={source}', f'--out={start}', *shlex.split(surgery)]
+        return [(f'{name} surgery', work / name, [sys.executable, str(ROOT / 'transfer.py'), *args])]
+    flags = f'--init_from={start} --seed_data={cfg.seed + 1} {extra}'
+    wanted = [r for r in grid if run_name(name, r) == best or not (out / run_name(name, r) / 'manifest.json').exists()]
+    return [training(cfg, name, cfg.iters, r, flags) for r in wanted]
+
+
+def from_scratch(cfg: CompressConfig):
+    return training(cfg, 'source', cfg.source_iters, cfg.source_rate, f'--seed_data={cfg.seed}')
 
 
 def drop(*paths: Path):
@@ -195,20 +206,35 @@ def block_size(folder: Path) -> int:
     return json.loads((folder / 'config.json').read_text())['block_size']
 
 
+def results(folder: Path) -> dict[str, tuple[str, str]]:
+    """{arm: (its best run, how many rates were tried)}, in the order of ARMS; so far, where it is not done."""
+    runs = {}
+    for path in sorted(folder.glob('*/manifest.json')):
+        rate = json.loads((path.parent / 'config.json').read_text())['learning_rate']
+        if (name := path.parent.name) != 'source':
+            runs.setdefault(name.removesuffix(f'-{rate:g}'), []).append(name)
+    found = {}
+    for arm in sorted(runs, key=lambda a: (list(ARMS).index(a) if a in ARMS else len(ARMS), a)):
+        done, n = folder / arm / 'done.json', len(runs[arm])
+        if done.exists():
+            found[arm] = json.loads(done.read_text())['best'], f'{n}'
+        else:
+            found[arm] = min(runs[arm], key=lambda r: final(folder / r)), f'{n} so far'
+    return found
+
+
 def table(folder: Path) -> str:
     shown = ('ppl_token', 'ppl', 'acc')
     manifest = json.loads((folder / 'source' / 'manifest.json').read_text())
-    arms = {p.parent.name: json.loads(p.read_text())['best'] for p in folder.glob('*/done.json')}
-    names = sorted(arms, key=lambda a: (list(ARMS).index(a) if a in ARMS else len(ARMS), a))
     lines = [
         f'{manifest["device"]}; source: {manifest["params"]:,} parameters, validation loss {final(folder / "source"):.4f};'
         ' parameters without position embeddings',
         f'{"arm":22} {"parameters":>11} {"error":>6} {"at start":>9} {"after":>8} {"rate":>7} {"tokens":>11}'
-        f' {"distilled on":>12}',
+        f' {"distilled on":>12} {"rates tried":>11}',
     ]
     tasks = {}
-    for name in names:
-        run_ = folder / arms[name]
+    for name, (best, tried) in results(folder).items():
+        run_ = folder / best
         m = json.loads((run_ / 'manifest.json').read_text())
         start = folder / name / 'start.json'
         surgery = json.loads(start.read_text()) if start.exists() else dict(rows=[], settings={})
@@ -218,10 +244,10 @@ def table(folder: Path) -> str:
         seen = s.get('distill_iters', 0) * s.get('distill_batch', 8) * c['block_size'] * c['n_layer']
         lines.append(
             f'{name:22} {m["params"]:11,} {error:6.3f} {evals(run_)[0]:9.4f} {final(run_):8.4f}'
-            f' {c["learning_rate"]:7.0e} {m["tokens_per_iter"] * c["max_iters"]:11,} {seen:12,}'
+            f' {c["learning_rate"]:7.0e} {m["tokens_per_iter"] * c["max_iters"]:11,} {seen:12,} {tried:>11}'
         )
-        if (folder / name / 'eval.json').exists():
-            tasks[name] = json.loads((folder / name / 'eval.json').read_text())['tasks']
+        path = folder / name / 'eval.json'
+        tasks[name] = json.loads(path.read_text())['tasks'] if path.exists() else {}
     heads = {(t, f): None for found in tasks.values() for t, r in found.items() for f in r['figures'] if f in shown}
     if heads:
         lines += ['', f'{"arm":22}' + ''.join(f' {f"{t} {f}":>22}' for t, f in heads)]

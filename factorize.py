@@ -42,10 +42,11 @@ import distill
 import hardware
 import linear
 import loader
+from block_diagonal import BlockDiagonal
 from configurator import UserError, key, overrides, root_path
 from logger import write_json
 from model import PARAMETERIZATION, GPTConfig
-from structured import BlockDiagonal, divisors
+from structured import divisors
 from surgery import block_of, layer_of, open_model, put, report, with_keys, write
 
 CALIBRATION = 8192  # training tokens that --init=whitened looks at

@@ -120,6 +120,19 @@ def over(folder: Path) -> bool:
         return False
 
 
+def lost(work: Path, kept: Path) -> bool:
+    """Whether the run whose log was copied from work to kept must be trained again for its checkpoint: work was deleted,
+    or is on another machine. So it is until the new run's log is kept, too. A run that diverged leaves what it leaves."""
+    manifest = work / 'manifest.json'
+    if not over(kept):
+        return False
+    if (work / 'ckpt.pt').exists():
+        return manifest.exists() and manifest.read_bytes() != (kept / 'manifest.json').read_bytes()
+    if over(work):
+        manifest.unlink()  # it would say that there is nothing to do
+    return True
+
+
 def holder(folder: Path) -> int | None:
     """The process that is at work in folder, if there is one on this machine."""
     try:

@@ -22,8 +22,7 @@ There are two ways to train such a layer (`linear_path`):
                  member lives beside it (`Dense.beside`). Once per optimizer step the chain rule turns W's gradient
                  into the factors' gradients, the optimizer moves the factors and W is formed again.
 Both give the same gradients; `auto` takes the cheaper by `choose_path`. The members live here (expanded) and in
-structured.py and
-moe.py.
+structured.py, tensor_train.py, block_diagonal.py and moe.py.
 """
 
 import copy
@@ -36,8 +35,10 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+import block_diagonal
 import moe
 import structured
+import tensor_train
 from configurator import UserError
 
 
@@ -160,7 +161,9 @@ class Expanded(nn.Module):
 
 MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
 # other a second (measured)
-LINEAR = {'dense': Dense, 'expanded': Expanded} | structured.MEMBERS | {'btt_moe': moe.BttMoE}
+MEMBERS = {name: structured.Einsum for name in structured.SHAPES}  # structured matrices
+MEMBERS |= {'tensor_train': tensor_train.by_cores, 'block_diagonal': block_diagonal.BlockDiagonal}
+LINEAR = {'dense': Dense, 'expanded': Expanded} | MEMBERS | {'btt_moe': moe.BttMoE}
 
 
 @torch.no_grad()

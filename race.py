@@ -16,7 +16,8 @@ Every run is `train.py config/gpt2.py` with flags. FLOPs of an arm: its own to t
 (and LiGO's). Seconds: iterations times the median step time, so that compiling and evaluations do not count, plus the
 seconds of the growth itself. Runs side by side (--jobs) slow each other down: then the step of each size is timed alone
 at the end, by bench.py, and the table says so. The target is read off between evaluations by straight lines. An arm
-that does not get there has no figure: its horizon was too short, or it is worse.
+that does not get there has no figure: its horizon was too short, or it is worse. An interrupted race goes on with the
+same command, elsewhere too: a source that is wanted but whose checkpoint is not there is trained again.
 """
 
 import json
@@ -247,6 +248,8 @@ def missing(cfg: RaceConfig) -> list:
         source, flags = ARMS[arm]
         horizon = cfg.horizons[len(tried[arm])]
         start = f'--init_from=transfer --transfer_from={root_path(cfg.work)}/{source}/ckpt.pt {flags}'
+        if launch.lost(root_path(cfg.work) / source, folder / source):
+            runs.pop(source, None)  # it comes first, once more
         if source in runs:
             iters = max(1, round(horizon * cfg.iters))
             found.append(command(cfg, f'{arm}-x{horizon:g}', iters, f'{rate(lr)} {start}'))

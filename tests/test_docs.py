@@ -21,3 +21,8 @@ def test_files_named_in_the_documents_exist():
         for name in re.findall(r'`([\w/]+\.(?:py|md|txt|toml|jsonl))`', path.read_text()):
             if '/' in name or name.endswith('.py'):
                 assert (ROOT / name).exists(), f'{path.name} names {name}'
+
+
+def test_every_file_of_code_is_in_the_readmes_table():
+    table = (ROOT / 'README.md').read_text().split('| file | what it is |')[1].split('\n\n')[0]
+    assert [p.name for p in sorted(ROOT.glob('*.py')) if f'`{p.name}`' not in table] == []

@@ -6,8 +6,8 @@ import torch
 import hardware
 import moe
 from configurator import load
+from linear import MEMBERS
 from model import GPTConfig
-from structured import MEMBERS
 from toys.mnist import MLP
 from toys.seeds import Stack, batches, make_optimizer, make_step, set_lr
 from train import TrainConfig, Trainer

@@ -1,9 +1,11 @@
 """race.py: what a loss costs, with the source and without."""
 
 import json
+import shutil
 
 import pytest
 
+import launch
 import race
 
 
@@ -12,7 +14,7 @@ def fake_run(folder, name, evals, flops_per_token=100, ms=10.0, transfer=None, m
     lines = [dict(kind='eval', iter=i, val_loss=v) for i, v in evals] + [dict(kind='train', iter=9, loss=1, ms=ms)]
     (folder / name / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     facts = dict(tokens_per_iter=10, flops_per_token=flops_per_token, flops_per_update=0, processes=1, device='cpu')
-    facts |= dict(final_iter=evals[-1][0], transfer=transfer)
+    facts |= dict(final_iter=evals[-1][0], transfer=transfer, finished='now')
     (folder / name / 'config.json').write_text(json.dumps(dict(max_iters=max_iters or evals[-1][0])))
     (folder / name / 'manifest.json').write_text(json.dumps(facts))
 
@@ -41,10 +43,18 @@ def test_costs_to_the_target_with_the_source_counted_and_free(tmp_path):
     assert rows['ligo'][3:] == ['50', '6.5e+04', '35.0%', '45.0%', '1.4', '30.0%', '40.0%']
 
 
+def with_checkpoint(logs, work, name, **facts):
+    """The run as it lies in work."""
+    shutil.copytree(logs / name, work / name, dirs_exist_ok=True)
+    manifest = json.loads((work / name / 'manifest.json').read_text())
+    (work / name / 'manifest.json').write_text(json.dumps(manifest | facts))
+    (work / name / 'ckpt.pt').write_text('')
+
+
 def test_what_a_race_starts_next(tmp_path):
     cfg = race.RaceConfig(size='tiny', iters=100, rates=(1e-3, 2e-3), horizons=(0.5, 0.8), extend=1,
                           arms='clone-1,stack,shuffle', out=str(tmp_path / 'logs'), work=str(tmp_path / 'work'))  # fmt: skip
-    logs = tmp_path / 'logs'
+    logs, work = tmp_path / 'logs', tmp_path / 'work'
     names = lambda: [name for name, *_ in race.missing(cfg)]
     assert names() == ['scratch-0.001', 'scratch-0.002']
     fake_run(logs, 'scratch-0.001', [(0, 4.0), (100, 2.2)])
@@ -53,8 +63,10 @@ def test_what_a_race_starts_next(tmp_path):
     fake_run(logs, 'scratch-0.004', [(0, 4.0), (50, 1.0)], max_iters=100)  # diverged: its last loss does not count
     assert names() == ['narrow', 'shallow']
     fake_run(logs, 'shallow', [(0, 4.0), (25, 3.0)], flops_per_token=60)
+    with_checkpoint(logs, work, 'shallow')
     assert names() == ['narrow', 'stack-x0.5']
     fake_run(logs, 'narrow', [(0, 4.0), (25, 3.0)], flops_per_token=50)
+    with_checkpoint(logs, work, 'narrow')
     assert names() == ['alone', 'clone-1-x0.5', 'stack-x0.5', 'shuffle-x0.5']
     alone = race.missing(cfg)[0][2]
     assert '--max_iters=200' in alone and '--learning_rate=0.002' in alone and '--n_embd=16' in alone
@@ -63,6 +75,16 @@ def test_what_a_race_starts_next(tmp_path):
     for name, loss in (('clone-1', 2.3), ('stack', 1.9), ('shuffle', 2.1)):
         fake_run(logs, f'{name}-x0.5', [(0, 4.0), (50, loss)], transfer=grown)
     assert names() == ['shuffle-x0.8', 'clone-1-x0.8']  # the nearest first; what has arrived runs no further
+
+    # elsewhere, where the checkpoint of the source is not: it is trained again, and nothing starts before its log is kept
+    (work / 'narrow' / 'ckpt.pt').unlink()
+    assert names() == ['narrow'] and not launch.over(work / 'narrow')  # else nothing would be trained
+    with_checkpoint(logs, work, 'narrow', started='later')
+    assert names() == ['narrow']
+    assert race.keep(cfg, 'narrow', 0) == ''
+    assert names() == ['shuffle-x0.8', 'clone-1-x0.8']
+    shutil.rmtree(work / 'shallow')
+    assert names() == ['shuffle-x0.8', 'clone-1-x0.8']  # no one needs it any more
     for name in ('clone-1', 'shuffle'):
         fake_run(logs, f'{name}-x0.8', [(0, 4.0), (80, 2.1)], transfer=grown)
     assert names() == [] and json.loads((logs / 'race.json').read_text())['target'] == 2.0

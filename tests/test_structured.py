@@ -15,8 +15,9 @@ import mup
 import structured
 import transfer
 from configurator import UserError
+from linear import MEMBERS
 from model import GPT, MLP, GPTConfig
-from structured import MEMBERS, Shape
+from structured import Shape
 
 # name, keys
 KINDS = [
@@ -176,20 +177,23 @@ def test_block_diagonal_is_scipys():
     torch.testing.assert_close(m.to_dense().detach(), torch.from_numpy(wanted))
 
 
+def train_of(m) -> list:
+    """The cores (r, n, m, r') of a tensor train, first the one that acts on the outer axes."""
+    if not hasattr(m, 'shape'):
+        return [c.detach() for c in m.factors]
+    s = m.shape  # two cores: B is the first
+    A = m.factors[0].view(s.a, s.r, s.d).permute(1, 2, 0)[..., None]
+    B = m.factors[1].view(s.r, s.b, s.e).permute(2, 1, 0)[None]
+    return [B.detach(), A.detach()]
+
+
 @pytest.mark.parametrize('cores', [2, 3])
 def test_tensor_trains_are_tensorlys(cores):
     tensorly = pytest.importorskip('tensorly')
     from tensorly.tt_matrix import tt_matrix_to_matrix
 
     m = layer('tensor_train', (24, 60), rank=4, tt_cores=cores)
-    if cores == 2:
-        s = m.shape  # B is the first core: it acts on the outer axes
-        A = m.factors[0].view(s.a, s.r, s.d).permute(1, 2, 0)[..., None]
-        B = m.factors[1].view(s.r, s.b, s.e).permute(2, 1, 0)[None]
-        train = [B, A]
-    else:
-        train = list(m.factors)
-    wanted = tt_matrix_to_matrix([tensorly.tensor(c.detach().numpy()) for c in train])
+    wanted = tt_matrix_to_matrix([tensorly.tensor(c.numpy()) for c in train_of(m)])
     torch.testing.assert_close(m.to_dense().detach(), torch.from_numpy(wanted))
     if cores == 3:
         from tensorly.decomposition import tensor_train_matrix
@@ -199,6 +203,31 @@ def test_tensor_trains_are_tensorlys(cores):
         theirs = tensor_train_matrix(tensorly.tensor(W.view(*m.n, *m.m).numpy()), m.ranks)
         error = (W - torch.from_numpy(tt_matrix_to_matrix(list(theirs)))).norm()
         assert (W - m.to_dense()).norm().item() == pytest.approx(error.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize('cores', [2, 3, 4])
+def test_tensor_trains_are_tensorly_torchs_layers(cores):
+    """The same cores as a trainable layer of theirs: the matrix, the product and all gradients."""
+    tensorly = pytest.importorskip('tensorly')
+    m = layer('tensor_train', (24, 60), rank=4, tt_cores=cores)
+    train = [torch.nn.Parameter(c.clone()) for c in train_of(m)]
+    outputs, inputs = (tuple(c.size(axis) for c in train) for axis in (1, 2))
+    with tensorly.backend_context('pytorch'):  # which the import below would set for all
+        tltorch = pytest.importorskip('tltorch')
+        weight = tltorch.BlockTT(train, tensorized_shape=(outputs, inputs), rank=(1, *(c.size(3) for c in train)))
+        theirs = tltorch.FactorizedLinear(inputs, outputs, bias=False, factorization=weight)
+        torch.testing.assert_close(m.to_dense(), weight.to_matrix())
+        x = torch.randn(7, 24, dtype=torch.float64, requires_grad=True)
+        y, theirs_y = m(x), theirs(x)
+        torch.testing.assert_close(y, theirs_y)
+        G = torch.randn_like(y)
+        dx, *grads = torch.autograd.grad(y, [x, *m.factors], G)
+        their_dx, *their_grads = torch.autograd.grad(theirs_y, [x, *train], G)
+    torch.testing.assert_close(dx, their_dx)
+    for W, g in zip(m.factors, grads):  # through the same change of layout
+        W.data.copy_(g)
+    for g, wanted in zip(train_of(m), their_grads):
+        torch.testing.assert_close(g, wanted)
 
 
 def test_operations_are_those_of_opt_einsums_path():
