@@ -285,7 +285,7 @@ def test_blocks_that_resist_are_left_dense(tmp_path, capsys):
     # a model fitted to the text that is looked at loses by any change of what it builds on, whatever the edition
     x, y = factorize.training_windows('shakespeare_char', model.config, 512, 1337, 'cpu')
     optimizer = torch.optim.Adam([p for name, p in model.named_parameters() if '.mlp.' not in name], lr=1e-2)
-    for _ in range(60):
+    for _ in range(30):
         optimizer.zero_grad()
         model(x, y)[1].backward()
         optimizer.step()
