@@ -79,7 +79,10 @@ class CompressConfig:
 
     def problems(self):
         odd = [a for a in self.arms.split(',') if a not in ARMS and self.arms != 'all']
-        return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
+        found = [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
+        if not self.rates or min(self.rates) <= 0:
+            found.append(f'rates = {self.rates}: one or more numbers above 0')
+        return found
 
 
 def keep(folder: Path, *files: Path):

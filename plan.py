@@ -111,9 +111,12 @@ def check_match(cfg, plans: list[Plan], ms: dict):
 def rates(cfg, plan: Plan) -> list[float]:
     given = cfg.learning_rates.get(plan.arm, ()) if isinstance(cfg.learning_rates, dict) else cfg.learning_rates
     try:
-        return sorted({float(lr) for lr in given}) or [plan.cfg.learning_rate]
+        found = sorted({float(lr) for lr in given})
     except (TypeError, ValueError):
-        raise UserError(f'learning_rates: {given!r} of {plan.arm}: must be numbers in a tuple') from None
+        found = [0.0]
+    if found and found[0] <= 0:
+        raise UserError(f'learning_rates: {given!r} of {plan.arm}: must be numbers above 0 in a tuple')
+    return found or [plan.cfg.learning_rate]
 
 
 def beyond(grid: list[float], best: float) -> float | None:

@@ -86,7 +86,11 @@ class RaceConfig:
 
     def problems(self):
         odd = [a for a in self.arms.split(',') if a not in ARMS and self.arms != 'all']
-        return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
+        found = [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
+        for name in ('rates', 'horizons'):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                found.append(f'{name} = {getattr(self, name)}: one or more numbers above 0')
+        return found
 
 
 def small_flags(cfg: RaceConfig) -> dict:
