@@ -87,7 +87,7 @@ def choose_device(device: str) -> torch.device:
         raise UserError(f"device = '{device}': {str(e).splitlines()[0]}; use --device=cpu, or auto") from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
-    elif device.type == 'cpu':  # Adam's moments of what has no gradient decay to numbers that take a hundred times as long
+    elif device.type == 'cpu':  # denormal numbers are slow, and Adam's moments of what has no gradient decay to them
         torch.set_flush_denormal(True)
     return device
 
