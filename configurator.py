@@ -115,6 +115,10 @@ def violations(field, value) -> str:
     m = field.metadata
     if value is None or not m:
         return ''
+    if isinstance(value, tuple | list):  # each of its numbers
+        if not value and m['above'] is not None:
+            return 'must have at least one number'
+        return next(filter(None, (violations(field, v) for v in value)), '')
     if m['choices'] and value not in m['choices']:
         near = difflib.get_close_matches(str(value), [str(c) for c in m['choices']], 1)
         return 'must be one of ' + ', '.join(map(str, m['choices'])) + (f"; did you mean '{near[0]}'?" if near else '')

@@ -94,7 +94,8 @@ def test_the_source_is_half_of_what_the_flags_make(fails):
     cfg = race.RaceConfig(size='half', flags='--n_layer=6')
     assert race.small_flags(cfg) == dict(narrow='--n_embd=256 --n_head=4', shallow='--n_layer=3')
     fails(lambda: race.load(race.RaceConfig, ['--arms=clone-7']), "'clone-7' is none; there are clone-0")
-    fails(lambda: race.load(race.RaceConfig, ['--horizons=0']), 'horizons = (0.0,): one or more numbers above 0')
+    fails(lambda: race.load(race.RaceConfig, ['--horizons=0']), "horizons = '0' on the command line: must be above 0")
+    fails(lambda: race.load(race.RaceConfig, ['--rates=']), 'must have at least one number')
 
 
 @pytest.mark.slow

@@ -486,7 +486,7 @@ def test_compiled_no_activation_is_written_twice():
     def step():
         norm = torch.nn.functional.layer_norm(x, (256,))
         with torch.autocast('cpu', torch.bfloat16):
-            (x + mlp(norm)).sum().backward()
+            (x + mlp(norm)).square().sum().backward()
 
     with torch._inductor.config.patch(force_disable_caches=True):
         _, codes = run_and_get_code(torch.compile(step))
@@ -497,7 +497,7 @@ def test_compiled_no_activation_is_written_twice():
     ]
     # of the size of the hidden activation: GELU's output; its gradient is written over that of the product
     assert sizes.count(2 * 64 * 1024) == 1
-    assert sizes.count(2 * 64 * 256) >= 2
+    assert sizes.count(2 * 64 * 256) <= 3  # norm, output, and the gradient of the output once for both products
 
 
 @pytest.mark.slow
