@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+import fused
 import hardware
 import linear
 from configurator import UserError, input_path, key, root_path
@@ -107,6 +108,8 @@ class Pair(torch.nn.Module):
         self.c_proj = linear.make(config, 'h.0.mlp.c_proj', 4 * d, d)
 
     def forward(self, x):
+        if fused.fits(self.c_fc, self.c_proj, x):
+            return fused.mlp(self.c_fc, self.c_proj, x, 'gelu')
         return self.c_proj(F.gelu(self.c_fc(x)))
 
     def roofline(self, tokens, matmul, copy) -> float:
@@ -163,8 +166,8 @@ def time_pair(name, d, cfg, device) -> tuple:
     torch._dynamo.reset()
     torch.manual_seed(0)
     pair = Pair(name, d, cfg).to(device)
-    weights = linear.Materialised(pair, compile=device.type == 'cuda')
     dtype = hardware.choose_dtype('auto', device)
+    weights = linear.Materialised(pair, device.type == 'cuda', dtype)
     x = torch.randn(cfg.tokens, d, device=device, dtype=dtype, requires_grad=True)
     dy = torch.randn(cfg.tokens, d, device=device, dtype=dtype)
     forward = torch.compile(pair, fullgraph=True) if device.type == 'cuda' else pair

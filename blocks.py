@@ -13,24 +13,37 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 ops = torch.ops.nanomorph
+
+
+def define(schema: str):
+    # flexible layout: all strides are read, so an input that two of these share need not be laid out for each of them
+    torch.library.define(
+        f'nanomorph::{schema.split("(")[0]}', schema[schema.index('(') :], tags=(torch.Tag.flexible_layout,)
+    )
+
+
 for schema in (
     'blocks(Tensor x, Tensor D) -> Tensor',
     'blocks_grad(Tensor x, Tensor dy, SymInt k) -> Tensor',
+    'middle(Tensor x, Tensor A, SymInt f) -> Tensor',
     'two(Tensor x, Tensor A, Tensor B) -> (Tensor, Tensor)',
     'two_grad_B(Tensor dy, Tensor x, Tensor A, Tensor? Z, SymInt f) -> Tensor',
     'two_grad_A(Tensor dy, Tensor x, Tensor B, SymInt g) -> (Tensor, Tensor)',
     'two_grad_x(Tensor dZ, Tensor A) -> Tensor',
 ):
-    name, rest = schema.split('(', 1)
-    # flexible layout: all strides are read, so an input that two of these share need not be laid out for each of them
-    torch.library.define(f'nanomorph::{name}', f'({rest}', tags=(torch.Tag.flexible_layout,))
+    define(schema)
 
 
 def op(name, fake, flops):
     """Register the function below as this operator. fake: shapes alone; flops: from the shapes of the arguments."""
     torch.library.register_fake('nanomorph::' + name)(fake)
     register_flop_formula(getattr(ops, name))(lambda *shapes, out_shape=None, **_: flops(*shapes))
-    return torch.library.impl('nanomorph::' + name, ('cpu', 'cuda', 'mps'))
+
+    def implement(function):
+        torch.library.impl('nanomorph::' + name, ('cpu', 'cuda', 'mps'), function)
+        return function
+
+    return implement
 
 
 def split(x, n):
@@ -80,6 +93,11 @@ torch.library.register_autograd(
 # two factors: Z[f, r g] = x A[:, :, f r] for every g, then y[f] = Z[f] B[f]
 
 
+@op(
+    'middle',
+    lambda x, A, f: x.new_empty(f, A.size(2) // f * A.size(0), x.numel() // x.size(-1)),
+    lambda x, A, f: 2 * tokens(x) * math.prod(A),
+)
 def middle(x, A, f):
     """x (..., g a), A (g, a, f r) -> Z (f, r g, T), in one product and token-innermost: g matrices (f r, T) are written,
     f matrices (r g, T) can be read."""

@@ -36,6 +36,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 import block_diagonal
+import hardware
 import moe
 import structured
 import tensor_train
@@ -432,10 +433,12 @@ def into(member, W):
 
 class Materialised:
     """Forms the matrices of a model from the factors beside them, and takes their gradients back. compile: for the
-    structured layers, whose tiles are permuted on the way; a kernel of its own would do that at a third of the speed."""
+    structured layers, whose tiles are permuted on the way; a kernel of its own would do that at a third of the speed.
+    dtype: what these are multiplied in, that of the model's own products: W is rounded to it before any use anyway."""
 
-    def __init__(self, model, compile=False):
+    def __init__(self, model, compile=False, dtype=torch.float32):
         layers = formed(model).values()
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 would lose small gradients
         self.members = [m.beside[0] for m in layers]
         self.weights = [m.weight for m in layers]
         self.factors = [W for m in self.members for W in m.parameters()]
@@ -446,15 +449,19 @@ class Materialised:
         """W <- to_dense(), in place. The products stay for pull()."""
         if self.weights:
             with torch.enable_grad():
-                self.products = [
-                    (self.into_compiled if isinstance(m, structured.Structured) else into)(m, w.data)
-                    for m, w in zip(self.members, self.weights)
-                ]
+                self.products = [self.product(m, w.data) for m, w in zip(self.members, self.weights)]
+
+    def product(self, member, W):
+        if not isinstance(member, structured.Structured):
+            return into(member, W)
+        with hardware.autocast(W.device, self.dtype):
+            return self.into_compiled(member, W)
 
     def pull(self):
         """Chain rule: factor.grad from the W.grad that all micro-batches have summed. Uses up the products."""
         if self.weights:
-            grads = torch.autograd.grad(self.products, self.factors, [w.grad for w in self.weights])
+            given = [w.grad.to(P.dtype) for w, P in zip(self.weights, self.products)]
+            grads = torch.autograd.grad(self.products, self.factors, given)
             for W, g in zip(self.factors, grads):
                 W.grad = g
             self.products = None

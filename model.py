@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+import fused
 import linear
 import moe
 from configurator import key
@@ -77,6 +78,9 @@ class GPTConfig:
         'auto',
         'form W once per step (materialised), push activations through the factors (factored), or the cheaper',
         choices=('auto', 'materialised', 'factored'),
+    )
+    fuse_mlp: bool = key(
+        True, 'on a GPU: compute the activation between two factored structured layers inside their products'
     )
     structured_share: float = key(
         1 / 3,
@@ -146,7 +150,7 @@ class GPTConfig:
         off = {
             PARAMETERIZATION: self.linear == 'dense',
             ('expansion',): self.linear != 'expanded',
-            ('structured_', 'guide_iters'): self.linear in ('dense', 'expanded'),
+            ('structured_', 'guide_iters', 'fuse_mlp'): self.linear in ('dense', 'expanded'),
             ('rank',): self.linear not in ('einsum', 'low_rank', 'block_dense', 'btt', 'tensor_train'),
             ('blocks',): self.linear not in ('monarch', 'btt', 'block_dense', 'block_diagonal'),
             ('theta', 'einsum_shape'): self.linear != 'einsum',
@@ -199,9 +203,9 @@ NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size
 
 def model_args(config) -> dict:
     """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
-    whatever it can express. linear_path is a way to compute and no property of the weights."""
+    whatever it can express. linear_path and fuse_mlp are ways to compute and no property of the weights."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
-    drop = {*NANOGPT_KEYS, 'linear_path', *(k for k in config.idle() if k.startswith(PARAMETERIZATION))}
+    drop = {*NANOGPT_KEYS, 'linear_path', 'fuse_mlp', *(k for k in config.idle() if k.startswith(PARAMETERIZATION))}
     changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(config, f.name)) != f.default}
     return args | {k: v for k, v in changed.items() if k not in drop}
 
@@ -284,8 +288,11 @@ class MLP(nn.Module):
         self.c_proj = linear.make(config, f'{site}.c_proj', hidden, n, residual=True)
         self.dropout = nn.Dropout(config.dropout)
         self.gate = nn.Parameter(torch.ones(hidden)) if config.mlp_gate else None
+        self.fuse = config.fuse_mlp and self.kind in fused.ACTIVATIONS and self.gate is None
 
     def forward(self, x):
+        if self.fuse and fused.fits(self.c_fc, self.c_proj, x):
+            return self.dropout(fused.mlp(self.c_fc, self.c_proj, x, self.kind))
         h = self.c_fc(x)
         if self.kind == 'swiglu':  # Shazeer 2020, arXiv 2002.05202
             h = F.silu(self.c_gate(x)) * h

@@ -40,10 +40,10 @@ class Optimizer:
 
     On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
     them: it is captured once as a CUDA graph and replayed. fixed_grads: gradients stay at one address each, as a
-    captured backward pass needs it; they are zeroed instead of dropped.
+    captured backward pass needs it; they are zeroed instead of dropped. compile, dtype: how W is formed of factors.
     """
 
-    def __init__(self, model, cfg, fixed_grads=False):
+    def __init__(self, model, cfg, fixed_grads=False, compile=False, dtype=torch.float32):
         self.weights = list(model.parameters())  # what the network computes with
         self.param_groups = [dict(params=self.weights)]
         cuda = all(p.is_cuda for p in self.weights)
@@ -73,7 +73,7 @@ class Optimizer:
             fused=cuda,
             capturable=self.capturable,
         )
-        self.materialised = linear.Materialised(model, compile=cuda and cfg.compile)
+        self.materialised = linear.Materialised(model, cuda and compile, dtype)
         self.grad_clip = cfg.grad_clip
         self.grad_norm = None
         self.steps, self.graphs = 0, None

@@ -22,7 +22,6 @@ import torch.distributed as dist
 
 import linear
 from model import GPT, PARAMETERIZATION
-from optim import Optimizer
 from surgery import layer_of, path
 
 
@@ -89,7 +88,7 @@ def turn(t):
     collapse(t, old, moments)
     expand(t, new, moments)
     t.model.config = model_config(t.cfg, t.iter)
-    t.optimizer = Optimizer(t.model, t.cfg, fixed_grads=t.cfg.cuda_graph)  # forms W; captures its update anew
+    t.optimizer = t.make_optimizer()  # forms W; captures its update anew
     t.optimizer.grad_norm = None if norm is None else norm.clone()  # the old one lies in the old graph's memory
     leaves = {name: p for name, p, *_ in linear.leaves(t.model)}
     t.optimizer.load_state_dict({name: moments.get(name) or fresh(p) for name, p in leaves.items()})

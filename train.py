@@ -233,8 +233,9 @@ class Trainer:
     def wrap(self):
         """Optimizer, compiled forward, DDP."""
         cfg, device = self.cfg, self.device
-        self.optimizer = Optimizer(self.model, cfg, fixed_grads=cfg.cuda_graph)
         compiled = cfg.compile if cfg.compile is not None else device.type == 'cuda'
+        self.make_optimizer = lambda: Optimizer(self.model, cfg, cfg.cuda_graph, compiled, self.dtype)
+        self.optimizer = self.make_optimizer()
         self.forward = torch.compile(self.model, fullgraph=True) if compiled else self.model
         self.eval_forward = self.forward
         self.teacher = distill.open_teacher(cfg, device) if cfg.distill_from else None

@@ -1,8 +1,12 @@
 """What only a GPU can show. Skipped elsewhere."""
 
+import copy
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+import fused
 import hardware
 import moe
 from configurator import load
@@ -97,11 +101,19 @@ def test_mfu_has_a_peak_and_bf16_is_the_default():
     assert hardware.peak_flops(t.device, torch.float32) is None
 
 
+def kernels_of(step) -> list[str]:
+    """Names of the kernels that step() launches, once it has run before."""
+    step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as p:
+        step()
+        torch.cuda.synchronize()
+    return [e.key for e in p.key_averages() if e.self_device_time_total > 0 and 'Memset' not in e.key]
+
+
 @pytest.mark.parametrize('name', ['low_rank', 'block_dense', 'monarch', 'btt', 'block_diagonal'])
 def test_structured_layers_permute_nothing(name):
     """Forward and backward in bfloat16 launch matrix products only: no copy, no elementwise kernel."""
-    from torch.profiler import ProfilerActivity, profile
-
     keys = dict(blocks=4) if name == 'btt' else {}
     m = MEMBERS[name](512, 2048, GPTConfig(linear=name, **keys))
     m.start(None, 0.02, torch.Generator().manual_seed(0))
@@ -116,12 +128,58 @@ def test_structured_layers_permute_nothing(name):
     wanted = torch.autograd.grad(torch.nn.functional.linear(x, m.to_dense()), [x, *m.factors], dy)
     for a, b in zip(got, wanted):
         assert (a - b).norm() < 0.02 * b.norm()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as p:
-        step()
-        torch.cuda.synchronize()
-    kernels = [e.key for e in p.key_averages() if e.self_device_time_total > 0 and 'Memset' not in e.key]
+    kernels = kernels_of(step)
     assert kernels and not [k for k in kernels if 'copy' in k.lower() or 'elementwise' in k or 'triton' in k], kernels
+
+
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+@pytest.mark.parametrize(
+    'name, keys',
+    [('low_rank', {}), ('block_dense', {}), ('monarch', {}), ('btt', dict(blocks=4)), ('low_rank', dict(rank=40))],
+)
+def test_an_mlp_with_its_activation_inside_the_products_is_the_mlp(name, keys, act):
+    """Output and gradients in bfloat16 are as near to float32's as those of products and activation apart, also where
+    tokens and rank do not fill the tiles; and no kernel but products runs."""
+    torch.manual_seed(0)
+    c = GPTConfig(linear=name, **keys)
+    layers = [MEMBERS[name](256, 1024, c), MEMBERS[name](1024, 256, c)]
+    for m in layers:
+        m.start(None, 0.02, torch.Generator().manual_seed(0))
+    x = torch.randn(3, 333, 256, device='cuda')
+    dy = torch.randn(3, 333, 256, device='cuda')
+
+    def values(together, dtype):
+        ms = [copy.deepcopy(m).cuda().to(dtype) for m in layers]
+        i = x.to(dtype).requires_grad_()
+
+        def step():
+            y = fused.mlp(*ms, i, act) if together else ms[1](plain(ms[0](i)))
+            return y, *torch.autograd.grad(y, [i, *ms[0].factors, *ms[1].factors], dy.to(dtype))
+
+        return step
+
+    def plain(h):
+        if act == 'relu2':
+            return torch.relu(h).square()
+        return torch.nn.functional.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
+
+    wanted, apart, together = (
+        values(False, torch.float32)(),
+        values(False, torch.bfloat16)(),
+        values(True, torch.bfloat16),
+    )
+    for a, b, w in zip(together(), apart, wanted):
+        assert (a - w).norm() <= 1.2 * (b - w).norm() + 1e-3 * w.norm()
+    kernels = kernels_of(together)
+    assert not [k for k in kernels if 'gelu' in k.lower() or 'copy' in k.lower() or 'elementwise' in k], kernels
+    assert any(k.startswith('product') for k in kernels), kernels
+
+
+def test_training_with_the_activation_inside_the_products():
+    flags = ('--linear=monarch', '--linear_path=factored', '--dtype=bfloat16')
+    a, _ = run(*flags)
+    b, _ = run(*flags, '--fuse_mlp=false', '--compile=false')
+    assert a == pytest.approx(b, abs=0.02)
 
 
 @pytest.mark.parametrize('flags', [('--linear=btt_moe',), ('--mlp=moe',)])
