@@ -285,9 +285,9 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
         signal.signal(signal.SIGTERM, before)
 
 
-def run_here(todo, done, jobs: int):
+def run_here(todo, done, jobs: int, cluster: str = 'none'):
     """run_all on this machine, saying what is started. UserError with all that went wrong."""
-    start = engine('none', jobs, ROOT)
+    start = engine(cluster, jobs, ROOT)
 
     def say_and_start(full, folder, slot):
         script, *args = full[4:]

@@ -2,22 +2,26 @@
 Is growing a small model cheaper than training the large one? The FLOPs and seconds to one loss, all told.
 
     python race.py --size=gpt2 --out=results/growth_gutenberg      # run what is missing, then print the table
+    python race.py --size=small --iters=3600 --jobs=8 --cluster=pool    # many short runs, compiled once (a GPU)
     python race.py --show=results/growth_gutenberg                 # only the table, from the logs
     python race.py --size=tiny --arms=clone-0.3,stack              # on a CPU, to try it
 
 1. The large model from scratch at several learning rates, and beyond the edge of these while the best lies there. The
    best final loss is the target of the race, its rate the rate of everything else.
 2. Small sources at a quarter of the iterations, at a constant rate: `narrow` (half the width) and `shallow` (half the
-   depth), `random`, which is narrow as it was initialised, and `alone`, which is narrow trained for the FLOPs of scratch.
+   depth), the same two at a tenth (`-early`), `random`, which is narrow as it was initialised, and `alone`, which is
+   narrow trained for the FLOPs of scratch. Scratch once more over each of the horizons (`scratch-x`).
 3. An arm per way to grow, each a run of its own with a schedule over `horizons` times the iterations of scratch: over
    the first of them, and while the target is not reached over the next.
 
 Every run is `train.py config/gpt2.py` with flags. FLOPs of an arm: its own to the target, plus, counted, its source's
 (and LiGO's). Seconds: iterations times the median step time, so that compiling and evaluations do not count, plus the
 seconds of the growth itself. Runs side by side (--jobs) slow each other down: then the step of each size is timed alone
-at the end, by bench.py, and the table says so. The target is read off between evaluations by straight lines. An arm
-that does not get there has no figure: its horizon was too short, or it is worse. An interrupted race goes on with the
-same command, elsewhere too: a source that is wanted but whose checkpoint is not there is trained again.
+before them, by bench.py, and the table says so. The target is read off between evaluations by straight lines. An arm
+that does not get there has no such figure: its horizon was too short, or it is worse. "At its loss" needs no target: all
+FLOPs of a run, source counted, against those of a run from scratch that ends at the same loss, read off between the
+scratch-x by a straight line over log FLOPs; an arm beyond these has none. An interrupted race goes on with the same
+command, elsewhere too: a source that is wanted but whose checkpoint is not there is trained again.
 """
 
 import json
@@ -26,6 +30,7 @@ import shlex
 import statistics
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import launch
@@ -38,30 +43,43 @@ COMMON = '--hidden_lr=1 --weight_decay=0.1 --always_save_checkpoint=false --log_
 SIZES = {  # flags of the large model; narrow has half of n_embd and n_head, shallow half of n_layer
     'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4 --warmup_iters=50',
     'half': '--n_layer=8 --n_embd=512 --n_head=8 --batch_size=32 --gradient_accumulation_steps=2 --warmup_iters=50',
+    # 5.8M parameters, of which 1.0M for the vocabulary; 59M tokens in 3,600 iterations, 1.2 epochs
+    'small': '--n_layer=6 --n_embd=256 --n_head=4 --batch_size=64 --gradient_accumulation_steps=1 --warmup_iters=100'
+    ' --block_size=256 --dataset=gutenberg_bpe',
     'tiny': '--n_layer=2 --n_embd=32 --n_head=4 --batch_size=4 --gradient_accumulation_steps=1 --warmup_iters=2'
     ' --block_size=32 --dataset=shakespeare_char --eval_iters=4 --log_interval=1 --device=cpu',
 }
-SOURCES = ('narrow', 'shallow', 'random')
-ARMS = {  # name: (source, flags)
-    'clone-0': ('narrow', '--transfer_method=clone'),  # must do as the small model: no capacity without noise
-    'clone-0.3': ('narrow', '--transfer_method=clone --transfer_noise=0.3'),
+SOURCES = {  # name: (which, its iterations over those of a source)
+    'narrow': ('narrow', 1),
+    'shallow': ('shallow', 1),
+    'narrow-early': ('narrow', 0.4),
+    'shallow-early': ('shallow', 0.4),
+    'random': ('narrow', 0),
+}
+ARMS = {  # name: (source, flags), what is most wanted first
+    'stack': ('shallow', '--transfer_method=stack'),
+    'zero_block': ('shallow', '--transfer_method=zero_block'),
     'clone-1': ('narrow', '--transfer_method=clone --transfer_noise=1'),
+    'clone-0.3': ('narrow', '--transfer_method=clone --transfer_noise=0.3'),
     'clone-2': ('narrow', '--transfer_method=clone --transfer_noise=2'),
-    'clone-1-fresh': ('narrow', '--transfer_method=clone --transfer_noise=1 --transfer_moments=fresh'),
-    'clone-1-half-rate': ('narrow', '--transfer_method=clone --transfer_noise=1 --hidden_lr=0.5'),
+    'clone-0': ('narrow', '--transfer_method=clone'),  # must do as the small model: no capacity without noise
     'spectrum': ('narrow', '--transfer_method=spectrum'),
-    'bert2bert': ('narrow', '--transfer_method=bert2bert'),
-    'ligo': ('narrow', '--transfer_method=ligo'),
+    'stack-early': ('shallow-early', '--transfer_method=stack'),
     'double': ('narrow', '--transfer_method=double'),
     'one_hot': ('narrow', '--transfer_method=one_hot'),
-    'stack': ('shallow', '--transfer_method=stack'),
+    'clone-1-half-rate': ('narrow', '--transfer_method=clone --transfer_noise=1 --hidden_lr=0.5'),
+    'clone-1-early': ('narrow-early', '--transfer_method=clone --transfer_noise=1'),
     'interleave': ('shallow', '--transfer_method=interleave'),
-    'zero_block': ('shallow', '--transfer_method=zero_block'),
+    'bert2bert': ('narrow', '--transfer_method=bert2bert'),
+    'stack-half-rate': ('shallow', '--transfer_method=stack --hidden_lr=0.5'),
+    'zero_block-early': ('shallow-early', '--transfer_method=zero_block'),
     # controls: singular values alone, a random basis, shuffled rows, identity padding of what was never trained
     'spectrum_random': ('narrow', '--transfer_method=spectrum_random'),
     'random_lift-1': ('narrow', '--transfer_method=random_lift --transfer_noise=1'),
     'shuffle': ('narrow', '--transfer_method=shuffle'),
     'one_hot-random': ('random', '--transfer_method=one_hot'),
+    'clone-1-fresh': ('narrow', '--transfer_method=clone --transfer_noise=1 --transfer_moments=fresh'),
+    'ligo': ('narrow', '--transfer_method=ligo'),
 }
 
 
@@ -77,6 +95,11 @@ class RaceConfig:
     evals: int = key(25, 'evaluations of a run from scratch; others have as many an iteration', low=1)
     extend: int = key(2, 'learning rates to try beyond the edge of the given ones', low=0)
     jobs: int = key(1, 'runs at once', low=1)
+    cluster: str = key(
+        'none',
+        'a process for each run (none), or processes that do one after the other and compile once (pool)',
+        choices=('none', 'pool'),
+    )
     arms: str = key('all', f'which of {", ".join(ARMS)}, separated by commas')
     seed: int = key(1337, 'seed of model and data', low=0)
     flags: str = key('', "flags for every run, such as '--n_layer=6 --dataset=shakespeare'; they come last")
@@ -146,6 +169,14 @@ def reach(run: dict, target: float) -> float | None:
     return None
 
 
+def scratch_flops(frontier: list, loss: float) -> float | None:
+    """FLOPs of a run from scratch that ends at this loss, given those of others: [(FLOPs, last loss), ...]."""
+    for (f0, high), (f1, low) in pairwise(sorted(frontier)):
+        if low <= loss <= high:
+            return f0 * (f1 / f0) ** ((high - loss) / (high - low) if high > low else 0)
+    return None
+
+
 def table(folder: Path) -> str:
     plan = json.loads((folder / 'race.json').read_text())
     runs = {p.parent.name: read_run(p.parent) for p in sorted(folder.glob('*/manifest.json'))}
@@ -162,16 +193,22 @@ def table(folder: Path) -> str:
         plan['target'],
         *(scratch[k] * reach(scratch, plan['target']) for k in ('flops', 'seconds')),
     )
+    wide = max(18, *map(len, runs))
     lines = [
         f'{scratch["device"]}; target: validation loss {target:.4f}, that of {plan["best"]} after {flops:.3g} FLOPs'
         + (f' and {seconds:.0f} s of training' if seconds == seconds else '')
         + (f'; {clock}' if clock else ''),
-        f'{"run":18} {"at start":>9} {"best":>7} {"iters":>6} {"FLOPs":>9} {"saved":>7} {"source free":>11} {"s":>6}'
+        f'{"run":{wide}} {"at start":>9} {"best":>7} {"at its loss":>11} {"iters":>6} {"FLOPs":>9} {"saved":>7} {"source free":>11} {"s":>6}'
         f' {"saved":>7} {"source free":>11}',
     ]
+    shorter = [r for n, r in runs.items() if n.startswith('scratch-x') and last_loss(r) < math.inf]
+    frontier = [(r['iters'] * r['flops'], last_loss(r)) for r in (scratch, *shorter)]
     for name, r in runs.items():
         at, first, last = reach(r, target), r['evals'][0][1], min(v for _, v in r['evals'])
-        line = f'{name:18} {first:9.4f} {last:7.4f} '
+        line = f'{name:{wide}} {first:9.4f} {last:7.4f} '
+        like = scratch_flops(frontier, last_loss(r)) if name not in SOURCES else None
+        spent = r['iters'] * r['flops'] + (r['transfer']['flops'] if r['transfer'] else 0)
+        line += f'{1 - spent / like:11.1%} ' if like else f'{"-":>11} '
         if at is None or name in SOURCES:
             lines.append(line + '     -')
             continue
@@ -225,16 +262,17 @@ def missing(cfg: RaceConfig) -> list:
 
     # sources; they hand over before their rate has decayed
     arms = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(',')
-    wanted = list(dict.fromkeys(ARMS[a][0] for a in arms))
-    share = max(1, round(cfg.source_share * cfg.iters))
-    for name in wanted:
-        flags = f'{rate(lr)} --min_lr={lr:g} {small.get(name, small["narrow"])}'
-        if name == 'random':
+    for name in dict.fromkeys(ARMS[a][0] for a in arms):
+        kind, share = SOURCES[name]
+        flags = f'{rate(lr)} --min_lr={lr:g} {small[kind]}'
+        if not share:
             flags += ' --learning_rate=1e-9 --min_lr=1e-9 --warmup_iters=0'
-        found.append(command(cfg, name, 1 if name == 'random' else share, flags))
+        found.append(command(cfg, name, max(1, round(share * cfg.source_share * cfg.iters)), flags))
     if 'narrow' in runs:  # the small model for the FLOPs of scratch
         iters = round(cfg.iters * runs[best]['flops'] / runs['narrow']['flops'])
         found.append(command(cfg, 'alone', iters, f'{rate(lr)} {small["narrow"]}'))
+    for h in cfg.horizons:  # what as many iterations give without growth
+        found.append(command(cfg, f'scratch-x{h:g}', max(1, round(h * cfg.iters)), rate(lr)))
 
     # arms, the next horizon first of those that came nearest
     def gap(arm, horizon):
@@ -260,9 +298,8 @@ def missing(cfg: RaceConfig) -> list:
 
 
 def race(cfg: RaceConfig):
-    launch.run_here(lambda: missing(cfg), lambda name, code: keep(cfg, name, code), cfg.jobs)
     times = root_path(cfg.out) / 'bench.jsonl'
-    if cfg.jobs > 1 and not times.exists():
+    if cfg.jobs > 1 and not times.exists():  # first: what it compiles, the runs find in the compiler's cache
         common = ['config/gpt2.py', *shlex.split(f'{SIZES[cfg.size]} {cfg.flags}')]
         args = ['--steps=10', '--blocks=5', f'--out={times}', *common]
         for flags in small_flags(cfg).values():
@@ -270,6 +307,7 @@ def race(cfg: RaceConfig):
         bench = ('bench', root_path(cfg.work) / 'bench', [sys.executable, str(ROOT / 'bench.py'), *args])
         wrong = lambda _, code: launch.last_words(bench[1], code) if code else ''
         launch.run_here(lambda: [] if times.exists() else [bench], wrong, 1)
+    launch.run_here(lambda: missing(cfg), lambda name, code: keep(cfg, name, code), cfg.jobs, cfg.cluster)
 
 
 def main():

@@ -417,6 +417,20 @@ def read_jsonl(path: Path, field: str = 'text'):
             ) from None
 
 
+def gutenberg_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of val, test and train: in gutenberg/ of the folder that NANOMORPH_DATA names, without it in folder."""
+    shared = os.environ.get('NANOMORPH_DATA')
+    source = Path(shared).expanduser() / 'gutenberg' if shared else folder
+    patterns = dict(val='val.jsonl*', test='test.jsonl*', train='train_*.jsonl*')
+    files = {split: sorted(source.glob(pattern)) for split, pattern in patterns.items()}
+    if missing := [patterns[s] for s in files if not files[s]]:
+        raise UserError(
+            f'{folder.name}: {", ".join(missing)} not found in {source}; set NANOMORPH_DATA to the folder that holds'
+            f' gutenberg/, then: {command(folder.name)}'
+        )
+    return files
+
+
 def gpt2_file(path: Path) -> list[np.ndarray]:
     """The ids of each document of a JSON-lines file."""
     encode_batch, _ = gpt2_batch()

@@ -199,6 +199,17 @@ def test_gutenberg_is_every_book_behind_its_endoftext(books, tmp_path):
     assert loader.is_prepared(tmp_path / 'gutenberg', 'train')
 
 
+def test_gutenberg_bpe_is_the_first_files_in_a_vocabulary_of_their_own(books, tmp_path):
+    folder, texts = tmp_path / 'gutenberg_bpe', books[1]
+    prepare('gutenberg_bpe', folder, '--vocab_size=300', '--files=1')
+    meta = json.loads((folder / 'meta.json').read_text())
+    encode, decode, n = tokenfile.tokenizer(meta, folder)
+    assert n == meta['vocab_size'] <= 300 and meta['command'].endswith('--vocab_size=300 --files=1')
+    for split, books in dict(train=texts['train_00'], val=texts['val']).items():  # <|endoftext|> is 0
+        assert split_ids(folder, split) == [i for text in books for i in (0, *encode(text))]
+    assert decode(encode('Drei – ☃')).decode() == 'Drei – ☃'
+
+
 @pytest.mark.parametrize(
     'spoil, message',
     [

@@ -28,19 +28,40 @@ def test_costs_to_the_target_with_the_source_counted_and_free(tmp_path):
     plan = dict(best='scratch-0.001', target=2.0, sources=dict(ligo='narrow', shuffle='narrow'), jobs=1)
     (tmp_path / 'race.json').write_text(json.dumps(plan))
     rows = {line.split()[0]: line.split() for line in race.table(tmp_path).splitlines()[1:]}
-    assert rows['ligo'][3:] == ['50', '6.5e+04', '35.0%', '45.0%', '0.8', '20.0%', '30.0%']
-    assert rows['scratch-0.001'][3:] == ['100', '1e+05', '0.0%', '0.0%', '1', '0.0%', '0.0%']
-    assert rows['shuffle'][3:] == ['-'] and rows['narrow'][3:] == ['-']
+    assert rows['ligo'][4:] == ['50', '6.5e+04', '35.0%', '45.0%', '0.8', '20.0%', '30.0%']
+    assert rows['scratch-0.001'][4:] == ['100', '1e+05', '0.0%', '0.0%', '1', '0.0%', '0.0%']
+    assert rows['shuffle'][4:] == ['-'] and rows['narrow'][4:] == ['-']
 
     # side by side, only steps timed alone count: 10 ms of the large model, 5 of the small one
     (tmp_path / 'race.json').write_text(json.dumps(plan | dict(jobs=4)))
     rows = {line.split()[0]: line.split() for line in race.table(tmp_path).splitlines()[1:]}
-    assert rows['ligo'][3:] == ['50', '6.5e+04', '35.0%', '45.0%', '-', '-', '-']
+    assert rows['ligo'][4:] == ['50', '6.5e+04', '35.0%', '45.0%', '-', '-', '-']
     times = [dict(flops_per_step=1000, ms=20), dict(flops_per_step=500, ms=10)]
     (tmp_path / 'bench.jsonl').write_text(''.join(json.dumps(t) + '\n' for t in times))
     assert 'steps timed alone' in race.table(tmp_path)
     rows = {line.split()[0]: line.split() for line in race.table(tmp_path).splitlines()[1:]}
-    assert rows['ligo'][3:] == ['50', '6.5e+04', '35.0%', '45.0%', '1.4', '30.0%', '40.0%']
+    assert rows['ligo'][4:] == ['50', '6.5e+04', '35.0%', '45.0%', '1.4', '30.0%', '40.0%']
+
+
+def test_savings_at_the_loss_an_arm_ends_with(tmp_path):
+    frontier = [(400, 2.0), (100, 4.0), (200, 3.0)]
+    assert race.scratch_flops(frontier, 3.5) == pytest.approx(100 * 2**0.5)
+    assert [race.scratch_flops(frontier, loss) for loss in (4.0, 3.0, 2.0, 1.9, 4.1)] == [100, 200, 400, None, None]
+    assert race.scratch_flops([(100, 2.0), (200, 2.0)], 2.0) == 100  # more FLOPs for nothing
+    fake_run(tmp_path, 'scratch-0.001', [(0, 4.0), (100, 2.0)])  # 100,000 FLOPs
+    fake_run(tmp_path, 'scratch-0.002', [(0, 4.0), (100, 2.6)])  # another rate does not count
+    fake_run(tmp_path, 'scratch-x0.25', [(0, 4.0), (25, 3.0)])
+    fake_run(tmp_path, 'scratch-x0.5', [(0, 4.0), (25, 1.0)], max_iters=50)  # diverged: it does not, either
+    fake_run(tmp_path, 'shallow', [(0, 4.0), (20, 3.5)], flops_per_token=50)
+    grown = dict(flops=15_000, growing=0.2)
+    fake_run(tmp_path, 'stack', [(0, 3.5), (25, 2.5)], transfer=grown)  # 40,000 where scratch takes 50,000
+    fake_run(tmp_path, 'zero_block', [(0, 3.5), (25, 3.1)], transfer=grown)
+    sources = dict(stack='shallow', zero_block='shallow')
+    plan = dict(best='scratch-0.001', target=2.0, sources=sources, jobs=1)
+    (tmp_path / 'race.json').write_text(json.dumps(plan))
+    rows = {line.split()[0]: line.split() for line in race.table(tmp_path).splitlines()[2:]}
+    assert rows['stack'][3:] == ['20.0%', '-'] and rows['zero_block'][3:] == ['-', '-']
+    assert rows['scratch-x0.25'][3] == '0.0%' and rows['shallow'][3] == '-'
 
 
 def with_checkpoint(logs, work, name, **facts):
@@ -61,7 +82,10 @@ def test_what_a_race_starts_next(tmp_path):
     fake_run(logs, 'scratch-0.002', [(0, 4.0), (100, 2.0)])
     assert names() == ['scratch-0.004']  # the best was at the edge
     fake_run(logs, 'scratch-0.004', [(0, 4.0), (50, 1.0)], max_iters=100)  # diverged: its last loss does not count
-    assert names() == ['narrow', 'shallow']
+    assert names() == ['narrow', 'shallow', 'scratch-x0.5', 'scratch-x0.8']
+    assert '--max_iters=50' in race.missing(cfg)[2][2] and '--learning_rate=0.002' in race.missing(cfg)[2][2]
+    fake_run(logs, 'scratch-x0.5', [(0, 4.0), (50, 2.4)])
+    fake_run(logs, 'scratch-x0.8', [(0, 4.0), (80, 2.2)])
     fake_run(logs, 'shallow', [(0, 4.0), (25, 3.0)], flops_per_token=60)
     with_checkpoint(logs, work, 'shallow')
     assert names() == ['narrow', 'stack-x0.5']
@@ -90,22 +114,43 @@ def test_what_a_race_starts_next(tmp_path):
     assert names() == [] and json.loads((logs / 'race.json').read_text())['target'] == 2.0
 
 
+def test_sources_of_other_shares(tmp_path):
+    """Early ones are trained for 0.4 of the iterations of the others, the untrained one for none."""
+    cfg = race.RaceConfig(size='tiny', iters=100, rates=(1e-3, 2e-3), extend=0, out=str(tmp_path / 'logs'),
+                          work=str(tmp_path / 'work'), arms='stack,stack-early,clone-1-early,one_hot-random')  # fmt: skip
+    fake_run(tmp_path / 'logs', 'scratch-0.001', [(0, 4.0), (100, 2.0)])
+    fake_run(tmp_path / 'logs', 'scratch-0.002', [(0, 4.0), (100, 2.2)])
+    flags = {name: command for name, _, command in race.missing(cfg)}
+    wanted = {'shallow': 25, 'shallow-early': 10, 'narrow-early': 10, 'random': 1}
+    assert {name: name in flags and f'--max_iters={n}' in flags[name] for name, n in wanted.items()} == dict.fromkeys(
+        wanted, True
+    )
+    assert '--n_layer=1' in flags['shallow-early'] and '--n_embd=16' in flags['narrow-early']
+    assert '--learning_rate=1e-9' in flags['random'] and '--learning_rate=1e-9' not in flags['narrow-early']
+    fake_run(tmp_path / 'logs', 'shallow-early', [(0, 4.0), (10, 3.0)])
+    with_checkpoint(tmp_path / 'logs', tmp_path / 'work', 'shallow-early')
+    grown = {name: command for name, _, command in race.missing(cfg)}['stack-early-x0.6']
+    assert f'--transfer_from={tmp_path}/work/shallow-early/ckpt.pt' in grown
+
+
 def test_the_source_is_half_of_what_the_flags_make(fails):
     cfg = race.RaceConfig(size='half', flags='--n_layer=6')
     assert race.small_flags(cfg) == dict(narrow='--n_embd=256 --n_head=4', shallow='--n_layer=3')
-    fails(lambda: race.load(race.RaceConfig, ['--arms=clone-7']), "'clone-7' is none; there are clone-0")
+    fails(lambda: race.load(race.RaceConfig, ['--arms=clone-7']), "'clone-7' is none; there are stack, zero_block")
     fails(lambda: race.load(race.RaceConfig, ['--horizons=0']), "horizons = '0' on the command line: must be above 0")
     fails(lambda: race.load(race.RaceConfig, ['--rates=']), 'must have at least one number')
 
 
 @pytest.mark.slow
-def test_a_small_race_runs_once_and_tells_who_won(script, tmp_path):
+@pytest.mark.parametrize('cluster', ['none', 'pool'])
+def test_a_small_race_runs_once_and_tells_who_won(script, tmp_path, cluster):
     args = ['--size=tiny', '--iters=8', '--evals=4', '--rates=1e-3,1e-2', '--extend=0', '--horizons=0.5', '--jobs=2']
-    args += ['--arms=stack', f'--out={tmp_path}/logs']
+    args += ['--arms=stack', f'--cluster={cluster}', f'--out={tmp_path}/logs']
     r = script('race.py', *args, f'--work={tmp_path}/work')
-    for name in ('scratch-0.001', 'scratch-0.01', 'shallow', 'stack-x0.5'):
+    for name in ('scratch-0.001', 'scratch-0.01', 'scratch-x0.5', 'shallow', 'stack-x0.5'):
         assert f'{name}: python train.py config/gpt2.py' in r.stdout
         assert (tmp_path / 'logs' / name / 'metrics.jsonl').exists()
+    assert r.stdout.index('bench: python bench.py') < r.stdout.index('scratch-0.001: python')
     assert 'that of scratch-0.01' in r.stdout and 'steps timed alone' in r.stdout
     again = script('race.py', *args, f'--work={tmp_path}/work').stdout
     assert 'python train.py' not in again and again in r.stdout

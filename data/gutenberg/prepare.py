@@ -9,7 +9,6 @@ environment variable NANOMORPH_DATA; without it, in this folder.
     NANOMORPH_DATA=/path/to/data python data/gutenberg/prepare.py
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import UserError, key, load, overrides, run  # noqa: E402
+from configurator import key, load, overrides, run  # noqa: E402
 from download import gpt2_encoding  # noqa: E402
-from tokenfile import command, finish, from_nth, gpt2_files, recipe, write_documents  # noqa: E402
-
-SPLITS = dict(val='val.jsonl*', test='test.jsonl*', train='train_*.jsonl*')
+from tokenfile import command, finish, from_nth, gpt2_files, gutenberg_files, recipe, write_documents  # noqa: E402
 
 
 @dataclass
@@ -31,14 +28,7 @@ class GutenbergConfig:
 
 
 def prepare(cfg, folder):
-    shared = os.environ.get('NANOMORPH_DATA')
-    source = Path(shared).expanduser() / 'gutenberg' if shared else folder
-    files = {split: sorted(source.glob(pattern)) for split, pattern in SPLITS.items()}
-    if missing := [SPLITS[s] for s in files if not files[s]]:
-        raise UserError(
-            f'gutenberg: {", ".join(missing)} not found in {source}; set NANOMORPH_DATA to the folder that holds'
-            f' gutenberg/, then: python data/gutenberg/prepare.py'
-        )
+    files = gutenberg_files(folder)
     again = command('gutenberg', **overrides(cfg))
     vocab_size = gpt2_encoding().n_vocab  # fetches its files before several processes want them
     tokens = {}
