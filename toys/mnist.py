@@ -150,8 +150,7 @@ class MLP(nn.Module):
 
 
 class Convolution(torch.autograd.Function):
-    """conv2d that vmap maps over the seeds one by one: mapped as usual it becomes a grouped convolution, which cuDNN, and
-    a CPU as well, computes several times slower."""
+    """conv2d that vmap maps over the seeds one by one: as usual it would make a grouped convolution of them, which is slow."""
 
     @staticmethod
     def forward(x, weight, bias):
