@@ -12,6 +12,7 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     optimizer      {name: {step, exp_avg, exp_avg_sq}}
     position       windows of training data consumed
     seconds        time spent training
+    best_iter      iteration of best_val_loss
     scaler, rng    GradScaler state; random states {cpu: [per rank], cuda: [per rank]}
 
 A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is read as well, and a Hugging Face GPT-2

@@ -112,10 +112,11 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
 
 
 def over(folder: Path) -> bool:
-    """Whether the run in folder went to its end."""
+    """Whether the run in folder went to its end, or ran out of patience."""
     try:
         manifest, config = (json.loads((folder / f).read_text()) for f in ('manifest.json', 'config.json'))
-        return bool(manifest.get('finished')) and manifest['final_iter'] >= config['max_iters']
+        ended = manifest['final_iter'] >= config['max_iters'] or manifest.get('out_of_patience', False)
+        return bool(manifest.get('finished')) and ended
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

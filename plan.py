@@ -23,6 +23,8 @@ NOT_SETTINGS = ('out_dir', 'init_from', 'note', 'backend', 'wandb_log', 'wandb_p
 # arms that differ in these see other data, or are judged by another measure
 SHARED = ('dataset', 'data_order', 'batch_size', 'block_size', 'gradient_accumulation_steps', 'eval_iters')
 
+JUDGED = ('eval_interval', 'patience')  # or by one of more evaluations, where the best one counts
+
 
 @dataclass
 class Plan:
@@ -88,9 +90,12 @@ def check_match(cfg, plans: list[Plan], ms: dict):
         amount = {}
         for p in (base, *others):
             amount[p.arm] = ms[p.name] * p.cfg.max_iters if cfg.match == 'time' else costs(p)[cfg.match]
+        if cfg.at == 'last' and any(getattr(p.cfg, 'patience', 0) for p in (base, *others)):
+            problems.append("at = 'last': of runs that end out of patience the best evaluation counts; at = 'best'")
         for p in others:
             off = amount[p.arm] / amount[base.arm] - 1
-            differ = [k for k in SHARED if getattr(p.cfg, k, None) != getattr(base.cfg, k, None)]
+            keys = (*SHARED, *JUDGED) if cfg.at == 'best' else SHARED
+            differ = [k for k in keys if getattr(p.cfg, k, None) != getattr(base.cfg, k, None)]
             print(f'{p.name}: {cfg.match} {off:+.2%} against {base.name}', flush=True)
             if p.arm in cfg.mismatch:
                 continue

@@ -38,8 +38,8 @@ FACTS = (
 
 
 def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
-    """The record of a run in its out_dir, None if it is not over. Over is a run whose loss was logged at max_iters, or
-    was not finite."""
+    """The record of a run in its out_dir, None if it is not over. Over is a run whose loss was logged at max_iters, was
+    not finite, or did not get lower for as long as it had patience: its facts then hold the max_iters it was allowed."""
     try:
         manifest = json.loads((folder / 'manifest.json').read_text())
         last_iter = json.loads((folder / 'config.json').read_text())['max_iters']
@@ -49,7 +49,8 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
     evals, train = [m for m in lines if m.get('kind') == 'eval'], [m for m in lines if m.get('kind') == 'train']
     losses = [m.get('loss', m.get('val_loss')) for m in lines]
     diverged = not all(isinstance(x, int | float) and math.isfinite(x) for x in losses)
-    if not diverged and not (evals and evals[-1]['iter'] >= last_iter and manifest.get('finished')):
+    early = manifest.get('out_of_patience', False)
+    if not diverged and not (evals and (early or evals[-1]['iter'] >= last_iter) and manifest.get('finished')):
         return None
     ms = [m['ms'] for m in train if m.get('ms')]
     return dict(
@@ -60,7 +61,7 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
         seed=seed,
         state='diverged' if diverged else 'finished',
         settings=settings,
-        facts={k: manifest[k] for k in FACTS if k in manifest},
+        facts={k: manifest[k] for k in FACTS if k in manifest} | (dict(max_iters=last_iter) if early else {}),
         ms=float(f'{statistics.median(ms):.4g}') if ms else None,
         eval={k: [m.get(k) for m in evals] for k in (evals[0] if evals else ()) if k != 'kind'},
         train=thinned(train),
@@ -215,8 +216,13 @@ def cell(c, arm, size, chosen, runs, bench) -> Cell:
     mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
     x = Cell(arm, size, lr, edge, rates, runs, values, ms, bool(alone), mean, params, collapsed, dict(params=params))
     whole = next((r for r in runs.values() if r['state'] == 'finished'), None)
-    x.cost |= {axis: x.at(whole, axis)[-1] if whole else 0 for axis in AXES}
+    x.cost |= {axis: x.at(whole, axis)[-1] * allowed(whole) if whole else 0 for axis in AXES}
     return x
+
+
+def allowed(r: dict) -> float:
+    """How many times longer a run that ran out of patience could have gone on: arms are matched in what they may use."""
+    return r['facts'].get('max_iters', r['eval']['iter'][-1]) / (r['eval']['iter'][-1] or 1)
 
 
 def against(x: Cell, base: Cell, metric: str):
@@ -269,14 +275,15 @@ def scaling(c: dict, found: list[Cell]) -> dict:
 
 
 def curve(c: dict, x: Cell, axis: str) -> dict:
-    """Mean over seeds and 95% band of the metric along an axis, without the evaluation before training."""
+    """Mean over seeds and 95% band of the metric along an axis, without the evaluation before training, as far as all
+    seeds go."""
     runs = [r for r in x.runs.values() if r['state'] == 'finished']
     points = dict(x=[], mean=[], low=[], high=[])
-    for i, _ in enumerate(runs[0]['eval']['iter'] if runs else ()):
-        ys = [r['eval'][c['metric']][i] for r in runs if i < len(r['eval']['iter'])]
-        if i or len(runs[0]['eval']['iter']) == 1:
-            e = stats.mean(ys)
-            points['x'].append(statistics.mean(x.at(r, axis)[i] for r in runs if i < len(r['eval']['iter'])))
+    evals = min((len(r['eval']['iter']) for r in runs), default=0)
+    for i in range(evals):
+        if i or evals == 1:
+            e = stats.mean([r['eval'][c['metric']][i] for r in runs])
+            points['x'].append(statistics.mean(x.at(r, axis)[i] for r in runs))
             points['mean'].append(e.value)
             points['low'].append(e.value if math.isnan(e.low) else e.low)
             points['high'].append(e.value if math.isnan(e.high) else e.high)
@@ -332,6 +339,12 @@ def table(c: dict, found: list[Cell]) -> str:
     ]:
         notes.append(f'faster: how many times sooner {c["metric"]} = {", ".join(dict.fromkeys(targets))} is reached')
     notes.append(f'[a, b]: 95% intervals over seeds, each for itself; last column: {c["match"]}, which was matched')
+    if any('max_iters' in r['facts'] for x in found for r in x.runs.values()):
+        ends = {x.name: [r['eval']['iter'][-1] for r in x.runs.values() if r['state'] == 'finished'] for x in found}
+        ends = ', '.join(f'{name} {min(e):,} to {max(e):,}' for name, e in ends.items() if e)
+        notes.append(
+            f'matched, and in the column FLOPs, is what a run may use; patience ended them at iteration: {ends}'
+        )
     for x in found:
         if len(x.rates) > 1:
             notes.append(f'{x.name}, rate: {c["metric"]} ' + ', '.join(f'{k:g}: {v:.4f}' for k, v in x.rates.items()))

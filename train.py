@@ -44,6 +44,9 @@ class TrainConfig(GPTConfig):
     eval_interval: int = key(2000, 'iterations between evaluations, each followed by a checkpoint', low=1)
     log_interval: int = key(1, 'iterations between lines of the log', low=1)
     eval_iters: int = key(200, 'batches per evaluation, the same for every run; 0: the whole split', low=0)
+    patience: int = key(
+        0, 'end where this many iterations brought no lower val loss, for data that will be overfitted; 0: never', low=0
+    )
     eval_only: bool = key(False, 'evaluate once and exit')
     always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
     save_checkpoint: bool = key(True, 'false: write no checkpoint at all, only the log; for runs of minutes')
@@ -178,8 +181,9 @@ class Trainer:
         self.rank, self.world = hardware.rank_world()
         self.out_dir = root_path(cfg.out_dir)
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
-        self.iter, self.position, self.best_val_loss = 0, 0, math.inf
+        self.iter, self.position, self.best_val_loss, self.best_iter = 0, 0, math.inf, 0
         self.seconds = 0.0  # spent training, without evaluations
+        self.out_of_patience = False
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
         self.autocast = hardware.autocast(device, self.dtype)
         torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
@@ -331,6 +335,7 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             position=self.position,
             seconds=self.seconds,
+            best_iter=self.best_iter,
             scaler=self.scaler.state_dict(),
             rng=dict(cpu=[s[0] for s in states], cuda=[s[1] for s in states]),
             transfer=self.transfer,
@@ -351,6 +356,7 @@ class Trainer:
             self.scaler.load_state_dict(ckpt['scaler'])
         self.iter, self.position, self.best_val_loss = ckpt['iter_num'], ckpt['position'], ckpt['best_val_loss']
         self.seconds = ckpt.get('seconds', 0.0)
+        self.best_iter = ckpt.get('best_iter', self.iter)  # older ones do not say
         if self.rank < len(ckpt['rng']['cpu']):
             torch.set_rng_state(ckpt['rng']['cpu'][self.rank])
             if self.device.type == 'cuda' and ckpt['rng']['cuda'][self.rank] is not None:
@@ -459,13 +465,14 @@ def train(cfg):
                 peak_memory=hardware.peak_memory(device, graphs=cfg.cuda_graph),
                 final_iter=t.iter,
                 best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
+                **dict(out_of_patience=True) if t.out_of_patience else {},
             )
     if stopped:
         sys.exit(130)
 
 
 def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool:
-    """Train to max_iters; True if a signal stopped it before (its checkpoint is saved)."""
+    """Train to max_iters, or out of patience; True if a signal stopped it before (its checkpoint is saved)."""
     cfg, interrupted = t.cfg, []
     for s in (signal.SIGINT, signal.SIGTERM):  # finish the step, save, leave; a second signal kills
         signal.signal(s, lambda *_, s=s: (interrupted.append(s), signal.signal(s, signal.SIG_DFL)))
@@ -495,7 +502,11 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
             log.say(f'step {t.iter}: train loss {losses["train"]:.4f}, val loss {losses["val"]:.4f}')
             check_finite(losses['val'], t)
             improved = losses['val'] < t.best_val_loss
-            t.best_val_loss = min(t.best_val_loss, losses['val'])
+            if improved:
+                t.best_val_loss, t.best_iter = losses['val'], t.iter
+            if not done and 0 < cfg.patience <= t.iter - t.best_iter:
+                done = t.out_of_patience = True
+                log.say(f'no lower val loss than that of iteration {t.best_iter}: the end (patience = {cfg.patience})')
             if not cfg.eval_only and t.iter > resumed_at and (improved or done or cfg.always_save_checkpoint):
                 t.save(improved)
             mark = time.time()

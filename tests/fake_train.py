@@ -26,6 +26,7 @@ class FakeConfig:
     diverge_above: float = key(1.0, 'learning rate that ends in nan')
     long: int = key(0, 'characters to add to every line')
     sleep: float = key(0.0, 'seconds per iteration')
+    patience: int = key(0, 'ends so many iterations after half of max_iters')
 
 
 def costs(cfg):
@@ -56,12 +57,15 @@ def train(cfg):
             time.sleep(cfg.sleep)
             if loss != loss:
                 sys.exit(3)
+            if cfg.patience and i == cfg.max_iters // 2 + cfg.patience:
+                facts |= dict(out_of_patience=True)
+                break
             if i == cfg.crash and i and not (out / 'crashed').exists():
                 (out / 'crashed').write_text('')
                 f.write('{"kind": "eval", "iter": 9, "val_lo')
                 f.flush()
                 os._exit(1)
-    (out / 'manifest.json').write_text(json.dumps(facts | dict(finished='now', final_iter=cfg.max_iters)))
+    (out / 'manifest.json').write_text(json.dumps(facts | dict(finished='now', final_iter=i)))
 
 
 def main():

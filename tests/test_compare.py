@@ -276,6 +276,28 @@ def test_a_mismatch_is_refused_unless_named(config, fails):
     compare.compare(config(**uneven, mismatch=dict(long='a test')))
 
 
+def test_runs_that_end_out_of_patience_are_over_and_matched_in_what_they_may_use(config, tmp_path, fails):
+    arms = dict(base='--patience=2', better='--level=1.9 --patience=2')
+    fails(lambda: compare.compare(config(arms=arms)), "at = 'best'")
+    uneven = arms | dict(better='--level=1.9 --patience=3')
+    fails(lambda: compare.compare(config(arms=uneven, at='best')), 'another patience', 'mismatch')
+    cfg = config(arms=arms, at='best', seeds=2)
+    compare.compare(cfg)
+    compare.compare(cfg)
+    assert set(starts(tmp_path).values()) == {1}
+    shutil.rmtree(tmp_path / 'out')
+    compare.compare(cfg)  # from results/
+    assert not starts(tmp_path)
+    c, found = report.load(tmp_path / 'results' / 'c')
+    assert [r['eval']['iter'][-1] for r in found[1].runs.values()] == [7, 7] and found[1].diff.n == 2
+    assert found[0].cost['iter'] == 10 and found[0].cost['tokens'] == plan.costs(plan.make_plans(cfg)[0])['tokens']
+    assert 'ended them at iteration: base 7 to 7, better 7 to 7' in report.table(c, found)
+    # seeds of different length: a curve goes as far as all of them do
+    first = next(iter(found[0].runs.values()))['eval']
+    first.update({k: v + v[-1:] for k, v in first.items()})
+    assert len(report.curve(c, found[0], 'iter')['x']) == 7
+
+
 def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):
     once = ('--max_iters=0', '--eval_iters=1')
     cfg = compare.CompareConfig(arms=dict(a=' '.join(TINY), b=' '.join([*TINY, '--linear=expanded'])))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import compare
 import report
@@ -48,6 +49,15 @@ def test_seeds_at_once_train_as_each_does_alone(tmp_path, monkeypatch, flags):
     m = json.loads((tmp_path / 'all' / 's2' / 'manifest.json').read_text())
     assert m['params_collapsed'] == mnist.costs(load(MnistConfig, [*flags, '--chain=0']))['params'] < m['params']
     assert a[-1]['val_loss'] < a[0]['val_loss'] and a[-1]['val_loss'] != other[-1]['val_loss']
+
+
+def test_bias_and_relu_behind_the_pooling_are_pytorchs_example():
+    net, x = mnist.CNN(8, 0, 0).eval(), torch.randn(5, 1, 8, 8)
+    y = F.max_pool2d(F.relu(net.conv2(F.relu(net.conv1(x)))), 2).flatten(1)
+    y = net.fc2(F.relu(net.fc1(y)))
+    grads = [torch.autograd.grad(out.square().sum(), list(net.parameters())) for out in (net(x), y)]
+    assert torch.allclose(net(x), y, atol=1e-6)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*grads))
 
 
 @pytest.mark.parametrize('net, n', [('mlp', 20), ('cnn', 3)])

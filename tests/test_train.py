@@ -13,11 +13,12 @@ import torch
 from conftest import ROOT, TINY
 
 import checkpoint
+import launch
 import linear
 from configurator import load
 from logger import read_metrics
 from optim import lr_at
-from train import TrainConfig, train
+from train import TrainConfig, Trainer, train
 
 EXPANDED = ('--linear=expanded', '--expansion=40')
 
@@ -64,6 +65,33 @@ def test_ten_steps_equal_five_resume_five_to_the_bit(run_train, flags):
     assert events[0] == events[1] and len(set(events[0])) == len(events[0])
     seconds = [m['seconds'] for m in read_metrics(parts) if m['kind'] == 'eval']
     assert seconds == sorted(seconds) and seconds[-1] > seconds[1] > 0
+
+
+def test_training_ends_where_patience_does_and_the_run_is_over(run_train, monkeypatch, capsys):
+    falling = iter([4.0, 3.0, 3.5, 2.5, 2.5, 2.6, 9.9])
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: next(falling) if split == 'val' else 1.0)
+    out = run_train('--patience=2', '--eval_interval=1')
+    assert losses(out, 'eval') == dict(enumerate([4.0, 3.0, 3.5, 2.5, 2.5, 2.6]))
+    m = json.loads((out / 'manifest.json').read_text())
+    assert m['final_iter'] == 5 and m['best_val_loss'] == 2.5 and launch.over(out)
+    assert 'that of iteration 3: the end (patience = 2)' in capsys.readouterr().out
+    assert checkpoint.load(out / 'ckpt.pt')['iter_num'] == 5 and checkpoint.load(out / 'best.pt')['iter_num'] == 3
+
+
+def test_patience_is_kept_over_an_interruption(run_train, monkeypatch):
+    """Stopped at 4 and gone on with: as if it had not been, and with more patience further."""
+    curve = [4.0, 3.0, 3.5, 3.4, 3.3, 3.2, 3.1]
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: curve[self.iter])
+    flags = ('--patience=4', '--eval_interval=1')
+    out = run_train('--max_iters=3', *flags)
+    assert 'out_of_patience' not in json.loads((out / 'manifest.json').read_text())
+    run_train('--max_iters=6', '--init_from=resume', *flags)
+    assert launch.over(out) and list(losses(out, 'eval')) == list(range(6))
+    run_train('--max_iters=6', '--init_from=resume', *flags)  # nothing more to do
+    assert list(losses(out, 'eval')) == list(range(6))
+    run_train('--max_iters=6', '--init_from=resume', '--patience=9', '--eval_interval=1')
+    m = json.loads((out / 'manifest.json').read_text())
+    assert m['final_iter'] == 6 and 'out_of_patience' not in m
 
 
 def test_resuming_takes_the_architecture_from_the_checkpoint(run_train, capsys):

@@ -158,8 +158,10 @@ class CNN(nn.Module):
         self.chain = Chain(128, chain, inner or 1000) if chain else nn.Identity()
 
     def forward(self, x):
-        x = F.relu(self.conv2(F.relu(self.conv1(x))))
-        x = self.drop1(F.max_pool2d(x, 2)).flatten(-3)
+        x = F.conv2d(F.relu(self.conv1(x)), self.conv2.weight)
+        # bias and ReLU behind the pooling, of which nothing depends on it: a quarter of the numbers
+        x = F.relu(F.max_pool2d(x, 2) + self.conv2.bias[:, None, None])
+        x = self.drop1(x).flatten(-3)
         return self.fc2(self.drop2(self.chain(F.relu(self.fc1(x)))))
 
 
@@ -224,6 +226,7 @@ def train(cfg):
     total = torch.zeros(len(seeds), device=device)
     step = make_step(stack, optimizer, x, y, total, cfg.cuda_graph)
     torch.manual_seed(seeds[0])  # dropout
+    torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as convolutions are by default
     lines, it, epoch, clock = [[] for _ in seeds], 0, 0, Clock(device)
 
     def evaluate(train_loss):
@@ -253,6 +256,7 @@ def train(cfg):
 
     params = sum(p[0].numel() for p in stack.params.values())
     difference, collapsed = 0.0, params
+    torch.set_float32_matmul_precision('highest')
     if cfg.chain:
         _, errors, logits = test(stack, xt, yt)
         plain = Stack(lambda: make_net(dataclasses.replace(cfg, chain=0), side), seeds, device)
@@ -265,7 +269,8 @@ def train(cfg):
             f' {changed} of {logits[..., 0].numel():,} predictions changed, errors {errors2.mean():.3f}%'
         )
     facts = dict(
-        device=hardware.device_name(device), processes=1, dtype='float32', data_edition=cfg.dataset, params=params,
+        device=hardware.device_name(device), processes=1,
+        dtype='float32, TF32 products' if device.type == 'cuda' else 'float32', data_edition=cfg.dataset, params=params,
         params_collapsed=collapsed, tokens_per_iter=cfg.batch_size, flops_per_update=0,
         flops_per_token=example_flops(make_net(cfg, side), torch.zeros(1, 1, side, side)),
         collapse_difference=difference, peak_memory=hardware.peak_memory(device),
