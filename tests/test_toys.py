@@ -15,9 +15,9 @@ import compare
 import report
 from configurator import load
 from toys import letter_counting, mnist
-from toys.letter_counting import LetterConfig
-from toys.mnist import MnistConfig
-from toys.seeds import Stack, batches
+from toys.letter_counting import LetterConfig, Transformer
+from toys.mnist import CNN, MLP, MnistConfig
+from toys.seeds import Stack, batches, make_optimizer, make_step
 
 QUICK = dict(
     mnist=['--max_iters=8', '--batch_size=32', '--device=cpu'],
@@ -49,6 +49,21 @@ def test_seeds_at_once_train_as_each_does_alone(tmp_path, monkeypatch, flags):
     m = json.loads((tmp_path / 'all' / 's2' / 'manifest.json').read_text())
     assert m['params_collapsed'] == mnist.costs(load(MnistConfig, [*flags, '--chain=0']))['params'] < m['params']
     assert a[-1]['val_loss'] < a[0]['val_loss'] and a[-1]['val_loss'] != other[-1]['val_loss']
+
+
+@pytest.mark.parametrize('net', ['cnn', 'mlp', 'letters'])
+def test_gradients_lie_in_memory_as_their_parameters(net):
+    """A fused optimizer, as it is used on a GPU, refuses any other."""
+    make = dict(cnn=lambda: CNN(8, 2, 16), mlp=lambda: MLP(64, 2, 16), letters=lambda: Transformer(16))[net]
+    x, y = torch.randn(32, 1, 8, 8), torch.randint(10, (32,))
+    if net == 'letters':
+        x, y = torch.randint(27, (32, 20)), torch.randint(3, (32, 20))
+    stack = Stack(make, [1, 2], torch.device('cpu'))
+    optimizer = make_optimizer(torch.optim.Adam, stack, 1e-3, torch.device('cpu'))
+    step = make_step(stack, optimizer, x, y, torch.zeros(2), cuda_graph=False)
+    for _ in range(2):
+        step(torch.stack([torch.randperm(32)[:8] for _ in range(2)]))
+    assert all(p.grad.stride() == p.stride() for p in stack.params.values())
 
 
 def test_bias_and_relu_behind_the_pooling_are_pytorchs_example():

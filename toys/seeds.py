@@ -65,15 +65,14 @@ def make_step(stack: Stack, optimizer, x, y, total, cuda_graph: bool):
     """step(index (S, B)): every seed learns from its own examples of x, y; its loss is added to total (S).
     Networks this small leave a GPU idle while their kernels are launched: there the step is replayed as a CUDA graph."""
 
-    params = list(stack.params.values())
-
     def step(index):
         logits = stack(x[index])  # (S, B, ..., classes)
         loss = F.cross_entropy(logits.flatten(0, -2), y[index].flatten(), reduction='none')
         loss = loss.view(len(total), -1).mean(1)
-        # the seeds share nothing: each gets the gradient of its own loss; nothing to set to zero and add to
-        for p, g in zip(params, torch.autograd.grad(loss.sum(), params)):
-            p.grad = g
+        optimizer.zero_grad(
+            set_to_none=True
+        )  # backward lays new ones out as the parameters, as a fused optimizer wants it
+        loss.sum().backward()  # the seeds share nothing: each gets the gradient of its own loss
         optimizer.step()
         total.add_(loss.detach())
 
