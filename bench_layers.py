@@ -216,7 +216,7 @@ def mlp(cfg):
     if cfg.show:
         try:
             rows = [json.loads(text) for text in input_path(cfg.show).read_text().splitlines()]
-            return print('\n'.join([head(rows[0]), *map(line, rows)]))
+            return print('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)]))
         except (OSError, ValueError, KeyError, IndexError) as e:
             raise UserError(f"show = '{cfg.show}': not a file that --out wrote ({e})") from None
     device = hardware.choose_device('auto')
@@ -246,8 +246,8 @@ def mlp(cfg):
                 print(head(row))
             print(line(row), flush=True)
             rows.append(row)
-    if cfg.out:
-        write(root_path(cfg.out), ''.join(json.dumps(r) + '\n' for r in rows).encode())
+            if cfg.out:  # after each row: what is measured is kept, however this ends
+                write(root_path(cfg.out), ''.join(json.dumps(r) + '\n' for r in rows).encode())
 
 
 COMMANDS = dict(structures=(StructuresConfig, structures), mlp=(MLPBenchConfig, mlp))

@@ -61,12 +61,13 @@ if triton is not None:
     def halves(h, M: tl.constexpr, N: tl.constexpr):
         return tl.split(h.reshape(M, 2, N // 2).permute(0, 2, 1))
 
-    def tile(tokens, features, warps, stages, registers=128):
-        sizes = dict(BM=tokens, BN=features, BK=64)
+    def tile(tokens, features, inner, warps, stages, registers=128):
+        sizes = dict(BM=tokens, BN=features, BK=inner)
         return triton.Config(sizes, num_warps=warps, num_stages=stages, maxnreg=registers)
 
-    TILES = [tile(64, 128, 4, 2), tile(64, 128, 4, 3), tile(128, 128, 8, 2), tile(128, 128, 8, 3)]
-    TILES += [tile(128, 256, 8, 3, 255)]
+    # each was the fastest at some shape on an H100 (results/structured/fused_products.txt); all give the same bits
+    TILES = [tile(64, 64, 64, 4, 4), tile(64, 128, 32, 4, 4), tile(64, 128, 64, 4, 2), tile(128, 128, 64, 8, 3)]
+    TILES += [tile(128, 256, 64, 8, 3, 255)]
 
     @triton.autotune(TILES, key=['COUNT', 'N', 'K', 'ACT'])
     @triton.heuristics(dict(EVEN=lambda v: v['M'] % v['BM'] == v['N'] % v['BN'] == v['K'] % v['BK'] == 0))
@@ -94,16 +95,16 @@ if triton is not None:
                 h = tl.dot(left, tl.load(w, mask=inside[:, None] & (n < N)[None, :], other=0.0), h)
             x += BK * sxk
             w += BK * swk
-        # a quarter at a time: all at once, activation and derivative need more registers than two blocks can have
-        Q: tl.constexpr = BN // 4
-        h0, h1 = halves(h, BM, BN)
-        h00, h01 = halves(h0, BM, BN // 2)
-        h10, h11 = halves(h1, BM, BN // 2)
-        quarters = (h00, h01, h10, h11)
-        for q in tl.static_range(4):
-            n = start + q * Q + tl.arange(0, Q)
+        if BN == 64:
+            parts = (h,)
+        else:  # a quarter at a time: all at once, activation and derivative need more registers than two blocks can have
+            left, right = halves(h, BM, BN)
+            parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+        width: tl.constexpr = BN // len(parts)
+        for q in tl.static_range(len(parts)):
+            n = start + q * width + tl.arange(0, width)
             at = m[:, None] * (COUNT * N) + b * N + n[None, :]
-            finish(y, d, at, quarters[q], None if EVEN else (m < M)[:, None] & (n < N)[None, :], ACT)
+            finish(y, d, at, parts[q], None if EVEN else (m < M)[:, None] & (n < N)[None, :], ACT)
 
 
 def on_chip(x):

@@ -176,6 +176,19 @@ def test_an_mlp_with_its_activation_inside_the_products_is_the_mlp(name, keys, a
     assert any(k.startswith('product') for k in kernels), kernels
 
 
+def test_every_tile_gives_the_same_bits():
+    """So the tile that a machine finds fastest changes no result."""
+    x, w = (torch.randn(*s, device='cuda', dtype=torch.bfloat16) for s in ((2, 300, 200), (2, 200, 520)))
+    found = []
+    for t in fused.TILES:
+        y, d = (torch.empty(300, 1040, device='cuda', dtype=torch.bfloat16) for _ in range(2))
+        grid = (2 * fused.triton.cdiv(520, t.kwargs['BN']), fused.triton.cdiv(300, t.kwargs['BM']))
+        sizes = t.kwargs | dict(num_warps=t.num_warps, num_stages=t.num_stages, maxnreg=t.maxnreg)
+        fused.product.fn[grid](x, w, y, d, 300, *x.stride(), *w.stride(), 2, 520, 200, 'gelu', **sizes)
+        found.append((y, d))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
 def test_training_with_the_activation_inside_the_products():
     flags = ('--linear=monarch', '--linear_path=factored', '--dtype=bfloat16')
     a, _ = run(*flags)

@@ -10,6 +10,7 @@ from conftest import tiny_gpt, tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 import blocks
+import fused
 import linear
 import mup
 import structured
@@ -84,6 +85,83 @@ def test_the_copy_free_product_passes_gradcheck(shape):
     assert torch.autograd.gradcheck(blocks.TwoFactor.apply, (x, A, B))
     D = torch.randn(g, a, e, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(blocks.ops.blocks, (x, D))
+
+
+def pair(name, **keys):
+    """The two layers of an MLP in float64, 12 -> 36 -> 12."""
+    return [layer(name, size, **keys) for size in ((12, 36), (36, 12))]
+
+
+PAIRS = [('low_rank', {}), ('block_dense', {}), ('block_dense', dict(blocks=3, rank=6)), ('monarch', dict(blocks=2)),
+         ('btt', dict(blocks=3, rank=2)), ('btt', {})]  # fmt: skip
+
+
+def apart(act, h):
+    if act == 'relu2':
+        return torch.relu(h).square()
+    return torch.nn.functional.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
+
+
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+@pytest.mark.parametrize('name, keys', PAIRS)
+def test_an_mlp_with_its_activation_inside_the_products_is_the_mlp(name, keys, act):
+    fc, proj = pair(name, **keys)
+    x, dy = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, 12, dtype=torch.float64)
+    inputs = [x, *fc.factors, *proj.factors]
+    y, wanted = fused.mlp(fc, proj, x, act), proj(apart(act, fc(x)))
+    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+    got, wanted = (torch.autograd.grad(v, inputs, dy) for v in (y, wanted))
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_activations_go_into_the_products_only_where_that_is_the_same(monkeypatch):
+    x = torch.randn(3, 12).bfloat16()
+    assert not fused.fits(*pair('low_rank'), x)  # no GPU
+    monkeypatch.setattr(fused, 'on_chip', lambda x: True)
+    assert fused.fits(*pair('low_rank'), x) and fused.fits(*pair('monarch', blocks=2), x.half())
+    assert not fused.fits(*pair('low_rank'), x.float())
+    for wrong in ('kronecker', 'tensor_train', 'block_diagonal'):
+        assert not fused.fits(*pair(wrong), x)
+    fc, proj = pair('low_rank')
+    fc.bias = torch.nn.Parameter(torch.zeros(36))
+    assert not fused.fits(fc, proj, x)
+    fc, proj = pair('low_rank')
+    proj.follow(torch.zeros(12, 36))
+    assert not fused.fits(fc, proj, x)
+    assert not fused.fits(torch.nn.Linear(12, 36), proj, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['block_dense', 'monarch'])
+def test_a_model_with_its_activations_inside_the_products_is_one_graph(name, monkeypatch):
+    torch._dynamo.reset()
+    found = []
+    for fits, compile in ((False, False), (True, True)):
+        monkeypatch.setattr(fused, 'fits', lambda fc, proj, x, fits=fits: fits)
+        model = tiny_gpt(linear=name, linear_path='factored')
+        forward = torch.compile(model, fullgraph=True) if compile else model
+        idx = torch.arange(16).view(2, 8) % model.config.vocab_size
+        loss = forward(idx, idx)[1]
+        found.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_w_is_formed_in_the_precision_of_its_use():
+    """bfloat16 products stay within its rounding, in W and in the factors' gradients; never float16."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = tiny_gpt(linear='tensor_train', linear_path='materialised')
+        weights = linear.Materialised(model, dtype=dtype)
+        for w in weights.weights:
+            w.grad = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+        formed = [w.detach().clone() for w in weights.weights]
+        weights.pull()
+        found[dtype] = [*formed, *(W.grad for W in weights.factors)]
+    exact = found[torch.float32]
+    assert all(torch.equal(a, b) for a, b in zip(exact, found[torch.float16]))
+    assert not torch.equal(exact[0], found[torch.bfloat16][0])
+    for a, b in zip(exact, found[torch.bfloat16]):
+        assert b.dtype == torch.float32 and (a - b).norm() <= 2**-7 * a.norm()
 
 
 @pytest.mark.parametrize('name, keys, size', CASES, ids=IDS)
