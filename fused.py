@@ -150,7 +150,7 @@ def activated(x, Z, B, act):
     """Z (..., k) with B (1, k, e), or Z (f, k, T) with B (f, k, e) -> act(h), act'(h) (..., f e) for h = Z B. x: what Z was
     computed from, for its leading axes."""
     f, k, e = B.shape
-    Z = Z.view(1, -1, k) if f == 1 else Z.mT
+    Z = Z.reshape(1, -1, k) if f == 1 else Z.mT
     if not on_chip(x):
         return derived((Z @ B).transpose(0, 1).reshape(*x.shape[:-1], f * e), act)
     y = x.new_empty(*x.shape[:-1], f * e)
@@ -238,8 +238,10 @@ class Down(torch.autograd.Function):
 
 
 def fits(fc, proj, x) -> bool:
-    """Whether it serves: two layers of the form above, in 16 bits on a GPU."""
-    if not on_chip(x) or not all(isinstance(m, Einsum) and m.shape.b == m.shape.d == 1 for m in (fc, proj)):
+    """Whether it serves: training, in 16 bits on a GPU, of two layers of the form above."""
+    if not torch.is_grad_enabled() or not on_chip(x):
+        return False
+    if not all(isinstance(m, Einsum) and m.shape.b == m.shape.d == 1 for m in (fc, proj)):
         return False
     auto = torch.is_autocast_enabled('cuda')
     short = (torch.get_autocast_dtype('cuda') if auto else x.dtype) in (torch.bfloat16, torch.float16)

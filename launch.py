@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
+import weakref
 from pathlib import Path
 
 from configurator import ROOT, UserError
@@ -200,6 +201,9 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
             return code[0] if code else None
 
         return poll, lambda: stop_in(run)
+
+    # they leave when nobody can give them work any more
+    weakref.finalize(pooled, lambda: [p.stdin.close() for p in workers.values()])
 
     def submit(command, run, slot):
         import submitit

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY
@@ -88,9 +89,10 @@ def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
 
 
 SLURM = dict(  # what submitit calls, run here: the job in the background, sacct by what it has left
-    sbatch="""grep '^#SBATCH' "$1" >> $BIN/options; id=$((1000 + RANDOM))
+    # the script is read at once, as sbatch does: submitit renames it as soon as it knows the job's id
+    sbatch="""grep '^#SBATCH' "$1" >> $BIN/options; id=$((1000 + RANDOM)); cp "$1" $BIN/job-$id
 export SLURM_JOB_ID=$id SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
-export SLURM_JOB_NODELIST=localhost; bash "$1" > $BIN/log 2>&1 & echo "Submitted batch job $id" """,
+export SLURM_JOB_NODELIST=localhost; bash $BIN/job-$id > $BIN/log-$id 2>&1 & echo "Submitted batch job $id" """,
     srun="""while [[ "$1" == --* ]]; do case "$1" in --output|--error) shift 2;; *) shift;; esac; done; exec "$@" """,
     sacct="""echo 'JobID|State|NodeList'; for a in "$@"; do if [[ "$a" =~ ^[0-9]+$ ]]; then
 if ls $OUT/${a}_*result.pkl > /dev/null 2>&1; then echo "$a|COMPLETED|here"; else echo "$a|RUNNING|here"; fi; fi; done""",
@@ -112,6 +114,26 @@ def test_slurm_gets_a_job_per_run(config, tmp_path, monkeypatch):
     options = (tmp_path / 'bin' / 'options').read_text()
     for option in ('--partition=gpu', '--time=7', '--gpus-per-node=1'):
         assert options.count(option) == 4
+
+
+def test_the_processes_of_a_pool_leave_when_all_is_done(config):
+    compare.compare(config(seeds=2, cluster='pool'))
+    until = time.time() + 20
+    while pools := [c for c in children() if 'launch.py pool' in c]:
+        assert time.time() < until, pools
+        time.sleep(0.1)
+
+
+def children() -> list[str]:
+    """Command lines of the processes that this one has started."""
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            if int(stat.read_text().rpartition(')')[2].split()[1]) == os.getpid():
+                found.append(stat.with_name('cmdline').read_text().replace('\0', ' '))
+        except OSError:  # it has ended
+            pass
+    return found
 
 
 def test_finished_runs_in_results_count_where_out_is_gone(config, tmp_path):

@@ -120,6 +120,8 @@ def test_activations_go_into_the_products_only_where_that_is_the_same(monkeypatc
     monkeypatch.setattr(fused, 'on_chip', lambda x: True)
     assert fused.fits(*pair('low_rank'), x) and fused.fits(*pair('monarch', blocks=2), x.half())
     assert not fused.fits(*pair('low_rank'), x.float())
+    with torch.no_grad():  # nobody will want the derivative
+        assert not fused.fits(*pair('low_rank'), x)
     for wrong in ('kronecker', 'tensor_train', 'block_diagonal'):
         assert not fused.fits(*pair(wrong), x)
     fc, proj = pair('low_rank')
