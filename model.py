@@ -198,14 +198,15 @@ class GPTConfig:
         return found or linear.problems(self)  # which looks at the layers that all these keys make
 
 
+COMPUTING = ('linear_path', 'fuse_mlp')  # keys that say how to compute, no property of the weights
 NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
 
 
 def model_args(config) -> dict:
     """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
-    whatever it can express. linear_path and fuse_mlp are ways to compute and no property of the weights."""
+    whatever it can express."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
-    drop = {*NANOGPT_KEYS, 'linear_path', 'fuse_mlp', *(k for k in config.idle() if k.startswith(PARAMETERIZATION))}
+    drop = {*NANOGPT_KEYS, *COMPUTING, *(k for k in config.idle() if k.startswith(PARAMETERIZATION))}
     changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(config, f.name)) != f.default}
     return args | {k: v for k, v in changed.items() if k not in drop}
 

@@ -31,7 +31,7 @@ import loader
 import rotate
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from logger import Log
-from model import GPT, PARAMETERIZATION, GPTConfig
+from model import COMPUTING, GPT, PARAMETERIZATION, GPTConfig
 from optim import Optimizer, lr_at
 
 
@@ -367,7 +367,7 @@ def take_model_keys(cfg, ckpt: dict, path):
     """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming, or
     going on from factors, takes the parameterization as well; starting from a plain model lets cfg choose another."""
     args = checkpoint.read_args(ckpt, path)
-    drop = ['dropout', 'linear_path']
+    drop = ['dropout', *COMPUTING]
     if cfg.init_from != 'resume':
         shape = [k for k in args if k.startswith(PARAMETERIZATION) and k != 'linear_path']
         if args['linear'] == 'dense':

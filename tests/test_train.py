@@ -94,6 +94,13 @@ def test_patience_is_kept_over_an_interruption(run_train, monkeypatch):
     assert m['final_iter'] == 6 and 'out_of_patience' not in m
 
 
+def test_resuming_leaves_the_way_to_compute_to_the_user(run_train):
+    run_train('--max_iters=2', '--linear=low_rank')
+    out = run_train('--max_iters=3', '--init_from=resume', '--fuse_mlp=false', '--linear_path=materialised')
+    config = json.loads((out / 'config.json').read_text())
+    assert not config['fuse_mlp'] and config['linear_path'] == 'materialised' and config['linear'] == 'low_rank'
+
+
 def test_resuming_takes_the_architecture_from_the_checkpoint(run_train, capsys):
     run_train('--max_iters=5', *EXPANDED)
     out = run_train('--max_iters=10', '--init_from=resume', '--n_layer=3')
