@@ -216,9 +216,12 @@ def mlp(cfg):
     if cfg.show:
         try:
             rows = [json.loads(text) for text in input_path(cfg.show).read_text().splitlines()]
+            found = {r['width'] for r in rows}
+            if not found & set(cfg.widths):
+                raise ValueError(f'widths = {cfg.widths}: it has {", ".join(map(str, sorted(found)))}')
             return print('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)]))
         except (OSError, ValueError, KeyError, IndexError) as e:
-            raise UserError(f"show = '{cfg.show}': not a file that --out wrote ({e})") from None
+            raise UserError(f"show = '{cfg.show}': nothing to show, give a file that --out wrote ({e})") from None
     device = hardware.choose_device('auto')
     dtype = hardware.choose_dtype('auto', device)
     torch.set_float32_matmul_precision('high')  # as in training: TF32 where W is formed
