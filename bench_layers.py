@@ -83,7 +83,10 @@ class Tokens(GPTConfig):
 @dataclass
 class MLPBenchConfig:
     widths: tuple = key((768.0, 2048.0, 5120.0), 'd of the pairs d -> 4d -> d')
-    members: str = key('low_rank,block_dense,monarch,kronecker,tensor_train,btt', 'what to time beside dense')
+    members: str = key(
+        'dense_fused,low_rank,block_dense,monarch,kronecker,tensor_train,btt',
+        'what to time beside dense; dense_fused: dense with the activation inside its products, see fused.py',
+    )
     tokens: int = key(32768, 'tokens of a step', low=1)
     share: float = key(0.3125, 'share of the dense parameters', above=0, high=1)
     path: str = key('auto', 'way to compute', choices=('auto', 'factored', 'materialised'))
@@ -92,13 +95,16 @@ class MLPBenchConfig:
     show: str = key('', 'only print the table of such a file')
 
     def problems(self):
-        odd = [n for n in self.members.split(',') if n not in LINEAR]
-        return [f'members: {", ".join(odd)} unknown; use any of {", ".join(LINEAR)}'] if odd else []
+        names = ['dense_fused', *LINEAR]
+        odd = [n for n in self.members.split(',') if n not in names]
+        return [f'members: {", ".join(odd)} unknown; use any of {", ".join(names)}'] if odd else []
 
 
 class Pair(torch.nn.Module):
     def __init__(self, name, d, cfg):
         super().__init__()
+        self.fuse = name != 'dense'  # that is the baseline: nn.Linear and GELU as the compiler makes them
+        name = name.removesuffix('_fused')
         keys = dict(rank=d // 4) if name == 'low_rank' else dict(rank=4) if name == 'btt' else {}
         config = Tokens(
             n_embd=d, n_head=1, n_layer=1, bias=False, linear=name, linear_path=cfg.path, tokens=cfg.tokens,
@@ -108,7 +114,7 @@ class Pair(torch.nn.Module):
         self.c_proj = linear.make(config, 'h.0.mlp.c_proj', 4 * d, d)
 
     def forward(self, x):
-        if fused.fits(self.c_fc, self.c_proj, x):
+        if self.fuse and fused.fits(self.c_fc, self.c_proj, x):
             return fused.mlp(self.c_fc, self.c_proj, x, 'gelu')
         return self.c_proj(F.gelu(self.c_fc(x)))
 
@@ -238,7 +244,7 @@ def mlp(cfg):
             row = dict(
                 width=d, member=name, share=n / (8 * d * d), ms=ms, ms_min=min(times) * 1000, ms_max=max(times) * 1000,
                 roofline_ms=pair.roofline(cfg.tokens, matmul, copy) * 1000, peak=peak,
-                path='dense' if name == 'dense' else '+'.join(sorted(paths)),
+                path='dense' if name.startswith('dense') else '+'.join(sorted(paths)),
                 shapes=[m.describe() if hasattr(m, 'describe') else '' for m in members],
                 tokens=cfg.tokens, matmul=matmul, copy=copy, device=hardware.device_name(device),
                 dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__, commit=commit(),

@@ -1,13 +1,17 @@
 """
-Products with an activation on chip, for MLPs whose two layers are structured.
+Products with an activation on chip, for MLPs whose layers are dense or structured.
 
     activated    Z, B -> act(h), act'(h) with h = Z B, which is never written
-    against      dZ, A, d -> (dZ A^T) d, the gradient at h when d = act'(h)
+    against      dZ, A, s -> (dZ A^T) s, the gradient at h when s = act'(h)
 
 Where h is computed its activation and the derivative are both at hand, so the first product writes these two, and the
 product of the backward pass that ends at h multiplies by what was written. With kernels of its own the activation
-reads and writes arrays of the widest kind in the model five times; that is what keeps small structured MLPs slow.
-Deriving again in the second product was slower than two kernels (results/structured/gelu_fusion.txt).
+reads and writes arrays of the widest kind in the model five times; that is what keeps small MLPs slow. Deriving again in
+the second product was slower than two kernels (results/structured/gelu_fusion.txt).
+
+Tiles come and go through the tensor memory accelerator of Hopper and later GPUs. Beyond an inner width of NARROW the
+arithmetic takes so much longer than the memory that cuBLAS and a kernel apart are faster (results/structured/
+fused_products.txt): s is then h itself, and y is kept, where a compiler would compute it twice.
 
 GELU's Gaussian is Abramowitz & Stegun 26.2.17 (error 7.5e-8): the density in it serves the derivative, too.
 """
@@ -23,10 +27,13 @@ from structured import Einsum
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:  # comes with torch's builds for GPUs only
     triton = None
 
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'relu2')
+NARROW = 1024
+BM, BN, BK = 128, 128, 64  # of a tile: tokens, features out, features in
 
 if triton is not None:
 
@@ -53,84 +60,100 @@ if triton is not None:
             return r * r, 2 * r
 
     @triton.jit
-    def finish(y, d, at, h, mask, ACT: tl.constexpr):
-        if ACT is None:
-            h *= tl.load(d + at, mask=mask).to(tl.float32)
-        else:
-            h, slope = activate(h, ACT)
-            tl.store(d + at, slope.to(d.dtype.element_ty), mask=mask)
-        tl.store(y + at, h.to(y.dtype.element_ty), mask=mask)
-
-    @triton.jit
     def halves(h, M: tl.constexpr, N: tl.constexpr):
         return tl.split(h.reshape(M, 2, N // 2).permute(0, 2, 1))
 
-    def tile(tokens, features, inner, warps, stages, registers=128):
-        sizes = dict(BM=tokens, BN=features, BK=inner)
-        return triton.Config(sizes, num_warps=warps, num_stages=stages, maxnreg=registers)
-
-    # each was the fastest at some shape on an H100 (results/structured/fused_products.txt); all give the same bits
-    TILES = [tile(64, 64, 64, 4, 4), tile(64, 128, 32, 4, 4), tile(64, 128, 64, 4, 2), tile(128, 128, 64, 8, 3)]
-    TILES += [tile(128, 256, 64, 8, 3, 255)]
-
-    @triton.autotune(TILES, key=['COUNT', 'N', 'K', 'ACT'])
-    @triton.heuristics(dict(EVEN=lambda v: v['M'] % v['BM'] == v['N'] % v['BN'] == v['K'] % v['BK'] == 0))
     @triton.jit
-    def product(
-        x, w, y, d, M, sxb, sxm, sxk, swb, swk, swn,
-        COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
-        BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr,
+    def load(x, b, i, j, R: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr):
+        """x[b, i : i + R, j : j + C], of a descriptor of x or, TURNED, of its transpose."""
+        if TURNED:
+            return x.load([b, j, i]).reshape(C, R).T
+        return x.load([b, i, j]).reshape(R, C)
+
+    @triton.jit
+    def tile(
+        t, x, w, y, s, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
+        XT: tl.constexpr, WT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
-        """h[m, b N + n] = sum_k x[b, m, k] w[b, k, n], b < COUNT. y, d: act(h), act'(h) are written; without ACT y = h d."""
         tiles: tl.constexpr = (N + BN - 1) // BN
-        b = tl.program_id(0) // tiles
-        start = tl.program_id(0) % tiles * BN
-        m, n, k = tl.program_id(1) * BM + tl.arange(0, BM), start + tl.arange(0, BN), tl.arange(0, BK)
-        m = m.to(tl.int64)  # m COUNT N may pass 2^31
-        x += b * sxb + m[:, None] * sxm + k[None, :] * sxk
-        w += b * swb + k[:, None] * swk + n[None, :] * swn
+        b, n, m = t // tiles % COUNT, t % tiles * BN, t // (tiles * COUNT) * BM
         h = tl.zeros((BM, BN), tl.float32)
-        for i in range(0, K, BK):
-            if EVEN:
-                h = tl.dot(tl.load(x), tl.load(w), h)
-            else:
-                inside = k < K - i
-                left = tl.load(x, mask=(m < M)[:, None] & inside[None, :], other=0.0)
-                h = tl.dot(left, tl.load(w, mask=inside[:, None] & (n < N)[None, :], other=0.0), h)
-            x += BK * sxk
-            w += BK * swk
-        if BN == 64:
-            parts = (h,)
-        else:  # a quarter at a time: all at once, activation and derivative need more registers than two blocks can have
+        for k in range(0, K, BK):
+            h = tl.dot(load(x, b, m, k, BM, BK, XT), load(w, b, k, n, BK, BN, WT), h)
+        if ACT is None:
+            h *= s.load([m, b, n]).reshape(BM, BN).to(tl.float32)
+            y.store([m, b, n], h.to(y.dtype).reshape(BM, 1, BN))
+        else:  # a quarter at a time: all at once they need more registers than two blocks can have
             left, right = halves(h, BM, BN)
             parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
-        width: tl.constexpr = BN // len(parts)
-        for q in tl.static_range(len(parts)):
-            n = start + q * width + tl.arange(0, width)
-            at = m[:, None] * (COUNT * N) + b * N + n[None, :]
-            finish(y, d, at, parts[q], None if EVEN else (m < M)[:, None] & (n < N)[None, :], ACT)
+            for q in tl.static_range(4):
+                h, slope = activate(parts[q], ACT)
+                s.store([m, b, n + q * BN // 4], slope.to(s.dtype).reshape(BM, 1, BN // 4))
+                y.store([m, b, n + q * BN // 4], h.to(y.dtype).reshape(BM, 1, BN // 4))
+
+    @triton.jit
+    def product(
+        x, w, y, s, total, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
+        XT: tl.constexpr, WT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PROGRAMS: tl.constexpr,
+    ):  # fmt: skip
+        """h[m, b N + n] = sum_k x[b, m, k] w[b, k, n], b < COUNT. y, s: act(h), act'(h) are written; without ACT y = h s."""
+        if ACT is None:
+            tile(tl.program_id(0), x, w, y, s, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
+        else:  # programs that stay, so that the next operands come while an activation is computed
+            for t in tl.range(tl.program_id(0), total, PROGRAMS, flatten=True):
+                tile(t, x, w, y, s, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
 
 
 def on_chip(x):
-    return x.is_cuda and triton is not None
+    """Whether the GPU has what the kernel takes: tensor memory accelerator, room for two blocks of three stages."""
+    if triton is None or not x.is_cuda:
+        return False
+    p = torch.cuda.get_device_properties(x.device)
+    return p.major >= 9 and p.shared_memory_per_block_optin > 200 * 1024
 
 
-def launch(x, w, y, d, act):
-    """x (b, M, K), w (b, K, N), any strides; y, d (..., b N)."""
+def reachable(*tensors):
+    """Whether the accelerator can: it wants all strides but one, and the address, in multiples of 16 bytes."""
+    return all(
+        t.data_ptr() % 16 == 0 and sorted(n % 8 for n in t.stride())[:-1] == [0] * (t.dim() - 1) and 1 in t.stride()
+        for t in tensors
+    )
+
+
+def launch(x, w, y, s, act):
+    """x (b, M, K), w (b, K, N), one stride of each 1; y, s (..., b N)."""
     count, M, K = x.shape
     N = w.size(2)
-    grid = lambda v: (count * triton.cdiv(N, v['BN']), triton.cdiv(M, v['BM']))
-    product[grid](x, w, y, d, M, *x.stride(), *w.stride(), count, N, K, act)
+    turned = [t.stride(2) != 1 for t in (x, w)]
+
+    def described(t, block):
+        return TensorDescriptor(t, list(t.shape), list(t.stride()), block)
+
+    x, w = (
+        described(t.mT, [1, c, r]) if back else described(t, [1, r, c])
+        for t, back, (r, c) in zip((x, w), turned, ((BM, BK), (BK, BN)))
+    )
+    y, s = (described(t.view(M, count, N), [BM, 1, BN // 4 if act else BN]) for t in (y, s))
+    total = count * triton.cdiv(N, BN) * triton.cdiv(M, BM)
+    programs = min(total, 2 * torch.cuda.get_device_properties(y.base.device).multi_processor_count) if act else total
+    product[(programs,)](
+        x, w, y, s, total, count, N, K, act, *turned, BM, BN, BK, programs if act else 0,
+        num_warps=8, num_stages=3, maxnreg=128,
+    )  # fmt: skip
 
 
-def derived(h, act):
-    """act(h), act'(h), without a kernel of ours."""
+def activation(h, act):
     if act == 'relu2':
-        r = F.relu(h)
-        return r.square(), 2 * r
+        return F.relu(h).square()
+    return F.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
+
+
+def times_slope(dy, h, act):
+    """dy <- dy act'(h)"""
+    if act == 'relu2':
+        return torch.ops.aten.threshold_backward.grad_input(dy, h, 0, grad_input=dy).mul_(h).mul_(2)
     approximate = 'tanh' if act == 'gelu_tanh' else 'none'
-    slope = torch.ops.aten.gelu_backward(torch.ones_like(h), h, approximate=approximate)
-    return F.gelu(h, approximate=approximate), slope
+    return torch.ops.aten.gelu_backward.grad_input(dy, h, approximate=approximate, grad_input=dy)
 
 
 # -----------------------------------------------------------------------------
@@ -138,45 +161,52 @@ def derived(h, act):
 
 
 for schema in (
-    'activated(Tensor x, Tensor Z, Tensor B, str act) -> (Tensor, Tensor)',
-    'against(Tensor dZ, Tensor A, Tensor d, int f) -> Tensor',
+    'activated(Tensor x, Tensor Z, Tensor B, str act, bool narrow) -> (Tensor, Tensor)',
+    'against(Tensor dZ, Tensor A, Tensor s, int f, str act, bool narrow) -> Tensor',
 ):
     blocks.define(schema)
 
 
-def activated_fake(x, Z, B, act):
+def activated_fake(x, Z, B, act, narrow):
     y = x.new_empty(*x.shape[:-1], B.size(0) * B.size(2))
     return y, torch.empty_like(y)
 
 
-@blocks.op('activated', activated_fake, lambda x, Z, B, act: 2 * blocks.tokens(x) * math.prod(B))
-def activated(x, Z, B, act):
-    """Z (..., k) with B (1, k, e), or Z (f, k, T) with B (f, k, e) -> act(h), act'(h) (..., f e) for h = Z B. x: what Z was
-    computed from, for its leading axes."""
+@blocks.op('activated', activated_fake, lambda x, Z, B, act, narrow: 2 * blocks.tokens(x) * math.prod(B))
+def activated(x, Z, B, act, narrow):
+    """Z (..., k) with B (1, k, e), or Z (f, k, T) with B (f, k, e) -> y, s (..., f e): act(h), and act'(h) if narrow, else h,
+    for h = Z B. x: what Z was computed from, for its leading axes."""
     f, k, e = B.shape
     Z = Z.reshape(1, -1, k) if f == 1 else Z.mT
-    if not on_chip(x):
-        return derived((Z @ B).transpose(0, 1).reshape(*x.shape[:-1], f * e), act)
     y = x.new_empty(*x.shape[:-1], f * e)
-    d = torch.empty_like(y)
-    launch(Z, B, y, d, act)
-    return y, d
+    s = torch.empty_like(y)
+    if narrow and on_chip(x) and reachable(Z, B, y):
+        launch(Z, B, y, s, act)
+        return y, s
+    h = torch.bmm(Z, B, out=s.view(-1, f, e).transpose(0, 1)).transpose(0, 1).view(s.shape)
+    y = activation(h, act)
+    return y, times_slope(torch.ones_like(h), h, act) if narrow else h
 
 
-@blocks.op('against', lambda dZ, A, d, f: torch.empty_like(d), lambda dZ, A, d, f: 2 * blocks.tokens(d) * math.prod(A))
-def against(dZ, A, d, f):
-    """dZ (..., g k), f = 1, or (k, g, T), with A (g, a, k) and d (..., g a) -> (dZ A^T) d."""
+@blocks.op(
+    'against',
+    lambda dZ, A, s, f, act, narrow: torch.empty_like(s),
+    lambda dZ, A, s, f, act, narrow: 2 * blocks.tokens(s) * math.prod(A),
+)
+def against(dZ, A, s, f, act, narrow):
+    """dZ (..., g k), f = 1, or (k, g, T), with A (g, a, k) and s (..., g a) as above -> (dZ A^T) act'(h)."""
     g, a, k = A.shape
     dZ = blocks.split(dZ, g) if f == 1 else dZ.permute(1, 2, 0)
-    if not on_chip(d):
-        return (dZ @ A.mT).transpose(0, 1).reshape(d.shape) * d
-    y = torch.empty_like(d)
-    launch(dZ, A.mT, y, d, None)
-    return y
+    y = torch.empty_like(s)
+    if narrow and on_chip(s) and reachable(dZ, A, s):
+        launch(dZ, A.mT, y, s, None)
+        return y
+    torch.bmm(dZ, A.mT, out=y.view(-1, g, a).transpose(0, 1))
+    return y.mul_(s) if narrow else times_slope(y, s, act)
 
 
 # -----------------------------------------------------------------------------
-# the two layers
+# the two layers: factors A and B, or one of them where the layer is dense
 
 
 def inner(x, A, f):
@@ -198,62 +228,92 @@ def gradients(dy, x, A, B, Z):
     return dZ, dA, dB.unsqueeze(0)
 
 
+def gradient(dy, x):
+    """Of the one factor (1, in, out) of a dense layer, laid out as its weight (out, in) is."""
+    return (dy.flatten(0, -2).T @ x.flatten(0, -2)).T.unsqueeze(0)
+
+
 class Up(torch.autograd.Function):
-    """x, A, B -> act(h), act'(h), h = x W^T. The gradient it takes for the first is that of h: Down gives no other."""
+    """x, A, B -> y, s as of activated(), h = x W^T. The gradient it takes for the first is that of h: Down gives no other."""
 
     @staticmethod
-    def forward(ctx, x, A, B, act):
+    def forward(ctx, x, A, B, act, narrow):
         f = B.size(0)
-        Z = inner(x, A, f)
-        y, d = blocks.ops.activated(x, Z, B, act)
-        ctx.save_for_backward(x, A, B, Z if f == 1 or A.size(1) > B.size(2) else None)
-        ctx.mark_non_differentiable(d)
-        return y, d
+        Z = x if A is None else inner(x, A, f)
+        y, s = blocks.ops.activated(x, Z, B, act, narrow)
+        ctx.save_for_backward(x, A, B, None if A is None or f > 1 and A.size(1) <= B.size(2) else Z)
+        ctx.mark_non_differentiable(s)
+        ctx.set_materialize_grads(False)  # no zeros in place of its gradient
+        return y, s
 
     @staticmethod
     def backward(ctx, dh, _):
         x, A, B, Z = ctx.saved_tensors
+        if A is None:
+            dB = gradient(dh, x)
+            return dh @ B.squeeze(0).T, None, dB, None, None
         dZ, dA, dB = gradients(dh, x, A, B, Z)
         if B.size(0) > 1:
             dx = blocks.ops.two_grad_x(dZ, A).view(x.shape)
         else:
             dx = blocks.ops.blocks(dZ, A.mT) if A.size(0) > 1 else dZ @ A.squeeze(0).T
-        return dx, dA, dB, None
+        return dx, dA, dB, None, None
 
 
 class Down(torch.autograd.Function):
-    """y, d = act(h), act'(h), A, B -> y W^T; hands back the gradient of h in place of that of y."""
+    """y, s of Up, A, B -> y W^T; hands back the gradient of h in place of that of y."""
 
     @staticmethod
-    def forward(ctx, y, d, A, B):
-        if B.size(0) > 1:
+    def forward(ctx, y, s, A, B, act, narrow):
+        if B is None:
+            out, Z = y @ A.squeeze(0), None
+        elif B.size(0) > 1:
             out, Z = blocks.ops.two(y, A, B)
         else:
             Z = inner(y, A, 1)
             out = Z @ B.squeeze(0)
-        ctx.save_for_backward(y, d, A, B, Z)
+        ctx.save_for_backward(y, s, A, B, Z)
+        ctx.how = act, narrow
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        y, d, A, B, Z = ctx.saved_tensors
-        dZ, dA, dB = gradients(dout, y, A, B, Z)
-        return blocks.ops.against(dZ, A, d, B.size(0)), None, dA, dB
+        y, s, A, B, Z = ctx.saved_tensors
+        dZ, dA, dB = (dout, gradient(dout, y), None) if B is None else gradients(dout, y, A, B, Z)
+        f = 1 if B is None else B.size(0)
+        return blocks.ops.against(dZ, A, s, f, *ctx.how), None, dA, dB, None, None
 
 
 def fits(fc, proj, x) -> bool:
-    """Whether it serves: training, in 16 bits on a GPU, of two layers of the form above."""
+    """Whether it serves: training, in 16 bits on a GPU, of two layers without bias that are two factors as in inner(), or
+    dense and narrow."""
     if not torch.is_grad_enabled() or not on_chip(x):
-        return False
-    if not all(isinstance(m, Einsum) and m.shape.b == m.shape.d == 1 for m in (fc, proj)):
         return False
     auto = torch.is_autocast_enabled('cuda')
     short = (torch.get_autocast_dtype('cuda') if auto else x.dtype) in (torch.bfloat16, torch.float16)
-    return short and all(m.bias is None and m.guide is None for m in (fc, proj))
+    return short and all(one_fits(m) for m in (fc, proj))
+
+
+def one_fits(m) -> bool:
+    if m.bias is not None:
+        return False
+    if isinstance(m, torch.nn.Linear):
+        return min(m.weight.shape) <= NARROW
+    return isinstance(m, Einsum) and m.shape.b == m.shape.d == 1 and m.guide is None
+
+
+def cast(m, x) -> tuple:
+    """x and the factors of m in the precision of the products."""
+    if not isinstance(m, torch.nn.Linear):
+        return m.cast(x)
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return x.to(dtype), [m.weight.to(dtype).T.unsqueeze(0)]
 
 
 def mlp(fc, proj, x, act):
     """proj(act(fc(x)))"""
-    x, factors = fc.cast(x)
-    y, d = Up.apply(x, *factors, act)
-    return Down.apply(y, d, *proj.cast(y)[1])
+    x, up = cast(fc, x)
+    down = cast(proj, x)[1]
+    narrow = max(up[-1].size(1), down[0].size(2)) <= NARROW
+    y, s = Up.apply(x, *[None, *up][-2:], act, narrow)
+    return Down.apply(y, s, *[*down, None][:2], act, narrow)

@@ -80,7 +80,7 @@ class GPTConfig:
         choices=('auto', 'materialised', 'factored'),
     )
     fuse_mlp: bool = key(
-        True, 'on a GPU: compute the activation between two factored structured layers inside their products'
+        True, "on a GPU: compute an MLP's activation inside the products of its layers, dense or factored, without bias"
     )
     structured_share: float = key(
         1 / 3,
@@ -150,7 +150,7 @@ class GPTConfig:
         off = {
             PARAMETERIZATION: self.linear == 'dense',
             ('expansion',): self.linear != 'expanded',
-            ('structured_', 'guide_iters', 'fuse_mlp'): self.linear in ('dense', 'expanded'),
+            ('structured_', 'guide_iters'): self.linear in ('dense', 'expanded'),
             ('rank',): self.linear not in ('einsum', 'low_rank', 'block_dense', 'btt', 'tensor_train'),
             ('blocks',): self.linear not in ('monarch', 'btt', 'block_dense', 'block_diagonal'),
             ('theta', 'einsum_shape'): self.linear != 'einsum',

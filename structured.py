@@ -315,11 +315,12 @@ class Einsum(Structured):
 
     def matrix(self):
         s, (A, B) = self.shape, self.capped()
-        A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 0, 1, 4, 3)  # (f, g, a, d, r)
+        A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 0, 3, 4, 1)  # (f, g, r, d, a)
         B = self.by_tile(B)  # (f, g, r, b, e)
-        A, B = A.reshape(s.f * s.g, s.a * s.d, s.r), B.reshape(s.f * s.g, s.r, s.b * s.e)
-        tiles = A * B if s.r == 1 else A @ B
-        W = tiles.view(s.f, s.g, s.a, s.d, s.b, s.e).permute(0, 5, 3, 1, 4, 2)  # (f, e, d, g, b, a)
+        A, B = A.reshape(s.f * s.g, s.r, 1, -1), B.reshape(s.f * s.g, s.r, -1, 1)
+        tiles = (B * A).squeeze(1) if s.r == 1 else B.squeeze(3).mT @ A.squeeze(2)
+        # a stays innermost, so that the permutation moves runs of memory
+        W = tiles.view(s.f, s.g, s.b, s.e, s.d, s.a).permute(0, 3, 4, 1, 2, 5)  # (f, e, d, g, b, a)
         return W.reshape(self.d_out, self.d_in)
 
     def by_tile(self, B):

@@ -398,6 +398,7 @@ def test_distill_from_trains_towards_the_teacher(tmp_path, trained, run_train, c
 
 
 def test_distillation_is_one_compiled_graph():
+    torch._dynamo.reset()  # else other tests' sizes make these dynamic
     student, teacher = tiny_gpt(), tiny_gpt(1).eval().requires_grad_(False)
     x = tokens()
     soft = (teacher(x, last_only=False)[0], 0.5)

@@ -89,11 +89,13 @@ def test_the_copy_free_product_passes_gradcheck(shape):
 
 def pair(name, **keys):
     """The two layers of an MLP in float64, 12 -> 36 -> 12."""
+    if name == 'dense':
+        return [torch.nn.Linear(i, o, bias=False).double() for i, o in ((12, 36), (36, 12))]
     return [layer(name, size, **keys) for size in ((12, 36), (36, 12))]
 
 
 PAIRS = [('low_rank', {}), ('block_dense', {}), ('block_dense', dict(blocks=3, rank=6)), ('monarch', dict(blocks=2)),
-         ('btt', dict(blocks=3, rank=2)), ('btt', {})]  # fmt: skip
+         ('btt', dict(blocks=3, rank=2)), ('btt', {}), ('dense', {})]  # fmt: skip
 
 
 def apart(act, h):
@@ -102,12 +104,15 @@ def apart(act, h):
     return torch.nn.functional.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
 
 
+@pytest.mark.parametrize('narrow', [1024, 0])
 @pytest.mark.parametrize('act', fused.ACTIVATIONS)
 @pytest.mark.parametrize('name, keys', PAIRS)
-def test_an_mlp_with_its_activation_inside_the_products_is_the_mlp(name, keys, act):
+def test_an_mlp_with_its_activation_inside_the_products_is_the_mlp(name, keys, act, narrow, monkeypatch):
+    """Wide ones keep h for the backward pass, narrow ones the derivative."""
+    monkeypatch.setattr(fused, 'NARROW', narrow)
     fc, proj = pair(name, **keys)
     x, dy = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, 12, dtype=torch.float64)
-    inputs = [x, *fc.factors, *proj.factors]
+    inputs = [x, *fc.parameters(), *proj.parameters()]
     y, wanted = fused.mlp(fc, proj, x, act), proj(apart(act, fc(x)))
     torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
     got, wanted = (torch.autograd.grad(v, inputs, dy) for v in (y, wanted))
@@ -131,16 +136,27 @@ def test_activations_go_into_the_products_only_where_that_is_the_same(monkeypatc
     proj.follow(torch.zeros(12, 36))
     assert not fused.fits(fc, proj, x)
     assert not fused.fits(torch.nn.Linear(12, 36), proj, x)
+    fc, proj = pair('dense')
+    assert fused.fits(fc, proj, x) and fused.fits(pair('low_rank')[0], proj, x)
+    monkeypatch.setattr(fused, 'NARROW', 8)  # a wide dense one is left to the compiler
+    assert not fused.fits(fc, proj, x) and fused.fits(*pair('low_rank'), x)
+
+
+def test_a_dense_mlp_with_its_activation_inside_lays_gradients_out_as_its_weights():
+    """Otherwise every one of them would be copied before the optimizer takes it."""
+    fc, proj = pair('dense')
+    fused.mlp(fc, proj, torch.randn(5, 12, dtype=torch.float64, requires_grad=True), 'gelu').sum().backward()
+    assert all(m.weight.grad.stride() == m.weight.stride() for m in (fc, proj))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['block_dense', 'monarch'])
+@pytest.mark.parametrize('name', ['dense', 'block_dense', 'monarch'])
 def test_a_model_with_its_activations_inside_the_products_is_one_graph(name, monkeypatch):
     torch._dynamo.reset()
     found = []
     for fits, compile in ((False, False), (True, True)):
         monkeypatch.setattr(fused, 'fits', lambda fc, proj, x, fits=fits: fits)
-        model = tiny_gpt(linear=name, linear_path='factored')
+        model = tiny_gpt(linear=name, bias=False, linear_path='factored')
         forward = torch.compile(model, fullgraph=True) if compile else model
         idx = torch.arange(16).view(2, 8) % model.config.vocab_size
         loss = forward(idx, idx)[1]
