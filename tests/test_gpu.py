@@ -200,6 +200,39 @@ def test_products_with_the_activation_inside_at_the_edges_of_their_tiles(tokens,
     assert (found - wanted).norm() < 0.01 * wanted.norm()
 
 
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+def test_wide_mlps_hold_no_third_wide_array(act, monkeypatch):
+    """Beyond NARROW the gradient at h is the product's output, changed in place; so is act(h) beside h going forward."""
+    monkeypatch.setattr(fused, 'NARROW', 0)
+    torch.manual_seed(0)
+    c = GPTConfig(linear='low_rank', bias=False)
+    layers = [make(c, 'h.0.mlp.c_fc', 256, 1024), make(c, 'h.0.mlp.c_proj', 1024, 256)]
+    x, dy = torch.randn(2, 3, 336, 256, device='cuda')
+
+    def values(together, dtype):
+        up, down = (copy.deepcopy(m).cuda().to(dtype) for m in layers)
+        i = x.to(dtype).requires_grad_()
+        y = fused.mlp(up, down, i, act) if together else down(fused.activation(up(i), act))
+        return y, *torch.autograd.grad(y, [i, *up.parameters(), *down.parameters()], dy.to(dtype))
+
+    wanted, apart, together = values(False, torch.float32), values(False, torch.bfloat16), values(True, torch.bfloat16)
+    for a, b, w in zip(together, apart, wanted):
+        assert (a - w).norm() <= 1.2 * (b - w).norm() + 1e-3 * w.norm()
+
+    def grown(f, *args):
+        f(*args)  # workspaces come with the first call
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        f(*args)
+        return torch.cuda.max_memory_allocated() - before
+
+    R = lambda *s: torch.randn(*s, device='cuda', dtype=torch.bfloat16)
+    Z, B, s = R(8192, 128), R(1, 128, 2048), R(8192, 2048)
+    assert grown(fused.activated, Z, Z, B, act, False) <= 2.1 * s.nbytes
+    assert grown(fused.against, Z, B.mT.contiguous(), s, 1, act, False) <= 1.1 * s.nbytes
+
+
 def test_training_with_the_activation_inside_the_products():
     flags = ('--linear=monarch', '--linear_path=factored', '--dtype=bfloat16')
     a, _ = run(*flags)
