@@ -5,9 +5,9 @@ Structured layers on paper and on the clock; reached through bench.py.
     python bench.py mlp --widths=768,2048,5120            forward and backward of an MLP pair (c_fc, GELU, c_proj)
 
 `mlp` compares with nn.Linear in the same process, compiled, in bfloat16 on a GPU, replayed as a CUDA graph so that the
-time is the GPU's and not that of launching. A materialised pair pays for forming W and for the chain rule back, once.
-Each row stands beside its roofline: the time for its FLOPs at the matmul rate plus for its bytes at the copy rate, both
-measured right before.
+time is the GPU's and not that of launching. The row dense_fused is the dense pair through fused.py, where that serves.
+A materialised pair pays for forming W and for the chain rule back, once. Each row stands beside its roofline: the time
+for its FLOPs at the matmul rate plus for its bytes at the copy rate, both measured right before.
 """
 
 import json

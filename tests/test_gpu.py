@@ -202,7 +202,7 @@ def test_products_with_the_activation_inside_at_the_edges_of_their_tiles(tokens,
 
 @pytest.mark.parametrize('act', fused.ACTIVATIONS)
 def test_wide_mlps_hold_no_third_wide_array(act, monkeypatch):
-    """Beyond NARROW the gradient at h is the product's output, changed in place; so is act(h) beside h going forward."""
+    """Beyond NARROW h and act(h) are all that is written forward, and the gradient at h is the product's output, changed in place."""
     monkeypatch.setattr(fused, 'NARROW', 0)
     torch.manual_seed(0)
     c = GPTConfig(linear='low_rank', bias=False)
