@@ -133,6 +133,12 @@ def test_structured_layers_permute_nothing(name):
     assert kernels and not [k for k in kernels if 'copy' in k.lower() or 'elementwise' in k or 'triton' in k], kernels
 
 
+def plain(h, act):
+    if act == 'relu2':
+        return torch.relu(h).square()
+    return torch.nn.functional.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
+
+
 @pytest.mark.parametrize('act', fused.ACTIVATIONS)
 @pytest.mark.parametrize(
     'name, keys',
@@ -159,15 +165,10 @@ def test_an_mlp_with_its_activation_inside_the_products_is_the_mlp(name, keys, a
         i, d = x.to(dtype).requires_grad_(), dy.to(dtype)
 
         def step():
-            y = fused.mlp(*ms, i, act) if together else ms[1](plain(ms[0](i)))
+            y = fused.mlp(*ms, i, act) if together else ms[1](plain(ms[0](i), act))
             return y, *torch.autograd.grad(y, [i, *ms[0].parameters(), *ms[1].parameters()], d)
 
         return step
-
-    def plain(h):
-        if act == 'relu2':
-            return torch.relu(h).square()
-        return torch.nn.functional.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
 
     wanted, apart, together = (
         values(False, torch.float32)(),
@@ -212,7 +213,7 @@ def test_wide_mlps_hold_no_third_wide_array(act, monkeypatch):
     def values(together, dtype):
         up, down = (copy.deepcopy(m).cuda().to(dtype) for m in layers)
         i = x.to(dtype).requires_grad_()
-        y = fused.mlp(up, down, i, act) if together else down(fused.activation(up(i), act))
+        y = fused.mlp(up, down, i, act) if together else down(plain(up(i), act))
         return y, *torch.autograd.grad(y, [i, *up.parameters(), *down.parameters()], dy.to(dtype))
 
     wanted, apart, together = values(False, torch.float32), values(False, torch.bfloat16), values(True, torch.bfloat16)
