@@ -67,6 +67,11 @@ class CompressConfig:
     extend: int = key(2, 'learning rates to try beyond the edge of the given ones', low=0)
     evals: int = key(10, 'evaluations of a run after its first, each of which may write a checkpoint', low=1)
     jobs: int = key(1, 'runs at once', low=1)
+    cluster: str = key(
+        'none',
+        'a process for each run (none), or processes that do one after the other (pool)',
+        choices=('none', 'pool'),
+    )
     distill_iters: int = key(200, 'distilled: steps per block', low=1)
     arms: str = key('all', f'which of {", ".join(ARMS)}, separated by commas')
     tasks: str = key('wikitext2,wikitext103,lambada', 'what evaluate.py measures of each arm; empty: nothing')
@@ -199,7 +204,7 @@ def over(cfg: CompressConfig, name: str, code: int | None) -> str:
 
 
 def compress(cfg: CompressConfig):
-    launch.run_here(lambda: missing(cfg), lambda name, code: over(cfg, name, code), cfg.jobs)
+    launch.run_here(lambda: missing(cfg), lambda name, code: over(cfg, name, code), cfg.jobs, cfg.cluster)
 
 
 def block_size(folder: Path) -> int:

@@ -422,5 +422,9 @@ def evaluate(cfg: EvalConfig) -> dict:
     return report
 
 
+def main():
+    evaluate(load(EvalConfig, sys.argv[1:]))
+
+
 if __name__ == '__main__':
-    run(lambda: evaluate(load(EvalConfig, sys.argv[1:])))
+    run(main)

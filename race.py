@@ -9,14 +9,15 @@ Is growing a small model cheaper than training the large one? The FLOPs and seco
 1. The large model from scratch at several learning rates, and beyond the edge of these while the best lies there. The
    best final loss is the target of the race, its rate the rate of everything else.
 2. Small sources at a quarter of the iterations, at a constant rate: `narrow` (half the width) and `shallow` (half the
-   depth), the same two at a tenth (`-early`), `random`, which is narrow as it was initialised, and `alone`, which is
-   narrow trained for the FLOPs of scratch. Scratch once more over each of the horizons (`scratch-x`).
+   depth), `third` (of the depth), the same at a tenth (`-early`), `staged` (shallow, stacked on its way from half of
+   that), `random`, which is narrow as it was initialised, and `alone`, which is narrow trained for the FLOPs of scratch.
+   Scratch once more over each of the horizons (`scratch-x`).
 3. An arm per way to grow, each a run of its own with a schedule over `horizons` times the iterations of scratch: over
    the first of them, and while the target is not reached over the next.
 
-Every run is `train.py config/gpt2.py` with flags. FLOPs of an arm: its own to the target, plus, counted, its source's
-(and LiGO's). Seconds: iterations times the median step time, so that compiling and evaluations do not count, plus the
-seconds of the growth itself. Runs side by side (--jobs) slow each other down: then the step of each size is timed alone
+Every run is `train.py config/gpt2.py` with flags. FLOPs of an arm: its own to the target, plus, counted, those of its
+source (and its source's source, and LiGO's). Seconds: iterations times the median step time, so that compiling and
+evaluations do not count, plus the seconds of the growth itself. Runs side by side (--jobs) slow each other down: then the step of each size is timed alone
 before them, by bench.py, and the table says so. The target is read off between evaluations by straight lines. An arm
 that does not get there has no such figure: its horizon was too short, or it is worse. "At its loss" needs no target: all
 FLOPs of a run, source counted, against those of a run from scratch that ends at the same loss, read off between the
@@ -40,7 +41,7 @@ from logger import read_metrics
 from plan import beyond
 
 COMMON = '--hidden_lr=1 --weight_decay=0.1 --always_save_checkpoint=false --log_interval=10 --eval_iters=10'
-SIZES = {  # flags of the large model; narrow has half of n_embd and n_head, shallow half of n_layer
+SIZES = {  # flags of the large model; narrow has half of n_embd and n_head, shallow, third, quarter that share of n_layer
     'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4 --warmup_iters=50',
     'half': '--n_layer=8 --n_embd=512 --n_head=8 --batch_size=32 --gradient_accumulation_steps=2 --warmup_iters=50',
     # 5.8M parameters, of which 1.0M for the vocabulary; 59M tokens in 3,600 iterations, 1.2 epochs
@@ -49,12 +50,16 @@ SIZES = {  # flags of the large model; narrow has half of n_embd and n_head, sha
     'tiny': '--n_layer=2 --n_embd=32 --n_head=4 --batch_size=4 --gradient_accumulation_steps=1 --warmup_iters=2'
     ' --block_size=32 --dataset=shakespeare_char --eval_iters=4 --log_interval=1 --device=cpu',
 }
-SOURCES = {  # name: (which, its iterations over those of a source)
-    'narrow': ('narrow', 1),
-    'shallow': ('shallow', 1),
-    'narrow-early': ('narrow', 0.4),
-    'shallow-early': ('shallow', 0.4),
-    'random': ('narrow', 0),
+SOURCES = {  # name: (which, its iterations over those of a source, the source that it is stacked from)
+    'narrow': ('narrow', 1, ''),
+    'shallow': ('shallow', 1, ''),
+    'narrow-early': ('narrow', 0.4, ''),
+    'shallow-early': ('shallow', 0.4, ''),
+    'third': ('third', 1, ''),
+    'third-early': ('third', 0.4, ''),
+    'quarter-early': ('quarter', 0.4, ''),
+    'staged': ('shallow', 0.6, 'quarter-early'),
+    'random': ('narrow', 0, ''),
 }
 ARMS = {  # name: (source, flags), what is most wanted first
     'stack': ('shallow', '--transfer_method=stack'),
@@ -70,6 +75,9 @@ ARMS = {  # name: (source, flags), what is most wanted first
     'clone-1-half-rate': ('narrow', '--transfer_method=clone --transfer_noise=1 --hidden_lr=0.5'),
     'clone-1-early': ('narrow-early', '--transfer_method=clone --transfer_noise=1'),
     'interleave': ('shallow', '--transfer_method=interleave'),
+    'stack-third': ('third', '--transfer_method=stack'),
+    'stack-third-early': ('third-early', '--transfer_method=stack'),
+    'stack-staged': ('staged', '--transfer_method=stack'),
     'bert2bert': ('narrow', '--transfer_method=bert2bert'),
     'stack-half-rate': ('shallow', '--transfer_method=stack --hidden_lr=0.5'),
     'zero_block-early': ('shallow-early', '--transfer_method=zero_block'),
@@ -115,8 +123,9 @@ class RaceConfig:
 def small_flags(cfg: RaceConfig) -> dict:
     """{source: flags that make it small}."""
     sizes = dict(a[2:].split('=') for a in shlex.split(f'{SIZES[cfg.size]} {cfg.flags}'))
-    d, h, n = (int(sizes[k]) // 2 for k in ('n_embd', 'n_head', 'n_layer'))
-    return dict(narrow=f'--n_embd={d} --n_head={h}', shallow=f'--n_layer={n}')
+    d, h, n = (int(sizes[k]) for k in ('n_embd', 'n_head', 'n_layer'))
+    depths = {kind: f'--n_layer={max(1, n // k)}' for kind, k in (('shallow', 2), ('third', 3), ('quarter', 4))}
+    return dict(narrow=f'--n_embd={d // 2} --n_head={h // 2}', **depths)
 
 
 def command(cfg: RaceConfig, name: str, iters: int, flags: str) -> tuple[str, Path, list[str]]:
@@ -217,8 +226,7 @@ def table(folder: Path) -> str:
             own = at * r[unit]
             before, growing = 0.0, 0.0
             if r['transfer']:
-                source = runs[plan['sources'][name]]
-                before = source['iters'] * source[unit]
+                before = sum(s['iters'] * s[unit] for s in line_of(plan['sources'][name], runs))
                 if unit == 'flops':
                     growing = r['transfer']['flops'] - before  # what was learned while growing
                 else:
@@ -230,6 +238,11 @@ def table(folder: Path) -> str:
                 line += f' {total:{width}.3g} {1 - total / whole:7.1%} {1 - (own + growing) / whole:11.1%}'
         lines.append(line)
     return '\n'.join(lines)
+
+
+def line_of(source: str, runs: dict) -> list[dict]:
+    """The run of a source and of what it grew from."""
+    return [runs[source], *line_of(SOURCES[source][2], runs)] if source else []
 
 
 def rate(lr: float) -> str:
@@ -260,24 +273,37 @@ def missing(cfg: RaceConfig) -> list:
     if target == math.inf:
         raise UserError('every run from scratch diverged; give lower --rates')
 
-    # sources; they hand over before their rate has decayed
-    arms = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(',')
-    for name in dict.fromkeys(ARMS[a][0] for a in arms):
-        kind, share = SOURCES[name]
-        flags = f'{rate(lr)} --min_lr={lr:g} {small[kind]}'
-        if not share:
-            flags += ' --learning_rate=1e-9 --min_lr=1e-9 --warmup_iters=0'
-        found.append(command(cfg, name, max(1, round(share * cfg.source_share * cfg.iters)), flags))
     if 'narrow' in runs:  # the small model for the FLOPs of scratch
         iters = round(cfg.iters * runs[best]['flops'] / runs['narrow']['flops'])
         found.append(command(cfg, 'alone', iters, f'{rate(lr)} {small["narrow"]}'))
     for h in cfg.horizons:  # what as many iterations give without growth
         found.append(command(cfg, f'scratch-x{h:g}', max(1, round(h * cfg.iters)), rate(lr)))
 
+    def before(source):
+        """[the run without which nothing can grow from this source yet]: its own, once more where its checkpoint is gone,
+        or that of its source; []: it is there."""
+        if source and launch.lost(root_path(cfg.work) / source, folder / source):
+            runs.pop(source, None)
+        if not source or source in runs:
+            return []
+        kind, share, parent = SOURCES[source]
+        if first := before(parent):
+            return first
+        flags = f'{rate(lr)} --min_lr={lr:g} {small[kind]}'  # they hand over before their rate has decayed
+        if not share:
+            flags += ' --learning_rate=1e-9 --min_lr=1e-9 --warmup_iters=0'
+        if parent:
+            flags += f' {grow(parent)} --transfer_method=stack'
+        return [command(cfg, source, max(1, round(share * cfg.source_share * cfg.iters)), flags)]
+
+    def grow(source):
+        return f'--init_from=transfer --transfer_from={root_path(cfg.work)}/{source}/ckpt.pt'
+
     # arms, the next horizon first of those that came nearest
     def gap(arm, horizon):
         return last_loss(runs[f'{arm}-x{horizon:g}']) - target
 
+    arms, sources = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(','), {}
     tried = {a: [h for h in cfg.horizons if f'{a}-x{h:g}' in runs] for a in arms}
     again = [a for a in arms if tried[a] and len(tried[a]) < len(cfg.horizons)]
     again = [a for a in again if 0 < gap(a, tried[a][-1]) < math.inf]
@@ -285,14 +311,14 @@ def missing(cfg: RaceConfig) -> list:
     for arm in [*(a for a in arms if not tried[a]), *again]:
         source, flags = ARMS[arm]
         horizon = cfg.horizons[len(tried[arm])]
-        start = f'--init_from=transfer --transfer_from={root_path(cfg.work)}/{source}/ckpt.pt {flags}'
-        if launch.lost(root_path(cfg.work) / source, folder / source):
-            runs.pop(source, None)  # it comes first, once more
-        if source in runs:
+        if first := before(source):
+            sources |= {name: (name, *run) for name, *run in first}
+        else:
             iters = max(1, round(horizon * cfg.iters))
-            found.append(command(cfg, f'{arm}-x{horizon:g}', iters, f'{rate(lr)} {start}'))
-    sources = {f'{a}-x{h:g}': ARMS[a][0] for a in arms for h in cfg.horizons}
-    facts = dict(best=best, target=target, sources=sources, jobs=cfg.jobs)
+            found.append(command(cfg, f'{arm}-x{horizon:g}', iters, f'{rate(lr)} {grow(source)} {flags}'))
+    found = [*sources.values(), *found]
+    grown = {f'{a}-x{h:g}': ARMS[a][0] for a in arms for h in cfg.horizons}
+    facts = dict(best=best, target=target, sources=grown, jobs=cfg.jobs)
     write(folder / 'race.json', (json.dumps(facts, indent=1) + '\n').encode())
     return [run for run in found if run[0] not in runs]
 

@@ -529,11 +529,13 @@ def test_what_an_experiment_lost_with_its_checkpoints_is_made_again(tmp_path):
 
 @pytest.mark.slow
 def test_a_small_experiment_runs_once(script, tmp_path):
-    args = ['--size=tiny', '--source_iters=4', '--iters=2', '--rates=1e-3', '--distill_iters=2', '--tasks=',
-            '--arms=81M-distilled', '--flags=--dataset=shakespeare_char', f'--out={tmp_path}/logs']  # fmt: skip
+    args = ['--size=tiny', '--source_iters=4', '--iters=2', '--rates=1e-3', '--distill_iters=2', '--tasks=val',
+            '--arms=81M-distilled', '--flags=--dataset=shakespeare_char', '--cluster=pool', '--jobs=2',
+            f'--out={tmp_path}/logs']  # fmt: skip
     r = script('compress.py', *args, f'--work={tmp_path}/work')
     for name in ('source', '81M-distilled', '81M-distilled-0.001'):
         assert f'{name}: python t' in r.stdout
+    assert json.loads((tmp_path / 'logs/81M-distilled/eval.json').read_text())['tasks']['val']['figures']
     again = script('compress.py', *args, f'--work={tmp_path}/work').stdout
     assert 'python t' not in again and again in r.stdout
     assert script('compress.py', f'--show={tmp_path}/logs').stdout == again

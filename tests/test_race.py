@@ -133,9 +133,40 @@ def test_sources_of_other_shares(tmp_path):
     assert f'--transfer_from={tmp_path}/work/shallow-early/ckpt.pt' in grown
 
 
-def test_the_source_is_half_of_what_the_flags_make(fails):
+def test_a_source_that_grew_itself(tmp_path):
+    """It waits for its own source, whose costs count; both are made again where only the large model's run is missing."""
+    logs, work = tmp_path / 'logs', tmp_path / 'work'
+    cfg = race.RaceConfig(size='tiny', iters=100, rates=(1e-3,), horizons=(0.5,), arms='stack-staged',
+                          flags='--n_layer=4', out=str(logs), work=str(work))  # fmt: skip
+    flags = lambda: {name: command for name, _, command in race.missing(cfg)}
+    fake_run(logs, 'scratch-0.001', [(0, 4.0), (100, 2.0)])
+    fake_run(logs, 'scratch-x0.5', [(0, 4.0), (50, 2.5)])
+    assert list(flags()) == ['quarter-early'] and '--n_layer=1' in flags()['quarter-early']
+    fake_run(logs, 'quarter-early', [(0, 4.0), (10, 3.0)], flops_per_token=30, ms=3)
+    with_checkpoint(logs, work, 'quarter-early')
+    staged = flags()['staged']
+    assert {'--max_iters=15', '--n_layer=2', '--transfer_method=stack', '--init_from=transfer'} < set(staged)
+    assert f'--transfer_from={work}/quarter-early/ckpt.pt' in staged and len(flags()) == 1
+    fake_run(logs, 'staged', [(0, 4.0), (15, 3.0)], flops_per_token=60, ms=6, transfer=dict(flops=3_000, growing=0.0))
+    with_checkpoint(logs, work, 'staged')
+    assert f'--transfer_from={work}/staged/ckpt.pt' in flags()['stack-staged-x0.5']
+
+    # 10 * 300 + 15 * 600 FLOPs before, 50 * 1000 of its own; 0.12 s and 0.5 s
+    fake_run(logs, 'stack-staged-x0.5', [(0, 4.0), (50, 2.0)], transfer=dict(flops=12_000, growing=0.0))
+    assert flags() == {}
+    row = next(line.split() for line in race.table(logs).splitlines() if line.startswith('stack-staged'))
+    assert row[5:] == ['6.2e+04', '38.0%', '50.0%', '0.62', '38.0%', '50.0%']
+
+    shutil.rmtree(logs / 'stack-staged-x0.5')
+    shutil.rmtree(work)
+    assert list(flags()) == ['quarter-early']
+
+
+def test_sources_are_fractions_of_what_the_flags_make(fails):
     cfg = race.RaceConfig(size='half', flags='--n_layer=6')
-    assert race.small_flags(cfg) == dict(narrow='--n_embd=256 --n_head=4', shallow='--n_layer=3')
+    depths = dict(shallow='--n_layer=3', third='--n_layer=2', quarter='--n_layer=1')
+    assert race.small_flags(cfg) == dict(narrow='--n_embd=256 --n_head=4', **depths)
+    assert '--n_layer=1' in race.small_flags(race.RaceConfig(size='tiny'))['third']
     fails(lambda: race.load(race.RaceConfig, ['--arms=clone-7']), "'clone-7' is none; there are stack, zero_block")
     fails(lambda: race.load(race.RaceConfig, ['--horizons=0']), "horizons = '0' on the command line: must be above 0")
     fails(lambda: race.load(race.RaceConfig, ['--rates=']), 'must have at least one number')
