@@ -65,7 +65,10 @@ def test_the_update_is_captured_anew_after_a_rotation(moments, cuda_graph, monke
     assert a == pytest.approx(b, abs=1e-4)
 
 
-@pytest.mark.parametrize('flags', [(), ('--linear=expanded', '--linear_path=factored', '--expansion_depth=3')])
+FORMED = [(f'--linear={name}', '--linear_path=materialised') for name in ('kronecker', 'tensor_train', 'btt')]
+
+
+@pytest.mark.parametrize('flags', [(), ('--linear=expanded', '--linear_path=factored', '--expansion_depth=3'), *FORMED])
 def test_compiled_and_eager_agree(flags):
     a, _ = run(*flags, '--dtype=float32')
     b, _ = run(*flags, '--dtype=float32', '--compile=false')
