@@ -24,6 +24,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import evaluate
 import launch
 from configurator import ROOT, UserError, input_path, key, load, root_path, run
 from download import write
@@ -84,7 +85,8 @@ class CompressConfig:
 
     def problems(self):
         odd = [a for a in self.arms.split(',') if a not in ARMS and self.arms != 'all']
-        return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
+        found = [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
+        return found + (evaluate.EvalConfig(checkpoint='any', tasks=self.tasks).problems() if self.tasks else [])
 
 
 def keep(folder: Path, *files: Path):
@@ -204,6 +206,8 @@ def over(cfg: CompressConfig, name: str, code: int | None) -> str:
 
 
 def compress(cfg: CompressConfig):
+    for task in set(cfg.tasks.split(',')) & set(evaluate.SOURCES):
+        evaluate.read_source(task)  # a text that cannot be had is found out before anything is trained
     launch.run_here(lambda: missing(cfg), lambda name, code: over(cfg, name, code), cfg.jobs, cfg.cluster)
 
 

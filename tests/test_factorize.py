@@ -527,6 +527,16 @@ def test_what_an_experiment_lost_with_its_checkpoints_is_made_again(tmp_path):
     assert names() == ['81M-prune tasks']
 
 
+def test_what_an_experiment_cannot_measure_is_said_before_it_trains(tmp_path, monkeypatch, fails):
+    monkeypatch.setenv('NANOMORPH_DATA', str(tmp_path))
+    monkeypatch.setattr('evaluate.ROOT', tmp_path)
+    monkeypatch.setattr('evaluate.retrieve', lambda *a: 1 / 0)
+    monkeypatch.setattr('launch.run_here', lambda *a: pytest.fail('something was started'))
+    cfg = compress.CompressConfig(size='tiny', tasks='val,lambada', out=str(tmp_path / 'logs'))
+    fails(lambda: compress.compress(cfg), 'lambada_test.jsonl is missing', f'place it at {tmp_path}/lambada')
+    fails(lambda: compress.load(compress.CompressConfig, ['--tasks=lambda']), "did you mean 'lambada'")
+
+
 @pytest.mark.slow
 def test_a_small_experiment_runs_once(script, tmp_path):
     args = ['--size=tiny', '--source_iters=4', '--iters=2', '--rates=1e-3', '--distill_iters=2', '--tasks=val',
