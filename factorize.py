@@ -33,6 +33,7 @@ import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn as nn
@@ -155,10 +156,15 @@ def whitened(member, W, C):
         return member.from_dense(torch.block_diag(*blocks))
     r = member.k if hasattr(member, 'k') else member.shape.r
     if len(W) <= len(C):
-        U = torch.linalg.eigh(W @ C @ W.T).eigenvectors.flip(1)[:, :r]
+        U = torch.linalg.eigh(W @ C @ W.T).eigenvectors[:, -r:]
     else:
-        U = torch.linalg.svd(W @ torch.linalg.cholesky(C), full_matrices=False).U[:, :r]
-    member.from_dense(U @ (U.T @ W))
+        S = W @ torch.linalg.cholesky(C)
+        U = torch.linalg.qr(S @ torch.linalg.eigh(S.T @ S).eigenvectors[:, -r:]).Q
+    if isinstance(member, linear.Expanded):
+        return member.from_dense(U @ (U.T @ W))
+    u, s, Vh = torch.linalg.svd(U.T @ W, full_matrices=False)  # of U U^T W, for less
+    root = s.sqrt()
+    member.place([(Vh.T * root)[None], (U @ u * root).T[None]])
 
 
 INITS = dict(nearest=nearest, prune=prune, whitened=whitened)
@@ -221,53 +227,71 @@ def loss_from(model, i: int, x, tokens) -> float:
 
 @torch.no_grad()
 def walk(model, idx):
-    """(i, x, rest) of every block, x being what it takes, and of the end."""
+    """(i, x) of every block, x being what it takes, and of the end."""
     x, *rest = model.embed(idx)
     for i, block in enumerate(model.transformer.h):
-        yield i, x, rest
+        yield i, x
         x = block(x, *rest)
-    yield len(model.transformer.h), x, rest
+    yield len(model.transformer.h), x
+
+
+class Formed(nn.Module):
+    """Stands for a member, and multiplies by its matrix, which it forms each time anew."""
+
+    def __init__(self, member):
+        super().__init__()
+        self.member = member
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.member.to_dense(), self.member.bias)
+
+
+def fitted(model, layers: dict):
+    """A twin of the model with these layers {site: member}, to be looked at: factors that take more multiplications
+    than their matrix (a tensor train of high rank) are multiplied out in it."""
+    new = twin(model)
+    for site, m in layers.items():
+        put(new, site, Formed(m) if m.macs() > m.d_in * m.d_out else m)
+    return new
 
 
 @torch.no_grad()
 def loss_with(model, layers: dict, tokens) -> float:
     """The loss of model with these layers {site: member} in it."""
-    new = twin(model)
-    for site, member in layers.items():
-        put(new, site, member)
-    return new(*tokens)[1].item()
+    return fitted(model, layers)(*tokens)[1].item()
 
 
 @torch.no_grad()
-def second_moments(model, i: int, x, rest, sites) -> dict:
-    """{site: E[x x^T] of what it takes} for sites of block i, from the block's input."""
-    C, hooks = {}, []
-    for site in sites:
+def second_moments(model, idx, sites):
+    """{site: E[x x^T] of what it takes}, of those sites that are in it, for every block and the head in turn."""
+    x, *rest = model.embed(idx)
+    for i in range(len(model.transformer.h) + 1):
+        C, hooks = {}, []
+        for site in [s for s in sites if block_of(s, model.config) == i]:
 
-        def add(layer, args, site=site):
-            z = args[0].flatten(0, -2).float()
-            C[site] = (z.T @ z / len(z)).cpu()
+            def add(layer, args, site=site, C=C):
+                z = args[0].flatten(0, -2).float()
+                C[site] = (z.T @ z / len(z)).cpu()
 
-        hooks.append(layer_of(model, site).register_forward_pre_hook(add))
-    if i < len(model.transformer.h):
-        model.transformer.h[i](x, *rest)
-    else:
-        model.lm_head(model.transformer.ln_f(x))
-    for h in hooks:
-        h.remove()
-    return C
+            hooks.append(layer_of(model, site).register_forward_pre_hook(add))
+        if i < len(model.transformer.h):
+            x = model.transformer.h[i](x, *rest)
+        elif hooks:
+            model.lm_head(model.transformer.ln_f(x))
+        for h in hooks:
+            h.remove()
+        yield C
 
 
 def replace_all(model, config, cfg: FactorizeConfig, tokens, calibration, device) -> tuple[dict, list, float]:
     """({site: member on the device}, a row of the table each, the loss before), block by block. tokens: (idx, targets)
     for the loss; calibration: idx for second moments, None without."""
     layers, rows, base = {}, [], None
-    streams = [walk(model, tokens[0])] + ([walk(model, calibration)] if calibration is not None else [])
-    for (i, x, _), *other in zip(*streams):
+    sites = linear.chosen(config)
+    moments = repeat({}) if calibration is None else second_moments(model, calibration, sites)
+    for (i, x), C in zip(walk(model, tokens[0]), moments):
         base = loss_from(model, i, x, tokens) if base is None else base
-        sites = [s for s in linear.chosen(config) if block_of(s, config) == i]
-        C = second_moments(model, i, *other[0][1:], sites) if other and sites else {}
-        for site in sites:
+        for site in [s for s in sites if block_of(s, config) == i]:
             old = layer_of(model, site)
             new = new_layer(config, site, old, cfg.init, C.get(site), cfg.rescale)
             W, dense = old.weight, new.to_dense().detach()
@@ -351,7 +375,7 @@ def misfit(config, model, init: str) -> float:
 def damage(model, config, init: str, tokens, device) -> dict:
     """{block: rise of the loss when the layers of that block alone are replaced}."""
     base, rises = None, {}
-    for i, x, _ in walk(model, tokens[0]):
+    for i, x in walk(model, tokens[0]):
         base = loss_from(model, i, x, tokens) if base is None else base
         sites = [s for s in linear.chosen(config) if block_of(s, config) == i]
         old = {s: layer_of(model, s) for s in sites}
@@ -469,7 +493,7 @@ def factorize(cfg: FactorizeConfig):
         print(line)
     n = sum(p.numel() for p in new.parameters())
     print(f'{dense:,} parameters -> {n:,}, position embeddings included')
-    report(cfg, model, new, tokens, limit=None)
+    report(cfg, model, fitted(new, layers), tokens, limit=None)
     new.cpu()
     settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
     write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf))

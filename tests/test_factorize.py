@@ -1,5 +1,6 @@
 """Dense to structured: projections are the nearest there are, counts are the published ones, nothing is lost on the way."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -19,6 +20,7 @@ import transfer
 from configurator import load
 from factorize import FactorizeConfig, new_layer
 from model import NANOGPT_KEYS, GPTConfig
+from surgery import layer_of, put
 from train import TrainConfig, train
 
 
@@ -535,6 +537,20 @@ def test_what_an_experiment_cannot_measure_is_said_before_it_trains(tmp_path, mo
     cfg = compress.CompressConfig(size='tiny', tasks='val,lambada', out=str(tmp_path / 'logs'))
     fails(lambda: compress.compress(cfg), 'lambada_test.jsonl is missing', f'place it at {tmp_path}/lambada')
     fails(lambda: compress.load(compress.CompressConfig, ['--tasks=lambda']), "did you mean 'lambada'")
+
+
+def test_losses_are_taken_with_the_matrix_where_factors_cost_more():
+    model, idx = tiny_gpt(n_embd=36, n_head=2).double(), tokens()
+    config = dataclasses.replace(model.config, linear='tensor_train', rank=30)
+    layers = {s: new_layer(config, s, layer_of(model, s)).double() for s in ('h.0.mlp.c_fc', 'h.1.mlp.c_proj')}
+    assert all(m.macs() > m.d_in * m.d_out for m in layers.values())
+    seen, put_in = factorize.fitted(model, layers), factorize.twin(model)
+    for site, m in layers.items():
+        put(put_in, site, m)
+        assert isinstance(layer_of(seen, site), factorize.Formed) and layer_of(model, site).weight is not None
+    torch.testing.assert_close(seen(idx)[0], put_in(idx)[0], rtol=1e-10, atol=1e-10)
+    cheap = new_layer(dataclasses.replace(config, rank=1), 'h.0.mlp.c_fc', layer_of(model, 'h.0.mlp.c_fc'))
+    assert layer_of(factorize.fitted(model, {'h.0.mlp.c_fc': cheap}), 'h.0.mlp.c_fc') is cheap
 
 
 @pytest.mark.slow
