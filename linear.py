@@ -462,6 +462,6 @@ class Materialised:
         if self.weights:
             given = [w.grad.to(P.dtype) for w, P in zip(self.weights, self.products)]
             grads = torch.autograd.grad(self.products, self.factors, given)
-            for W, g in zip(self.factors, grads):  # a fused AdamW wants them to lie in memory as the factors do
-                W.grad = g if g.stride() == W.stride() else torch.empty_like(W).copy_(g)
+            for W, g in zip(self.factors, grads):
+                W.grad = g.contiguous()  # as the factors: a fused AdamW refuses anything else
             self.products = None

@@ -120,8 +120,17 @@ class RaceConfig:
         return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
 
 
+def arms_of(cfg: RaceConfig) -> list[str]:
+    return list(ARMS) if cfg.arms == 'all' else cfg.arms.split(',')
+
+
+def lineage(source: str) -> list[str]:
+    """A source, what it grew from, and so on."""
+    return [source, *lineage(SOURCES[source][2])] if source else []
+
+
 def small_flags(cfg: RaceConfig) -> dict:
-    """{source: flags that make it small}."""
+    """{kind of source: flags that make it small}."""
     sizes = dict(a[2:].split('=') for a in shlex.split(f'{SIZES[cfg.size]} {cfg.flags}'))
     d, h, n = (int(sizes[k]) for k in ('n_embd', 'n_head', 'n_layer'))
     depths = {kind: f'--n_layer={max(1, n // k)}' for kind, k in (('shallow', 2), ('third', 3), ('quarter', 4))}
@@ -226,7 +235,7 @@ def table(folder: Path) -> str:
             own = at * r[unit]
             before, growing = 0.0, 0.0
             if r['transfer']:
-                before = sum(s['iters'] * s[unit] for s in line_of(plan['sources'][name], runs))
+                before = sum(runs[s]['iters'] * runs[s][unit] for s in lineage(plan['sources'][name]))
                 if unit == 'flops':
                     growing = r['transfer']['flops'] - before  # what was learned while growing
                 else:
@@ -238,11 +247,6 @@ def table(folder: Path) -> str:
                 line += f' {total:{width}.3g} {1 - total / whole:7.1%} {1 - (own + growing) / whole:11.1%}'
         lines.append(line)
     return '\n'.join(lines)
-
-
-def line_of(source: str, runs: dict) -> list[dict]:
-    """The run of a source and of what it grew from."""
-    return [runs[source], *line_of(SOURCES[source][2], runs)] if source else []
 
 
 def rate(lr: float) -> str:
@@ -303,7 +307,7 @@ def missing(cfg: RaceConfig) -> list:
     def gap(arm, horizon):
         return last_loss(runs[f'{arm}-x{horizon:g}']) - target
 
-    arms, sources = list(ARMS) if cfg.arms == 'all' else cfg.arms.split(','), {}
+    arms, sources = arms_of(cfg), {}
     tried = {a: [h for h in cfg.horizons if f'{a}-x{h:g}' in runs] for a in arms}
     again = [a for a in arms if tried[a] and len(tried[a]) < len(cfg.horizons)]
     again = [a for a in again if 0 < gap(a, tried[a][-1]) < math.inf]
@@ -328,8 +332,9 @@ def race(cfg: RaceConfig):
     if cfg.jobs > 1 and not times.exists():  # first: what it compiles, the runs find in the compiler's cache
         common = ['config/gpt2.py', *shlex.split(f'{SIZES[cfg.size]} {cfg.flags}')]
         args = ['--steps=10', '--blocks=5', f'--out={times}', *common]
-        for flags in small_flags(cfg).values():
-            args += ['--', *common, *flags.split()]
+        small = small_flags(cfg)
+        for kind in dict.fromkeys(SOURCES[s][0] for a in arms_of(cfg) for s in lineage(ARMS[a][0])):
+            args += ['--', *common, *small[kind].split()]
         bench = ('bench', root_path(cfg.work) / 'bench', [sys.executable, str(ROOT / 'bench.py'), *args])
         wrong = lambda _, code: launch.last_words(bench[1], code) if code else ''
         launch.run_here(lambda: [] if times.exists() else [bench], wrong, 1)

@@ -183,6 +183,7 @@ def test_a_small_race_runs_once_and_tells_who_won(script, tmp_path, cluster):
         assert (tmp_path / 'logs' / name / 'metrics.jsonl').exists()
     assert r.stdout.index('bench: python bench.py') < r.stdout.index('scratch-0.001: python')
     assert 'that of scratch-0.01' in r.stdout and 'steps timed alone' in r.stdout
+    assert len((tmp_path / 'logs/bench.jsonl').read_text().splitlines()) == 2  # of the sizes that the arms want
     again = script('race.py', *args, f'--work={tmp_path}/work').stdout
     assert 'python train.py' not in again and again in r.stdout
     assert script('race.py', f'--show={tmp_path}/logs').stdout == again

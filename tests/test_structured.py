@@ -166,13 +166,13 @@ def test_a_model_with_its_activations_inside_the_products_is_one_graph(name, mon
 
 @pytest.mark.parametrize('name, keys', [k for k in KINDS if k[0] != 'einsum'], ids=str)
 def test_factors_gradients_lie_in_memory_as_the_factors_do(name, keys):
-    """A GPU's fused AdamW refuses any other strides, also where an axis of size one makes them the same thing."""
+    """A GPU's fused AdamW refuses other strides. (Those of axes of size one do not matter, here and there.)"""
     model = tiny_gpt(n_embd=36, n_head=2, linear=name, linear_path='materialised', **keys)
     weights = linear.Materialised(model)
     for w in weights.weights:
         w.grad = torch.randn_like(w)
     weights.pull()
-    assert {W.grad.stride() == W.stride() for W in weights.factors} == {True}
+    assert all(W.is_contiguous() and W.grad.is_contiguous() for W in weights.factors)
 
 
 def test_w_is_formed_in_the_precision_of_its_use():
