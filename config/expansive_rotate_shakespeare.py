@@ -6,7 +6,7 @@
 #   python train.py config/expansive_rotate_shakespeare.py --expansion_moments=map     Adam's moments carried over
 #   python train.py config/expansive_rotate_shakespeare_control.py                     dense, with the same restarts
 #
-# The full-size job on a GPU: not measured yet.
+# The full-size job on a GPU: not measured yet. Small preset: config/compare/expansion_rotate.py.
 
 include('expansive_shakespeare.py')
 

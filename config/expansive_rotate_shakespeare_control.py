@@ -4,7 +4,7 @@
 #
 #   python train.py config/expansive_rotate_shakespeare_control.py
 #
-# The full-size job on a GPU: not measured yet.
+# The full-size job on a GPU: not measured yet. Small preset: config/compare/expansion_rotate.py.
 
 include('expansive_rotate_shakespeare.py')
 
