@@ -17,9 +17,9 @@ Is growing a small model cheaper than training the large one? The FLOPs and seco
 
 Every run is `train.py config/gpt2.py` with flags. FLOPs of an arm: its own to the target, plus, counted, those of its
 source (and its source's source, and LiGO's). Seconds: iterations times the median step time, so that compiling and
-evaluations do not count, plus the seconds of the growth itself. Runs side by side (--jobs) slow each other down: then the step of each size is timed alone
-before them, by bench.py, and the table says so. The target is read off between evaluations by straight lines. An arm
-that does not get there has no such figure: its horizon was too short, or it is worse. "At its loss" needs no target: all
+evaluations do not count, plus the seconds of the growth itself. Runs side by side (--jobs) slow each other down: then
+the step of each size is timed alone before them, by bench.py, and the table says so. The target is read off between
+evaluations by straight lines. An arm that does not get there has no such figure: its horizon was too short, or it is worse. "At its loss" needs no target: all
 FLOPs of a run, source counted, against those of a run from scratch that ends at the same loss, read off between the
 scratch-x by a straight line over log FLOPs; an arm beyond these has none. An interrupted race goes on with the same
 command, elsewhere too: a source that is wanted but whose checkpoint is not there is trained again.
