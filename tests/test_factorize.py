@@ -20,7 +20,7 @@ import transfer
 from configurator import load
 from factorize import FactorizeConfig, new_layer
 from model import NANOGPT_KEYS, GPTConfig
-from surgery import layer_of, put
+from surgery import block_of, layer_of, put
 from train import TrainConfig, train
 
 
@@ -537,6 +537,24 @@ def test_what_an_experiment_cannot_measure_is_said_before_it_trains(tmp_path, mo
     cfg = compress.CompressConfig(size='tiny', tasks='val,lambada', out=str(tmp_path / 'logs'))
     fails(lambda: compress.compress(cfg), 'lambada_test.jsonl is missing', f'place it at {tmp_path}/lambada')
     fails(lambda: compress.load(compress.CompressConfig, ['--tasks=lambda']), "did you mean 'lambada'")
+
+
+def test_second_moments_are_those_of_what_each_layer_takes():
+    model, idx = tiny_gpt(tie_head=False).eval(), tokens()
+    sites, seen = list(linear.sites(model.config)), {}
+    for site in sites:
+        layer_of(model, site).register_forward_pre_hook(
+            lambda _, args, site=site: seen.update({site: args[0].detach()})
+        )
+    model(idx, last_only=False)
+    blocks = list(factorize.second_moments(model, idx, sites))
+    assert [list(C) for C in blocks] == [
+        [s for s in sites if block_of(s, model.config) == i] for i in range(len(blocks))
+    ]
+    assert 'lm_head' in blocks[-1]
+    for site, C in ((s, C) for block in blocks for s, C in block.items()):
+        x = seen[site].flatten(0, -2)
+        torch.testing.assert_close(C, sum(torch.outer(v, v) for v in x) / len(x), rtol=1e-4, atol=1e-6)
 
 
 def test_losses_are_taken_with_the_matrix_where_factors_cost_more():
