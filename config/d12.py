@@ -2,9 +2,8 @@
 # RMSNorm, attention branch scaled by 1/sqrt(2*n_layer).
 #
 # 123,532,032 parameters, 854.4 MFLOP per token at 1,024 tokens. Val loss on Gutenberg after 27.9M
-# tokens 4.165 (two seeds, std 0.010; results/d12_finalists). One H100, 32 x 1,024 tokens, bf16, compiled:
-# 89.6 ms per step (results/d12,
-# before RoPE's angles came from a table; not measured since).
+# tokens 4.165 (two seeds, std 0.010; results/d12_finalists). One H200, 32 x 1,024 tokens, bf16, compiled:
+# 71.8 ms per step (results/d12).
 #
 #   python train.py config/d12.py
 

@@ -1,9 +1,8 @@
 # d12 with 4 key-value heads for its 12 query heads.
 #
 # 114,094,848 parameters, 797.8 MFLOP per token at 1,024 tokens. Loss: not measured yet.
-# One H100, 32 x 1,024 tokens, bf16, compiled:
-# 79.5 ms per step, 0.89 of d12's (results/d12,
-# before RoPE's angles came from a table; not measured since).
+# One H200, 32 x 1,024 tokens, bf16, compiled:
+# 65.8 ms per step, 0.92 of d12's (results/d12).
 #
 #   python train.py config/d12_gqa.py
 

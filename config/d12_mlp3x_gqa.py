@@ -1,9 +1,8 @@
 # The document's d12_mlp3x_gqa: width 768, factor 3, 4 key-value heads.
 #
 # 99,939,072 parameters, 712.9 MFLOP per token at 1,024 tokens. Loss: not measured yet.
-# One H100, 32 x 1,024 tokens, bf16, compiled:
-# 73.9 ms per step, 0.82 of d12's (results/d12,
-# before RoPE's angles came from a table; not measured since).
+# One H200, 32 x 1,024 tokens, bf16, compiled:
+# 61.3 ms per step, 0.85 of d12's (results/d12).
 #
 #   python train.py config/d12_mlp3x_gqa.py
 

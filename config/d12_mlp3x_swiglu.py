@@ -1,9 +1,8 @@
 # The document's d12_mlp3x_swiglu: width 832, factor 3, SwiGLU not matched.
 #
 # 149,800,768 parameters, 1021.5 MFLOP per token at 1,024 tokens. Loss: not measured yet.
-# One H100, 32 x 1,024 tokens, bf16, compiled:
-# 110.1 ms per step, 1.23 of d12's (results/d12,
-# before RoPE's angles came from a table; not measured since).
+# One H200, 32 x 1,024 tokens, bf16, compiled:
+# 88.1 ms per step, 1.23 of d12's (results/d12).
 #
 #   python train.py config/d12_mlp3x_swiglu.py
 

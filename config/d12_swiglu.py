@@ -1,9 +1,8 @@
 # d12 with SwiGLU at the same expansion factor as its GELU: half more MLP parameters, not matched, as documented.
 #
 # 151,843,584 parameters, 1024.3 MFLOP per token at 1,024 tokens. Loss: not measured yet.
-# One H100, 32 x 1,024 tokens, bf16, compiled:
-# 100.7 ms per step, 1.12 of d12's (results/d12,
-# before RoPE's angles came from a table; not measured since).
+# One H200, 32 x 1,024 tokens, bf16, compiled:
+# 83.9 ms per step, 1.17 of d12's (results/d12).
 #
 #   python train.py config/d12_swiglu.py
 
