@@ -122,10 +122,10 @@ class Expanded(nn.Module):
     def set_orthogonal(self, W0, gen):
         """W_1 ... W_{N-1} orthonormal and W_N = W0 Q^T, or mirrored where d_out < d_in; the product is W0."""
         flip = self.d_out < self.d_in
-        W0 = W0.double().T if flip else W0.double()  # now (big, small)
-        chain, Q = [], torch.eye(W0.size(1), dtype=torch.float64)
+        W0 = float64(W0).T if flip else float64(W0)  # now (big, small)
+        chain, Q = [], torch.eye(W0.size(1)).to(W0)
         for _ in range(self.depth - 1):
-            chain.append(orthonormal(self.k, Q.size(0), gen))  # (k, previous width)
+            chain.append(orthonormal(self.k, Q.size(0), gen, W0.device))  # (k, previous width)
             Q = chain[-1] @ Q
         chain.append(W0 @ Q.T)
         for W, new in zip(self.factors, [c.T for c in reversed(chain)] if flip else chain):
@@ -134,9 +134,10 @@ class Expanded(nn.Module):
     def set_svd(self, W0, gen):
         """W0 = U S V^T; W_j = R_j S^(1/N) R_{j-1}^T with R_0 = V, R_N = U and random orthonormal R_j (k, r) between:
         all factors balanced. r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation."""
-        U, S, Vh = torch.linalg.svd(W0.double().cpu(), full_matrices=False)
+        W0 = float64(W0)
+        U, S, Vh = (x.to(W0) for x in torch.linalg.svd(W0.cpu(), full_matrices=False))
         r = min(self.k, len(S))
-        bases = [Vh[:r].T] + [orthonormal(self.k, r, gen) for _ in range(self.depth - 1)] + [U[:, :r]]
+        bases = [Vh[:r].T] + [orthonormal(self.k, r, gen, W0.device) for _ in range(self.depth - 1)] + [U[:, :r]]
         root = S[:r] ** (1 / self.depth)
         for j, W in enumerate(self.factors):
             W.copy_((bases[j + 1] * root) @ bases[j].T)
@@ -173,10 +174,21 @@ def dense_float64(member) -> torch.Tensor:
     return copy.deepcopy(member).double().to_dense()
 
 
-def orthonormal(rows, cols, gen):
-    """A random (rows, cols) float64 matrix with orthonormal columns, rows >= cols."""
-    Q, R = torch.linalg.qr(torch.randn(rows, cols, generator=gen, dtype=torch.float64))
-    return Q * R.diagonal().sign()  # Haar: QR alone prefers a sign
+def float64(W):
+    """W for an exact start: where it is, or on the CPU (Apple's GPUs have no float64)."""
+    return (W if W.is_cuda else W.cpu()).double()
+
+
+def orthonormal(rows, cols, gen, device='cpu'):
+    """A random (rows, cols) float64 matrix with orthonormal columns, rows >= cols: Q of A = Q R for a Gaussian A that is
+    drawn on the CPU. R^T R = A^T A by Cholesky, several times as fast as Householder's QR, which every rotation would
+    wait for (rotate.py); R's diagonal is positive, so Q is Haar. A tall A is well-conditioned; for a square one the
+    second pass makes up for it (CholeskyQR2: Yamamoto et al. 2015, ETNA 44)."""
+    Q = torch.randn(rows, cols, generator=gen).to(device).double()
+    for _ in range(1 if rows >= 2 * cols else 2):
+        L = torch.linalg.cholesky(Q.T @ Q)
+        Q = torch.linalg.solve_triangular(L, Q.T, upper=False).T
+    return Q
 
 
 def effective_lr_ratio(layer) -> float:

@@ -123,7 +123,7 @@ def expansion(layer, config, site: str, seed: int) -> linear.Expanded:
     Draws from a stream of its own."""
     member = linear.Expanded(layer.in_features, layer.out_features, config).to(layer.weight)
     gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
-    member.start(layer.weight.cpu(), None, gen)
+    member.start(layer.weight, None, gen)
     member.lr_scale *= layer.rate
     return member
 
@@ -194,8 +194,8 @@ def gather(member, states: list[dict]) -> dict:
 
 
 def right_inverse(X):
-    """X^+ (k, d) of a wide X (d, k), in float64 on the CPU: products on a GPU are in TF32."""
-    wide = X.cpu().double()
+    """X^+ (k, d) of a wide X (d, k), in float64: in float32 products on a GPU are in TF32."""
+    wide = linear.float64(X)
     return (wide.T @ torch.linalg.pinv(wide @ wide.T, hermitian=True)).to(X)
 
 

@@ -382,7 +382,8 @@ def test_distill_from_trains_towards_the_teacher(tmp_path, trained, run_train, c
     flags = [f'--init_from={tmp_path}/new/ckpt.pt', f'--distill_from={trained}', '--distill_weight=1', '--max_iters=30']
     flags += ['--learning_rate=3e-3', '--batch_size=8', '--log_interval=1']
     out = run_train(*flags, out='soft')
-    teacher, x = checkpoint.build(checkpoint.load(trained)), tokens(4, 32)
+    teacher = checkpoint.build(checkpoint.load(trained))
+    x, _ = surgery.real_tokens(teacher.config, 'shakespeare_char', 8)
     far = []
     for path in (tmp_path / 'new', out):
         student = checkpoint.build(checkpoint.load(path / 'ckpt.pt'))

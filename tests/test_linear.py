@@ -43,6 +43,15 @@ def test_exact_inits_reproduce_the_twin_matrix(init, d_in, d_out, depth):
     assert (layer(x) - x @ W0.T).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize('rows, cols', [(64, 64), (100, 64), (400, 40)])
+def test_random_bases_are_orthonormal_and_those_of_a_gaussian_matrix(rows, cols):
+    for seed in range(20):
+        Q = linear.orthonormal(rows, cols, gen(seed))
+        assert (Q.T @ Q - torch.eye(cols)).abs().max() < 1e-14
+        R = Q.T @ torch.randn(rows, cols, generator=gen(seed)).double()
+        assert R.tril(-1).abs().max() < 1e-10 and (R.diagonal() > 0).all()  # QR's, made unique: Haar
+
+
 @pytest.mark.parametrize('d_in, d_out', SHAPES)
 def test_from_dense_is_exact_and_below_the_rank_the_best_approximation(d_in, d_out):
     W = torch.randn(d_out, d_in, generator=gen(), dtype=torch.float64)
