@@ -135,7 +135,7 @@ class Expanded(nn.Module):
         """W0 = U S V^T; W_j = R_j S^(1/N) R_{j-1}^T with R_0 = V, R_N = U and random orthonormal R_j (k, r) between:
         all factors balanced. r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation."""
         W0 = float64(W0)
-        U, S, Vh = (x.to(W0) for x in torch.linalg.svd(W0.cpu(), full_matrices=False))
+        U, S, Vh = torch.linalg.svd(W0, full_matrices=False)
         r = min(self.k, len(S))
         bases = [Vh[:r].T] + [orthonormal(self.k, r, gen, W0.device) for _ in range(self.depth - 1)] + [U[:, :r]]
         root = S[:r] ** (1 / self.depth)

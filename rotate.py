@@ -186,7 +186,7 @@ def gather(member, states: list[dict]) -> dict:
     if member.d_in <= member.d_out:
         m = last['exp_avg'] @ right_inverse(B.T)
     else:
-        m = (first['exp_avg'].T @ right_inverse(A)).T
+        m = (first['exp_avg'].T @ right_inverse(A)).T.contiguous()  # as W lies: a fused AdamW refuses anything else
     rows = last['exp_avg_sq'].sum(1) * (member.d_in / B.square().sum())
     columns = first['exp_avg_sq'].sum(0) * (member.d_out / A.square().sum())
     total = (rows.sum() * columns.sum()).sqrt().clamp(min=1e-30)

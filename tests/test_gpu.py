@@ -53,15 +53,15 @@ def test_the_captured_update_is_the_update(flags, dtype):
 @pytest.mark.parametrize('cuda_graph', [False, True])
 @pytest.mark.parametrize('moments', ['reset', 'map'])
 def test_the_update_is_captured_anew_after_a_rotation(moments, cuda_graph, monkeypatch):
-    """The rotation is at iteration 4, and the third step after it replays again."""
+    """Rotations are at iterations 4 and 8, away from c_fc and from c_proj; the third step after each replays again."""
     flags = (
         '--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=4',
         f'--expansion_moments={moments}', '--compile=false', '--dtype=float32',
     )  # fmt: skip
-    a, ta = run(*flags, f'--cuda_graph={cuda_graph}', steps=7)
-    assert ta.model.config.linear_layers == 'h.0.mlp.c_proj'
+    a, ta = run(*flags, f'--cuda_graph={cuda_graph}', steps=11)
+    assert ta.model.config.linear_layers == 'h.1.mlp.c_fc'
     monkeypatch.setattr('optim.Optimizer.capture', lambda self: None)
-    b, _ = run(*flags, graph=False, steps=7)
+    b, _ = run(*flags, graph=False, steps=11)
     assert a == pytest.approx(b, abs=1e-4)
 
 

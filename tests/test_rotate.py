@@ -194,6 +194,7 @@ def test_moments_of_factors_are_those_of_their_gradients(d_in, d_out, depth, ini
         assert ((s['exp_avg_sq'] / (1 - 0.95**t) - v).norm() / v.norm()) < 0.1
     back = rotate.gather(member, states)
     assert torch.allclose(back['exp_avg'], state['exp_avg'], atol=1e-10) and back['step'] == t
+    assert all(v.is_contiguous() for s in (*states, back) for v in s.values())  # a fused AdamW refuses others
     v, w = state['exp_avg_sq'], back['exp_avg_sq']
     assert (w > 0).all() and w.sum().item() == pytest.approx(v.sum().item(), rel=0.35)  # an estimate
     if init == 'orthogonal' and depth == 2:  # the orthonormal factor's side is exact up to the total
