@@ -4,7 +4,8 @@
 #
 #   python train.py config/expansive_rotate_shakespeare_control.py
 #
-# The full-size job on a GPU: not measured yet. Small preset: config/compare/expansion_rotate.py.
+# On a GPU: best val loss within 5,000 iterations 1.470 at its own best rate, 2e-3 (dense without restarts: 1.464; three seeds;
+# results/expansion_rotate_best). Small preset: config/compare/expansion_rotate.py.
 
 include('expansive_rotate_shakespeare.py')
 
