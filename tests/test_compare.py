@@ -177,7 +177,8 @@ def test_half_written_lines_lose_nothing_else(config, tmp_path):
 
 
 RUNNER = """
-import resource, sys
+import resource, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 sys.path[:0] = [{root!r}]
 import compare, plan, report
 from configurator import run
