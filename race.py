@@ -1,7 +1,7 @@
 """
 Is growing a small model cheaper than training the large one? The FLOPs and seconds to one loss, all told.
 
-    python race.py --size=gpt2 --out=results/growth_gutenberg      # run what is missing, then print the table
+    python race.py --size=gpt2                                     # run what is missing, then print the table
     python race.py --size=small --iters=3600 --jobs=8 --cluster=pool    # many short runs, compiled once (a GPU)
     python race.py --show=results/growth_gutenberg                 # only the table, from the logs
     python race.py --size=tiny --arms=clone-0.3,stack              # on a CPU, to try it
@@ -9,9 +9,9 @@ Is growing a small model cheaper than training the large one? The FLOPs and seco
 1. The large model from scratch at several learning rates, and beyond the edge of these while the best lies there. The
    best final loss is the target of the race, its rate the rate of everything else.
 2. Small sources at a quarter of the iterations, at a constant rate: `narrow` (half the width) and `shallow` (half the
-   depth), `third` (of the depth), the same at a tenth (`-early`), `staged` (shallow, stacked on its way from half of
-   that), `random`, which is narrow as it was initialised, and `alone`, which is narrow trained for the FLOPs of scratch.
-   Scratch once more over each of the horizons (`scratch-x`).
+   depth), `third` (of the depth), the same at a tenth (`-early`), `staged` (shallow, stacked on its way from a
+   quarter of the depth, rounded down), `random`, which is narrow as it was initialised, and `alone`, which is narrow
+   trained for the FLOPs of scratch. Scratch once more over each of the horizons (`scratch-x`).
 3. An arm per way to grow, each a run of its own with a schedule over `horizons` times the iterations of scratch: over
    the first of them, and while the target is not reached over the next.
 
@@ -19,10 +19,11 @@ Every run is `train.py config/gpt2.py` with flags. FLOPs of an arm: its own to t
 source (and its source's source, and LiGO's). Seconds: iterations times the median step time, so that compiling and
 evaluations do not count, plus the seconds of the growth itself. Runs side by side (--jobs) slow each other down: then
 the step of each size is timed alone before them, by bench.py, and the table says so. The target is read off between
-evaluations by straight lines. An arm that does not get there has no such figure: its horizon was too short, or it is worse. "At its loss" needs no target: all
-FLOPs of a run, source counted, against those of a run from scratch that ends at the same loss, read off between the
-scratch-x by a straight line over log FLOPs; an arm beyond these has none. An interrupted race goes on with the same
-command, elsewhere too: a source that is wanted but whose checkpoint is not there is trained again.
+evaluations by straight lines. An arm that does not get there has no such figure: its horizon was too short, or it is
+worse. "At its loss" needs no target: all FLOPs of a run, source counted, against those of a run from scratch that
+ends at the same loss, read off between the scratch-x by a straight line over log FLOPs; an arm beyond these has none.
+An interrupted race goes on with the same command, elsewhere too: a source that is wanted but whose checkpoint is not
+there is trained again.
 """
 
 import json

@@ -1,6 +1,5 @@
 """
-From the logs of a comparison to its verdict: table, pictures, page, RESULTS.md, and the check that no document says
-anything else than the logs. compare.py is the command; nothing here starts a run.
+From the logs of a comparison to its verdict: table, pictures, page, RESULTS.md, and the check that documents and logs agree. compare.py is the command; nothing here starts a run.
 
 results/<name>/ holds
     comparison.json  the comparison's config, resolved

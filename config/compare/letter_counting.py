@@ -3,10 +3,9 @@
 #
 #   python compare.py config/compare/letter_counting.py --cluster=pool --jobs=2     letter_counting_seed.py: the seed's rate
 #
-# float64: meant for a GPU that has it (A100, H100). On an H100 a step of 25 seeds takes 1.4, 2.5 and 4.9 ms at 64, 128 and
-# 256; all of it took 430 seconds. The seed's two largest sizes are in letter_counting_large.py. Found (results/README.md):
-# at 256 padding with the identity helps, whether the small model was trained or not; elsewhere the spread over seeds
-# hides it.
+# float64: meant for a GPU that has it (A100, H100). All of it took 430 seconds of an H100. The seed's two largest sizes
+# are in letter_counting_large.py. Found (results/README.md): at 256 padding with the identity helps, whether the small
+# model was trained or not; elsewhere the spread over seeds hides it.
 
 script = 'toys/letter_counting.py'
 claim = 'Letter counting, every learning rate tuned: {arm} makes fewer errors than {baseline} after 50 epochs'

@@ -1,6 +1,5 @@
-# letter_counting.py at the seed's two largest sizes: two arms and five seeds, for what a GPU does in minutes. On an H100,
-# where a step of 25 seeds takes 12.7 and 39 ms, 190 seconds. All of it: --seeds=25 --sweep_seeds=3, with
-# letter_counting.py's arms and rates.
+# letter_counting.py at the seed's two largest sizes: two arms and five seeds, for what a GPU does in minutes. 190
+# seconds of an H100. All of it: --seeds=25 --sweep_seeds=3, with letter_counting.py's arms and rates.
 #
 #   python compare.py config/compare/letter_counting_large.py --cluster=pool --jobs=2
 

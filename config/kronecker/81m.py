@@ -3,8 +3,8 @@
 #   python transfer.py factorize config/kronecker/81m.py --checkpoint=gpt2 --dataset=gutenberg --out=out/kronecker-81m/ckpt.pt
 #   python train.py config/gpt2.py config/kronecker/81m.py          from scratch; the dense twin: config/gpt2.py
 #
-# 81,972,576 parameters of GPT-2's 124,439,808: 67,816,704 + 24 (1536*384 + 2*2). (768, 768) has nearly as many
-# (2*2 = 1*4: the same count). After 4.9M tokens of Gutenberg from a pruned start 3.848, Van Loan's 3.924, the dense model 3.564
+# 81,972,576 parameters of GPT-2's 124,439,808: 67,816,704 + 24 (1536*384 + 2*2). (768, 768) has as many (2*2 = 1*4).
+# After 4.9M tokens of Gutenberg from a pruned start 3.848, Van Loan's 3.924, the dense model 3.564
 # (results/kronecker_gutenberg).
 
 linear = 'kronecker'
