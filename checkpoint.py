@@ -19,6 +19,7 @@ A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is rea
 (a local folder, or gpt2 ... gpt2-xl from the hub) through huggingface.py.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -49,16 +50,17 @@ def pack(model, config: dict, iter_num: int, best_val_loss: float, **resume) -> 
 
 def save(path: Path, ckpt: dict):
     """Write to a temporary file, sync, rename: whatever happens, path holds the old checkpoint or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'{path.name}.tmp{os.getpid()}')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(tmp, 'wb') as f:
             torch.save(ckpt, f)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)
         raise UserError(f'cannot write {path} ({str(e).splitlines()[0]}); {path.name} is as it was before') from None
     sync_dir(path.parent)
 
@@ -72,6 +74,7 @@ def copy(src: Path, dst: Path):
     except OSError:
         shutil.copyfile(src, tmp)
     os.replace(tmp, dst)
+    tmp.unlink(missing_ok=True)  # still there where the two were links to one file
     sync_dir(dst.parent)
 
 
@@ -85,8 +88,9 @@ def sync_dir(folder: Path):
 def load(path: str | Path, map_location='cpu') -> dict:
     """Read and verify a checkpoint, ours or nanoGPT's.
     Raises UserError if it is missing, truncated, altered (every checksum is tested; torch.load tests none) or foreign."""
+    on_hub = str(path) in HUB_NAMES
     path = input_path(str(path))
-    if path.is_dir() or path.name in HUB_NAMES and not path.exists():
+    if path.is_dir() or on_hub and not path.exists():
         from huggingface import load_gpt2  # only here: transformers takes seconds to import
 
         return load_gpt2(str(path) if path.is_dir() else path.name)
@@ -112,7 +116,8 @@ def load(path: str | Path, map_location='cpu') -> dict:
         raise UserError(
             f"{path} has format '{ckpt['format']}', this version reads '{FORMAT}'; use the version that wrote it"
         )
-    ckpt['model'] = {k.removeprefix('_orig_mod.'): v for k, v in ckpt['model'].items()}
+    whole = lambda v: v.float() if v.dtype in (torch.bfloat16, torch.float16) else v  # surgery in 16 bits is not exact
+    ckpt['model'] = {k.removeprefix('_orig_mod.'): whole(v) for k, v in ckpt['model'].items()}
     ckpt.setdefault('config', {})
     ckpt.setdefault('iter_num', 0)
     ckpt.setdefault('best_val_loss', float('inf'))

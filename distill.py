@@ -95,7 +95,7 @@ def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float
                     x, x_new = old_block(x, *rest), new_block(x_new, *rest)
                 y = model.transformer.h[i](x, *rest)
             y_new = new.transformer.h[i](x_new, *rest)
-        loss = F.mse_loss(y_new.float(), y.float()) / (y.float() - x.float()).square().mean()
+        loss = F.mse_loss(y_new.float(), y.float()) / (y.float() - x.float()).square().mean().clamp(min=1e-12)
         for g in adam.param_groups:
             g['lr'] = g['rate'] * min(1, (step + 1) / max(1, n // 20)) * (1 - step / n)
         adam.zero_grad()
@@ -131,5 +131,6 @@ def teacher_flops(cfg) -> int:
         return 0
     args = checkpoint.read_args(checkpoint.load(cfg.distill_from), cfg.distill_from)
     with torch.device('meta'):
-        teacher = GPT(GPTConfig(**args | dict(expansion_init='gaussian', expansion_lr='none')))  # from shapes alone
+        shapes = dict(expansion_init='gaussian', expansion_lr='none', linear_path='materialised')  # as open_teacher's
+        teacher = GPT(GPTConfig(**args | shapes))
     return teacher.flops_per_token(cfg.block_size) // 3

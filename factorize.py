@@ -43,6 +43,7 @@ import distill
 import hardware
 import linear
 import loader
+import structured
 from block_diagonal import BlockDiagonal
 from configurator import UserError, key, overrides, root_path
 from logger import write_json
@@ -92,12 +93,14 @@ class FactorizeConfig(with_keys(*PARAMETERIZATION)):
             found.append(f'init = prune: is for linear = kronecker, not for {self.linear}')
         if self.init == 'whitened' and self.linear not in WHITENED:
             found.append(f'init = whitened: has a closed form for {", ".join(WHITENED)} only, not for {self.linear}')
+        if self.guide_iters:
+            found.append('guide_iters: a guide leads a start from scratch, this one has its matrices; leave it out')
         if self.init == 'random' and self.rescale:
             found.append('rescale: a random start has the size that it is meant to have')
         if self.params:
             try:
                 parameters(self.params)
-            except ValueError:
+            except (ValueError, OverflowError):
                 found.append(f"params = '{self.params}': must be a number such as 81M, 80.5M or 80500000")
             given = overrides(self)
             found += [f'{k}: is what params chooses; give one of them' for k in SIZES if k in given]
@@ -163,8 +166,8 @@ def whitened(member, W, C):
     if isinstance(member, linear.Expanded):
         return member.from_dense(U @ (U.T @ W))
     u, s, Vh = torch.linalg.svd(U.T @ W, full_matrices=False)  # of U U^T W, for less
-    root = s.sqrt()
-    member.place([(Vh.T * root)[None], (U @ u * root).T[None]])
+    first, last = structured.shares(s, 2)
+    member.place([(Vh.T * first)[None], (U @ u * last).T[None]])
 
 
 INITS = dict(nearest=nearest, prune=prune, whitened=whitened)
@@ -395,7 +398,9 @@ def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
     init = 'prune' if cfg.init == 'prune' else 'nearest'  # what a start costs to find out
     print(f'{"parameters":>11} {"summed rise":>11}  shape')
     while True:
-        keep = ','.join([k for k in [cfg.keep_dense] if k] + [f'h.{i}.*' for i in kept])
+        keep = ','.join(
+            [k for k in [cfg.keep_dense] if k] + ['lm_head' if i == first.n_layer else f'h.{i}.*' for i in kept]
+        )
         config = dataclasses.replace(first, keep_dense=keep)
         found = shapes(config, budget, dense) if linear.chosen(config) else []
         if not found and not kept:
@@ -457,6 +462,8 @@ def factorize(cfg: FactorizeConfig):
         raise UserError(
             f'{cfg.checkpoint} has linear = {model.config.linear} already; collapse it first: python transfer.py collapse'
         )
+    if odd := next((n for n, p in model.named_parameters() if not p.isfinite().all()), None):
+        raise UserError(f'{cfg.checkpoint}: {odd} holds values that are not finite; take an earlier checkpoint')
     device = hardware.choose_device(cfg.device)
     torch.manual_seed(cfg.seed)
     dataset = cfg.dataset or ckpt['config']['dataset']

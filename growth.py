@@ -324,11 +324,15 @@ def target(old, cfg: GrowConfig, how: How):
     return new
 
 
-def choose_moments(ckpt: dict, how: How, moments: str, linear_kind: str = 'dense') -> bool:
+def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: str = 'dense') -> bool:
     """Whether the moments move. UserError if they shall and cannot."""
-    why = ''
+    why, group = '', lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
     if 'optimizer' not in ckpt:
         why = 'the source has no optimizer state'
+    elif 'param_groups' in ckpt['optimizer']:
+        why = "the source has nanoGPT's optimizer state, which does not name its parameters"
+    elif group(new) % group(old):
+        why = 'key-value heads get query heads in other proportions, so their gradients are not copies'
     elif not how.rule.moments:
         why = f'for {how.width} it is not known how moments grow'
     elif linear_kind != 'dense':
@@ -375,7 +379,7 @@ def grow(cfg: GrowConfig):
     how = parse(cfg.method, cfg.noise, cfg.seed)
     old = model.config
     new = settle(old, target(old, cfg, how), how)
-    moved = choose_moments(ckpt, how, cfg.moments)
+    moved = choose_moments(ckpt, old, new, how, cfg.moments)
     if how.width == 'ligo':
         dataset = cfg.dataset or ckpt['config']['dataset']
         data = loader.Loader(dataset, 'train', old.block_size, 8, old.vocab_size, seed=cfg.seed)
@@ -430,7 +434,7 @@ def prepare(cfg, ckpt: dict):
     old = GPTConfig(**checkpoint.read_args(ckpt, cfg.transfer_from))
     try:
         new = settle(old, cfg, how_of(cfg))
-        choose_moments(ckpt, how_of(cfg), cfg.transfer_moments, cfg.linear)
+        choose_moments(ckpt, old, new, how_of(cfg), cfg.transfer_moments, cfg.linear)
     except UserError as e:
         raise UserError(
             '\n'.join(f'transfer_from = {cfg.transfer_from}: {line}' for line in str(e).split('\n'))
@@ -454,13 +458,14 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     else:
         weights = grow_weights(ckpt['model'], old, cfg, how)
     linear.load_state(model, weights)
-    moved = choose_moments(ckpt, how, cfg.transfer_moments, cfg.linear)
+    moved = choose_moments(ckpt, old, cfg, how, cfg.transfer_moments, cfg.linear)
     moments = grow_moments(ckpt['optimizer'], old, cfg, how) if moved else None
     past['growing'] = time.time() - t0  # seconds
     past['seconds'] += past['growing']
     if not quiet:
         say_grown(old, cfg, how, moved, cfg.dropout)
-        x, y = (t.to(data.device) for t in real_tokens(cfg, cfg.dataset))
+        T = min(old.block_size, cfg.block_size)  # RoPE lets it grow
+        x, y = (t[:, :T].to(data.device) for t in real_tokens(cfg, cfg.dataset))
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision('highest')  # TF32 would show as a difference between the two
         worst, before, after = compare(small.to(data.device), model.to(data.device).eval(), x, y)

@@ -13,6 +13,10 @@ import linear
 from configurator import UserError
 
 TRANSPOSED = ('attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight')  # Conv1D there
+EXPORTED = {  # what a folder of an export may hold, so that the next one may replace it
+    'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json',
+    'special_tokens_map.json', 'vocab.json', 'merges.txt', 'chat_template.jinja', 'eval.json',
+}  # fmt: skip
 ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
 
 

@@ -7,6 +7,7 @@ import torch
 import growth
 import hardware
 from model import GPT
+from widen import copy_rank
 
 STEPS, LR = 100, 3e-3
 
@@ -15,7 +16,8 @@ def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR)
     """The large model's state dict, its copying learned for `steps` steps of Adam on the language-modelling loss.
 
     Wang et al. 2023 (arXiv 2303.00980): W' = B (sum_j w_j W_j) A^T. B = [I; B2] for each axis of each layer, one for the
-    whole residual stream, A the same for the axis read; w mixes the layers of the small model, whose own weights stay.
+    whole residual stream (where a unit's first copy is further down, its row of I is there), A the same for the axis
+    read; w mixes the layers of the small model, whose own weights stay.
     Here A is divided by n and B2 starts as the clone's copies, w as the depth method's, so that without depth the start
     computes what the small model does. Norms and biases grow as the clone's. batches: step -> x, y (B, T)."""
     start = growth.grow_weights(small, old, new, how)
@@ -25,15 +27,17 @@ def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR)
     todo = list(growth.tensors(old, new, how))
 
     def map_of(layer, name, axis, d):
-        """B (D, d): rows 0 to d-1 stay the identity; the rest, a parameter, starts as copies."""
+        """B (D, d): the row of a unit's first copy stays one of the identity; the rest, a parameter, starts as copies."""
         where = 'stream' if name in ('stream', 'normed', 'logits') else f'{layer}.{name}'
+        unit = axis.unit.to(device)
+        copies, rest = torch.eye(d, device=device)[unit], (copy_rank(axis.unit) > 0).nonzero().flatten().to(device)
         if where not in maps:
-            maps[where] = torch.eye(d, device=device)[axis.unit[d:].to(device)].requires_grad_()
-        return torch.cat((torch.eye(d, device=device), maps[where]))
+            maps[where] = copies[rest].requires_grad_()
+        return copies.index_copy(0, rest, maps[where])
 
     def weight(t):
         """W' of a matrix, differentiable in maps and mixes."""
-        layer = t.name.split('.')[2]
+        layer = t.name.rsplit('.', 3)[0]
         W = small[t.source]
         if t.key == 'wpe.weight':
             W = W[: new.block_size]

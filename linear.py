@@ -84,6 +84,7 @@ class Expanded(nn.Module):
         self.factors = nn.ParameterList(torch.empty(o, i) for i, o in zip(widths, widths[1:]))
         self.bias = None
         self.register_buffer('lr_scale', torch.tensor(1.0))
+        self.rate = 1.0  # of its dense twin, see make()
 
     def forward(self, x):
         for i in range(self.depth - 1):  # by index: torch 2.11's compiler cannot slice a ParameterList
@@ -111,13 +112,19 @@ class Expanded(nn.Module):
             self.set_orthogonal(W0, gen)
         else:
             self.set_svd(W0, gen)
-        if self.lr_rule == 'matched':
-            self.lr_scale.fill_(1 / effective_lr_ratio(self))
+        self.match()
+
+    def match(self):
+        self.lr_scale.fill_(1 / effective_lr_ratio(self) if self.lr_rule == 'matched' else 1.0)
 
     @torch.no_grad()
     def from_dense(self, W):
-        """The balanced factorization of W (svd), exact if k >= rank; its basis is drawn from a fixed seed."""
-        self.set_svd(W, torch.Generator().manual_seed(0))
+        """The factorization of W that expansion_init names (gaussian: svd), exact if k >= rank; its basis is drawn from a
+        fixed seed."""
+        exact = self.init == 'orthogonal' and self.k >= min(self.d_in, self.d_out)
+        (self.set_orthogonal if exact else self.set_svd)(W, torch.Generator().manual_seed(0))
+        self.match()
+        self.lr_scale *= self.rate
 
     def set_orthogonal(self, W0, gen):
         """W_1 ... W_{N-1} orthonormal and W_N = W0 Q^T, or mirrored where d_out < d_in; the product is W0."""
@@ -133,14 +140,14 @@ class Expanded(nn.Module):
 
     def set_svd(self, W0, gen):
         """W0 = U S V^T; W_j = R_j S^(1/N) R_{j-1}^T with R_0 = V, R_N = U and random orthonormal R_j (k, r) between:
-        all factors balanced. r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation."""
+        all factors balanced (shares). r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation.
+        """
         W0 = float64(W0)
         U, S, Vh = torch.linalg.svd(W0, full_matrices=False)
         r = min(self.k, len(S))
         bases = [Vh[:r].T] + [orthonormal(self.k, r, gen, W0.device) for _ in range(self.depth - 1)] + [U[:, :r]]
-        root = S[:r] ** (1 / self.depth)
-        for j, W in enumerate(self.factors):
-            W.copy_((bases[j + 1] * root) @ bases[j].T)
+        for j, (W, share) in enumerate(zip(self.factors, structured.shares(S[:r], self.depth))):
+            W.copy_((bases[j + 1] * share) @ bases[j].T)
 
     def macs(self):
         return sum(W.numel() for W in self.factors)
@@ -157,7 +164,7 @@ class Expanded(nn.Module):
     def decay_scale(self):
         """AdamW shrinks every factor by 1 - lr*wd, hence W by its N-th power. 'product' shrinks W as its dense twin's
         (to first order in lr*wd), whatever lr_scale is."""
-        one = {'factors': 1.0, 'product': 1 / (self.depth * self.lr_scale.item()), 'none': 0.0}[self.decay]
+        one = {'factors': 1.0, 'product': self.rate / (self.depth * self.lr_scale.item()), 'none': 0.0}[self.decay]
         return [one] * self.depth
 
 
@@ -265,7 +272,7 @@ def problems(config) -> list[str]:
             ' use svd (keeps the best rank-k part) or gaussian'
         )
     if not found and config.linear not in ('dense', 'expanded'):
-        for name, (d_in, d_out) in {d: (n, d) for n, d in reversed(chosen(config).items())}.values():
+        for name, (d_in, d_out) in {d: (n, d) for n, d in reversed(chosen(config).items()) if all(d)}.values():
             try:
                 with torch.device('meta'):
                     LINEAR[config.linear](d_in, d_out, config)
@@ -301,9 +308,9 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn
         residual,
     )
     member.lr_scale *= rate
+    member.rate = rate
     if config.guide_iters and hasattr(member, 'follow'):
         member.follow(layer.weight.data)
-        member.rate = rate
     if choose_path(config, member, layer) == 'factored':
         member.bias = layer.bias
         return member

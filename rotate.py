@@ -125,6 +125,7 @@ def expansion(layer, config, site: str, seed: int) -> linear.Expanded:
     gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
     member.start(layer.weight, None, gen)
     member.lr_scale *= layer.rate
+    member.rate = layer.rate
     return member
 
 
@@ -187,8 +188,8 @@ def gather(member, states: list[dict]) -> dict:
         m = last['exp_avg'] @ right_inverse(B.T)
     else:
         m = (first['exp_avg'].T @ right_inverse(A)).T.contiguous()  # as W lies: a fused AdamW refuses anything else
-    rows = last['exp_avg_sq'].sum(1) * (member.d_in / B.square().sum())
-    columns = first['exp_avg_sq'].sum(0) * (member.d_out / A.square().sum())
+    rows = last['exp_avg_sq'].sum(1) * (member.d_in / B.square().sum().clamp(min=1e-30))
+    columns = first['exp_avg_sq'].sum(0) * (member.d_out / A.square().sum().clamp(min=1e-30))
     total = (rows.sum() * columns.sum()).sqrt().clamp(min=1e-30)
     return dict(step=last['step'].clone(), exp_avg=m, exp_avg_sq=torch.outer(rows, columns) / total)
 

@@ -13,6 +13,7 @@ the Gaussian, and how the largest and the root mean square singular value compar
 
 import itertools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,10 @@ class SpectraConfig:
     data: str = key('', 'file for all singular values, a JSON line per matrix; empty: none')
 
     def problems(self):
-        return [] if self.checkpoints else ['checkpoints: must be given, --checkpoints=PATH,PATH,...']
+        found = [] if self.checkpoints else ['checkpoints: must be given, --checkpoints=PATH,PATH,...']
+        if self.out and Path(self.out).suffix not in ('.png', '.svg', '.pdf'):
+            found.append(f"out = '{self.out}': must end in .png, .svg or .pdf")
+        return found
 
 
 def matrices(model):
@@ -40,13 +44,13 @@ def matrices(model):
     c = model.config
     yield 'wte', None, model.transformer.wte.weight
     if not c.tie_head:
-        yield 'lm_head', None, model.lm_head.weight
+        yield 'lm_head', None, model.lm_head.to_dense()
     for i, block in enumerate(model.transformer.h):
         for name, W in zip('qkv', block.attn.c_attn.to_dense().split(block.attn.widths)):
             yield f'attn.{name}', i, W
         yield 'attn.c_proj', i, block.attn.c_proj.to_dense()
         for name in ('c_fc', 'c_gate', 'c_proj'):
-            if hasattr(block.mlp, name):
+            if hasattr(block.mlp, name) and c.mlp != 'moe':  # whose experts are no single matrix
                 yield f'mlp.{name}', i, getattr(block.mlp, name).to_dense()
 
 
@@ -95,6 +99,7 @@ def compare_spectra(models: list[dict]) -> list[dict]:
     """A row per kind of matrix and pair of models."""
     random = {s: gaussian(s) for m in models for blocks in m['kinds'].values() for _, _, s in blocks}
     mean = lambda values: sum(values) / len(values)
+    over = lambda a, b: a / b if b else math.nan  # a matrix of zeros has no size to compare with
     rows = []
     for (i, a), (j, b) in itertools.combinations(enumerate(models), 2):
         for kind in a['kinds']:
@@ -110,8 +115,8 @@ def compare_spectra(models: list[dict]) -> list[dict]:
                     distance=mean([distance(s, t) for (_, s, _), (_, t, _) in pairs]),
                     a_gaussian=mean([distance(s, random[n]) for (_, s, n), _ in pairs]),
                     b_gaussian=mean([distance(t, random[n]) for _, (_, t, n) in pairs]),
-                    top=mean([(t[0] / s[0]).item() for (_, s, _), (_, t, _) in pairs]),
-                    rms=mean([rms(t) / rms(s) for (_, s, _), (_, t, _) in pairs]),
+                    top=mean([over(t[0].item(), s[0].item()) for (_, s, _), (_, t, _) in pairs]),
+                    rms=mean([over(rms(t), rms(s)) for (_, s, _), (_, t, _) in pairs]),
                 )
             )
     return rows

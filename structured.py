@@ -211,6 +211,7 @@ class Structured(nn.Module):
         n = len(shapes)
         rates = [d_in / i / n if config.structured_lr == 'paper' else 1.0 for i in inner]
         self.register_buffer('lr_scale', torch.tensor(rates))
+        self.rate = 1.0  # of its dense twin, see linear.make
         self.guide = None
         self.gain = nn.Parameter(torch.ones(n)) if config.structured_norm else None
         if config.structured_norm:
@@ -279,9 +280,19 @@ class Structured(nn.Module):
         n = len(self.factors)
         return {
             'factors': [1.0] * n,
-            'product': [1 / (n * s) for s in self.lr_scale.tolist()],
+            'product': [self.rate / (n * s) for s in self.lr_scale.tolist()],
             'none': [0.0] * n,
         }[self.decay]
+
+
+def shares(S, n: int) -> list:
+    """n scales whose product is the singular values S (..., r): the n-th root each. Where S is zero (to float32) the last
+    makes it so: factors that all were zero would never get a gradient."""
+    root = S ** (1 / n)
+    top = root.amax(-1, keepdim=True)
+    top = torch.where(top > 0, top, 1.0)
+    dead = S <= 1e-6 * S.amax(-1, keepdim=True)
+    return [torch.where(dead, top, root)] * (n - 1) + [torch.where(dead, S / top ** (n - 1), root)]
 
 
 def gemm_std(d_in: int, d_out: int) -> float:
@@ -337,10 +348,10 @@ class Einsum(Structured):
         s = self.shape
         tiles = W.detach().double().view(s.f, s.e, s.d, s.g, s.b, s.a).permute(0, 3, 5, 2, 4, 1)
         U, S, Vh = torch.linalg.svd(tiles.reshape(s.f, s.g, s.a * s.d, s.b * s.e), full_matrices=False)
-        root = S[..., : s.r].sqrt()
-        A = (U[..., : s.r] * root[..., None, :]).view(s.f, s.g, s.a, s.d, s.r).permute(1, 2, 0, 4, 3)
+        first, last = shares(S[..., : s.r], 2)
+        A = (U[..., : s.r] * first[..., None, :]).view(s.f, s.g, s.a, s.d, s.r).permute(1, 2, 0, 4, 3)
         B = torch.empty_like(self.factors[1], dtype=torch.float64)
-        self.by_tile(B).copy_((root[..., None] * Vh[..., : s.r, :]).view(s.f, s.g, s.r, s.b, s.e))
+        self.by_tile(B).copy_((last[..., None] * Vh[..., : s.r, :]).view(s.f, s.g, s.r, s.b, s.e))
         self.place([A.reshape(self.factors[0].shape), B])
 
     @torch.no_grad()

@@ -136,9 +136,10 @@ class TrainConfig(GPTConfig):
         )[self.expansion_schedule]
         return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
-    def problems(self):
-        found, world = super().problems(), hardware.rank_world()[1]
-        found = found or rotate.problems(self)  # which looks at the layers
+    def problems(self, sized=None):
+        """sized: whether the model's sizes are known already; those of a checkpoint are not before it is read."""
+        sized, world = self.init_from in ('scratch', 'transfer') if sized is None else sized, hardware.rank_world()[1]
+        found = (super().problems() or rotate.problems(self)) if sized else []  # the latter looks at the layers
         if self.gradient_accumulation_steps % world:
             found.append(
                 f'gradient_accumulation_steps = {self.gradient_accumulation_steps}: must be divisible by the number of'
@@ -205,6 +206,8 @@ class Trainer:
             cfg = dataclasses.replace(cfg, vocab_size=padded_vocabulary(self.meta))
         if cfg.init_from == 'transfer':
             cfg = growth.prepare(cfg, ckpt)
+        if found := cfg.problems(sized=True):
+            raise UserError('\n'.join(found))
         self.cfg = cfg
         data = (cfg.block_size, cfg.batch_size, cfg.vocab_size, device, cfg.data_order, cfg.seed_data)
         self.data = {split: loader.Loader(cfg.dataset, split, *data) for split in ('train', 'val')}

@@ -144,13 +144,16 @@ def write_plain(cfg, ckpt, model, plain, tokens):
 def export_hf(cfg: TransferConfig):
     import huggingface
 
+    out = root_path(cfg.out)
+    found = {p.name for p in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
+    if foreign := sorted(found - huggingface.EXPORTED):
+        raise UserError(f'{out} holds what is no part of an export ({foreign[0]}); choose another --out')
     ckpt, model, tokens = open_model(cfg)
     hf = huggingface.to_gpt2(collapse_model(model))
     report(cfg, model, lambda idx, last_only: (hf(idx).logits, None), tokens)
     meta_path = input_path(cfg.checkpoint).with_name('meta.json')
     dataset = ckpt['config'].get('dataset')
     meta = json.loads(meta_path.read_text()) if meta_path.exists() else loader.read_meta(dataset) if dataset else {}
-    out = root_path(cfg.out)
     tmp = out.with_name(f'{out.name}.tmp{os.getpid()}')
     try:
         hf.save_pretrained(tmp)

@@ -132,3 +132,18 @@ def test_best_does_not_change_when_the_latest_is_rewritten(tmp_path):
     best = (tmp_path / 'best.pt').read_bytes()
     checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(tiny_gpt(seed=2)))
     assert (tmp_path / 'best.pt').read_bytes() == best != (tmp_path / 'ckpt.pt').read_bytes()
+    checkpoint.copy(tmp_path / 'best.pt', tmp_path / 'again.pt')
+    checkpoint.copy(tmp_path / 'best.pt', tmp_path / 'again.pt')  # two names of one file
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['again.pt', 'best.pt', 'ckpt.pt']
+
+
+def test_sixteen_bits_are_read_as_float32_and_no_folder_is_taken_for_the_hub(tmp_path):
+    ckpt = ckpt_of(tiny_gpt())
+    ckpt['model'] = {k: v.bfloat16() for k, v in ckpt['model'].items()}
+    checkpoint.save(tmp_path / 'half.pt', ckpt)
+    assert {v.dtype for v in checkpoint.load(tmp_path / 'half.pt')['model'].values()} == {torch.float32}
+    with pytest.raises(UserError, match='no checkpoint at'):
+        checkpoint.load(tmp_path / 'gpt2')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='cannot write'):
+        checkpoint.save(tmp_path / 'file' / 'x.pt', ckpt)

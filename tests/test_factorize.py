@@ -244,12 +244,23 @@ def test_the_source_is_left_as_it_was(tmp_path, capsys):
         (['--linear=low_rank', '--params=many'], ["params = 'many'", '81M']),
         (['--linear=low_rank', '--params=20k', '--rank=3'], ['rank', 'params chooses']),
         (['--linear=low_rank', '--params=2k'], ['params = 2k', 'name more layers']),
+        (['--linear=low_rank', '--params=inf'], ["params = 'inf'", '81M']),
+        (['--linear=low_rank', '--guide_iters=10'], ['guide_iters', 'leave it out']),
     ],
 )
 def test_mistakes_are_named(tmp_path, flags, parts, fails, capsys):
     _, path = plain(tmp_path)
     fails(lambda: run_factorize(tmp_path, path, *flags), *parts)
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_factorized(tmp_path, fails, capsys):
+    ckpt, path = plain(tmp_path)
+    ckpt = checkpoint.load(path)
+    ckpt['model'] = {k: v.clone() for k, v in ckpt['model'].items()}
+    ckpt['model']['transformer.h.0.mlp.c_fc.weight'][0, 0] = math.nan
+    checkpoint.save(path, ckpt)
+    fails(lambda: run_factorize(tmp_path, path, '--linear=low_rank'), 'h.0.mlp.c_fc.weight', 'not finite')
 
 
 def test_factors_are_not_factorized_again(tmp_path, fails, capsys):

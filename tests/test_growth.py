@@ -319,12 +319,21 @@ def test_controls_move_what_they_say():
     assert torch.equal(clone.sum(1).sort()[0].float(), shuffled.sum(1).sort()[0].float())
 
 
-def test_ligo_starts_as_the_clone_and_learns():
-    model = small_gpt('bias')
+@pytest.mark.parametrize(
+    'names, sizes',
+    [
+        (('bias',), dict(n_head=8)),
+        (('untied',), dict(n_head=8)),
+        ((), dict(n_head=4)),  # wider heads: a unit's first copy is not always in its own place
+        (('gqa',), dict(n_head=8, n_kv_head=2)),
+    ],
+)
+def test_ligo_starts_as_the_clone_and_learns(names, sizes):
+    model = small_gpt(*names)
     small = {k: v.float() for k, v in model.state_dict().items()}
     model.float()
     how = parse('ligo', 0, 0)
-    new = settle(model.config, dataclasses.replace(model.config, n_embd=64, n_head=8), how)
+    new = settle(model.config, dataclasses.replace(model.config, n_embd=64, **sizes), how)
     x, y = tokens(vocab=65, B=8), tokens(vocab=65, B=8, seed=1)
 
     def loss(steps):
@@ -335,6 +344,17 @@ def test_ligo_starts_as_the_clone_and_learns():
     before = model(x, y)[1].item()
     assert loss(0) == pytest.approx(before, abs=1e-4)
     assert loss(20) < before - 0.1
+
+
+def test_moments_that_would_be_wrong_start_anew():
+    how, old = parse('clone', 0, 0), GPTConfig(n_head=4, n_kv_head=2)
+    choose = lambda ckpt, new, moments='auto': growth.choose_moments(ckpt, old, new, how, moments)
+    ours = dict(optimizer={'lm_head.weight': {}})
+    assert choose(ours, dataclasses.replace(old, n_head=8)) and choose(ours, old)
+    assert not choose(ours, dataclasses.replace(old, n_head=8, n_kv_head=8))
+    with pytest.raises(UserError, match='query heads in other proportions'):
+        choose(ours, dataclasses.replace(old, n_head=12, n_kv_head=4), 'move')
+    assert not choose(dict(optimizer=dict(state={}, param_groups=[])), old)  # nanoGPT's
 
 
 def test_what_cannot_grow_is_refused_by_name():
@@ -438,6 +458,16 @@ def test_one_command_trains_small_grows_and_goes_on(tmp_path, capsys):
     (tmp_path / 'small.py').write_text(source.replace('n_layer = 2', 'n_layer = 1') + f"out_dir = '{tmp_path}/small'\n")
     with pytest.raises(UserError, match='was trained with n_layer = 2'):
         go()
+    (tmp_path / 'small.py').write_text(source + f"out_dir = '{tmp_path}/small'\nmax_iters = 4\nweight_decay = 0.5\n")
+    with pytest.raises(UserError, match='was trained with weight_decay = 0.1'):
+        go()
+
+
+def test_a_rope_model_grows_into_a_longer_context(run_train):
+    small = run_train('--position=rope', '--max_iters=2', out='small')
+    flags = ('--position=rope', '--block_size=64', '--n_embd=64', '--n_head=4', '--max_iters=2', '--init_from=transfer')
+    large = run_train(*flags, f'--transfer_from={small}/ckpt.pt', '--transfer_method=clone', out='large')
+    assert checkpoint.load(large / 'ckpt.pt')['model_args']['block_size'] == 64
 
 
 def test_transfer_keys_go_with_transfer(fails):
@@ -456,6 +486,18 @@ def test_spectra_compares_what_training_left(run_train, script, tmp_path):
     W = torch.load(a / 'ckpt.pt', weights_only=True)['model']['transformer.h.1.attn.c_proj.weight']
     got = [m['singular_values'] for m in rows if m['kind'] == 'attn.c_proj' and m['depth'] == 0.75]
     assert got[0] == pytest.approx(torch.linalg.svdvals(W).tolist(), rel=1e-4)
+
+
+def test_spectra_take_zeros_and_mixtures(run_train, tmp_path, capsys):
+    import spectra
+
+    a, b = run_train('--max_iters=2', out='a'), run_train('--mlp=moe', '--max_iters=2', out='b')
+    growth.grow(grow_args(a, tmp_path, '--n_layer=4', '--method=zero_block', out='deep'))
+    capsys.readouterr()
+    paths = ','.join(f'{p}/ckpt.pt' for p in (tmp_path / 'deep', a, b))
+    spectra.spectra(spectra.SpectraConfig(checkpoints=paths, out=''))
+    assert 'attn.c_proj' in capsys.readouterr().out
+    assert 'must end in .png' in spectra.SpectraConfig(checkpoints=paths, out='x.xyz').problems()[0]
 
 
 def test_the_distance_of_spectra_is_of_shapes():

@@ -36,6 +36,16 @@ def test_a_hugging_face_folder_gives_the_same_logits_and_text(tmp_path, keys):
     assert (back(tokens()).logits - hf(tokens()).logits).abs().max() < 1e-5
 
 
+def test_export_replaces_nothing_but_an_export(run_train, tmp_path, fails):
+    out = run_train('--max_iters=2')
+    before = sorted(p.name for p in out.iterdir())
+    export = lambda to: transfer.export_hf(transfer.TransferConfig(str(out / 'ckpt.pt'), str(to), windows=2))
+    fails(lambda: export(out), 'holds what is no part of an export (best.pt); choose another --out')
+    assert sorted(p.name for p in out.iterdir()) == before
+    export(tmp_path / 'hf')
+    export(tmp_path / 'hf')
+
+
 @pytest.mark.parametrize('bias', [True, False])
 def test_export_writes_what_transformers_loads(run_train, tmp_path, bias):
     out = run_train('--linear=expanded', '--max_iters=5', f'--bias={bias}')

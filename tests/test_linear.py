@@ -43,6 +43,50 @@ def test_exact_inits_reproduce_the_twin_matrix(init, d_in, d_out, depth):
     assert (layer(x) - x @ W0.T).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize(
+    'flags', [dict(linear='expanded', expansion=48, expansion_init='svd'), dict(linear='low_rank', rank=8)]
+)
+@pytest.mark.parametrize('rank', [0, 3])
+def test_factors_of_a_matrix_of_low_rank_learn_beyond_it(flags, rank):
+    """Where all factors are zero none gets a gradient: a block that begins as nothing would stay that."""
+    member = linear.member_of(linear.make(GPTConfig(n_embd=20, **flags), 'h.0.mlp.c_fc', 20, 36))
+    W = torch.randn(36, rank, generator=gen()) @ torch.randn(rank, 20, generator=gen(1))
+    member.from_dense(W)
+    assert (member.to_dense() - W).abs().max() < 1e-5
+    last = member.factors[-1]
+    (grad,) = torch.autograd.grad(member.to_dense(), last, torch.randn(36, 20, generator=gen(2)))
+    assert torch.linalg.matrix_rank(grad.squeeze(), rtol=1e-4) == min(20, *last.squeeze().shape)
+
+
+@pytest.mark.parametrize('linear_kind', ['expanded', 'low_rank'])
+def test_product_decay_is_the_dense_twins_under_mup(linear_kind):
+    """One step with a gradient of zero: only decay moves W."""
+    shrunk = []
+    for kind in ('dense', linear_kind):
+        model = tiny_gpt(linear=kind, mup_base=16, expansion_decay='product', structured_decay='product')
+        layer = model.transformer.h[0].mlp.c_fc
+        W = layer.to_dense().detach().clone()
+        opt = Optimizer(model, train_config(model, weight_decay=0.1))
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        opt.set_lr(1e-2)
+        opt.step()
+        shrunk.append(1 - (layer.to_dense().norm() / W.norm()).item())
+    assert shrunk[0] > 1e-4 and shrunk[1] == pytest.approx(shrunk[0], rel=0.02)
+
+
+def test_from_dense_is_the_named_start_with_its_rate():
+    for init, depth in (('orthogonal', 2), ('svd', 3), ('gaussian', 2)):
+        flags = dict(expansion=128, expansion_init=init, expansion_depth=depth, expansion_lr='matched')
+        layer = expanded(20, 36, **flags)
+        W = torch.randn(36, 20, generator=gen(), dtype=torch.float64) * 0.02
+        layer.from_dense(W)
+        assert (layer.to_dense() - W).abs().max() < 1e-12
+        assert layer.lr_scale.item() == pytest.approx(1 / linear.effective_lr_ratio(layer), rel=1e-5)
+        first = layer.factors[0]
+        assert ((first.T @ first - torch.eye(20)).abs().max() < 1e-12) == (init == 'orthogonal')
+
+
 @pytest.mark.parametrize('rows, cols', [(64, 64), (100, 64), (400, 40)])
 def test_random_bases_are_orthonormal_and_those_of_a_gaussian_matrix(rows, cols):
     for seed in range(20):

@@ -243,6 +243,23 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(run_train, fails, tmp_pat
     fails(lambda: train(load(TrainConfig, other)), 'leave out linear', 'collapse it first')
 
 
+def test_layers_are_checked_with_the_sizes_of_the_checkpoint(run_train, tmp_path, fails, capsys):
+    wide = run_train('--max_iters=2', '--n_embd=64', out='wide')
+    start = [*TINY, f'--init_from={wide}/ckpt.pt', f'--out_dir={tmp_path}/x', '--max_iters=2']
+    go = lambda *flags: train(load(TrainConfig, [*start, '--linear=expanded', *flags]))
+    fails(lambda: go('--expansion=40', '--expansion_init=orthogonal'), 'expansion = 40', '>= n_embd (64)')
+    rotating = ('--expansion=40', '--expansion_init=svd', '--expansion_schedule=rotate', '--expansion_every=1')
+    fails(lambda: go(*rotating), 'expansion = 40', 'rank 64')
+    fails(lambda: go('--linear_layers=h.5.*'), "'h.5.*' matches no layer")
+    start[0:0] = ['--n_embd=768']  # as the default of a config without sizes: those of the checkpoint count
+    go('--expansion=80', '--expansion_init=orthogonal')
+
+
+def test_a_structured_head_waits_for_the_vocabulary(run_train):
+    out = run_train('--max_iters=2', '--linear=low_rank', '--linear_layers=head', '--tie_head=false')
+    assert 'lm_head.factors.0' in torch.load(out / 'ckpt.pt', weights_only=True)['model']
+
+
 @pytest.mark.parametrize(
     'flags, parts',
     [
