@@ -33,7 +33,7 @@ from train import TrainConfig, Trainer
 @dataclass
 class BenchConfig(TrainConfig):
     steps: int = key(20, 'steps in a timed block', low=1)
-    blocks: int = key(10, 'timed blocks of each arm', low=1)
+    rounds: int = key(10, 'timed blocks of each arm', low=1)
     warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
     out: str = key('', 'file for the figures, a JSON line per arm; empty: none')
     show: str = key('', 'only print the table of such a file')
@@ -41,7 +41,7 @@ class BenchConfig(TrainConfig):
 
 class Arm:
     def __init__(self, argv: list[str], cfg, device, warmup: int):
-        mine = tuple(f'--{k}' for k in ('steps', 'blocks', 'warmup', 'out'))
+        mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out'))
         self.name, self.times, self.peak = ' '.join(a for a in argv if not a.startswith(mine)), [], 0
         before = memory(device)
         t0 = time.perf_counter()
@@ -137,19 +137,19 @@ def main():
     if bench.show:
         try:
             print(table([json.loads(line) for line in input_path(bench.show).read_text().splitlines()]))
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
         return
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
     for c in configs[1:]:
-        if mine := {'steps', 'blocks', 'warmup', 'out', 'show'} & set(overrides(c)):
+        if mine := {'steps', 'rounds', 'warmup', 'out', 'show'} & set(overrides(c)):
             raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
     device = hardware.choose_device(bench.device)
     torch._dynamo.config.recompile_limit = max(64, 4 * len(arms))  # the arms share the code of forward
     timed = [Arm(a, c, device, bench.warmup) for a, c in zip(arms, configs)]
-    for _ in range(bench.blocks):
+    for _ in range(bench.rounds):
         for arm in timed:
             arm.timed_block(bench.steps)
     rows = [arm.figures(timed[0]) for arm in timed]

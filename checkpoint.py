@@ -90,6 +90,8 @@ def load(path: str | Path, map_location='cpu') -> dict:
     Raises UserError if it is missing, truncated, altered (every checksum is tested; torch.load tests none) or foreign."""
     on_hub = str(path) in HUB_NAMES
     path = input_path(str(path))
+    if found := [n for n in ('best.pt', 'ckpt.pt') if (path / n).exists()]:
+        raise UserError(f'{path} is the folder of a run; name its checkpoint: {path / found[0]}')
     if path.is_dir() or on_hub and not path.exists():
         from huggingface import load_gpt2  # only here: transformers takes seconds to import
 

@@ -78,8 +78,18 @@ class CompareConfig:
         if not (self.report or self.check) and len(self.arms) < 2:
             found.append('arms: give at least two in a config file, the baseline first; see config/compare/')
         for name in [*self.arms, *self.sizes]:
-            if not str(name) or set(str(name)) & set('/@ |'):
-                found.append(f"arms, sizes: '{name}': a name has no space, /, @ or |")
+            if not isinstance(name, str) or not name or set(name) & set('/@ |'):
+                found.append(f"arms, sizes: '{name}': must be a text without space, /, @ or |")
+        if '/' in self.name or self.name in ('.', '..'):
+            found.append(f"name = '{self.name}': must be the name of a folder, without /")
+        texts = [self.common, *self.arms.values(), *self.sizes.values()]
+        for text in texts:
+            try:
+                shlex.split(text) if isinstance(text, str) else found.append(
+                    f'arms, sizes: {text}: must be flags in quotes'
+                )
+            except ValueError as e:
+                found.append(f"arms, sizes, common: '{text}': {e}".replace('No closing', 'no closing'))
         for field in ('learning_rates', 'mismatch'):
             if odd := [
                 a for a in getattr(self, field) if isinstance(getattr(self, field), dict) and a not in self.arms
@@ -288,7 +298,10 @@ def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
 def compare(cfg):
     plans = make_plans(cfg)
     state = Comparison(cfg, plans)
-    state.out.mkdir(parents=True, exist_ok=True)
+    try:
+        state.out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f'cannot make the folder {state.out} ({e.strerror}); choose another --out') from None
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
     if cfg.cluster in ('local', 'slurm'):
         try:
@@ -360,6 +373,10 @@ def main():
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
         print('RESULTS.md and README.md agree with the logs')
     elif cfg.report:
+        if not any(results.glob('*/comparison.json')):
+            raise UserError(
+                f'results = {cfg.results}: holds no comparison (*/comparison.json), RESULTS.md stays as it is'
+            )
         for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
             if report.load(folder)[1]:
                 report.write_comparison(folder)
@@ -375,8 +392,4 @@ def main():
 
 
 if __name__ == '__main__':
-    try:
-        run(main)
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on from here')
-        sys.exit(130)
+    run(main, interrupted='interrupted; the same command goes on from here')

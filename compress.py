@@ -85,6 +85,10 @@ class CompressConfig:
 
     def problems(self):
         odd = [a for a in self.arms.split(',') if a not in ARMS and self.arms != 'all']
+        try:
+            shlex.split(self.flags)
+        except ValueError as e:
+            return [f'flags = {self.flags}: {e}']
         found = [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
         return found + (evaluate.EvalConfig(checkpoint='any', tasks=self.tasks).problems() if self.tasks else [])
 
@@ -208,6 +212,8 @@ def over(cfg: CompressConfig, name: str, code: int | None) -> str:
 def compress(cfg: CompressConfig):
     for task in set(cfg.tasks.split(',')) & set(evaluate.SOURCES):
         evaluate.read_source(task)  # a text that cannot be had is found out before anything is trained
+    keys = ('size', 'source_iters', 'source_rate', 'iters', 'evals', 'distill_iters', 'seed', 'flags', 'tasks', 'limit')
+    launch.settle(root_path(cfg.out), cfg, keys)
     launch.run_here(lambda: missing(cfg), lambda name, code: over(cfg, name, code), cfg.jobs, cfg.cluster)
 
 

@@ -76,7 +76,7 @@ def coerce(value, annotation):
         elif kind is str:
             if isinstance(value, str):
                 return value
-        elif kind is tuple:  # of numbers: [4, 3.5] in a file, 4,3.5 in a flag
+        elif kind is tuple and not isinstance(value, dict):  # of numbers: [4, 3.5] in a file, 4,3.5 in a flag
             if isinstance(value, str):
                 value = [v for v in value.strip('()[]').split(',') if v.strip()]
             if not isinstance(value, list | tuple):
@@ -90,7 +90,7 @@ def coerce(value, annotation):
                 return value
             if isinstance(value, str) and value.lower() in ('true', 'false', '1', '0', 'yes', 'no'):
                 return value.lower() in ('true', '1', 'yes')
-        elif not isinstance(value, bool):  # int or float; True is no number
+        elif kind in (int, float) and not isinstance(value, bool):  # True is no number
             try:
                 number = float(value) if not isinstance(value, str) or kind is float else read_int(value)
             except (TypeError, ValueError):
@@ -243,10 +243,13 @@ def overrides(cfg) -> dict:
     return {f.name: v for f in dataclasses.fields(cfg) if (v := getattr(cfg, f.name)) != f.default}
 
 
-def run(main):
+def run(main, interrupted='interrupted'):
     """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
     try:
         main()
+    except KeyboardInterrupt:
+        print(interrupted, flush=True)
+        sys.exit(130)
     except UserError as e:
         rank = int(os.environ.get('RANK', 0))
         lines = str(e).split('\n')

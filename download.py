@@ -14,7 +14,7 @@ import re
 import tarfile
 import tempfile
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configurator import ROOT, UserError
@@ -50,9 +50,9 @@ def sha256(path: Path) -> str:
 @contextmanager
 def writing(path: Path):
     """A binary file that appears under its name when the block ends well, and not at all otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'{path.name}.tmp{os.getpid()}')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(tmp, 'wb') as f:
             yield f
         os.replace(tmp, path)
@@ -61,7 +61,8 @@ def writing(path: Path):
             f'cannot write {path} ({e.strerror}); free the disk or its permissions and run it again'
         ) from None
     finally:
-        tmp.unlink(missing_ok=True)
+        with suppress(OSError):
+            tmp.unlink()
 
 
 def write(path: Path, content: bytes):

@@ -24,6 +24,7 @@ import weakref
 from pathlib import Path
 
 from configurator import ROOT, UserError
+from download import write
 
 LOCKED = 75  # exit code: another process is at this run
 
@@ -148,6 +149,16 @@ def holder(folder: Path) -> int | None:
         return int(os.pread(lock, 20, 0) or 0) or None
     finally:
         os.close(lock)
+
+
+def settle(folder: Path, cfg, keys: tuple):
+    """Note in folder/settings.json what an experiment's runs depend on. UserError if it holds others' runs."""
+    settings, path = {k: getattr(cfg, k) for k in keys}, folder / 'settings.json'
+    there = json.loads(path.read_text()) if path.exists() else settings
+    if other := {k: v for k, v in there.items() if k in settings and v != settings[k]}:
+        what = ', '.join(f'{k} = {v} there, {settings[k]} here' for k, v in other.items())
+        raise UserError(f'{folder} holds runs with other settings ({what}); choose another --out and --work')
+    write(path, (json.dumps(settings, indent=1) + '\n').encode())
 
 
 # -----------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class MatchConfig(TrainConfig):
     )
     solve: str = key('n_embd', 'which key to vary', choices=('n_embd', 'mlp_expansion_factor', 'expansion'))
     steps: int = key(5, 'match = time: steps in a timed block', low=1)
-    blocks: int = key(5, 'match = time: timed blocks, the median counts', low=1)
+    rounds: int = key(5, 'match = time: timed blocks, the median counts', low=1)
 
 
 def cost(cfg, device) -> float:
@@ -39,7 +39,7 @@ def cost(cfg, device) -> float:
         from bench import Arm
 
         arm = Arm([], cfg, device, warmup=3)
-        for _ in range(cfg.blocks):
+        for _ in range(cfg.rounds):
             arm.timed_block(cfg.steps)
         return 1000 * statistics.median(arm.times)
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
@@ -96,7 +96,7 @@ def match(argv: list[str]):
     cut = argv.index('--') if '--' in argv else 0
     candidate = load(MatchConfig, argv[cut + 1 :] if '--' in argv else argv)
     reference = load(MatchConfig, argv[:cut])
-    if mine := {'match', 'solve', 'steps', 'blocks'} & set(overrides(reference)):
+    if mine := {'match', 'solve', 'steps', 'rounds'} & set(overrides(reference)):
         raise UserError(f'{", ".join(sorted(mine))}: belongs to the candidate, behind the --')
     configs = []
     for c in (reference, candidate):

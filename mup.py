@@ -3,7 +3,7 @@ Do learning rates carry over from narrow to wide? Two checks of the rule in stru
 
     python mup.py coordinates                           |change of the output| after one Adam step, over widths; a plot
     python mup.py rates --widths=256,1024               train at several rates and widths; the best rate of each width
-    python mup.py show --out=results/mup/rates.jsonl    the table of what rates wrote
+    python mup.py show --out=out/mup/rates.jsonl        the table of what rates wrote
 
 `coordinates` looks at one square layer: with the right rates the curve is flat (Yang & Hu 2021, arXiv 2203.03466).
 `rates` trains a small GPT on Shakespeare, all its matrices in one parameterization; rates are those at --base width.
@@ -19,6 +19,7 @@ import torch
 import hardware
 import linear
 import loader
+import plot
 from configurator import UserError, input_path, key, load, root_path, run
 from logger import commit
 from model import GPTConfig
@@ -28,9 +29,9 @@ from train import TrainConfig, Trainer
 @dataclass
 class MupConfig:
     members: str = key('dense,low_rank,monarch,btt', 'parameterizations')
-    widths: tuple = key((256.0, 512.0, 1024.0, 2048.0, 4096.0), 'widths')
+    widths: tuple = key((256.0, 512.0, 1024.0, 2048.0, 4096.0), 'widths', low=1)
     base: int = key(256, 'width at which rates are given', low=1)
-    learning_rates: tuple = key((5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), 'rates to try')
+    learning_rates: tuple = key((5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), 'rates to try', above=0)
     iters: int = key(300, 'rates: optimizer steps', low=10)
     n_layer: int = key(2, 'rates: blocks', low=1)
     out: str = key('out/mup/coordinates.png', 'picture, or (rates, show) JSON lines, to which rates adds')
@@ -77,8 +78,7 @@ def coordinates(cfg):
     ax.grid(alpha=0.3)
     ax.legend()
     out = root_path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(out, dpi=120, bbox_inches='tight')
+    plot.save_picture(fig, out)
     print(f'wrote {out}')
 
 
@@ -118,7 +118,8 @@ def rates(cfg):
 def show(cfg):
     try:
         rows = [json.loads(line) for line in input_path(cfg.out).read_text().splitlines()]
-    except (OSError, ValueError) as e:
+        rows[0]['device'], [(r['member'], r['width'], r['lr'], r['val_loss']) for r in rows]
+    except (OSError, ValueError, LookupError, TypeError) as e:
         raise UserError(f"out = '{cfg.out}': not a file that rates wrote ({e})") from None
     lrs = sorted({r['lr'] for r in rows})
     print(f'{rows[0]["device"]}; val loss after {rows[0]["iters"]} iterations; rates at width {rows[0]["base"]}')

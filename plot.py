@@ -34,7 +34,11 @@ def read_run(name: str) -> dict:
     if not evals:
         raise UserError(f'{folder} holds no evaluations; give the out_dir of a run')
     train = [m for m in lines if m['kind'] == 'train']
-    manifest = json.loads((folder / 'manifest.json').read_text())
+    try:
+        manifest = json.loads((folder / 'manifest.json').read_text())
+        manifest['params'], manifest['params_collapsed'], manifest['device']
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f'{folder}/manifest.json is damaged or missing ({e}); is this the out_dir of a run?') from None
     return dict(arm=re.sub(r'-s\d+$', '', Path(name).name), evals=evals, train=train, manifest=manifest)
 
 
@@ -81,8 +85,18 @@ def picture(runs: list[dict], out: Path):
     ax.set(xlabel='iteration', ylabel='loss (nats per token); faint: training', title=runs[0]['manifest']['device'])
     ax.grid(alpha=0.3)
     ax.legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(out, dpi=120, bbox_inches='tight')
+    save_picture(fig, out)
+
+
+def save_picture(fig, out: Path):
+    """UserError if out cannot be written, or is of a format that matplotlib does not know."""
+    if not out.suffix or out.is_dir():
+        raise UserError(f'{out}: name a picture, such as {out.with_suffix(".png").name}')
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fig.savefig(out, dpi=120, bbox_inches='tight')
+    except (OSError, ValueError) as e:
+        raise UserError(f'cannot write {out} ({getattr(e, "strerror", None) or e}); choose another --out') from None
 
 
 # -----------------------------------------------------------------------------

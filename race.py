@@ -118,6 +118,10 @@ class RaceConfig:
 
     def problems(self):
         odd = [a for a in self.arms.split(',') if a not in ARMS and self.arms != 'all']
+        try:
+            shlex.split(self.flags)
+        except ValueError as e:
+            return [f'flags = {self.flags}: {e}']
         return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
 
 
@@ -329,10 +333,11 @@ def missing(cfg: RaceConfig) -> list:
 
 
 def race(cfg: RaceConfig):
+    launch.settle(root_path(cfg.out), cfg, ('size', 'iters', 'evals', 'source_share', 'seed', 'flags'))
     times = root_path(cfg.out) / 'bench.jsonl'
     if cfg.jobs > 1 and not times.exists():  # first: what it compiles, the runs find in the compiler's cache
         common = ['config/gpt2.py', *shlex.split(f'{SIZES[cfg.size]} {cfg.flags}')]
-        args = ['--steps=10', '--blocks=5', f'--out={times}', *common]
+        args = ['--steps=10', '--rounds=5', f'--out={times}', *common]
         small = small_flags(cfg)
         for kind in dict.fromkeys(SOURCES[s][0] for a in arms_of(cfg) for s in lineage(ARMS[a][0])):
             args += ['--', *common, *small[kind].split()]

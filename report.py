@@ -124,6 +124,8 @@ def value(r: dict, metric: str, at: str) -> float:
     """The figure of a run: its metric at the last evaluation, or at the best one; inf if it diverged."""
     if r['state'] == 'diverged':
         return math.inf
+    if metric not in r['eval']:
+        raise UserError(f"metric = '{metric}': the evaluations have {', '.join(k for k in r['eval'] if k != 'iter')}")
     return r['eval'][metric][-1] if at == 'last' else min(r['eval'][metric])
 
 

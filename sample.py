@@ -33,7 +33,7 @@ class SampleConfig:
     temperature: float = key(0.8, '1.0 = no change, < 1.0 = less random, > 1.0 = more random, 0 = the likeliest', low=0)
     top_k: int = key(200, 'keep only the k likeliest tokens; 0: all', low=0)
     top_p: float = key(1.0, 'keep the likeliest tokens that make up this probability', above=0, high=1)
-    seed: int = key(1337, 'seed of the draws', low=0)
+    seed: int = key(1337, 'seed of the draws', low=0, high=2**64 - 1)
     device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
     dtype: str = key('auto', 'precision of matrix products', choices=('auto', 'float32', 'bfloat16', 'float16'))
     compile: bool = key(False, 'torch.compile; pays only for long or many samples')
@@ -46,7 +46,10 @@ def tokenizer(path, ckpt: dict):
         tok = transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
         return lambda text: tok(text)['input_ids'], lambda ids: tok.decode(ids).encode(), len(tok)
     if path.with_name('meta.json').exists() and not path.is_dir():
-        return tokenfile.tokenizer(json.loads(path.with_name('meta.json').read_text()), path.parent)
+        try:
+            return tokenfile.tokenizer(json.loads(path.with_name('meta.json').read_text()), path.parent)
+        except (ValueError, AttributeError, TypeError):
+            raise UserError(f'{path.with_name("meta.json")} is damaged; take that of data/<dataset>') from None
     dataset = ckpt['config'].get('dataset')
     return tokenfile.tokenizer(loader.read_meta(dataset) if dataset else {}, loader.data_dir(dataset or ''))
 

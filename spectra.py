@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
+import plot
 from configurator import UserError, key, root_path
 from download import write
 
@@ -156,8 +157,7 @@ def picture(models: list[dict], out: Path):
     grid[0, 0].legend(fontsize=7)
     fig.supxlabel('index / number of singular values')
     fig.supylabel('singular value / root mean square')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(out, dpi=120, bbox_inches='tight')
+    plot.save_picture(fig, out)
 
 
 def spectra(cfg: SpectraConfig):

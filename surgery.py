@@ -59,6 +59,8 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
 
 def open_model(cfg: SurgeryConfig):
     """The checkpoint, its model with activations going through its factors, and real tokens for it."""
+    if cfg.out and root_path(cfg.out) == input_path(cfg.checkpoint):
+        raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
     ckpt = checkpoint.load(cfg.checkpoint)
     model = checkpoint.build(ckpt, cfg.checkpoint, linear_path='factored')
     dataset = cfg.dataset or ckpt['config'].get('dataset')

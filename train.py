@@ -82,8 +82,8 @@ class TrainConfig(GPTConfig):
         "windows without replacement (permutation), or anywhere with replacement (random, nanoGPT's)",
         choices=('permutation', 'random'),
     )
-    seed_data: int = key(1337, 'seed of the order of the data', low=0)
-    seed_model: int = key(1337, 'seed of initialisation and dropout', low=0)
+    seed_data: int = key(1337, 'seed of the order of the data', low=0, high=2**64 - 1)
+    seed_model: int = key(1337, 'seed of initialisation and dropout', low=0, high=2**40)
     # AdamW
     learning_rate: float = key(6e-4, 'peak learning rate', above=0)
     max_iters: int = key(600000, 'optimizer steps', low=0)
@@ -145,6 +145,8 @@ class TrainConfig(GPTConfig):
                 f'gradient_accumulation_steps = {self.gradient_accumulation_steps}: must be divisible by the number of'
                 f' processes ({world})'
             )
+        if not self.out_dir:
+            found.append('out_dir: must name a folder, such as out/x')
         if self.cuda_graph and world > 1:
             found.append(f'cuda_graph = True: needs a single process, this is one of {world}')
         if self.init_from == 'transfer':
@@ -347,6 +349,8 @@ class Trainer:
         checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
         if improved:
             checkpoint.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
+        elif not self.best_iter:  # nothing was better than the start so far: what lies there is another run's
+            (self.out_dir / 'best.pt').unlink(missing_ok=True)
 
     def restore(self, ckpt: dict):
         """Go on as if there had been no interruption: bit-exact on a CPU, with the same number of processes."""

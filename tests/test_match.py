@@ -64,7 +64,7 @@ def test_time_is_measured_and_bracketed(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_time_of_a_real_step_is_positive(capsys):
-    out = solved(capsys, *SMALL, '--', *SMALL, '--match=time', '--steps=2', '--blocks=2')
+    out = solved(capsys, *SMALL, '--', *SMALL, '--match=time', '--steps=2', '--rounds=2')
     assert 'ms per step' in out and 'nearest' in out
 
 

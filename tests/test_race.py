@@ -1,5 +1,6 @@
 """race.py: what a loss costs, with the source and without."""
 
+import dataclasses
 import json
 import shutil
 
@@ -160,6 +161,16 @@ def test_a_source_that_grew_itself(tmp_path):
     shutil.rmtree(logs / 'stack-staged-x0.5')
     shutil.rmtree(work)
     assert list(flags()) == ['quarter-early']
+
+
+def test_logs_of_other_settings_are_not_mixed_in(tmp_path, fails):
+    cfg = race.RaceConfig(size='tiny', iters=8, out=str(tmp_path))
+    keys = ('size', 'iters', 'flags')
+    launch.settle(tmp_path, cfg, keys)
+    launch.settle(tmp_path, cfg, keys)
+    other = dataclasses.replace(cfg, iters=400)
+    fails(lambda: launch.settle(tmp_path, other, keys), 'iters = 8 there, 400 here', 'another --out')
+    assert race.RaceConfig(flags="'").problems()
 
 
 def test_sources_are_fractions_of_what_the_flags_make(fails):

@@ -1,9 +1,15 @@
 """The scripts beside the trainer, run as a user runs them."""
 
+import dataclasses
 import json
 
 import pytest
 from conftest import ROOT, TINY
+
+import checkpoint
+import download
+import transfer
+from configurator import UserError
 
 
 def test_sample_writes_text_from_any_checkpoint(run_train, script, tmp_path):
@@ -17,6 +23,42 @@ def test_sample_writes_text_from_any_checkpoint(run_train, script, tmp_path):
     assert a == b
 
 
+def test_no_tool_gives_a_key_of_training_another_meaning():
+    import bench
+    import match
+    from train import TrainConfig
+
+    keys = {f.name for f in dataclasses.fields(TrainConfig)}
+    for schema in (bench.BenchConfig, match.MatchConfig):
+        assert not keys & set(schema.__dict__['__annotations__'])
+
+
+def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_path, monkeypatch):
+    import compare
+    import mup
+    import plot
+    from configurator import load
+    from train import TrainConfig
+
+    out = run_train('--max_iters=2')
+    ckpt = str(out / 'ckpt.pt')
+    fails(lambda: transfer.collapse(transfer.TransferConfig(ckpt, ckpt)), 'is the checkpoint itself')
+    fails(lambda: load(TrainConfig, ['--out_dir=']), 'out_dir: must name a folder')
+    monkeypatch.setattr('sys.argv', ['compare.py', '--report', f'--results={tmp_path}'])
+    fails(compare.main, 'holds no comparison', 'RESULTS.md stays')
+    (tmp_path / 'file').write_text('')
+    figure = plot.figure(1)[0]
+    for name, message in (('file/a.png', 'cannot write'), ('a.xyz', 'not supported'), ('folder', 'name a picture')):
+        fails(lambda name=name: plot.save_picture(figure, tmp_path / name), message)
+    with pytest.raises(UserError, match='cannot write'):
+        download.write(tmp_path / 'file' / 'x', b'')
+    fails(lambda: mup.show(mup.MupConfig(out=str(tmp_path / 'file'))), 'not a file that rates wrote')
+    (out / 'manifest.json').write_text('{}')
+    fails(lambda: plot.read_run(str(out)), 'manifest.json is damaged')
+    with pytest.raises(UserError, match='is the folder of a run; name its checkpoint'):
+        checkpoint.load(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'args, message',
@@ -27,7 +69,7 @@ def test_sample_writes_text_from_any_checkpoint(run_train, script, tmp_path):
         (['transfer.py', 'collapse'], '--checkpoint=PATH'),
         (['plot.py', 'nowhere'], 'holds no evaluations'),
         (['bench.py', '--steps=0'], 'steps = '),
-        (['bench.py', '--n_layer=2', '--', '--blocks=3'], 'blocks: belongs to the first arm'),
+        (['bench.py', '--n_layer=2', '--', '--rounds=3'], 'rounds: belongs to the first arm'),
     ],
 )
 def test_mistakes_end_with_exit_code_2_and_no_traceback(script, args, message):
@@ -49,7 +91,7 @@ def test_plot_draws_the_runs_it_tables(run_train, script, tmp_path):
 
 
 def test_bench_times_arms_in_turns(script, tmp_path):
-    small = [*TINY, '--steps=2', '--blocks=3', '--warmup=1']
+    small = [*TINY, '--steps=2', '--rounds=3', '--warmup=1']
     r = script('bench.py', *small, f'--out={tmp_path}/b.jsonl', '--', *TINY, '--linear=expanded')
     rows = [json.loads(line) for line in open(tmp_path / 'b.jsonl')]
     assert len(rows) == 2 and rows[0]['ratio'] == 1.0 and rows[1]['params'] > rows[0]['params']
@@ -97,8 +139,8 @@ def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, ru
     assert tok.decode(tok('naïve\ncafé')['input_ids']) == 'naïve\ncafé'
     assert script('sample.py', f'--checkpoint={tmp_path}/hf', '--start=naïve', *args).stdout == a
     tasks = ['--tasks=val', '--limit=3', '--device=cpu', f'--dataset={tmp_path}/mine']
-    for name, checkpoint in (('ours', f'{out}/ckpt.pt'), ('hf', f'{tmp_path}/hf')):
-        script('evaluate.py', f'--checkpoint={checkpoint}', *tasks, f'--out={tmp_path}/{name}.json')
+    for name, path in (('ours', f'{out}/ckpt.pt'), ('hf', f'{tmp_path}/hf')):
+        script('evaluate.py', f'--checkpoint={path}', *tasks, f'--out={tmp_path}/{name}.json')
     figures = [json.load(open(tmp_path / f'{n}.json'))['tasks']['val']['figures'] for n in ('ours', 'hf')]
     assert figures[0]['bits_per_byte'] == pytest.approx(figures[1]['bits_per_byte'], rel=1e-4)
     assert torch.isfinite(torch.tensor(figures[0]['nats_per_token']))

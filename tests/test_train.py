@@ -243,6 +243,14 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(run_train, fails, tmp_pat
     fails(lambda: train(load(TrainConfig, other)), 'leave out linear', 'collapse it first')
 
 
+def test_the_best_checkpoint_is_never_that_of_another_run(run_train):
+    out = run_train('--max_iters=10')
+    assert (out / 'best.pt').exists()
+    run_train('--max_iters=5', '--learning_rate=1e-12', '--min_lr=0', '--seed_model=3', '--eval_iters=1')
+    best = out / 'best.pt'
+    assert not best.exists() or torch.load(best, weights_only=True)['config']['seed_model'] == 3
+
+
 def test_layers_are_checked_with_the_sizes_of_the_checkpoint(run_train, tmp_path, fails, capsys):
     wide = run_train('--max_iters=2', '--n_embd=64', out='wide')
     start = [*TINY, f'--init_from={wide}/ckpt.pt', f'--out_dir={tmp_path}/x', '--max_iters=2']

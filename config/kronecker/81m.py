@@ -1,7 +1,7 @@
 # The seed's 81M GPT-2: every MLP matrix one Kronecker product, a quarter of its parameters.
 #
 #   python transfer.py factorize config/kronecker/81m.py --checkpoint=gpt2 --dataset=gutenberg --out=out/kronecker-81m/ckpt.pt
-#   python train.py config/gpt2.py config/kronecker/81m.py          from scratch; the dense twin: config/gpt2.py
+#   python train.py config/gpt2.py config/kronecker/81m.py --out_dir=out/kronecker-81m-scratch      its dense twin: config/gpt2.py
 #
 # 81,972,576 parameters of GPT-2's 124,439,808: 67,816,704 + 24 (1536*384 + 2*2). (768, 768) has as many (2*2 = 1*4).
 # After 4.9M tokens of Gutenberg from a pruned start 3.848, Van Loan's 3.924, the dense model 3.564

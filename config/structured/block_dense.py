@@ -1,7 +1,7 @@
 # Block-dense: two blocks into the inner features, then dense.
 #
 #   python train.py config/structured/block_dense.py
-#   python train.py config/structured/block_dense.py config/structured/gutenberg.py
+#   python train.py config/structured/block_dense.py config/structured/gutenberg.py --out_dir=out/structured/block-dense-gutenberg
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss with four blocks (--blocks=4): 2.1175 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 8.4799

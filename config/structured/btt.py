@@ -1,7 +1,7 @@
 # Block Tensor-Train, split at the square root.
 #
 #   python train.py config/structured/btt.py
-#   python train.py config/structured/btt.py config/structured/gutenberg.py
+#   python train.py config/structured/btt.py config/structured/gutenberg.py --out_dir=out/structured/btt-gutenberg
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss: 2.0072 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 5.3735 after 200 (dense:

@@ -1,7 +1,7 @@
 # BTT-MoE: a router and eight Block Tensor-Trains in each matrix, two of them for each token.
 #
 #   python train.py config/structured/btt_moe.py
-#   python train.py config/structured/btt_moe.py config/structured/gutenberg.py
+#   python train.py config/structured/btt_moe.py config/structured/gutenberg.py --out_dir=out/structured/btt-moe-gutenberg
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss: 2.4335 after 250 iterations of the small preset, on a CPU, on Gutenberg 8.5413 after 60 of the small

@@ -1,7 +1,7 @@
 # Block Tensor-Train with its factors' RMS capped ("normalised BTT").
 #
 #   python train.py config/structured/btt_norm.py
-#   python train.py config/structured/btt_norm.py config/structured/gutenberg.py
+#   python train.py config/structured/btt_norm.py config/structured/gutenberg.py --out_dir=out/structured/btt-norm-gutenberg
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss: 2.0007 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 5.3836 after 200 (dense:

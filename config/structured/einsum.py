@@ -1,7 +1,7 @@
 # A point of the einsum family that none of the names covers: every index in use.
 #
 #   python train.py config/structured/einsum.py
-#   python train.py config/structured/einsum.py config/structured/gutenberg.py
+#   python train.py config/structured/einsum.py config/structured/gutenberg.py --out_dir=out/structured/einsum-gutenberg
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss: 2.0307 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 5.4159 after 200 (dense:

@@ -1,7 +1,7 @@
 # The standard mixture that btt_moe is compared with: eight MLPs, two for each token.
 #
 #   python train.py config/structured/ffn_moe.py
-#   python train.py config/structured/ffn_moe.py config/structured/gutenberg.py
+#   python train.py config/structured/ffn_moe.py config/structured/gutenberg.py --out_dir=out/structured/ffn-moe-gutenberg
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss: 2.4340 after 250 iterations of the small preset, on a CPU, on Gutenberg 5.4987 after 200 (dense: 5.4209).

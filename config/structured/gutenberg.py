@@ -1,7 +1,7 @@
 # Added to any config of this folder: a small GPT on Gutenberg in GPT-2 tokens instead of Shakespeare in characters.
 #
-#   python train.py config/structured/monarch.py config/structured/gutenberg.py
-#   python train.py config/shakespeare_char.py config/structured/gutenberg.py       the dense twin
+#   python train.py config/structured/monarch.py config/structured/gutenberg.py --out_dir=out/structured/monarch-gutenberg
+#   python train.py config/shakespeare_char.py config/structured/gutenberg.py --out_dir=out/structured/shakespeare-char-gutenberg       the dense twin
 #
 # 8 layers, 512 wide: 25.2M parameters besides the embeddings when dense. 65.5M tokens. Loss: not measured yet.
 

@@ -1,7 +1,7 @@
 # A tensor train of three cores.
 #
 #   python train.py config/structured/tensor_train3.py
-#   python train.py config/structured/tensor_train3.py config/structured/gutenberg.py
+#   python train.py config/structured/tensor_train3.py config/structured/gutenberg.py --out_dir=out/structured/tensor-train3-gutenberg
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss: 2.0819 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 8.4711 after 60 of the small
