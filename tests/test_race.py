@@ -184,10 +184,10 @@ def test_sources_are_fractions_of_what_the_flags_make(fails):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('cluster', ['none', 'pool'])
-def test_a_small_race_runs_once_and_tells_who_won(script, tmp_path, cluster):
+def test_a_small_race_runs_once_and_tells_who_won(script, tmp_path):
+    """In a pool; test_factorize.py has a small experiment without one."""
     args = ['--size=tiny', '--iters=8', '--evals=4', '--rates=1e-3,1e-2', '--extend=0', '--horizons=0.5', '--jobs=2']
-    args += ['--arms=stack', f'--cluster={cluster}', f'--out={tmp_path}/logs']
+    args += ['--arms=stack', '--cluster=pool', f'--out={tmp_path}/logs']
     r = script('race.py', *args, f'--work={tmp_path}/work')
     for name in ('scratch-0.001', 'scratch-0.01', 'scratch-x0.5', 'shallow', 'stack-x0.5'):
         assert f'{name}: python train.py config/gpt2.py' in r.stdout
