@@ -437,6 +437,7 @@ def test_a_set_of_ones_own_trains_and_names_its_command(texts, tmp_path, monkeyp
         ([], 'folder is missing: python data/text/prepare.py --folder='),
         (['--folder=/nope'], 'no such folder'),
         (['--folder={texts}', '--pattern=*.rst'], 'endings: .md, .txt; change --pattern'),
+        (['--folder={texts}', '--pattern=/abs/*'], 'names below folder'),
         (['--folder={texts}', '--name=../x'], 'choose another'),
         (['--folder={texts}', '--tokenizer=words'], 'must be one of gpt2, char, bpe'),
         (['--folder={texts}', '--vocab_size=99', '--tokenizer=bpe'], 'at least 257'),

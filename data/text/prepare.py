@@ -83,6 +83,8 @@ def prepare(cfg, data):
         raise UserError(f'folder = {cfg.folder}: no such folder; give the one that holds the texts')
     if '/' in name or name.startswith('.') or (folder / 'prepare.py').exists():
         raise UserError(f"name = '{name}': data/{name} is taken by a recipe of its own, or no name; choose another")
+    if not cfg.pattern or Path(cfg.pattern).is_absolute():
+        raise UserError(f"pattern = '{cfg.pattern}': must be one of names below folder, such as *.txt")
     files = sorted(p for p in source.rglob(cfg.pattern) if p.is_file())
     if not files:
         seen = ', '.join(sorted({p.suffix or 'none' for p in source.rglob('*') if p.is_file()})) or 'none at all'
