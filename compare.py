@@ -82,14 +82,6 @@ class CompareConfig:
                 found.append(f"arms, sizes: '{name}': must be a text without space, /, @ or |")
         if '/' in self.name or self.name in ('.', '..'):
             found.append(f"name = '{self.name}': must be the name of a folder, without /")
-        texts = [self.common, *self.arms.values(), *self.sizes.values()]
-        for text in texts:
-            try:
-                shlex.split(text) if isinstance(text, str) else found.append(
-                    f'arms, sizes: {text}: must be flags in quotes'
-                )
-            except ValueError as e:
-                found.append(f"arms, sizes, common: '{text}': {e}".replace('No closing', 'no closing'))
         for field in ('learning_rates', 'mismatch'):
             if odd := [
                 a for a in getattr(self, field) if isinstance(getattr(self, field), dict) and a not in self.arms

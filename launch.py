@@ -155,7 +155,8 @@ def settle(folder: Path, cfg, keys: tuple):
     """Note in folder/settings.json what an experiment's runs depend on. UserError if it holds others' runs."""
     settings, path = {k: getattr(cfg, k) for k in keys}, folder / 'settings.json'
     there = json.loads(path.read_text()) if path.exists() else settings
-    if other := {k: v for k, v in there.items() if k in settings and v != settings[k]}:
+    other = {k: v for k, v in there.items() if k in settings and v != settings[k]}
+    if other and any(folder.glob('*/manifest.json')):  # else there is no run yet that they could be mixed with
         what = ', '.join(f'{k} = {v} there, {settings[k]} here' for k, v in other.items())
         raise UserError(f'{folder} holds runs with other settings ({what}); choose another --out and --work')
     write(path, (json.dumps(settings, indent=1) + '\n').encode())

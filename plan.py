@@ -56,11 +56,15 @@ def make_plans(cfg) -> list[Plan]:
     found = []
     for size, size_flags in (cfg.sizes or {'': ''}).items():
         for arm, text in cfg.arms.items():
-            argv = [*shlex.split(cfg.common), *shlex.split(size_flags), *shlex.split(text)]
             try:
+                argv = [*shlex.split(cfg.common), *shlex.split(size_flags), *shlex.split(text)]
                 found.append(Plan(arm, size, argv, load(schema, argv), module))
             except UserError as e:
                 raise UserError('\n'.join(f'{cell_name(arm, size)}: {line}' for line in str(e).split('\n'))) from None
+            except (ValueError, AttributeError, TypeError):  # an open quote, no text
+                raise UserError(
+                    f'{cell_name(arm, size)}: {text!r}: must be a text of flags, its quotes closed'
+                ) from None
     return found
 
 

@@ -55,10 +55,7 @@ def train_source(cfg, small, train) -> str:
     done = checkpoint.load(path) if path.exists() else dict(config={}, iter_num=0)
     drop = ('out_', 'max_iters', 'init_from', 'vocab_size', 'eval_', 'log_', 'wandb_', 'save_', 'always_', 'patience')
     drop += ('device', 'backend', 'dtype', 'compile', 'cuda_graph', 'note', *COMPUTING)  # no effect on what is learned
-    same = lambda a, b: (
-        (list(a) if isinstance(a, tuple | list) else a) == (list(b) if isinstance(b, tuple | list) else b)
-    )
-    changed = {k: v for k, v in done['config'].items() if not k.startswith(drop) and not same(v, getattr(small, k, v))}
+    changed = {k: v for k, v in done['config'].items() if not k.startswith(drop) and v != getattr(small, k, v)}
     if changed or done['iter_num'] > small.max_iters:
         was = ', '.join(f'{k} = {v}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'
         raise UserError(f'{path} is not of {cfg.transfer_from}: it was trained with {was}; move it, or use it as it is')

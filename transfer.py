@@ -89,8 +89,10 @@ def expand(cfg: ExpandConfig):
         raise UserError(f'{cfg.checkpoint}: its layers are {model.config.linear}; collapse it first')
     keys = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if hasattr(model.config, f.name)}
     config = dataclasses.replace(model.config, linear='expanded', linear_path='factored', **keys)
-    if found := config.problems() or [] if linear.chosen(config) else ['linear_layers, keep_dense: leave no layer']:
+    if found := config.problems():
         raise UserError('\n'.join(found))
+    if not linear.chosen(config):
+        raise UserError(f"linear_layers = '{cfg.linear_layers}': leaves no layer to expand")
     new = expand_model(model, config, cfg.seed)
     print('\n'.join(linear.table(new)))
     print(f'{model.num_params():,} parameters -> {new.num_params():,}')

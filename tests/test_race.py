@@ -169,6 +169,9 @@ def test_logs_of_other_settings_are_not_mixed_in(tmp_path, fails):
     launch.settle(tmp_path, cfg, keys)
     launch.settle(tmp_path, cfg, keys)
     other = dataclasses.replace(cfg, iters=400)
+    launch.settle(tmp_path, other, keys)  # no run yet
+    launch.settle(tmp_path, cfg, keys)
+    fake_run(tmp_path, 'shallow', [(0, 4.0)])
     fails(lambda: launch.settle(tmp_path, other, keys), 'iters = 8 there, 400 here', 'another --out')
     assert race.RaceConfig(flags="'").problems()
 
