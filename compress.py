@@ -88,7 +88,7 @@ class CompressConfig:
         try:
             shlex.split(self.flags)
         except ValueError as e:
-            return [f'flags = {self.flags}: {e}']
+            return [f'flags = {self.flags}: {e}; close the quote']
         found = [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
         return found + (evaluate.EvalConfig(checkpoint='any', tasks=self.tasks).problems() if self.tasks else [])
 

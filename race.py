@@ -121,7 +121,7 @@ class RaceConfig:
         try:
             shlex.split(self.flags)
         except ValueError as e:
-            return [f'flags = {self.flags}: {e}']
+            return [f'flags = {self.flags}: {e}; close the quote']
         return [f"arms: '{a}' is none; there are {', '.join(ARMS)}" for a in odd]
 
 
