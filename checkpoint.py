@@ -2,7 +2,7 @@
 Checkpoints: save, verify, restore. One format, a dict of tensors, numbers and strings in torch's zip file, read with
 torch.load(weights_only=True), so a checkpoint cannot run code:
 
-    model          {name: tensor}, factors in place of the matrices formed from them (linear.state)
+    model          {name: tensor}, factors in place of the matrices formed from them (factors.state)
     model_args     GPTConfig keys; of a plain model only nanoGPT's, so that nanoGPT reads the file. They describe this very
                    model: of a run that expands one layer at a time (rotate.py), the layer that is expanded now
     config         the resolved training config
@@ -15,31 +15,30 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     best_iter      iteration of best_val_loss
     scaler, rng    GradScaler state; random states {cpu: [per rank], cuda: [per rank]}
 
-A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is read as well, and a Hugging Face GPT-2
-(a local folder, or gpt2 ... gpt2-xl from the hub) through huggingface.py.
+A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is read as well. surgery/reader.py reads these
+and a Hugging Face GPT-2.
 """
 
 import contextlib
 import dataclasses
 import os
-import shutil
 import zipfile
 from pathlib import Path
 
 import torch
 
-import linear
+import files
 from configurator import UserError, input_path
+from linear import factors
 from model import GPT, GPTConfig, model_args
 
 FORMAT = 'nanomorph 1'
-HUB_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
 
 
 def pack(model, config: dict, iter_num: int, best_val_loss: float, **resume) -> dict:
     return dict(
         format=FORMAT,
-        model=linear.state(model),
+        model=factors.state(model),
         model_args=model_args(model.config),
         config=config,
         iter_num=iter_num,
@@ -62,40 +61,13 @@ def save(path: Path, ckpt: dict):
         with contextlib.suppress(OSError):
             tmp.unlink(missing_ok=True)
         raise UserError(f'cannot write {path} ({str(e).splitlines()[0]}); {path.name} is as it was before') from None
-    sync_dir(path.parent)
-
-
-def copy(src: Path, dst: Path):
-    """dst becomes src's content, atomically; a hard link where the file system has them, for save() never writes
-    into an existing file."""
-    tmp = dst.with_name(f'{dst.name}.tmp{os.getpid()}')
-    try:
-        os.link(src, tmp)
-    except OSError:
-        shutil.copyfile(src, tmp)
-    os.replace(tmp, dst)
-    tmp.unlink(missing_ok=True)  # still there where the two were links to one file
-    sync_dir(dst.parent)
-
-
-def sync_dir(folder: Path):
-    """Make a rename in folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
+    files.sync_dir(path.parent)
 
 
 def load(path: str | Path, map_location='cpu') -> dict:
     """Read and verify a checkpoint, ours or nanoGPT's.
     Raises UserError if it is missing, truncated, altered (every checksum is tested; torch.load tests none) or foreign."""
-    on_hub = str(path) in HUB_NAMES
     path = input_path(str(path))
-    if found := [n for n in ('best.pt', 'ckpt.pt') if (path / n).exists()]:
-        raise UserError(f'{path} is the folder of a run; name its checkpoint: {path / found[0]}')
-    if path.is_dir() or on_hub and not path.exists():
-        from huggingface import load_gpt2  # only here: transformers takes seconds to import
-
-        return load_gpt2(str(path) if path.is_dir() else path.name)
     if not path.is_file():
         raise UserError(f'no checkpoint at {path}; train one first, or give the right --checkpoint / --out_dir')
     try:
@@ -138,7 +110,7 @@ def build(ckpt: dict, path='checkpoint', **override) -> GPT:
     """The checkpoint's model on the CPU, in evaluation mode. override: GPTConfig keys, such as linear_path."""
     model = GPT(GPTConfig(**(read_args(ckpt, path) | override)))
     try:
-        linear.load_state(model, ckpt['model'])
+        factors.load_state(model, ckpt['model'])
     except UserError as e:
         raise UserError(f'{path}: {e}') from None
     return model.eval()

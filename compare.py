@@ -26,13 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoint
-import launch
-import report
 from configurator import ROOT, UserError, input_path, key, load, root_path, run
-from download import write
-from logger import write_json
-from plan import SCRIPTS, Plan, Run, check_match, difference, flags, make_plans, settings, wanted
-from report import SWEEP
+from files import write, write_json
+from lab import launch, records, report, tables
+from lab.plan import SCRIPTS, Plan, Run, check_match, difference, flags, make_plans, settings, wanted
+from lab.records import SWEEP
 
 
 @dataclass
@@ -117,7 +115,7 @@ class Comparison:
 
     def read_back(self):
         """Take in whatever is over, in results/ and in out/, by us or by anyone."""
-        for name, r in report.read_records(self.folder).items():
+        for name, r in records.read_records(self.folder).items():
             self.records.setdefault(name, r)
         news = 0
         while fresh := [r for r in wanted(self.cfg, self.plans, self.records) if self.take(r)]:
@@ -140,7 +138,7 @@ class Comparison:
             )
         if launch.holder(self.job_folder(r)):
             return False
-        found = report.record(folder, r.name, p.arm, p.size, r.lr, r.seed, self.run_settings(r))
+        found = records.record(folder, r.name, p.arm, p.size, r.lr, r.seed, self.run_settings(r))
         if found:
             self.records[r.name] = found
             if not self.cfg.keep_checkpoints:
@@ -151,7 +149,7 @@ class Comparison:
     def write(self):
         """What is over goes to results/ at once. A disk that is full now may not be later: the runs go on."""
         try:
-            report.write_records(self.folder, report.read_records(self.folder) | self.records)
+            records.write_records(self.folder, records.read_records(self.folder) | self.records)
             self.failed_write = ''
         except (UserError, OSError) as e:
             self.failed_write = str(e)
@@ -231,9 +229,9 @@ class Live:
         missing = wanted(c.cfg, c.plans, c.records)
         for i, p in enumerate(c.plans):
             over = [r for r in c.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
-            chosen = report.choose(over, c.cfg.metric, c.cfg.at)
+            chosen = tables.choose(over, c.cfg.metric, c.cfg.at)
             deciding = [r for r in over if chosen and r['seed'] <= SWEEP and r['lr'] == chosen[0]]
-            figures = [report.value(r, c.cfg.metric, c.cfg.at) for r in deciding]
+            figures = [tables.value(r, c.cfg.metric, c.cfg.at) for r in deciding]
             rows.append(
                 f'{p.name:24} {len(over):3} over, {sum(r.plan == i for r in missing):3} known to come'
                 + (f', best rate so far {chosen[0]:g}' if chosen and len(chosen[2]) > 1 else '')
@@ -268,7 +266,7 @@ def last_line(folder: Path) -> str:
 def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
     """{cell: ms per step}, every arm alone on the machine and in turns. Kept in results/<name>/bench.jsonl."""
     arms = [' '.join(p.argv) for p in plans]
-    rows = report.read_lines(folder / 'bench.jsonl')
+    rows = records.read_lines(folder / 'bench.jsonl')
     if [r.get('arm') for r in rows] != arms:
         fresh = out / f'bench-{zlib.crc32(json.dumps(arms).encode())}.jsonl'
         command = [sys.executable, str(ROOT / 'bench.py')]
@@ -282,7 +280,7 @@ def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
         )  # fmt: skip
         if failed:
             raise UserError(f'bench.py failed: {failed["bench"]} ({out / "bench" / "output.txt"}); or --bench=false')
-        rows = [r | dict(arm=a, cell=p.name) for r, a, p in zip(report.read_lines(fresh), arms, plans)]
+        rows = [r | dict(arm=a, cell=p.name) for r, a, p in zip(records.read_lines(fresh), arms, plans)]
         write(folder / 'bench.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
     return {r['cell']: r['ms'] for r in rows}
 
@@ -302,7 +300,7 @@ def compare(cfg):
             raise UserError(
                 f'cluster = {cfg.cluster}: submitit is not installed; pip install submitit, or --cluster=none'
             ) from None
-    for name, r in report.read_records(state.folder).items():  # nothing starts beside runs of another comparison
+    for name, r in records.read_records(state.folder).items():  # nothing starts beside runs of another comparison
         for i, p in enumerate(plans):
             if (r['arm'], r['size']) == (p.arm, p.size):
                 mine = state.run_settings(Run(i, r['lr'], r['seed'], name))
@@ -370,7 +368,7 @@ def main():
                 f'results = {cfg.results}: holds no comparison (*/comparison.json), RESULTS.md stays as it is'
             )
         for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-            if report.load(folder)[1]:
+            if tables.load(folder)[1]:
                 report.write_comparison(folder)
             else:
                 print(f'{folder.name}: no finished run yet')

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evaluate
-import launch
 from configurator import ROOT, UserError, input_path, key, load, root_path, run
-from download import write
+from files import write
+from lab import launch
+from lab.plan import beyond
 from logger import read_metrics
-from plan import beyond
 
 SIZES = {  # flags of the source
     'gpt2': '--n_layer=12 --n_embd=768 --n_head=12 --batch_size=32 --gradient_accumulation_steps=4'

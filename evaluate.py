@@ -45,12 +45,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import loader
 from configurator import ROOT, UserError, key, load, root_path, run
-from download import retrieve, write
-from languagemodel import LM, open_model
-from logger import commit, git, write_json
-from sample import tokenizer
+from files import write, write_json
+from logger import commit, git
+from surgery.language_model import LM, open_model
+from tokens import loader
+from tokens.download import retrieve
+from tokens.tokenizer import tokenizer
 
 LOGITS_BYTES = 2**30  # of one batch, in float32: at GPT-2's vocabulary 5 windows of 1024 tokens
 

@@ -22,8 +22,8 @@ import torch
 from tqdm import tqdm
 
 from configurator import ROOT, UserError
-from download import write
-from loader import data_dir
+from files import write, write_json
+from tokens.loader import data_dir
 
 
 def git(*args) -> str:
@@ -38,10 +38,6 @@ def git(*args) -> str:
 def commit() -> str:
     """The commit that runs; NANOMORPH_COMMIT says it where the code was copied without its repository, or over another."""
     return os.environ.get('NANOMORPH_COMMIT') or git('rev-parse', '--verify', '-q', 'HEAD') or 'unknown'
-
-
-def write_json(path: Path, value):
-    write(path, (json.dumps(value, indent=1) + '\n').encode())
 
 
 def read_metrics(out_dir: Path) -> list[dict]:

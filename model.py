@@ -14,10 +14,10 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-import fused
 import linear
-import moe
 from configurator import key
+from linear import factors, moe
+from linear.kernels import fused
 
 # how the keys begin that say how a linear layer is parameterized, and nothing else of the model
 PARAMETERIZATION = (
@@ -413,14 +413,14 @@ class GPT(nn.Module):
     def num_params(self) -> int:
         """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count)."""
         n = sum(p.numel() for name, p in self.named_parameters() if name != 'transformer.wpe.weight')
-        for m in linear.formed(self).values():
+        for m in factors.formed(self).values():
             n += sum(W.numel() for W in m.beside[0].parameters()) - m.weight.numel()
         return n
 
     def num_params_collapsed(self) -> int:
         """The same count for the dense model that this one collapses to."""
         members = {id(m): m for m in self.modules() if hasattr(m, 'factors')}
-        members |= {id(m): m.beside[0] for m in linear.formed(self).values()}
+        members |= {id(m): m.beside[0] for m in factors.formed(self).values()}
         return self.num_params() + sum(
             m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name != 'bias')
             for m in members.values()
@@ -438,7 +438,7 @@ class GPT(nn.Module):
 
     def flops_per_update(self) -> int:
         """Per optimizer step, whatever the batch: forming the materialised W, and the chain rule back."""
-        return 6 * sum(m.beside[0].form_macs() for m in linear.formed(self).values())
+        return 6 * sum(m.beside[0].form_macs() for m in factors.formed(self).values())
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, vocabulary=None):

@@ -1,7 +1,7 @@
 """
 The optimizer and its schedule.
 
-`Optimizer` is AdamW over the leaves of a model (linear.leaves: the factors where a matrix is formed from factors). To
+`Optimizer` is AdamW over the leaves of a model (factors.leaves: the factors where a matrix is formed from factors). To
 the training loop it looks like an optimizer over the matrices that the network computes with.
 """
 
@@ -9,8 +9,8 @@ import math
 
 import torch
 
-import linear
 from configurator import UserError
+from linear import factors
 
 
 def lr_at(cfg, it: int) -> float:
@@ -54,7 +54,7 @@ class Optimizer:
             for p in self.weights:  # one optimizer after another leaves them where they are
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
-        for name, p, lr_scale, decay_scale in linear.leaves(model):
+        for name, p, lr_scale, decay_scale in factors.leaves(model):
             if name.startswith('transformer.h.') and p.dim() >= 2:
                 lr_scale, decay_scale = lr_scale * cfg.hidden_lr, decay_scale / cfg.hidden_lr
             groups.setdefault((lr_scale, decay_scale), {})[name] = p
@@ -73,7 +73,7 @@ class Optimizer:
             fused=cuda,
             capturable=self.capturable,
         )
-        self.materialised = linear.Materialised(model, cuda and compile, dtype)
+        self.materialised = factors.Materialised(model, cuda and compile, dtype)
         self.grad_clip = cfg.grad_clip
         self.grad_norm = None
         self.steps, self.graphs = 0, None

@@ -35,11 +35,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import launch
 from configurator import ROOT, UserError, input_path, key, load, root_path, run
-from download import write
+from files import write
+from lab import launch
+from lab.plan import beyond
 from logger import read_metrics
-from plan import beyond
 
 COMMON = '--hidden_lr=1 --weight_decay=0.1 --always_save_checkpoint=false --log_interval=10 --eval_iters=10'
 SIZES = {  # flags of the large model; narrow has half of n_embd and n_head, shallow, third, quarter that share of n_layer

@@ -8,7 +8,6 @@ Any checkpoint of this repository or of nanoGPT. Expanded layers are collapsed f
 """
 
 import codecs
-import json
 import sys
 from dataclasses import dataclass
 
@@ -16,11 +15,10 @@ import torch
 
 import checkpoint
 import hardware
-import loader
-import tokenfile
 from configurator import UserError, input_path, key, load, root_path, run
-from huggingface import transformers
-from transfer import collapse_model
+from surgery import reader
+from surgery.collapse import collapse_model
+from tokens.tokenizer import tokenizer
 
 
 @dataclass
@@ -39,27 +37,12 @@ class SampleConfig:
     compile: bool = key(False, 'torch.compile; pays only for long or many samples')
 
 
-def tokenizer(path, ckpt: dict):
-    """(encode: text -> ids, decode: ids -> bytes, vocabulary) of a checkpoint: by the meta.json beside it, or its data
-    set's, or else GPT-2's encoding. A Hugging Face folder brings its own."""
-    if path.is_dir() and (path / 'tokenizer.json').exists():
-        tok = transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
-        return lambda text: tok(text)['input_ids'], lambda ids: tok.decode(ids).encode(), len(tok)
-    if path.with_name('meta.json').exists() and not path.is_dir():
-        try:
-            return tokenfile.tokenizer(json.loads(path.with_name('meta.json').read_text()), path.parent)
-        except (ValueError, AttributeError, TypeError):
-            raise UserError(f'{path.with_name("meta.json")} is damaged; take that of data/<dataset>') from None
-    dataset = ckpt['config'].get('dataset')
-    return tokenfile.tokenizer(loader.read_meta(dataset) if dataset else {}, loader.data_dir(dataset or ''))
-
-
 def sample(cfg: SampleConfig):
     path = input_path(cfg.checkpoint) if cfg.checkpoint else root_path(cfg.out_dir) / 'best.pt'
     if not cfg.checkpoint and not path.exists():
         path = path.with_name('ckpt.pt')
     device = hardware.choose_device(cfg.device)
-    ckpt = checkpoint.load(path)
+    ckpt = reader.load(path)
     model = checkpoint.build(ckpt, path)
     if model.config.linear != 'dense':
         model = collapse_model(model)

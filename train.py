@@ -23,17 +23,16 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint
-import distill
-import growth
+import files
 import hardware
-import linear
-import loader
-import rotate
-import start
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
+from linear import factors
 from logger import Log
 from model import GPT, GPTConfig
 from optim import Optimizer, lr_at
+from surgery import distill, reader, rotate, start
+from surgery.grow import growth
+from tokens import loader
 
 
 @dataclass
@@ -201,7 +200,7 @@ class Trainer:
         ckpt = None
         if cfg.init_from != 'scratch':
             path = dict(resume=self.out_dir / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
-            ckpt = checkpoint.load(path)
+            ckpt = reader.load(path)
             if cfg.init_from != 'transfer':
                 cfg = start.take_model_keys(cfg, ckpt, path)
         if not cfg.vocab_size:
@@ -223,10 +222,10 @@ class Trainer:
             same = [ckpt['config'].get(k) == getattr(cfg, k) for k in ('dataset', 'block_size', 'seed_data')]
             self.position = ckpt.get('position', 0) if all(same) else 0  # data that the small model has not seen
         elif ckpt:
-            linear.load_state(self.model, ckpt['model'])
+            factors.load_state(self.model, ckpt['model'])
         self.model.to(device)
         if self.world > 1:  # every process computes the factors' gradients itself, from the same W.grad
-            for _, p, *_ in linear.leaves(self.model):
+            for _, p, *_ in factors.leaves(self.model):
                 dist.broadcast(p.data, 0)
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
@@ -278,7 +277,7 @@ class Trainer:
             self.loss_sum += self.micro_step(x, y)
         self.loss_count += self.accumulation
         if cfg.guide_iters:  # the matrices that the optimizer forms are those of the next iteration
-            linear.guide(self.model, 0.5 * (1 + math.cos(math.pi * min(1, (self.iter + 1) / cfg.guide_iters))))
+            factors.guide(self.model, 0.5 * (1 + math.cos(math.pi * min(1, (self.iter + 1) / cfg.guide_iters))))
         self.scaler.unscale_(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -293,7 +292,7 @@ class Trainer:
     def let_go(self):
         """The guides have faded out: go on without them, with the moments of what is left."""
         moments, norm = self.optimizer.state_dict(), self.optimizer.grad_norm
-        linear.let_go(self.model)
+        factors.let_go(self.model)
         self.cfg = dataclasses.replace(self.cfg, guide_iters=0)
         self.wrap()
         self.optimizer.grad_norm = norm
@@ -348,7 +347,7 @@ class Trainer:
         )
         checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
         if improved:
-            checkpoint.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
+            files.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
         elif not self.best_iter:  # nothing was better than the start so far: what lies there is another run's
             (self.out_dir / 'best.pt').unlink(missing_ok=True)
 
@@ -412,7 +411,7 @@ def train(cfg):
             + f', {tokens_per_iter:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
             + f' x {t.world}, {facts["dtype"]}, attention {facts["attention"]}'
         )
-        for line in linear.table(t.model) + rotate.describe(cfg, t.model):
+        for line in factors.table(t.model) + rotate.describe(cfg, t.model):
             log.say(line)
         try:
             stopped = loop(t, log, flops / t.world, peak, tokens_per_iter)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ os.environ['OMP_NUM_THREADS'] = '1' if 'PYTEST_XDIST_WORKER' in os.environ else 
 import pytest
 import torch
 
-import loader
 from configurator import load, run
+from logger import read_metrics
 from model import GPT, GPTConfig
+from tokens import loader
 from train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,3 +96,31 @@ def tiny_gpt(seed=0, **keys):
 
 def tokens(B=2, T=16, vocab=65, seed=0):
     return torch.randint(vocab, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def train_config(model, **keys):
+    args = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(GPTConfig)}
+    return TrainConfig(**args | dict(learning_rate=1e-2, grad_clip=1.0, decay_lr=False) | keys)
+
+
+def losses(out_dir, kind='train'):
+    return {m['iter']: m['loss' if kind == 'train' else 'val_loss'] for m in read_metrics(out_dir) if m['kind'] == kind}
+
+
+OPTIONS = {
+    'swiglu': dict(mlp='swiglu'),
+    'relu2': dict(mlp='relu2'),
+    'factor': dict(mlp_expansion_factor=(3.0, 2.0), multiple_of=8),
+    'gate': dict(mlp_gate=True),
+    'gqa': dict(n_kv_head=2),
+    'mqa': dict(n_kv_head=1),
+    'qk_norm': dict(qk_norm=True),
+    'post_norm': dict(post_norm=True, attn_scale=0.0),
+    'rmsnorm': dict(norm='rmsnorm'),
+    'plain_norm': dict(norm_affine=False),
+    'rope': dict(position='rope'),
+    'window': dict(attention_window=5),
+    'untied': dict(tie_head=False),
+    'bias': dict(bias=True),
+    'expanded': dict(linear='expanded', linear_layers='mlp+attn', expansion=40),
+}

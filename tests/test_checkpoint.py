@@ -9,10 +9,12 @@ import torch
 from conftest import tiny_gpt, tokens
 
 import checkpoint
-import linear
+import files
 import transfer
 from configurator import UserError
+from linear import factors
 from model import NANOGPT_KEYS
+from surgery import collapse
 
 
 def ckpt_of(model, **resume):
@@ -26,9 +28,9 @@ def test_round_trip_whatever_the_path(tmp_path, save_path, load_path):
     model = tiny_gpt(**keys, linear_path=save_path).eval()
     checkpoint.save(tmp_path / 'a.pt', ckpt_of(model))
     back = checkpoint.build(checkpoint.load(tmp_path / 'a.pt'), linear_path=load_path)
-    assert bool(linear.formed(back)) == (load_path == 'materialised')
-    assert linear.state(model).keys() == linear.state(back).keys()
-    assert all(torch.equal(v, linear.state(back)[k]) for k, v in linear.state(model).items())
+    assert bool(factors.formed(back)) == (load_path == 'materialised')
+    assert factors.state(model).keys() == factors.state(back).keys()
+    assert all(torch.equal(v, factors.state(back)[k]) for k, v in factors.state(model).items())
     assert (model(tokens())[0] - back(tokens())[0]).abs().max() < 1e-5
 
 
@@ -46,7 +48,7 @@ def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
     model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', expansion_depth=4, bias=True)
     checkpoint.save(tmp_path / 'run' / 'ckpt.pt', ckpt_of(model))
     (tmp_path / 'run' / 'meta.json').write_text('{"tokenizer": "char", "itos": ["a"]}')
-    cfg = transfer.TransferConfig(str(tmp_path / 'run' / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt'))
+    cfg = collapse.TransferConfig(str(tmp_path / 'run' / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt'))
     transfer.collapse(cfg)
     raw = torch.load(tmp_path / 'plain' / 'ckpt.pt', weights_only=True)
     assert set(raw['model_args']) == set(NANOGPT_KEYS)
@@ -62,19 +64,19 @@ def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
 def test_collapse_refuses_to_write_what_changes_the_function(tmp_path, monkeypatch, fails, capsys, spoil):
     model = tiny_gpt(linear='expanded')
     checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(model))
-    exact = linear.dense_float64
+    exact = factors.dense_float64
     change = (lambda m: exact(m) * 1.1) if spoil == 'error' else (lambda m: exact(m) * math.nan)
-    monkeypatch.setattr(linear, 'dense_float64', change)
-    cfg = transfer.TransferConfig(str(tmp_path / 'ckpt.pt'), str(tmp_path / 'plain.pt'))
+    monkeypatch.setattr(factors, 'dense_float64', change)
+    cfg = collapse.TransferConfig(str(tmp_path / 'ckpt.pt'), str(tmp_path / 'plain.pt'))
     fails(lambda: transfer.collapse(cfg), 'the function would change', 'plain.pt is not written')
     assert not (tmp_path / 'plain.pt').exists()
 
 
 def test_collapse_leaves_the_model_as_it_was():
     model = tiny_gpt(linear='expanded', linear_path='factored')
-    before = {k: v.clone() for k, v in linear.state(model).items()}
-    transfer.collapse_model(model)
-    assert all(torch.equal(before[k], v) and v.dtype == before[k].dtype for k, v in linear.state(model).items())
+    before = {k: v.clone() for k, v in factors.state(model).items()}
+    collapse.collapse_model(model)
+    assert all(torch.equal(before[k], v) and v.dtype == before[k].dtype for k, v in factors.state(model).items())
 
 
 def flip_a_bit(path):
@@ -128,12 +130,12 @@ def test_an_interrupted_or_impossible_save_keeps_the_old_checkpoint(tmp_path, mo
 
 def test_best_does_not_change_when_the_latest_is_rewritten(tmp_path):
     checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(tiny_gpt(seed=1)))
-    checkpoint.copy(tmp_path / 'ckpt.pt', tmp_path / 'best.pt')
+    files.copy(tmp_path / 'ckpt.pt', tmp_path / 'best.pt')
     best = (tmp_path / 'best.pt').read_bytes()
     checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(tiny_gpt(seed=2)))
     assert (tmp_path / 'best.pt').read_bytes() == best != (tmp_path / 'ckpt.pt').read_bytes()
-    checkpoint.copy(tmp_path / 'best.pt', tmp_path / 'again.pt')
-    checkpoint.copy(tmp_path / 'best.pt', tmp_path / 'again.pt')  # two names of one file
+    files.copy(tmp_path / 'best.pt', tmp_path / 'again.pt')
+    files.copy(tmp_path / 'best.pt', tmp_path / 'again.pt')  # two names of one file
     assert sorted(p.name for p in tmp_path.iterdir()) == ['again.pt', 'best.pt', 'ckpt.pt']
 
 

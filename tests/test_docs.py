@@ -4,7 +4,7 @@ import re
 
 from conftest import ROOT
 
-import report
+from lab import report
 
 
 def test_results_md_and_the_readme_agree_with_the_logs():
@@ -23,6 +23,7 @@ def test_files_named_in_the_documents_exist():
                 assert (ROOT / name).exists(), f'{path.name} names {name}'
 
 
-def test_every_file_of_code_is_in_the_readmes_table():
-    table = (ROOT / 'README.md').read_text().split('| file | what it is |')[1].split('\n\n')[0]
-    assert [p.name for p in sorted(ROOT.glob('*.py')) if f'`{p.name}`' not in table] == []
+def test_every_room_and_file_of_the_root_is_in_the_readmes_table():
+    table = (ROOT / 'README.md').read_text().split('| where | what |')[1].split('\n\n')[0]
+    rooms = [f'{p.parent.name}/' for p in ROOT.glob('*/__init__.py')]
+    assert [n for n in [*rooms, *(p.name for p in sorted(ROOT.glob('*.py')))] if f'`{n}`' not in table] == []

@@ -13,10 +13,10 @@ from conftest import ROOT
 
 import checkpoint
 import evaluate
-import loader
 from configurator import load
-from download import GPT2_BPE, gpt2_encoding
 from evaluate import LM, EvalConfig, logprobs, pieces, windows
+from tokens import loader
+from tokens.download import GPT2_BPE, gpt2_encoding
 
 DATA = os.environ.get('NANOMORPH_DATA')  # as the user set it, before a test changes it
 REAL = pytest.param('real', marks=pytest.mark.skipif(not DATA, reason='NANOMORPH_DATA is not set'))

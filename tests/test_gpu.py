@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import fused
 import hardware
-import moe
 from configurator import load
-from linear import MEMBERS, make
+from linear import MEMBERS, make, moe
+from linear.kernels import fused
 from model import GPTConfig
 from toys.letter_counting import Transformer
 from toys.mnist import CNN, MLP

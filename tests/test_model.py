@@ -12,7 +12,7 @@ from conftest import tiny_gpt, tokens
 from torch.nn import functional as F
 
 import checkpoint
-import linear
+from linear import factors
 from model import NANOGPT_KEYS, model_args, pick
 
 
@@ -158,10 +158,10 @@ NANOGPT = Path(os.environ.get('NANOGPT_DIR', 'nowhere'))
 @pytest.mark.parametrize('bias', [True, False])
 def test_the_real_nanogpt_agrees(tmp_path, bias):
     """Both ways with the unmodified project: its checkpoint in ours, our collapsed one in its sample.py."""
-    from transfer import collapse_model
+    from surgery.collapse import collapse_model
 
     model = roughened(tiny_gpt(bias=bias, linear='expanded', vocab_size=50304)).eval()
-    linear.Materialised(model)  # roughened moved W: form it again
+    factors.Materialised(model)  # roughened moved W: form it again
     plain = collapse_model(model)
     path = tmp_path / 'out' / 'ckpt.pt'
     checkpoint.save(path, checkpoint.pack(plain, {'dataset': 'none'}, 3, 1.0))

@@ -4,33 +4,17 @@ import itertools
 
 import pytest
 import torch
-from conftest import ROOT, TINY, tiny_gpt, tokens
+from conftest import OPTIONS, ROOT, TINY, tiny_gpt, tokens
 from torch.nn import functional as F
 
 import checkpoint
-import linear
 import transfer
 from configurator import UserError, load
+from linear import factors
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
+from surgery import collapse
 from train import TrainConfig, Trainer
 
-OPTIONS = {
-    'swiglu': dict(mlp='swiglu'),
-    'relu2': dict(mlp='relu2'),
-    'factor': dict(mlp_expansion_factor=(3.0, 2.0), multiple_of=8),
-    'gate': dict(mlp_gate=True),
-    'gqa': dict(n_kv_head=2),
-    'mqa': dict(n_kv_head=1),
-    'qk_norm': dict(qk_norm=True),
-    'post_norm': dict(post_norm=True, attn_scale=0.0),
-    'rmsnorm': dict(norm='rmsnorm'),
-    'plain_norm': dict(norm_affine=False),
-    'rope': dict(position='rope'),
-    'window': dict(attention_window=5),
-    'untied': dict(tie_head=False),
-    'bias': dict(bias=True),
-    'expanded': dict(linear='expanded', linear_layers='mlp+attn', expansion=40),
-}
 PAIRS = [p for p in itertools.combinations(OPTIONS, 2) if p not in {('swiglu', 'relu2'), ('gqa', 'mqa')}]
 
 
@@ -46,7 +30,7 @@ def test_options_compose(names):
     """Every pair trains; a cache, a checkpoint and a collapse keep the function."""
     model = build(*names).train()
     x, y = tokens(), tokens(seed=1)
-    from test_linear import train_config
+    from conftest import train_config
 
     from optim import Optimizer
 
@@ -66,7 +50,7 @@ def test_options_compose(names):
         idx = torch.cat((idx, model(idx)[0][:, -1].argmax(-1, keepdim=True)), 1)
     assert torch.equal(new, idx[:, 4:])
     back = checkpoint.build(checkpoint.pack(model, {}, 0, 0.0))
-    plain = transfer.collapse_model(model)
+    plain = collapse.collapse_model(model)
     want = model(x, last_only=False)[0]
     assert (back(x, last_only=False)[0] - want).abs().max() < 1e-5
     assert (plain(x, last_only=False)[0] - want).abs().max() < 1e-4
@@ -231,7 +215,7 @@ def test_named_models_have_the_counts_their_headers_state(path):
     cfg.vocab_size = cfg.vocab_size or 50304
     with torch.device('meta'):
         model = GPT(cfg)
-    n = sum(p.numel() for _, p, *_ in linear.leaves(model))
+    n = sum(p.numel() for _, p, *_ in factors.leaves(model))
     assert n == COUNTS.get(path.stem, n)
     header = path.read_text().split('\n\n')[0]
     assert f'{n:,} parameters' in header
@@ -267,10 +251,10 @@ def test_pruning_closed_gates_is_exact(names):
             torch.rand(block.mlp.gate.shape, generator=torch.Generator().manual_seed(i)) * 2 - 0.6
         )  # open, partly, closed
         block.mlp.gate.data.copy_(g)
-    pruned = transfer.prune_model(model)
+    pruned = collapse.prune_model(model)
     kept = [int((b.mlp.gate > 0).sum()) for b in model.transformer.h]
     assert [pruned.config.hidden(i) for i in range(2)] == kept and not pruned.config.mlp_gate
-    assert pruned.num_params() < transfer.collapse_model(model).num_params()
+    assert pruned.num_params() < collapse.collapse_model(model).num_params()
     assert (pruned(tokens(), last_only=False)[0] - model(tokens(), last_only=False)[0]).abs().max() < 1e-5
     back = checkpoint.build(checkpoint.pack(pruned, {}, 0, 0.0))
     assert torch.equal(back(tokens())[0], pruned(tokens())[0])
@@ -279,7 +263,7 @@ def test_pruning_closed_gates_is_exact(names):
 def test_a_layer_whose_gates_are_all_closed_keeps_one_unit():
     model = build('gate').eval()
     model.transformer.h[0].mlp.gate.data.fill_(-1)
-    pruned = transfer.prune_model(model)
+    pruned = collapse.prune_model(model)
     assert pruned.config.hidden(0) == 1
     assert (pruned(tokens())[0] - model(tokens())[0]).abs().max() < 1e-5
 
@@ -290,7 +274,7 @@ def test_gates_close_down_to_the_budget(run_train, tmp_path):
     model = checkpoint.build(checkpoint.load(out / 'ckpt.pt'))
     share = torch.cat([b.mlp.gate for b in model.transformer.h]).clamp(0, 1).mean().item()
     assert share < 0.6
-    transfer.prune(transfer.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'p' / 'ckpt.pt')))
+    transfer.prune(collapse.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'p' / 'ckpt.pt')))
     pruned = checkpoint.build(checkpoint.load(tmp_path / 'p' / 'ckpt.pt'))
     assert pruned.num_params() < model.num_params()
 

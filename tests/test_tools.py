@@ -6,10 +6,10 @@ import json
 import pytest
 from conftest import ROOT, TINY
 
-import checkpoint
-import download
+import files
 import transfer
 from configurator import UserError
+from surgery import collapse
 
 
 def test_sample_writes_text_from_any_checkpoint(run_train, script, tmp_path):
@@ -25,7 +25,7 @@ def test_sample_writes_text_from_any_checkpoint(run_train, script, tmp_path):
 
 def test_no_tool_gives_a_key_of_training_another_meaning():
     import bench
-    import match
+    from lab import match
     from train import TrainConfig
 
     keys = {f.name for f in dataclasses.fields(TrainConfig)}
@@ -35,28 +35,29 @@ def test_no_tool_gives_a_key_of_training_another_meaning():
 
 def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_path, monkeypatch):
     import compare
-    import mup
     import plot
     from configurator import load
+    from lab import figures, mup
+    from surgery import reader
     from train import TrainConfig
 
     out = run_train('--max_iters=2')
     ckpt = str(out / 'ckpt.pt')
-    fails(lambda: transfer.collapse(transfer.TransferConfig(ckpt, ckpt)), 'is the checkpoint itself')
+    fails(lambda: transfer.collapse(collapse.TransferConfig(ckpt, ckpt)), 'is the checkpoint itself')
     fails(lambda: load(TrainConfig, ['--out_dir=']), 'out_dir: must name a folder')
     monkeypatch.setattr('sys.argv', ['compare.py', '--report', f'--results={tmp_path}'])
     fails(compare.main, 'holds no comparison', 'RESULTS.md stays')
     (tmp_path / 'file').write_text('')
-    figure = plot.figure(1)[0]
+    figure = figures.figure(1)[0]
     for name, message in (('file/a.png', 'cannot write'), ('a.xyz', 'not supported'), ('folder', 'name a picture')):
-        fails(lambda name=name: plot.save_picture(figure, tmp_path / name), message)
+        fails(lambda name=name: files.save_picture(figure, tmp_path / name), message)
     with pytest.raises(UserError, match='cannot write'):
-        download.write(tmp_path / 'file' / 'x', b'')
+        files.write(tmp_path / 'file' / 'x', b'')
     fails(lambda: mup.show(mup.MupConfig(out=str(tmp_path / 'file'))), 'not a file that rates wrote')
     (out / 'manifest.json').write_text('{}')
     fails(lambda: plot.read_run(str(out)), 'manifest.json is damaged')
     with pytest.raises(UserError, match='is the folder of a run; name its checkpoint'):
-        checkpoint.load(out)
+        reader.load(out)
 
 
 @pytest.mark.slow
@@ -134,7 +135,7 @@ def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, ru
     args = ['--device=cpu', '--max_new_tokens=20', '--temperature=0']
     a = script('sample.py', f'--checkpoint={out}/ckpt.pt', '--start=naïve', *args).stdout
     assert a.startswith('naïve')
-    transfer.export_hf(transfer.TransferConfig(f'{out}/ckpt.pt', f'{tmp_path}/hf', windows=2))
+    transfer.export_hf(collapse.TransferConfig(f'{out}/ckpt.pt', f'{tmp_path}/hf', windows=2))
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
     assert tok.decode(tok('naïve\ncafé')['input_ids']) == 'naïve\ncafé'
     assert script('sample.py', f'--checkpoint={tmp_path}/hf', '--start=naïve', *args).stdout == a

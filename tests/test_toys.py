@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import compare
-import report
 from configurator import load
+from lab import tables
+from logger import read_metrics
 from toys import letter_counting, mnist
 from toys.letter_counting import LetterConfig, Transformer
 from toys.mnist import CNN, MLP, MnistConfig
@@ -33,7 +34,7 @@ def trained(module, schema, out, *flags):
 
 
 def evals(folder):
-    return [m for m in report.read_metrics(folder) if m['kind'] == 'eval']
+    return [m for m in read_metrics(folder) if m['kind'] == 'eval']
 
 
 @pytest.mark.parametrize('flags', [('--chain=3',), ('--net=cnn', '--chain=2', '--inner=20')])
@@ -167,7 +168,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     shutil.rmtree(tmp_path / 'results')
     shutil.rmtree(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')
     compare.compare(cfg)  # trains that seed only
-    c, found = report.load(tmp_path / 'results' / 'c')
+    c, found = tables.load(tmp_path / 'results' / 'c')
     assert [x.mean.n for x in found] == [2, 2] and found[1].diff.n == 2
     last = evals(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')[-1]
     assert found[1].values[2] == last['val_error'] and found[1].cost['flops'] == last['flops']

@@ -10,21 +10,18 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, losses
 
 import checkpoint
-import launch
-import linear
 from configurator import load
+from lab import launch
+from linear import factors
 from logger import read_metrics
 from optim import lr_at
+from surgery import collapse
 from train import TrainConfig, Trainer, train
 
 EXPANDED = ('--linear=expanded', '--expansion=40')
-
-
-def losses(out_dir, kind='train'):
-    return {m['iter']: m['loss' if kind == 'train' else 'val_loss'] for m in read_metrics(out_dir) if m['kind'] == kind}
 
 
 def test_training_lowers_the_loss_and_expanded_as_well(run_train):
@@ -236,7 +233,7 @@ def test_a_checkpoint_without_optimizer_is_not_resumed(run_train, fails, tmp_pat
     import transfer
 
     out = run_train('--max_iters=5', *EXPANDED)
-    transfer.collapse(transfer.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt')))
+    transfer.collapse(collapse.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt')))
     cfg = load(TrainConfig, [*TINY, f'--out_dir={tmp_path / "plain"}', '--init_from=resume'])
     fails(lambda: train(cfg), 'no optimizer state to resume from', '--init_from=')
     other = [*TINY, f'--out_dir={tmp_path / "x"}', f'--init_from={out / "ckpt.pt"}', '--linear=low_rank']
@@ -366,4 +363,4 @@ def test_the_exact_inits_start_where_the_dense_twin_starts(run_train):
 def test_every_parameter_of_a_run_is_in_its_checkpoint(run_train):
     ckpt = checkpoint.load(run_train(*EXPANDED) / 'ckpt.pt')
     model = checkpoint.build(ckpt)
-    assert set(ckpt['optimizer']) == {name for name, *_ in linear.leaves(model)}
+    assert set(ckpt['optimizer']) == {name for name, *_ in factors.leaves(model)}

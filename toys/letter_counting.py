@@ -35,7 +35,7 @@ import torch.nn.functional as F  # noqa: E402
 
 import hardware  # noqa: E402
 from configurator import ROOT, key, load, root_path, run  # noqa: E402
-from download import shakespeare  # noqa: E402
+from tokens.download import shakespeare  # noqa: E402
 from toys.seeds import (  # noqa: E402
     Clock,
     Stack,

@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: E402
 
 import hardware  # noqa: E402
 from configurator import ROOT, UserError, key, load, root_path, run  # noqa: E402
-from download import write  # noqa: E402
+from files import write  # noqa: E402
 from toys.seeds import (  # noqa: E402
     Clock,
     Stack,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, run  # noqa: E402
-from tokenfile import prepare_hub  # noqa: E402
+from tokens.tokenfile import prepare_hub  # noqa: E402
 
 
 @dataclass

@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
-from download import gpt2_encoding  # noqa: E402
-from tokenfile import command, finish, from_nth, gpt2_files, gutenberg_files, recipe, write_documents  # noqa: E402
+from tokens.download import gpt2_encoding  # noqa: E402
+from tokens.tokenfile import command, finish, from_nth, gpt2_files, gutenberg_files, recipe, write_documents  # noqa: E402
 
 
 @dataclass

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import download  # noqa: E402
-import tokenfile  # noqa: E402
 from configurator import key, load, overrides, run  # noqa: E402
+from tokens import (
+    download,  # noqa: E402
+    tokenfile,  # noqa: E402
+)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import run  # noqa: E402
-from download import gpt2_encoding, shakespeare, write_dataset  # noqa: E402
+from tokens.download import gpt2_encoding, shakespeare, write_dataset  # noqa: E402
 
 
 def main():

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import download  # noqa: E402
-import tokenfile  # noqa: E402
 from configurator import ROOT, UserError, input_path, key, load, overrides, run  # noqa: E402
-from tokenfile import More  # noqa: E402
+from tokens import (
+    download,  # noqa: E402
+    tokenfile,  # noqa: E402
+)
+from tokens.tokenfile import More  # noqa: E402
 
 PIECE = 2**22  # characters of a file held at once
 BPE_TEXT = 2**28  # characters, at most, that a BPE is trained on

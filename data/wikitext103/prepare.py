@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
-from tokenfile import command, finish, from_nth, gpt2_batch, hub_texts, recipe, write_documents  # noqa: E402
+from tokens.tokenfile import command, finish, from_nth, gpt2_batch, hub_texts, recipe, write_documents  # noqa: E402
 
 
 @dataclass

@@ -1,0 +1,16 @@
+"""
+Comparisons: from a config to runs, records, verdicts and pages.
+
+    plan.py          which runs a comparison consists of, what they cost, whether they match
+    launch.py        many processes at once, on this machine or on Slurm
+    records.py       one line per run
+    stats.py         intervals, speed-ups, power laws
+    tables.py        from records to figures, verdicts and tables
+    figures.py       pictures of a comparison
+    page.py          its page, one self-contained HTML file
+    report.py        RESULTS.md, and the check that documents and logs agree
+    match.py         at which width one config costs what another one costs
+    mup.py           do learning rates carry over from narrow to wide?
+    steps.py         time the training step of arms in turns
+    bench_layers.py  tables and timings of single layers, for bench.py
+"""

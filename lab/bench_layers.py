@@ -1,0 +1,263 @@
+"""
+Structured layers on paper and on the clock; reached through bench.py.
+
+    python bench.py structures --d_in=768 --d_out=3072    shape, parameters, FLOPs and exponents of every member
+    python bench.py mlp --widths=768,2048,5120            forward and backward of an MLP pair (c_fc, GELU, c_proj)
+
+`mlp` compares with nn.Linear in the same process, compiled, in bfloat16 on a GPU, replayed as a CUDA graph so that the
+time is the GPU's and not that of launching. The row dense_fused is the dense pair through fused.py, where that serves.
+A materialised pair pays for forming W and for the chain rule back, once. Each row stands beside its roofline: the time
+for its FLOPs at the matmul rate plus for its bytes at the copy rate, both measured right before.
+"""
+
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+import hardware
+import linear
+from configurator import UserError, input_path, key, root_path
+from files import write
+from linear import LINEAR, factors
+from linear.dense import Dense
+from linear.kernels import fused
+from logger import commit
+from model import GPTConfig
+
+
+@dataclass
+class StructuresConfig(GPTConfig):
+    d_in: int = key(768, 'input features', low=1)
+    d_out: int = key(3072, 'output features', low=1)
+
+
+def exponents(m) -> tuple[float, float, float]:
+    """(psi, omega, nu): rank = d^psi, multiply-adds = d^(1 + nu), parameters = multiply-adds / d^omega, with d the
+    geometric mean of d_in and d_out (arXiv 2410.02117)."""
+    log_d = math.log(m.d_in * m.d_out) / 2
+    n = sum(W.numel() for W in m.factors)
+    psi = math.log(m.rank()) / math.log(max(2, min(m.d_in, m.d_out)))
+    return psi, math.log(m.macs() / n) / log_d, math.log(m.macs()) / log_d - 1
+
+
+def structures(cfg):
+    d_in, d_out = cfg.d_in, cfg.d_out
+    print(f'{d_in} -> {d_out}, dense: {d_in * d_out:,} parameters, {2 * d_in * d_out:,} FLOP per token')
+    print('FLOP: forward, through the factors; psi: rank = d^psi; omega: sharing; nu: compute; path: at 32,768 tokens')
+    print(
+        f'{"member":15} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu path          shape'
+    )
+    shared = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}
+    for name in LINEAR:
+        if name in ('dense', 'expanded'):
+            continue
+        config = Tokens(**shared | dict(linear=name))
+        try:
+            with torch.device('meta'):
+                m = LINEAR[name](d_in, d_out, config)
+                dense = Dense(d_in, d_out)
+        except UserError as e:
+            print(f'{name:15} none: {e}')
+            continue
+        n = sum(W.numel() for W in m.factors)
+        psi, omega, nu = exponents(m)
+        print(
+            f'{name:15} {n:11,} {n / d_in / d_out:6.1%} {2 * m.macs():11,} {m.macs() / d_in / d_out:7.1%} {m.rank():5}'
+            f' {psi:4.2f} {omega:5.2f} {nu:4.2f} {linear.choose_path(config, m, dense):13} {m.describe()}'
+        )
+
+
+@dataclass
+class Tokens(GPTConfig):
+    tokens: int = 32768
+
+    @property
+    def tokens_per_step(self):
+        return self.tokens
+
+
+@dataclass
+class MLPBenchConfig:
+    widths: tuple = key((768.0, 2048.0, 5120.0), 'd of the pairs d -> 4d -> d')
+    members: str = key(
+        'dense_fused,low_rank,block_dense,monarch,kronecker,tensor_train,btt',
+        'what to time beside dense; dense_fused: dense with the activation inside its products, see fused.py',
+    )
+    tokens: int = key(32768, 'tokens of a step', low=1)
+    share: float = key(0.3125, 'share of the dense parameters', above=0, high=1)
+    path: str = key('auto', 'way to compute', choices=('auto', 'factored', 'materialised'))
+    repeats: int = key(20, 'timed steps', low=1)
+    out: str = key('', 'file for the figures, a JSON line per row')
+    show: str = key('', 'only print the table of such a file')
+
+    def problems(self):
+        names = ['dense_fused', *LINEAR]
+        odd = [n for n in self.members.split(',') if n not in names]
+        return [f'members: {", ".join(odd)} unknown; use any of {", ".join(names)}'] if odd else []
+
+
+class Pair(torch.nn.Module):
+    def __init__(self, name, d, cfg):
+        super().__init__()
+        self.fuse = name != 'dense'  # that is the baseline: nn.Linear and GELU as the compiler makes them
+        name = name.removesuffix('_fused')
+        keys = dict(rank=d // 4) if name == 'low_rank' else dict(rank=4) if name == 'btt' else {}
+        config = Tokens(
+            n_embd=d, n_head=1, n_layer=1, bias=False, linear=name, linear_path=cfg.path, tokens=cfg.tokens,
+            structured_share=cfg.share, **keys,
+        )  # fmt: skip
+        self.c_fc = linear.make(config, 'h.0.mlp.c_fc', d, 4 * d)
+        self.c_proj = linear.make(config, 'h.0.mlp.c_proj', 4 * d, d)
+
+    def forward(self, x):
+        if self.fuse and fused.fits(self.c_fc, self.c_proj, x):
+            return fused.mlp(self.c_fc, self.c_proj, x, 'gelu')
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+    def roofline(self, tokens, matmul, copy) -> float:
+        """Seconds: FLOPs at the matmul rate plus bytes at the copy rate. Bytes: what each of the products of forward and
+        backward reads and writes, and GELU's, in bfloat16."""
+        flops, features = 0, 5 * self.c_fc_out()
+        for m in (self.c_fc, self.c_proj):
+            member = factors.member_of(m)
+            moves = 0 if member is not m or not hasattr(m, 'moves') else m.moves()
+            d_in, d_out = (m.in_features, m.out_features) if isinstance(m, Dense) else (m.d_in, m.d_out)
+            flops += 6 * m.macs() * tokens + (6 * member.form_macs() if member is not m else 0)
+            features += 3 * (d_in + d_out) + 3 * moves
+        return flops / matmul + 2 * features * tokens / copy
+
+    def c_fc_out(self):
+        return getattr(self.c_fc, 'out_features', None) or self.c_fc.d_out
+
+
+def seconds(f, repeats, device) -> list[float]:
+    """Times of f(), on a GPU replayed as one CUDA graph."""
+    for _ in range(3):
+        f()
+    if device.type != 'cuda':
+        times = []
+        for _ in range(repeats):
+            t0 = time.perf_counter()
+            f()
+            times.append(time.perf_counter() - t0)
+        return times
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        f()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 3)]
+    for e in events:
+        graph.replay()
+        e.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1000 for a, b in zip(events[2:], events[3:])]
+
+
+def rates(device, dtype) -> tuple[float, float]:
+    """FLOP/s of a large product and bytes/s (read and written) of a large copy."""
+    n, m = (8192, 2**28) if device.type == 'cuda' else (512, 2**22)
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    x = torch.empty(m, device=device, dtype=dtype)
+    y = torch.empty_like(x)
+    matmul = statistics.median(seconds(lambda: a @ a, 10, device))
+    copy = statistics.median(seconds(lambda: y.copy_(x), 10, device))
+    return 2 * n**3 / matmul, 2 * x.numel() * x.element_size() / copy
+
+
+def time_pair(name, d, cfg, device) -> tuple:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    pair = Pair(name, d, cfg).to(device)
+    dtype = hardware.choose_dtype('auto', device)
+    weights = factors.Materialised(pair, device.type == 'cuda', dtype)
+    x = torch.randn(cfg.tokens, d, device=device, dtype=dtype, requires_grad=True)
+    dy = torch.randn(cfg.tokens, d, device=device, dtype=dtype)
+    forward = torch.compile(pair, fullgraph=True) if device.type == 'cuda' else pair
+
+    def step():
+        weights.form()  # the products of the factors, if any
+        x.grad = None
+        for p in [*pair.parameters(), *weights.factors]:
+            p.grad = None
+        with hardware.autocast(device, dtype):
+            y = forward(x)
+        y.backward(dy)
+        weights.pull()
+
+    step()
+    peak = None
+    if device.type == 'cuda':
+        step()
+        for p in [x, *pair.parameters(), *weights.factors]:
+            p.grad = None
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        grads = sum(p.numel() * p.element_size() for p in pair.parameters())
+        peak = torch.cuda.max_memory_allocated() - before - grads
+    return seconds(step, cfg.repeats, device), pair, peak
+
+
+def head(r: dict) -> str:
+    return (
+        f'{r["device"]}, {r["dtype"]}, {r["tokens"]:,} tokens, torch {r["torch"]}; matmul {r["matmul"] / 1e12:.0f} TFLOP/s,'
+        f' copy {r["copy"] / 1e12:.2f} TB/s\n'
+        f'{"width":>6} {"member":13} {"share":>6} {"ms":>8} {"(range)":>15} {"speed":>6} {"roofline":>8} {"peak MiB":>15} path'
+    )
+
+
+def line(r: dict) -> str:
+    memory = f'{r["peak"] / 2**20:8.0f} {r["peak_ratio"]:5.2f}x' if r['peak'] else f'{"-":>8} {"":6}'
+    return (
+        f'{r["width"]:6} {r["member"]:13} {r["share"]:6.1%} {r["ms"]:8.3f} {r["ms_min"]:7.3f}-{r["ms_max"]:<7.3f}'
+        f' {r["speed"]:5.2f}x {r["roofline_ms"]:8.3f} {memory} {r["path"]}'
+    )
+
+
+def mlp(cfg):
+    if cfg.show:
+        try:
+            rows = [json.loads(text) for text in input_path(cfg.show).read_text().splitlines()]
+            found = {r['width'] for r in rows}
+            if not found & set(cfg.widths):
+                raise ValueError(f'widths = {cfg.widths}: it has {", ".join(map(str, sorted(found)))}')
+            return print('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)]))
+        except (OSError, ValueError, KeyError, IndexError) as e:
+            raise UserError(f"show = '{cfg.show}': nothing to show, give a file that --out wrote ({e})") from None
+    device = hardware.choose_device('auto')
+    dtype = hardware.choose_dtype('auto', device)
+    torch.set_float32_matmul_precision('high')  # as in training: TF32 where W is formed
+    matmul, copy = rates(device, dtype)
+    rows = []
+    for d in map(int, cfg.widths):
+        dense = None
+        for name in ['dense', *cfg.members.split(',')]:
+            times, pair, peak = time_pair(name, d, cfg, device)
+            ms = statistics.median(times) * 1000
+            members = [factors.member_of(m) for m in (pair.c_fc, pair.c_proj)]
+            n = sum(p.numel() for m in members for p in getattr(m, 'factors', [*m.parameters()]))
+            paths = {'factored' if m is factors.member_of(m) else 'materialised' for m in (pair.c_fc, pair.c_proj)}
+            row = dict(
+                width=d, member=name, share=n / (8 * d * d), ms=ms, ms_min=min(times) * 1000, ms_max=max(times) * 1000,
+                roofline_ms=pair.roofline(cfg.tokens, matmul, copy) * 1000, peak=peak,
+                path='dense' if name.startswith('dense') else '+'.join(sorted(paths)),
+                shapes=[m.describe() if hasattr(m, 'describe') else '' for m in members],
+                tokens=cfg.tokens, matmul=matmul, copy=copy, device=hardware.device_name(device),
+                dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__, commit=commit(),
+            )  # fmt: skip
+            dense = dense or row
+            row |= dict(speed=dense['ms'] / ms, peak_ratio=peak / dense['peak'] if peak else None)
+            if not rows:
+                print(head(row))
+            print(line(row), flush=True)
+            rows.append(row)
+            if cfg.out:  # after each row: what is measured is kept, however this ends
+                write(root_path(cfg.out), ''.join(json.dumps(r) + '\n' for r in rows).encode())
+
+
+COMMANDS = dict(structures=(StructuresConfig, structures), mlp=(MLPBenchConfig, mlp))

@@ -1,0 +1,347 @@
+"""
+Many processes, N at once, on this machine or on Slurm: how compare.py, race.py and compress.py start their runs.
+
+    python -m lab.launch FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
+    python -m lab.launch pool                or a process that does one such command after the other without starting anew
+
+FOLDER/lock is held (flock) for as long as COMMAND lives, so that no run is ever trained twice at once, whoever was
+started twice or left behind.
+"""
+
+import fcntl
+import gc
+import importlib
+import json
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import weakref
+from pathlib import Path
+
+from configurator import ROOT, UserError
+from files import write
+
+LOCKED = 75  # exit code: another process is at this run
+
+
+def main():
+    if sys.argv[1:] == ['pool']:
+        return pool()
+    folder, command = Path(sys.argv[1]), sys.argv[2:]
+    lock = begin(folder)
+    if 'SLURM_JOB_ID' not in os.environ and os.getpid() != os.getsid(0):
+        os.setsid()  # Ctrl-C reaches compare.py only, which stops its runs in order
+    os.set_inheritable(lock, True)
+    os.execv(command[0], command)
+
+
+def begin(folder: Path) -> int:
+    """Take FOLDER/lock and send the output of this process to FOLDER/output.txt. Raises SystemExit where there is
+    nothing to do: LOCKED if another process is at this run, 0 if it is over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        sys.exit(LOCKED)
+    if over(folder):  # another compare.py got there first
+        os.close(lock)
+        sys.exit(0)
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    out = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(out)
+    return lock
+
+
+def pool():
+    """Do the runs that stdin names, a JSON line [folder, python, script, flags...] each, and answer each with [its exit
+    code, whether this process leaves]. What a run of seconds spends on starting (imports, the GPU's context, the
+    compiler's graphs) is spent once. After a run that failed, or kept memory of the GPU, another process goes on."""
+    answers = os.fdopen(os.dup(1), 'w', buffering=1)
+    while line := sys.stdin.readline():
+        folder, _, script, *argv = json.loads(line)
+        code = one(Path(folder), Path(script).relative_to(ROOT), argv)
+        import torch  # not at the top: most processes of this file only become another one
+
+        gc.unfreeze()  # train.py froze what it had built
+        gc.collect()
+        kept = 0
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            kept = torch.cuda.memory_allocated()
+        leave = code not in (0, LOCKED) or kept > 2**30
+        print(json.dumps([code, leave]), file=answers)
+        if leave:
+            return
+
+
+def one(folder: Path, script: Path, argv: list[str]) -> int:
+    """A run in this process, as `python script argv` would be; its exit code."""
+    from configurator import run
+
+    for s in (signal.SIGINT, signal.SIGTERM):  # the run before has left its handlers
+        signal.signal(s, signal.SIG_DFL)
+    lock = None
+    try:
+        lock = begin(folder)
+        module = importlib.import_module('.'.join(script.with_suffix('').parts))
+        import torch
+
+        torch._dynamo.config.recompile_limit = 64  # all runs share the code of forward
+        sys.argv = [str(ROOT / script), *argv]
+        run(module.main)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if lock is not None:
+            os.close(lock)
+    return 0
+
+
+def over(folder: Path) -> bool:
+    """Whether the run in folder went to its end, or ran out of patience."""
+    try:
+        manifest, config = (json.loads((folder / f).read_text()) for f in ('manifest.json', 'config.json'))
+        ended = manifest['final_iter'] >= config['max_iters'] or manifest.get('out_of_patience', False)
+        return bool(manifest.get('finished')) and ended
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def lost(work: Path, kept: Path) -> bool:
+    """Whether the run whose log was copied from work to kept must be trained again for its checkpoint: work was deleted,
+    or is on another machine. So it is until the new run's log is kept, too. A run that diverged leaves what it leaves."""
+    manifest = work / 'manifest.json'
+    if not over(kept):
+        return False
+    if (work / 'ckpt.pt').exists():
+        return manifest.exists() and manifest.read_bytes() != (kept / 'manifest.json').read_bytes()
+    if over(work):
+        manifest.unlink()  # it would say that there is nothing to do
+    return True
+
+
+def holder(folder: Path) -> int | None:
+    """The process that is at work in folder, if there is one on this machine."""
+    try:
+        lock = os.open(folder / 'lock', os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return int(os.pread(lock, 20, 0) or 0) or None
+    finally:
+        os.close(lock)
+
+
+def settle(folder: Path, cfg, keys: tuple):
+    """Note in folder/settings.json what an experiment's runs depend on. UserError if it holds others' runs."""
+    settings, path = {k: getattr(cfg, k) for k in keys}, folder / 'settings.json'
+    there = json.loads(path.read_text()) if path.exists() else settings
+    other = {k: v for k, v in there.items() if k in settings and v != settings[k]}
+    if other and any(folder.glob('*/manifest.json')):  # else there is no run yet that they could be mixed with
+        what = ', '.join(f'{k} = {v} there, {settings[k]} here' for k, v in other.items())
+        raise UserError(f'{folder} holds runs with other settings ({what}); choose another --out and --work')
+    write(path, (json.dumps(settings, indent=1) + '\n').encode())
+
+
+# -----------------------------------------------------------------------------
+# engines: start(command, folder, slot) -> (poll, stop). poll() is None, or the exit code; stop() says if it could
+
+
+def gpus() -> list[str]:
+    if 'CUDA_VISIBLE_DEVICES' in os.environ:
+        return [g for g in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if g]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = '', threads: int = 0):
+    """start() for cluster = none, pool, local or slurm; the slots of local runs are dealt out over the GPUs."""
+    each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
+    share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
+    os.environ['PYTHONPATH'] = os.pathsep.join(  # for -m, wherever the shell stands
+        dict.fromkeys([str(ROOT), *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))])
+    )
+    devices = gpus() if cluster != 'slurm' else []
+
+    def stop_in(run: Path) -> bool:
+        if pid := holder(run):
+            os.kill(pid, signal.SIGTERM)
+        return bool(pid)
+
+    def environment(slot):
+        on = dict(CUDA_VISIBLE_DEVICES=devices[slot % len(devices)]) if devices else {}
+        return dict(env=os.environ | share | on, start_new_session=True)
+
+    def none(command, run, slot):
+        p = subprocess.Popen(command, stdin=subprocess.DEVNULL, **environment(slot))
+        return p.poll, lambda: stop_in(run)
+
+    workers = {}  # slot: process
+
+    def pooled(command, run, slot):
+        if slot not in workers or workers[slot].poll() is not None:
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            workers[slot] = subprocess.Popen([*command[:3], 'pool'], **pipes, **environment(slot))
+        p, code = workers[slot], []
+        p.stdin.write(json.dumps(command[3:]) + '\n')
+        p.stdin.flush()
+
+        def poll():
+            if not code and select.select([p.stdout], [], [], 0)[0]:
+                answer = p.stdout.readline()
+                result, leaves = json.loads(answer) if answer else (p.wait() or 1, True)  # no answer: it died
+                code.append(result)
+                if leaves:
+                    del workers[slot]
+            return code[0] if code else None
+
+        return poll, lambda: stop_in(run)
+
+    # they leave when nobody can give them work any more
+    weakref.finalize(pooled, lambda: [p.stdin.close() for p in workers.values()])
+
+    def submit(command, run, slot):
+        import submitit
+
+        executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+        executor.update_parameters(timeout_min=minutes, name='nanomorph')
+        if cluster == 'slurm':
+            executor.update_parameters(gpus_per_node=1, cpus_per_task=8)
+            if partition:
+                executor.update_parameters(slurm_partition=partition)
+        elif devices:
+            executor.update_parameters(gpus_per_node=1, visible_gpus=[int(devices[slot % len(devices)])])
+        else:
+            executor.update_parameters(gpus_per_node=0)
+        if cluster == 'local':
+            os.environ.update(share)
+        # a controller that inherits "ignore" outlives the terminal's Ctrl-C, and sees its run to the saved checkpoint
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            job = executor.submit(subprocess.call, command)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+        def poll():
+            if not job.done():
+                return None
+            try:
+                return job.result()
+            except Exception:  # submitit has no result: the job was killed, or its machine
+                return 1
+
+        return poll, lambda: stop_in(run) if cluster == 'local' else not job.cancel(check=False)
+
+    return dict(none=none, pool=pooled).get(cluster, submit)
+
+
+def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int = 2):
+    """Run what todo() lists (it is asked again whenever a run ends) until it lists nothing that is left to do.
+
+    todo() -> [(name, folder, command)]; done(name, exit code) -> '' if the run is over, else what went wrong; a run
+    that broke is tried again, one that ends with exit code 2 (a user's mistake) is not.
+    Returns {name: what went wrong}. Ctrl-C and SIGTERM stop the runs, wait until they have saved, and go on up."""
+    running, failed, attempts, wait, left = {}, {}, {}, {}, None
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        while True:
+            if any(t < time.time() for t in wait.values()):
+                wait, left = {name: t for name, t in wait.items() if t >= time.time()}, None
+            if left is None:
+                left = [r for r in todo() if r[0] not in failed and r[0] not in running]
+            ready = [r for r in left if r[0] not in wait]
+            for name, folder, command in ready[: jobs - len(running)]:
+                slot = min(set(range(jobs)) - {r[0] for r in running.values()})
+                full = [sys.executable, '-m', 'lab.launch', str(folder), *command]
+                left = [r for r in left if r[0] != name]
+                try:
+                    running[name] = (slot, *start(full, folder, slot))
+                except (UserError, OSError) as e:  # a full disk
+                    failed[name] = str(e)
+            if not running and not left:
+                return failed
+            show(running)
+            time.sleep(0.2)
+            for name, (_, poll, _) in list(running.items()):
+                if (code := poll()) is None:
+                    continue
+                del running[name]
+                left = None
+                if code == LOCKED:  # another compare.py, or one that was killed, has it in hand: look again later
+                    wait[name] = time.time() + 2
+                    done(name, None)
+                elif wrong := done(name, code):
+                    attempts[name] = attempts.get(name, 0) + 1
+                    if code == 2 or attempts[name] >= tries:
+                        failed[name] = wrong
+    except BaseException:
+        stop_all(running)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_here(todo, done, jobs: int, cluster: str = 'none'):
+    """run_all on this machine, saying what is started. UserError with all that went wrong."""
+    start = engine(cluster, jobs, ROOT)
+
+    def say_and_start(full, folder, slot):
+        script, *args = full[5:]
+        print(f'{folder.name}: python {Path(script).name} {shlex.join(args)}', flush=True)
+        return start(full, folder, slot)
+
+    try:
+        failed = run_all(todo, done, say_and_start, jobs)
+    except KeyboardInterrupt:
+        print('interrupted; start again to go on: nothing is repeated', flush=True)
+        sys.exit(130)
+    if failed:
+        wrong = [f'{name}: {why}' for name, why in failed.items()]
+        raise UserError('\n'.join([*wrong, 'mend the above and start again: nothing is repeated']))
+
+
+def last_words(folder: Path, code: int) -> str:
+    """How a run that broke ended."""
+    path = folder / 'output.txt'
+    last = path.read_text(errors='replace').strip().splitlines()[-1:] if path.exists() else []
+    return f'exit code {code}: {(last or ["no output"])[0][:300]} (all of it in {path})'
+
+
+def stop_all(running: dict):
+    """Ask every run once to save and leave, and wait for it. A second Ctrl-C does not wait."""
+    if running:
+        print(f'\nstopping {len(running)} runs; they save their state first (Ctrl-C again: do not wait)', flush=True)
+    asked = set()
+    while alive := [(name, stop) for name, (_, poll, stop) in running.items() if poll() is None]:
+        for name, stop in alive:
+            if name not in asked and stop():  # not before it has taken its lock; twice would kill it while it saves
+                asked.add(name)
+        time.sleep(0.2)
+
+
+if __name__ == '__main__':
+    main()

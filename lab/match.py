@@ -1,0 +1,114 @@
+"""
+At which width does one config cost what another one costs? The command is `transfer.py match`:
+
+    python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
+
+Reference and candidate are configs with flags as for train.py, separated by `--`. The candidate's key is varied over
+its grid (n_embd by whole heads of unchanged width, hidden units by multiple_of, expansion by 1), the two values nearest
+to the reference are printed with what is left of the mismatch, the better one as a flag to copy.
+"""
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+import hardware
+from configurator import UserError, key, load, overrides
+from lab.steps import Arm
+from model import GPT
+from surgery import distill, rotate
+from tokens import loader
+from train import TrainConfig, padded_vocabulary
+
+
+@dataclass
+class MatchConfig(TrainConfig):
+    match: str = key(
+        'params', 'what shall be equal (time: of a training step, measured here)', choices=('params', 'flops', 'time')
+    )
+    solve: str = key('n_embd', 'which key to vary', choices=('n_embd', 'mlp_expansion_factor', 'expansion'))
+    steps: int = key(5, 'match = time: steps in a timed block', low=1)
+    rounds: int = key(5, 'match = time: timed blocks, the median counts', low=1)
+
+
+def cost(cfg, device) -> float:
+    """What a config costs: parameters (factors included), FLOPs per training token, or milliseconds per step."""
+    if cfg.match == 'time':
+        arm = Arm([], cfg, device, warmup=3)
+        for _ in range(cfg.rounds):
+            arm.timed_block(cfg.steps)
+        return 1000 * statistics.median(arm.times)
+    shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
+    with torch.device('meta'):
+        model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
+    if cfg.match == 'params':
+        return model.num_params()
+    return model.flops_per_token() + distill.teacher_flops(cfg) + model.flops_per_update() / cfg.tokens_per_step
+
+
+def at(cfg, i: int):
+    """The candidate at grid point i >= 1."""
+    if cfg.solve == 'n_embd':
+        return dataclasses.replace(cfg, n_embd=i * (cfg.n_embd // cfg.n_head), n_head=i)
+    if cfg.solve == 'expansion':
+        return dataclasses.replace(cfg, expansion=i)
+    share = 2 / 3 if cfg.mlp == 'swiglu' and cfg.swiglu_match else 1
+    return dataclasses.replace(cfg, mlp_expansion_factor=i * cfg.multiple_of / cfg.n_embd / share)
+
+
+def flags(cfg) -> str:
+    if cfg.solve == 'n_embd':
+        return f'--n_embd={cfg.n_embd} --n_head={cfg.n_head}'
+    value = getattr(cfg, cfg.solve)
+    return f'--{cfg.solve}={value:.10g}' + (f' (hidden {cfg.hidden(0)})' if cfg.solve == 'mlp_expansion_factor' else '')
+
+
+def solve(reference, candidate, device):
+    """(target, [(cost, config) below or equal, (cost, config) above]) for the candidate's grid. Costs grow along it."""
+    target = cost(dataclasses.replace(reference, match=candidate.match), device)
+    costs = {}
+
+    def probe(i):
+        if i not in costs:
+            costs[i] = cost(at(candidate, i), device)
+        return costs[i]
+
+    low, high = 0, 1
+    while probe(high) <= target:
+        low, high = high, 2 * high
+        if high > 2**20:
+            raise UserError(f'solve = {candidate.solve}: no value costs as much as the reference; vary another key')
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if probe(middle) <= target else (low, middle)
+    return target, [(costs[i], at(candidate, i)) for i in (low, high) if i]
+
+
+def match(argv: list[str]):
+    if '--' not in argv and not {'--help', '-h'} & set(argv):
+        raise UserError(
+            'match needs two configs: python transfer.py match REFERENCE.py [flags] -- CANDIDATE.py [flags]'
+        )
+    cut = argv.index('--') if '--' in argv else 0
+    candidate = load(MatchConfig, argv[cut + 1 :] if '--' in argv else argv)
+    reference = load(MatchConfig, argv[:cut])
+    if mine := {'match', 'solve', 'steps', 'rounds'} & set(overrides(reference)):
+        raise UserError(f'{", ".join(sorted(mine))}: belongs to the candidate, behind the --')
+    configs = []
+    for c in (reference, candidate):
+        n = c.vocab_size or padded_vocabulary(loader.read_meta(c.dataset))
+        configs.append(dataclasses.replace(c, vocab_size=n))
+    if candidate.solve == 'expansion' and candidate.linear != 'expanded':
+        raise UserError('solve = expansion: the candidate has linear = dense; add --linear=expanded')
+    if isinstance(candidate.mlp_expansion_factor, tuple) and candidate.solve == 'mlp_expansion_factor':
+        raise UserError('solve = mlp_expansion_factor: the candidate has one factor per layer; give one number')
+    unit = dict(params='parameters', flops='FLOP per token', time='ms per step')[candidate.match]
+    device = hardware.choose_device(candidate.device)
+    target, found = solve(*configs, device)
+    print(f'reference: {target:,.6g} {unit}' if candidate.match == 'time' else f'reference: {target:,.0f} {unit}')
+    best = min(found, key=lambda f: abs(f[0] / target - 1))
+    for value, cfg in found:
+        mark = '  <- nearest' if cfg is best[1] else ''
+        print(f'{flags(cfg)}: {value:,.6g} {unit}, mismatch {value / target - 1:+.3%}{mark}')

@@ -1,0 +1,142 @@
+"""
+Do learning rates carry over from narrow to wide? Two checks of the rule in structured.py (mup_base in a config).
+
+    python bench.py mup coordinates                           |change of the output| after one Adam step, over widths; a plot
+    python bench.py mup rates --widths=256,1024               train at several rates and widths; the best rate of each width
+    python bench.py mup show --out=out/mup/rates.jsonl        the table of what rates wrote
+
+`coordinates` looks at one square layer: with the right rates the curve is flat (Yang & Hu 2021, arXiv 2203.03466).
+`rates` trains a small GPT on Shakespeare, all its matrices in one parameterization; rates are those at --base width.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+
+import files
+import hardware
+import linear
+from configurator import UserError, input_path, key, load, root_path
+from linear import factors
+from logger import commit
+from model import GPTConfig
+from tokens import loader
+from train import TrainConfig, Trainer
+
+
+@dataclass
+class MupConfig:
+    members: str = key('dense,low_rank,monarch,btt', 'parameterizations')
+    widths: tuple = key((256.0, 512.0, 1024.0, 2048.0, 4096.0), 'widths', low=1)
+    base: int = key(256, 'width at which rates are given', low=1)
+    learning_rates: tuple = key((5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), 'rates to try', above=0)
+    iters: int = key(300, 'rates: optimizer steps', low=10)
+    n_layer: int = key(2, 'rates: blocks', low=1)
+    out: str = key('out/mup/coordinates.png', 'picture, or (rates, show) JSON lines, to which rates adds')
+
+    def problems(self):
+        odd = [m for m in self.members.split(',') if m not in linear.LINEAR]
+        return [f'members: {", ".join(odd)} unknown; use any of {", ".join(linear.LINEAR)}'] if odd else []
+
+
+def moved(member: str, n: int, base: int, **keys) -> float:
+    """RMS change of the output (8, n) of one layer n -> n at unit rate, after one step of Adam on a random loss."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        n_embd=n, n_head=1, n_layer=1, linear=member, linear_layers='attn', bias=False, linear_path='factored',
+        mup_base=base, **keys,
+    )  # fmt: skip
+    layer = linear.make(config, 'h.0.attn.c_attn', n, n)
+    x, dy, lr = torch.randn(8, n), torch.randn(8, n), 1e-3
+    before = layer(x)
+    (before * dy).sum().backward()
+    with torch.no_grad():
+        for _, p, rate, _ in factors.leaves(layer):
+            p -= lr * rate * p.grad.sign()  # Adam's first step
+        return (layer(x) - before).square().mean().sqrt().item() / lr
+
+
+def coordinates(cfg):
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    widths = [int(w) for w in cfg.widths]
+    fig, ax = plt.subplots(figsize=(7, 4.5))
+    print('|dh| per unit of rate after one Adam step' + ''.join(f'{w:>9}' for w in widths) + '   largest/smallest')
+    for member in cfg.members.split(','):
+        for rule in ('paper',) if member == 'dense' else ('paper', 'none'):
+            y = [moved(member, w, cfg.base, structured_lr=rule) for w in widths]
+            name = f'{member}, structured_lr = {rule}' if member != 'dense' else 'dense'
+            print(f'{name:41}' + ''.join(f'{v:9.2f}' for v in y) + f'{max(y) / min(y):12.2f}')
+            ax.plot(widths, [v / y[0] for v in y], 'o-' if rule == 'paper' else 'x--', label=name)
+    ax.set(xscale='log', yscale='log', xlabel='width', ylabel='|dh| after one step, relative to the narrowest')
+    ax.set_xticks(widths, map(str, widths))
+    ax.grid(alpha=0.3)
+    ax.legend()
+    out = root_path(cfg.out)
+    files.save_picture(fig, out)
+    print(f'wrote {out}')
+
+
+def rates(cfg):
+    device = hardware.choose_device('auto')
+    if not cfg.out.endswith('.jsonl'):
+        raise UserError(f"out = '{cfg.out}': rates writes JSON lines; use --out=out/mup/rates.jsonl")
+    loader.prepare('shakespeare_char')
+    out = root_path(cfg.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for member in cfg.members.split(','):
+        for width in map(int, cfg.widths):
+            torch._dynamo.reset()
+            for lr in cfg.learning_rates:
+                t = Trainer(
+                    TrainConfig(
+                        dataset='shakespeare_char', block_size=128, batch_size=64, gradient_accumulation_steps=1,
+                        n_embd=width, n_head=max(1, width // 64), n_layer=cfg.n_layer, linear=member,
+                        linear_layers='mlp+attn', mup_base=cfg.base, learning_rate=lr, min_lr=lr / 10,
+                        max_iters=cfg.iters, lr_decay_iters=cfg.iters, warmup_iters=cfg.iters // 10, eval_iters=20,
+                        weight_decay=0.0, bias=False,
+                    ),
+                    device,
+                )  # fmt: skip
+                for _ in range(cfg.iters):
+                    t.step()
+                val = t.evaluate('val')
+                line = dict(
+                    member=member, width=width, base=cfg.base, lr=lr, iters=cfg.iters, n_layer=cfg.n_layer, val_loss=val,
+                    params=t.model.num_params(), device=hardware.device_name(device), commit=commit(),
+                )  # fmt: skip
+                with open(out, 'a') as f:
+                    f.write(json.dumps(line) + '\n')
+                print(f'{member} {width} lr {lr:g}: val loss {val:.4f}', flush=True)
+
+
+def show(cfg):
+    try:
+        rows = [json.loads(line) for line in input_path(cfg.out).read_text().splitlines()]
+        rows[0]['device'], [(r['member'], r['width'], r['lr'], r['val_loss']) for r in rows]
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise UserError(f"out = '{cfg.out}': not a file that rates wrote ({e})") from None
+    lrs = sorted({r['lr'] for r in rows})
+    print(f'{rows[0]["device"]}; val loss after {rows[0]["iters"]} iterations; rates at width {rows[0]["base"]}')
+    print(f'{"member":12} {"width":>6} ' + ''.join(f'{lr:>9g}' for lr in lrs) + '  best rate')
+    for member in dict.fromkeys(r['member'] for r in rows):
+        for width in sorted({r['width'] for r in rows if r['member'] == member}):
+            mine = {r['lr']: r['val_loss'] for r in rows if (r['member'], r['width']) == (member, width)}
+            best = min((lr for lr in mine if math.isfinite(mine[lr])), key=mine.get)
+            cells = ''.join(f'{mine[lr]:9.4f}' if lr in mine else f'{"-":>9}' for lr in lrs)
+            print(f'{member:12} {width:6} {cells}  {best:g}{" (edge)" if best in (lrs[0], lrs[-1]) else ""}')
+
+
+def main(args: list[str]):
+    commands = dict(coordinates=coordinates, rates=rates, show=show)
+    if not args or args[0] in ('--help', '-h'):
+        print(f'{__doc__.strip()}\n\npython bench.py mup COMMAND --help lists the keys')
+    elif args[0] not in commands:
+        raise UserError(f"unknown command '{args[0]}'; use one of {', '.join(commands)}")
+    else:
+        commands[args[0]](load(MupConfig, args[1:]))

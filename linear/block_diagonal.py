@@ -1,0 +1,50 @@
+"""Block-diagonal matrices: independent layers side by side."""
+
+import math
+
+import torch
+
+from linear.kernels import blocks
+from linear.structured import Structured, divisors, fail, gemm_std, near, nearest
+
+
+class BlockDiagonal(Structured):
+    """`blocks` independent layers side by side, D (k, d_in / k, d_out / k)."""
+
+    def __init__(self, d_in, d_out, config):
+        valid = [k for k in divisors(math.gcd(d_in, d_out)) if k > 1] or [1]
+        k = config.blocks or near(1 / config.structured_share, valid)
+        if k not in valid:
+            fail('blocks', k, f'must divide {d_in} and {d_out}', f'nearest: {nearest(k, valid)}')
+        super().__init__(d_in, d_out, config, [(k, d_in // k, d_out // k)], [d_in // k])
+
+    def product(self, x, W):
+        return blocks.ops.blocks(x, W[0])
+
+    def matrix(self):
+        return torch.block_diag(*self.capped()[0].mT)
+
+    @torch.no_grad()
+    def from_dense(self, W):
+        """The blocks of W; the error is what lies off them."""
+        k, i, o = self.factors[0].shape
+        self.place([torch.stack([W[j * o : (j + 1) * o, j * i : (j + 1) * i].T for j in range(k)])])
+
+    @torch.no_grad()
+    def start(self, W0, std, gen, residual=False):
+        self.draw([gemm_std(*self.factors[0].shape[1:])], gen, residual)
+
+    def macs(self):
+        return self.factors[0].numel()
+
+    def form_macs(self):
+        return 0
+
+    def moves(self):
+        return 0
+
+    def rank(self):
+        return min(self.d_in, self.d_out)
+
+    def describe(self):
+        return f'{self.factors[0].size(0)} blocks'

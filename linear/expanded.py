@@ -1,0 +1,138 @@
+"""
+Expanded layers: a matrix as a product of larger ones.
+"""
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from linear import structured
+
+
+class Expanded(nn.Module):
+    """W = W_N ... W_1 without a nonlinearity: inner width `expansion` (k), `expansion_depth` (N) factors.
+
+    factors[0] is W_1 (k, d_in), applied first, then (k, k) ..., last W_N (d_out, k). The bias sits on the last only, so
+    that collapse is exact. Arora, Cohen & Hazan 2018 (arXiv 1802.06509): depth acts as a preconditioner on W's gradient.
+    """
+
+    def __init__(self, d_in, d_out, config):
+        super().__init__()
+        k = config.expansion or 4 * min(d_in, d_out)  # 4x: the Gaussian product is well-conditioned (k = min is not)
+        self.d_in, self.d_out, self.k, self.depth = d_in, d_out, k, config.expansion_depth
+        self.init, self.decay, self.lr_rule = config.expansion_init, config.expansion_decay, config.expansion_lr
+        widths = [d_in] + [k] * (self.depth - 1) + [d_out]
+        self.factors = nn.ParameterList(torch.empty(o, i) for i, o in zip(widths, widths[1:]))
+        self.bias = None
+        self.register_buffer('lr_scale', torch.tensor(1.0))
+        self.rate = 1.0  # of its dense twin, see make()
+
+    def forward(self, x):
+        for i in range(self.depth - 1):  # by index: torch 2.11's compiler cannot slice a ParameterList
+            x = F.linear(x, self.factors[i])
+        return F.linear(x, self.factors[self.depth - 1], self.bias)
+
+    def to_dense(self):
+        if self.d_in <= self.d_out:  # keep the small side small: every partial product is (k, d_in)
+            P = self.factors[0]
+            for W in self.factors[1:]:
+                P = W @ P
+        else:  # every partial product is (d_out, k)
+            P = self.factors[-1]
+            for W in reversed(self.factors[:-1]):
+                P = P @ W
+        return P
+
+    @torch.no_grad()
+    def start(self, W0, std, gen, residual=False):
+        if self.init == 'gaussian':  # equal std s with s^N sqrt(k)^(N-1) = std, so that the product has W0's std
+            s = (std / self.k ** ((self.depth - 1) / 2)) ** (1 / self.depth)
+            for W in self.factors:
+                W.copy_(torch.randn(W.shape, generator=gen) * s)
+        elif self.init == 'orthogonal':
+            self.set_orthogonal(W0, gen)
+        else:
+            self.set_svd(W0, gen)
+        self.match()
+
+    def match(self):
+        self.lr_scale.fill_(1 / effective_lr_ratio(self) if self.lr_rule == 'matched' else 1.0)
+
+    @torch.no_grad()
+    def from_dense(self, W):
+        """The factorization of W that expansion_init names (gaussian: svd), exact if k >= rank; its basis is drawn from a
+        fixed seed."""
+        exact = self.init == 'orthogonal' and self.k >= min(self.d_in, self.d_out)
+        (self.set_orthogonal if exact else self.set_svd)(W, torch.Generator().manual_seed(0))
+        self.match()
+        self.lr_scale *= self.rate
+
+    def set_orthogonal(self, W0, gen):
+        """W_1 ... W_{N-1} orthonormal and W_N = W0 Q^T, or mirrored where d_out < d_in; the product is W0."""
+        flip = self.d_out < self.d_in
+        W0 = float64(W0).T if flip else float64(W0)  # now (big, small)
+        chain, Q = [], torch.eye(W0.size(1)).to(W0)
+        for _ in range(self.depth - 1):
+            chain.append(orthonormal(self.k, Q.size(0), gen, W0.device))  # (k, previous width)
+            Q = chain[-1] @ Q
+        chain.append(W0 @ Q.T)
+        for W, new in zip(self.factors, [c.T for c in reversed(chain)] if flip else chain):
+            W.copy_(new)
+
+    def set_svd(self, W0, gen):
+        """W0 = U S V^T; W_j = R_j S^(1/N) R_{j-1}^T with R_0 = V, R_N = U and random orthonormal R_j (k, r) between:
+        all factors balanced (shares). r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation.
+        """
+        W0 = float64(W0)
+        U, S, Vh = torch.linalg.svd(W0, full_matrices=False)
+        r = min(self.k, len(S))
+        bases = [Vh[:r].T] + [orthonormal(self.k, r, gen, W0.device) for _ in range(self.depth - 1)] + [U[:, :r]]
+        for j, (W, share) in enumerate(zip(self.factors, structured.shares(S[:r], self.depth))):
+            W.copy_((bases[j + 1] * share) @ bases[j].T)
+
+    def macs(self):
+        return sum(W.numel() for W in self.factors)
+
+    def form_macs(self):
+        return (self.depth - 2) * self.k**2 * min(self.d_in, self.d_out) + self.k * self.d_in * self.d_out
+
+    def moves(self):
+        return 2 * self.k * (self.depth - 1)
+
+    def describe(self):
+        return f'{self.depth} factors, k = {self.k}'
+
+    def decay_scale(self):
+        """AdamW shrinks every factor by 1 - lr*wd, hence W by its N-th power. 'product' shrinks W as its dense twin's
+        (to first order in lr*wd), whatever lr_scale is."""
+        one = {'factors': 1.0, 'product': self.rate / (self.depth * self.lr_scale.item()), 'none': 0.0}[self.decay]
+        return [one] * self.depth
+
+
+def float64(W):
+    """W for an exact start: where it is, or on the CPU (Apple's GPUs have no float64)."""
+    return (W if W.is_cuda else W.cpu()).double()
+
+
+def orthonormal(rows, cols, gen, device='cpu'):
+    """A random (rows, cols) float64 matrix with orthonormal columns, rows >= cols: Q of A = Q R for a Gaussian A that is
+    drawn on the CPU. R^T R = A^T A by Cholesky, several times as fast as Householder's QR, which every rotation would
+    wait for (rotate.py); R's diagonal is positive, so Q is Haar. A tall A is well-conditioned; for a square one the
+    second pass makes up for it (CholeskyQR2: Yamamoto et al. 2015, ETNA 44)."""
+    Q = torch.randn(rows, cols, generator=gen).to(device).double()
+    for _ in range(1 if rows >= 2 * cols else 2):
+        L = torch.linalg.cholesky(Q.T @ Q)
+        Q = torch.linalg.solve_triangular(L, Q.T, upper=False).T
+    return Q
+
+
+def effective_lr_ratio(layer) -> float:
+    """How much more the loss falls, to first order, when Adam's first (sign) step moves all factors instead of W itself
+    at the same rate: sum of |dL/dfactor| over sum of |dL/dW|, for a Gaussian dL/dW.
+    For two Gaussian factors of std s1, s2 it is k*s1/sqrt(d_in) + k*s2/sqrt(d_out)."""
+    factors = list(layer.factors)
+    with torch.enable_grad():
+        W = layer.to_dense()
+        G = torch.randn(W.shape, generator=torch.Generator().manual_seed(20180219)).to(W)  # no one else's seed
+        grads = torch.autograd.grad(W, factors, G)
+    return (sum(g.abs().sum() for g in grads) / G.abs().sum()).item()

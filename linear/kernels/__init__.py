@@ -1,0 +1,6 @@
+"""
+Products that torch does not have, each beside a plain path that computes the same.
+
+    blocks.py   batched products without a copy: block-diagonal, and two block-diagonal factors around a permutation
+    fused.py    Triton kernels: an MLP's activation inside the products of its layers (Hopper and later)
+"""

@@ -1,0 +1,329 @@
+"""
+Products with an activation on chip, for MLPs whose layers are dense or structured.
+
+    activated    Z, B -> act(h), act'(h) with h = Z B, which is never written
+    against      dZ, A, s -> (dZ A^T) s, the gradient at h when s = act'(h)
+
+Where h is computed its activation and the derivative are both at hand, so the first product writes these two, and the
+product of the backward pass that ends at h multiplies by what was written. With kernels of its own the activation
+reads and writes arrays of the widest kind in the model five times; that is what keeps small MLPs slow. Deriving again in
+the second product was slower than two kernels (results/structured/gelu_fusion.txt).
+
+Tiles come and go through the tensor memory accelerator of Hopper and later GPUs. Beyond an inner width of NARROW the
+arithmetic takes so much longer than the memory that cuBLAS and a kernel apart are faster (results/structured/
+fused_products.txt): s is then h itself, and y is kept, where a compiler would compute it twice.
+
+GELU's Gaussian is Abramowitz & Stegun 26.2.17 (error 7.5e-8): the density in it serves the derivative, too.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from linear.kernels import blocks
+from linear.structured import Einsum
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # comes with torch's builds for GPUs only
+    triton = None
+
+ACTIVATIONS = ('gelu', 'gelu_tanh', 'relu2')
+NARROW = 1024
+BM, BN, BK = 128, 128, 64  # of a tile: tokens, features out, features in
+
+if triton is not None:
+
+    @triton.jit
+    def special(x, NAME: tl.constexpr):
+        """One instruction each for 2^x (ex2) and 1 / x (rcp), without the care for denormal numbers that takes eight."""
+        return tl.inline_asm_elementwise(NAME + '.approx.ftz.f32 $0, $1;', '=f,f', [x], tl.float32, True, 1)
+
+    @triton.jit
+    def activate(h, ACT: tl.constexpr):
+        """act(h), act'(h)"""
+        if ACT == 'gelu':
+            t = special(1 + 0.2316419 * tl.abs(h), 'rcp')
+            density = special(-0.7213475204 * h * h - 1.3257480647, 'ex2')
+            tail = (((1.330274429 * t - 1.821255978) * t + 1.781477937) * t - 0.356563782) * t + 0.319381530
+            tail *= t * density
+            p = tl.where(h < 0, tail, 1 - tail)
+            return h * p, p + h * density
+        elif ACT == 'gelu_tanh':  # h sigmoid(u)
+            s = special(1 + special(h * (-2.3022081986 - 0.1029432397 * h * h), 'ex2'), 'rcp')
+            return h * s, s + h * s * (1 - s) * (1.5957691216 + 0.2140644488 * h * h)
+        else:
+            r = tl.maximum(h, 0.0)
+            return r * r, 2 * r
+
+    @triton.jit
+    def halves(h, M: tl.constexpr, N: tl.constexpr):
+        return tl.split(h.reshape(M, 2, N // 2).permute(0, 2, 1))
+
+    @triton.jit
+    def load(x, b, i, j, R: tl.constexpr, C: tl.constexpr, TURNED: tl.constexpr):
+        """x[b, i : i + R, j : j + C], of a descriptor of x or, TURNED, of its transpose."""
+        if TURNED:
+            return x.load([b, j, i]).reshape(C, R).T
+        return x.load([b, i, j]).reshape(R, C)
+
+    @triton.jit
+    def tile(
+        t, x, w, y, s, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
+        XT: tl.constexpr, WT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ):  # fmt: skip
+        tiles: tl.constexpr = (N + BN - 1) // BN
+        b, n, m = t // tiles % COUNT, t % tiles * BN, t // (tiles * COUNT) * BM
+        h = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, K, BK):
+            h = tl.dot(load(x, b, m, k, BM, BK, XT), load(w, b, k, n, BK, BN, WT), h)
+        if ACT is None:
+            h *= s.load([m, b, n]).reshape(BM, BN).to(tl.float32)
+            y.store([m, b, n], h.to(y.dtype).reshape(BM, 1, BN))
+        else:  # a quarter at a time: all at once they need more registers than two blocks can have
+            left, right = halves(h, BM, BN)
+            parts = halves(left, BM, BN // 2) + halves(right, BM, BN // 2)
+            for q in tl.static_range(4):
+                h, slope = activate(parts[q], ACT)
+                s.store([m, b, n + q * BN // 4], slope.to(s.dtype).reshape(BM, 1, BN // 4))
+                y.store([m, b, n + q * BN // 4], h.to(y.dtype).reshape(BM, 1, BN // 4))
+
+    @triton.jit
+    def product(
+        x, w, y, s, total, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
+        XT: tl.constexpr, WT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PROGRAMS: tl.constexpr,
+    ):  # fmt: skip
+        """h[m, b N + n] = sum_k x[b, m, k] w[b, k, n], b < COUNT. y, s: act(h), act'(h) are written; without ACT y = h s."""
+        if ACT is None:
+            tile(tl.program_id(0), x, w, y, s, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
+        else:  # programs that stay, so that the next operands come while an activation is computed
+            for t in tl.range(tl.program_id(0), total, PROGRAMS, flatten=True):
+                tile(t, x, w, y, s, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
+
+    @triton.jit
+    def slope(dy, h, n, ACT: tl.constexpr, BLOCK: tl.constexpr):
+        """dy <- dy act'(h)"""
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        d = tl.load(dy + i, i < n, 0.0).to(tl.float32) * activate(tl.load(h + i, i < n, 0.0).to(tl.float32), ACT)[1]
+        tl.store(dy + i, d.to(dy.dtype.element_ty), i < n)
+
+
+def on_chip(x):
+    """Whether the GPU has what the kernel takes: tensor memory accelerator, room for two blocks of three stages."""
+    if triton is None or not x.is_cuda:
+        return False
+    p = torch.cuda.get_device_properties(x.device)
+    return p.major >= 9 and p.shared_memory_per_block_optin > 200 * 1024
+
+
+def reachable(*tensors):
+    """Whether the accelerator can: it wants all strides but one, and the address, in multiples of 16 bytes."""
+    return all(
+        t.data_ptr() % 16 == 0 and sorted(n % 8 for n in t.stride())[:-1] == [0] * (t.dim() - 1) and 1 in t.stride()
+        for t in tensors
+    )
+
+
+def launch(x, w, y, s, act):
+    """x (b, M, K), w (b, K, N), one stride of each 1; y, s (..., b N)."""
+    count, M, K = x.shape
+    N = w.size(2)
+    turned = [t.stride(2) != 1 for t in (x, w)]
+
+    def described(t, block):
+        return TensorDescriptor(t, list(t.shape), list(t.stride()), block)
+
+    x, w = (
+        described(t.mT, [1, c, r]) if back else described(t, [1, r, c])
+        for t, back, (r, c) in zip((x, w), turned, ((BM, BK), (BK, BN)))
+    )
+    y, s = (described(t.view(M, count, N), [BM, 1, BN // 4 if act else BN]) for t in (y, s))
+    total = count * triton.cdiv(N, BN) * triton.cdiv(M, BM)
+    programs = min(total, 2 * torch.cuda.get_device_properties(y.base.device).multi_processor_count) if act else total
+    product[(programs,)](
+        x, w, y, s, total, count, N, K, act, *turned, BM, BN, BK, programs if act else 0,
+        num_warps=8, num_stages=3, maxnreg=128,
+    )  # fmt: skip
+
+
+def activation(h, act):
+    if act == 'relu2':
+        return F.relu(h).square_()
+    return F.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
+
+
+def times_slope(dy, h, act):
+    """dy <- dy act'(h)"""
+    if triton is not None and dy.is_cuda and dy.is_contiguous() and h.is_contiguous():
+        slope[(triton.cdiv(dy.numel(), 2048),)](dy, h, dy.numel(), act, 2048, num_warps=8)
+        return dy
+    if act == 'relu2':
+        return torch.ops.aten.threshold_backward.grad_input(dy, h, 0, grad_input=dy).mul_(h).mul_(2)
+    approximate = 'tanh' if act == 'gelu_tanh' else 'none'
+    return torch.ops.aten.gelu_backward.grad_input(dy, h, approximate=approximate, grad_input=dy)
+
+
+# -----------------------------------------------------------------------------
+# operators, plain activations (..., features) in and out as in blocks.py
+
+
+for schema in (
+    'activated(Tensor x, Tensor Z, Tensor B, str act, bool narrow) -> (Tensor, Tensor)',
+    'against(Tensor dZ, Tensor A, Tensor s, int f, str act, bool narrow) -> Tensor',
+):
+    blocks.define(schema)
+
+
+def activated_fake(x, Z, B, act, narrow):
+    y = x.new_empty(*x.shape[:-1], B.size(0) * B.size(2))
+    return y, torch.empty_like(y)
+
+
+@blocks.op('activated', activated_fake, lambda x, Z, B, act, narrow: 2 * blocks.tokens(x) * math.prod(B))
+def activated(x, Z, B, act, narrow):
+    """Z (..., k) with B (1, k, e), or Z (f, k, T) with B (f, k, e) -> y, s (..., f e): act(h), and act'(h) if narrow, else h,
+    for h = Z B. x: what Z was computed from, for its leading axes."""
+    f, k, e = B.shape
+    Z = Z.reshape(1, -1, k) if f == 1 else Z.mT
+    s = x.new_empty(*x.shape[:-1], f * e)
+    if narrow and on_chip(x) and reachable(Z, B, s):
+        y = torch.empty_like(s)
+        launch(Z, B, y, s, act)
+        return y, s
+    h = torch.bmm(Z, B, out=s.view(-1, f, e).transpose(0, 1)).transpose(0, 1).view(s.shape)
+    y = activation(h, act)
+    return y, times_slope(torch.ones_like(h), h, act) if narrow else h
+
+
+@blocks.op(
+    'against',
+    lambda dZ, A, s, f, act, narrow: torch.empty_like(s),
+    lambda dZ, A, s, f, act, narrow: 2 * blocks.tokens(s) * math.prod(A),
+)
+def against(dZ, A, s, f, act, narrow):
+    """dZ (..., g k), f = 1, or (k, g, T), with A (g, a, k) and s (..., g a) as above -> (dZ A^T) act'(h)."""
+    g, a, k = A.shape
+    dZ = blocks.split(dZ, g) if f == 1 else dZ.permute(1, 2, 0)
+    y = torch.empty_like(s)
+    if narrow and on_chip(s) and reachable(dZ, A, s):
+        launch(dZ, A.mT, y, s, None)
+        return y
+    torch.bmm(dZ, A.mT, out=y.view(-1, g, a).transpose(0, 1))
+    return y.mul_(s) if narrow else times_slope(y, s, act)
+
+
+# -----------------------------------------------------------------------------
+# the two layers: factors A and B, or one of them where the layer is dense
+
+
+def inner(x, A, f):
+    """What lies between the factors A (g, a, f r) and B (f, r g, e) of a layer: (..., r g) for f = 1, else (f, r g, T)."""
+    if f > 1:
+        return blocks.ops.middle(x, A, f)
+    return blocks.ops.blocks(x, A) if A.size(0) > 1 else x @ A.squeeze(0)
+
+
+def gradients(dy, x, A, B, Z):
+    """Of what lies between, A and B."""
+    g, f = A.size(0), B.size(0)
+    if f > 1:  # the order matters for peak memory: Z can go before its gradient comes
+        dB = blocks.ops.two_grad_B(dy, x, A, Z, f)
+        return *blocks.ops.two_grad_A(dy, x, B, g), dB
+    dB = Z.flatten(0, -2).T @ dy.flatten(0, -2)
+    dZ = dy @ B.squeeze(0).T
+    dA = blocks.ops.blocks_grad(x, dZ, g) if g > 1 else (x.flatten(0, -2).T @ dZ.flatten(0, -2)).unsqueeze(0)
+    return dZ, dA, dB.unsqueeze(0)
+
+
+def gradient(dy, x):
+    """Of the one factor (1, in, out) of a dense layer, laid out as its weight (out, in) is."""
+    return (dy.flatten(0, -2).T @ x.flatten(0, -2)).T.unsqueeze(0)
+
+
+class Up(torch.autograd.Function):
+    """x, A, B -> y, s as of activated(), h = x W^T. The gradient it takes for the first is that of h: Down gives no other."""
+
+    @staticmethod
+    def forward(ctx, x, A, B, act, narrow):
+        f = B.size(0)
+        Z = x if A is None else inner(x, A, f)
+        y, s = blocks.ops.activated(x, Z, B, act, narrow)
+        ctx.save_for_backward(x, A, B, None if A is None or f > 1 and A.size(1) <= B.size(2) else Z)
+        ctx.mark_non_differentiable(s)
+        ctx.set_materialize_grads(False)  # no zeros in place of its gradient
+        return y, s
+
+    @staticmethod
+    def backward(ctx, dh, _):
+        x, A, B, Z = ctx.saved_tensors
+        if A is None:
+            dB = gradient(dh, x)
+            return dh @ B.squeeze(0).T, None, dB, None, None
+        dZ, dA, dB = gradients(dh, x, A, B, Z)
+        if B.size(0) > 1:
+            dx = blocks.ops.two_grad_x(dZ, A).view(x.shape)
+        else:
+            dx = blocks.ops.blocks(dZ, A.mT) if A.size(0) > 1 else dZ @ A.squeeze(0).T
+        return dx, dA, dB, None, None
+
+
+class Down(torch.autograd.Function):
+    """y, s of Up, A, B -> y W^T; hands back the gradient of h in place of that of y."""
+
+    @staticmethod
+    def forward(ctx, y, s, A, B, act, narrow):
+        if B is None:
+            out, Z = y @ A.squeeze(0), None
+        elif B.size(0) > 1:
+            out, Z = blocks.ops.two(y, A, B)
+        else:
+            Z = inner(y, A, 1)
+            out = Z @ B.squeeze(0)
+        ctx.save_for_backward(y, s, A, B, Z)
+        ctx.how = act, narrow
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        y, s, A, B, Z = ctx.saved_tensors
+        dZ, dA, dB = (dout, gradient(dout, y), None) if B is None else gradients(dout, y, A, B, Z)
+        f = 1 if B is None else B.size(0)
+        return blocks.ops.against(dZ, A, s, f, *ctx.how), None, dA, dB, None, None
+
+
+def fits(fc, proj, x) -> bool:
+    """Whether it serves: training, in 16 bits on a GPU, of two layers without bias that are two factors as in inner(), or
+    dense and narrow."""
+    if not torch.is_grad_enabled() or not on_chip(x):
+        return False
+    auto = torch.is_autocast_enabled('cuda')
+    short = (torch.get_autocast_dtype('cuda') if auto else x.dtype) in (torch.bfloat16, torch.float16)
+    return short and all(one_fits(m) for m in (fc, proj))
+
+
+def one_fits(m) -> bool:
+    if m.bias is not None:
+        return False
+    if isinstance(m, torch.nn.Linear):
+        return min(m.weight.shape) <= NARROW
+    return isinstance(m, Einsum) and m.shape.b == m.shape.d == 1 and m.guide is None
+
+
+def cast(m, x) -> tuple:
+    """x and the factors of m in the precision of the products."""
+    if not isinstance(m, torch.nn.Linear):
+        return m.cast(x)
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return x.to(dtype), [m.weight.to(dtype).T.unsqueeze(0)]
+
+
+def mlp(fc, proj, x, act):
+    """proj(act(fc(x)))"""
+    x, up = cast(fc, x)
+    down = cast(proj, x)[1]
+    narrow = max(up[-1].size(1), down[0].size(2)) <= NARROW
+    y, s = Up.apply(x, *[None, *up][-2:], act, narrow)
+    return Down.apply(y, s, *[*down, None][:2], act, narrow)

@@ -1,0 +1,15 @@
+"""
+Checkpoint in, checkpoint out, and what a training run does to its own model.
+
+    reader.py          any checkpoint by its path: ours, nanoGPT's, a Hugging Face GPT-2
+    operation.py       what all operations share: open, say what was done to the function, write; single layers
+    collapse.py        multiply factors out; the other way round; cut out closed gates
+    factorize.py       plain matrices into structured ones, by hand or for a budget
+    distill.py         new blocks learn to do as the old ones; the teacher of distill_from
+    grow/              a larger model out of a small one
+    rotate.py          expand one layer at a time while training
+    start.py           what a run starts from, other than scratch
+    spectra.py         singular values across checkpoints and sizes
+    huggingface.py     read a Hugging Face GPT-2; export_hf.py writes one
+    language_model.py  any causal language model with its tokenizer behind one interface, for evaluate.py
+"""

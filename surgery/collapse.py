@@ -1,0 +1,115 @@
+"""
+Collapse, expand, prune.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import checkpoint
+import linear
+from configurator import UserError, key
+from linear import factors
+from model import GPT, GPTConfig
+from surgery import rotate
+from surgery.operation import SurgeryConfig, layer_of, open_model, put, report, twin, with_keys, write
+
+
+class TransferConfig(SurgeryConfig):  # a class of this file, so that --help prints the head of this file
+    pass
+
+
+def collapse_model(model) -> GPT:
+    """The plain GPT that computes what model computes; products are formed in float64. model is left as it is."""
+    args = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(GPTConfig)}
+    plain = GPT(GPTConfig(**args | dict(linear='dense')))
+    sd = factors.state(model)
+    for name, m in model.named_modules():
+        member = factors.member_of(m)
+        if hasattr(member, 'factors'):
+            sd = {k: v for k, v in sd.items() if not k.startswith(f'{name}.') or k == f'{name}.bias'}
+            sd[f'{name}.weight'] = factors.dense_float64(member)
+    factors.load_state(plain, sd)
+    return plain.eval()
+
+
+def collapse(cfg: TransferConfig):
+    ckpt, model, tokens = open_model(cfg)
+    write_plain(cfg, ckpt, model, collapse_model(model), tokens)
+
+
+@dataclass
+class ExpandConfig(with_keys('linear_layers', 'keep_dense', 'expansion')):
+    expansion_init: str = key('orthogonal', 'both exactly the matrix that is there', choices=('orthogonal', 'svd'))
+    seed: int = key(1337, 'seed of the orthonormal factors', low=0)
+
+
+def expand_model(model, config, seed: int) -> GPT:
+    """The GPT of config whose expanded layers compute what those of the plain model compute. model is left as it is."""
+    new = twin(model)
+    new.config = config
+    for site in linear.chosen(config):
+        layer = layer_of(model, site)
+        member = rotate.expansion(layer, config, site, seed)
+        member.bias = layer.bias
+        put(new, site, member)
+    return new
+
+
+def expand(cfg: ExpandConfig):
+    ckpt, model, tokens = open_model(cfg)
+    if model.config.linear != 'dense':
+        raise UserError(f'{cfg.checkpoint}: its layers are {model.config.linear}; collapse it first')
+    keys = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if hasattr(model.config, f.name)}
+    config = dataclasses.replace(model.config, linear='expanded', linear_path='factored', **keys)
+    if found := config.problems():
+        raise UserError('\n'.join(found))
+    if not linear.chosen(config):
+        raise UserError(f"linear_layers = '{cfg.linear_layers}': leaves no layer to expand")
+    new = expand_model(model, config, cfg.seed)
+    print('\n'.join(factors.table(new)))
+    print(f'{model.num_params():,} parameters -> {new.num_params():,}')
+    report(cfg, model, new, tokens)
+    config = ckpt['config'] | dataclasses.asdict(config)
+    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], ckpt['best_val_loss']))
+
+
+def prune_model(model) -> GPT:
+    """The plain GPT without the hidden units whose gate is closed; a layer keeps at least one unit."""
+    model = collapse_model(model)
+    sd, hidden = model.state_dict(), []
+    for i, block in enumerate(model.transformer.h):
+        name, gate = f'transformer.h.{i}.mlp', block.mlp.gate.detach().clamp(0, 1)
+        keep = gate > 0
+        keep[gate.argmax()] = True
+        for k in (f'{name}.c_fc', f'{name}.c_gate'):
+            for part in ('weight', 'bias'):
+                if f'{k}.{part}' in sd:
+                    sd[f'{k}.{part}'] = sd[f'{k}.{part}'][keep]
+        sd[f'{name}.c_proj.weight'] = sd[f'{name}.c_proj.weight'][:, keep] * gate[keep]
+        del sd[f'{name}.gate']
+        hidden.append(int(keep.sum()))
+    widths = tuple(h / model.config.n_embd for h in hidden)
+    config = dataclasses.replace(
+        model.config, mlp_gate=False, mlp_expansion_factor=widths, multiple_of=1, swiglu_match=False
+    )
+    pruned = GPT(config)
+    factors.load_state(pruned, sd)
+    return pruned.eval()
+
+
+def prune(cfg: TransferConfig):
+    ckpt, model, tokens = open_model(cfg)
+    if not model.config.mlp_gate:
+        raise UserError(f'{cfg.checkpoint} has no gates to prune by; train with --mlp_gate=true')
+    pruned = prune_model(model)
+    kept = [pruned.config.hidden(i) for i in range(pruned.config.n_layer)]
+    print(f'hidden units per layer: {model.config.hidden(0)} -> {", ".join(map(str, kept))}')
+    write_plain(cfg, ckpt, model, pruned, tokens)
+
+
+def write_plain(cfg, ckpt, model, plain, tokens):
+    """Write a checkpoint of plain, which was made from model, if they compute the same."""
+    print(f'{model.num_params():,} parameters -> {plain.num_params():,}')
+    report(cfg, model, plain, tokens)
+    config = ckpt['config'] | dataclasses.asdict(plain.config)
+    write(cfg, checkpoint.pack(plain, config, ckpt['iter_num'], ckpt['best_val_loss']))

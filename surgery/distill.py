@@ -1,0 +1,137 @@
+"""
+Distilled initialisation: each new block learns to do as the block that it replaces, before the model is trained as one.
+
+Blocks are dropped in one by one, from the first. Block i takes what reaches it in the new model, whose blocks before it
+are replaced already, and its target is what the old block i puts out in the old model: it learns to undo the error of
+those before it as well. The loss is E|y' - y|^2 / E|y - x|^2 over training tokens, x and y being the old block's input
+and output: the error relative to what the block adds to the stream. Only the new layers move, by Adam at rates relative
+to the size of each factor, which fall to zero. After each block the state is saved beside --out: the same command goes
+on from there.
+
+At the end of this file: the teacher whose logits train.py adds as a target (`distill_from`).
+"""
+
+import torch
+import torch.nn.functional as F
+
+import checkpoint
+import hardware
+from configurator import UserError, root_path
+from model import GPT, GPTConfig
+from surgery import reader
+from surgery.operation import block_of, put
+from tokens import loader
+
+
+def progress_path(cfg):
+    out = root_path(cfg.out)
+    return out.with_name(f'{out.stem}.distill.pt')
+
+
+def forget(cfg):
+    progress_path(cfg).unlink(missing_ok=True)
+
+
+def recall(path, wanted: dict, layers: dict) -> int:
+    """Fill in the layers of an interrupted distillation; how many blocks it has done."""
+    if not path.exists():
+        return 0
+    saved = checkpoint.load(path)
+    was = saved['settings']
+    if other := [k for k in wanted if k not in ('device', 'windows') and was.get(k) != wanted[k]]:
+        began = ', '.join(f'{k} = {was.get(k)}' for k in other[:3])
+        raise UserError(f'{path} was begun with {began}; repeat that, or delete it to begin anew')
+    for site in {k.rpartition('/')[0] for k in saved['model']}:
+        mine = {k.rpartition('/')[2]: v for k, v in saved['model'].items() if k.startswith(f'{site}/')}
+        layers[site].load_state_dict(mine)
+    return saved['done']
+
+
+def groups(members, lr: float) -> list[dict]:
+    """Rates relative to the root mean square of a tensor; a zero one counts as GPT-2's 0.02."""
+    size = lambda p: p.detach().square().mean().sqrt().item() or 0.02
+    return [dict(params=[p], rate=lr * size(p)) for m in members for p in m.parameters()]
+
+
+def distill(model, new, layers: dict, cfg, settings: dict, dataset: str, look):
+    """Put layers {site: member} into new, a twin of model, and train them. settings: what must be the same to go on;
+    look: tokens for the loss."""
+    config, device = new.config, look[0].device
+    path = progress_path(cfg)
+    done = recall(path, settings, layers)
+    data = loader.Loader(
+        dataset, 'train', config.block_size, cfg.distill_batch, config.vocab_size, device, seed=cfg.seed
+    )
+    autocast = hardware.autocast(device, hardware.choose_dtype('auto', device))
+    for i in range(config.n_layer):
+        members = {s: m for s, m in layers.items() if block_of(s, config) == i}
+        for site, member in members.items():
+            put(new, site, member)
+        if i < done or not members:
+            continue
+        first, last = train_block(model, new, i, list(members.values()), data, cfg, autocast)
+        with torch.no_grad():
+            loss = new(*look)[1].item()
+        print(
+            f'block {i}: error {first:.4f} -> {last:.4f} of what it adds; loss with it in place {loss:.4f}', flush=True
+        )
+        kept = {f'{s}/{k}': v.cpu() for s, m in layers.items() if block_of(s, config) <= i
+                for k, v in m.state_dict().items()}  # fmt: skip
+        checkpoint.save(path, dict(model=kept, model_args={}, done=i + 1, settings=settings))
+
+
+def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float, float]:
+    """Train block i of new; (mean error of the first tenth of the steps, of the last)."""
+    for m in members:
+        m.requires_grad_(True)
+    adam = torch.optim.Adam(groups(members, cfg.distill_lr), betas=(0.9, 0.95))
+    n, errors = cfg.distill_iters, []
+    for step in range(n):
+        idx, _ = data.batch((i * n + step) * cfg.distill_batch)
+        with autocast:
+            with torch.no_grad():
+                x, *rest = model.embed(idx)
+                x_new = x
+                for old_block, new_block in list(zip(model.transformer.h, new.transformer.h))[:i]:
+                    x, x_new = old_block(x, *rest), new_block(x_new, *rest)
+                y = model.transformer.h[i](x, *rest)
+            y_new = new.transformer.h[i](x_new, *rest)
+        loss = F.mse_loss(y_new.float(), y.float()) / (y.float() - x.float()).square().mean().clamp(min=1e-12)
+        for g in adam.param_groups:
+            g['lr'] = g['rate'] * min(1, (step + 1) / max(1, n // 20)) * (1 - step / n)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        errors.append(loss.detach())
+    for m in members:
+        m.requires_grad_(False)
+    tenth = max(1, n // 10)
+    return torch.stack(errors[:tenth]).mean().item(), torch.stack(errors[-tenth:]).mean().item()
+
+
+# -----------------------------------------------------------------------------
+# distill_from
+
+
+def open_teacher(cfg, device):
+    """The model of distill_from. UserError if its logits are not about the same tokens."""
+    path = cfg.distill_from
+    teacher = checkpoint.build(reader.load(path), path, linear_path='materialised').requires_grad_(False)
+    if teacher.config.vocab_size != cfg.vocab_size:
+        raise UserError(
+            f'distill_from = {path}: its vocabulary has {teacher.config.vocab_size} tokens, this one {cfg.vocab_size}'
+        )
+    if teacher.config.block_size < cfg.block_size:
+        raise UserError(f'distill_from = {path}: it sees {teacher.config.block_size} tokens; lower block_size to that')
+    return teacher.to(device)
+
+
+def teacher_flops(cfg) -> int:
+    """Of the model of distill_from, per training token: forward only."""
+    if not cfg.distill_from:
+        return 0
+    args = checkpoint.read_args(reader.load(cfg.distill_from), cfg.distill_from)
+    with torch.device('meta'):
+        shapes = dict(expansion_init='gaussian', expansion_lr='none', linear_path='materialised')  # as open_teacher's
+        teacher = GPT(GPTConfig(**args | shapes))
+    return teacher.flops_per_token(cfg.block_size) // 3

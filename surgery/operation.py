@@ -1,0 +1,121 @@
+"""
+What all operations on checkpoints share: their keys, opening one, saying what was done to the function (the largest
+logit difference and the loss before and after, on real tokens), and writing the result.
+"""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import checkpoint
+import files
+from configurator import UserError, input_path, key, root_path
+from model import NANOGPT_KEYS, GPTConfig
+from surgery import reader
+from tokens import loader
+
+CHECKED = 4096  # validation tokens that an operation looks at
+TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
+
+
+@dataclass
+class SurgeryConfig:
+    checkpoint: str = key('', 'checkpoint to read')
+    out: str = key('', 'checkpoint or folder to write')
+    dataset: str = key('', "data set whose validation tokens the check runs on; empty: the checkpoint's own")
+    windows: int = key(0, f'windows of block_size tokens to check; 0: {CHECKED:,} tokens', low=0)
+
+    def problems(self):
+        return [f'{k}: must be given, --{k}=PATH' for k in ('checkpoint', 'out') if not getattr(self, k)]
+
+
+def with_keys(*prefixes) -> type:
+    """SurgeryConfig and the keys of GPTConfig whose names begin so, as they are declared there."""
+    keys = [f for f in dataclasses.fields(GPTConfig) if f.name.startswith(prefixes) and f.name != 'linear_path']
+    copies = [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in keys]
+    return dataclasses.make_dataclass('Keys', copies, bases=(SurgeryConfig,))
+
+
+def real_tokens(config, dataset: str, windows: int = 0):
+    """x, y (windows, block_size) from the validation split; 0: about CHECKED tokens."""
+    loader.prepare(dataset)
+    windows = windows or max(1, CHECKED // config.block_size)
+    data = loader.Loader(dataset, 'val', config.block_size, 1, config.vocab_size)
+    pairs = [(x, y) for x, y, _ in data.eval_batches(windows)]
+    return [torch.cat(t) for t in zip(*pairs)]
+
+
+@torch.no_grad()
+def compare(before, after, x, y) -> tuple[float, float, float]:
+    """(largest logit difference, loss before, loss after) on tokens x with targets y, window by window."""
+    worst, losses = torch.zeros(()), [0.0, 0.0]
+    for i in range(len(x)):
+        logits = [m(x[i : i + 1], last_only=False)[0].float() for m in (before, after)]
+        worst = torch.maximum(worst, (logits[0] - logits[1]).abs().max())  # unlike max(), it keeps a NaN
+        for j in (0, 1):
+            losses[j] += F.cross_entropy(logits[j][0], y[i]).item() / len(x)
+    return worst.item(), *losses
+
+
+def open_model(cfg: SurgeryConfig):
+    """The checkpoint, its model with activations going through its factors, and real tokens for it."""
+    if cfg.out and root_path(cfg.out) == input_path(cfg.checkpoint):
+        raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
+    ckpt = reader.load(cfg.checkpoint)
+    model = checkpoint.build(ckpt, cfg.checkpoint, linear_path='factored')
+    dataset = cfg.dataset or ckpt['config'].get('dataset')
+    if not dataset:
+        raise UserError(f'{cfg.checkpoint} does not name its data set; add --dataset=shakespeare_char or what it is')
+    return ckpt, model, real_tokens(model.config, dataset, cfg.windows)
+
+
+def report(cfg: SurgeryConfig, before, after, tokens, limit: float | None = TOLERANCE):
+    """Print what the operation did to the function; UserError if that is more than the limit (none: it may change)."""
+    worst, loss_before, loss_after = compare(before, after, *tokens)
+    print(f'on {tokens[0].numel():,} validation tokens: loss {loss_before:.6f} -> {loss_after:.6f},')
+    print(f'largest logit difference {worst:.2e}' + (f' (limit {limit:g})' if limit else ''))
+    if limit and not worst <= limit:  # NaN must not pass
+        raise UserError(f'the function would change: {worst:.2e} is above {limit:g}; {cfg.out} is not written')
+
+
+def write(cfg: SurgeryConfig, ckpt: dict):
+    """Write a checkpoint to cfg.out, with the vocabulary that lies beside the one it was made from."""
+    out = root_path(cfg.out)
+    checkpoint.save(out, ckpt)
+    for name in ('meta.json', 'tokenizer.json'):
+        beside = input_path(cfg.checkpoint).with_name(name)
+        if beside.exists() and beside.parent != out.parent:
+            files.copy(beside, out.with_name(name))
+    beyond = set(ckpt['model_args']) - set(NANOGPT_KEYS)
+    reader = f'only nanoMorph reads it, for its {", ".join(sorted(beyond))}' if beyond else 'nanoGPT reads it as well'
+    print(f'wrote {out}; {reader}')
+
+
+# -----------------------------------------------------------------------------
+# single layers, by the names of linear.sites
+
+
+def path(site: str) -> str:
+    return site if site == 'lm_head' else f'transformer.{site}'
+
+
+def layer_of(model, site: str):
+    return model.get_submodule(path(site))
+
+
+def put(model, site: str, layer):
+    parent, _, name = path(site).rpartition('.')
+    setattr(model.get_submodule(parent), name, layer)
+
+
+def block_of(site: str, config) -> int:
+    """Which block a site is in; the head comes after the last."""
+    return config.n_layer if site == 'lm_head' else int(site.split('.')[1])
+
+
+def twin(model):
+    """A second model of the same tensors, whose layers can be replaced without the first one noticing."""
+    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})

@@ -1,0 +1,20 @@
+"""
+Any checkpoint by its path: a file of ours or of nanoGPT, a Hugging Face GPT-2 folder, or gpt2 ... gpt2-xl from the hub.
+"""
+
+import checkpoint
+from configurator import UserError, input_path
+
+HUB_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
+
+
+def load(path) -> dict:
+    """What checkpoint.load gives: model, model_args, config, iter_num, best_val_loss. UserError if there is none."""
+    found = input_path(str(path))
+    if inside := [n for n in ('best.pt', 'ckpt.pt') if (found / n).exists()]:
+        raise UserError(f'{found} is the folder of a run; name its checkpoint: {found / inside[0]}')
+    if found.is_dir() or str(path) in HUB_NAMES and not found.exists():
+        from surgery.huggingface import load_gpt2  # only here: transformers takes seconds to import
+
+        return load_gpt2(str(found) if found.is_dir() else found.name)
+    return checkpoint.load(path)

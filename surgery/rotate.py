@@ -1,0 +1,236 @@
+"""
+Expand one layer at a time (expansion_schedule = 'rotate').
+
+Of the layers that linear_layers names, one is a product of factors and the others are plain matrices. Every
+expansion_every iterations the factors are multiplied out and dropped, and the next layer in order of depth (block by
+block, attention before MLP, the head last, then from the start again) becomes a product, exactly of its present value.
+The factors live beside the matrix (linear.py), so the compiled graph, DDP's buckets and a captured backward pass see
+the same dense model throughout, and training holds the factors, moments and gradients of a single expansion.
+
+The idea is the expansive seed's (github.com/Eternalyze0/expansive_networks), whose code for it left these layers without
+a gradient nearly always. Adam's moments of the two layers that change start anew (expansion_moments = 'reset') or are
+carried over ('map': spread and gather); a restarted layer moves by the whole learning rate at its first step.
+expansion_schedule = 'reset' is the control: a dense model with the same restarts at the same layers and iterations.
+"""
+
+import dataclasses
+import functools
+import zlib
+
+import torch
+import torch.distributed as dist
+
+import linear
+from linear import factors
+from linear.expanded import Expanded, float64
+from model import GPT, PARAMETERIZATION
+from surgery.operation import layer_of, path
+
+
+def problems(cfg) -> list[str]:
+    """What is wrong with a config that rotates, one line each."""
+    what, found = f'expansion_schedule = {cfg.expansion_schedule}', []
+    if cfg.expansion_schedule == 'all':
+        return []
+    if cfg.linear != 'expanded':
+        return [f"{what}: takes the layers of linear = 'expanded' in turn, this is linear = '{cfg.linear}'"]
+    ranks = [min(d) for d in linear.chosen(cfg).values()]
+    if not ranks:
+        return [f"{what}: linear_layers = '{cfg.linear_layers}' and keep_dense = '{cfg.keep_dense}' leave no layer"]
+    if cfg.expansion_schedule == 'reset':
+        if cfg.expansion_moments == 'map':
+            found.append(f'{what}: restarts the moments, so expansion_moments cannot be map; leave it out')
+        return found
+    if cfg.expansion_init == 'gaussian':
+        found.append('expansion_init = gaussian: would lose the matrix at every rotation; use orthogonal or svd')
+    if cfg.linear_path == 'factored':
+        found.append(f'linear_path = factored: {what} keeps the factors beside the matrix; use materialised or auto')
+    if 0 < cfg.expansion < max(ranks):
+        found.append(f'expansion = {cfg.expansion}: {what} must keep matrices of rank {max(ranks)}; use that or more')
+    return found
+
+
+def site_at(cfg, it: int) -> str:
+    """The layer that is expanded at iteration it."""
+    sites = list(linear.chosen(cfg))
+    return sites[it // cfg.expansion_every % len(sites)]
+
+
+def model_config(cfg, it: int = 0):
+    """The config of the model as it is at iteration it: that of a checkpoint, so that any tool reads one."""
+    if cfg.expansion_schedule == 'rotate':
+        return dataclasses.replace(cfg, linear_layers=site_at(cfg, it), linear_path='materialised')
+    return dataclasses.replace(cfg, linear='dense') if cfg.expansion_schedule == 'reset' else cfg
+
+
+def resumed(ckpt: dict) -> dict:
+    """The keys that a run goes on with and model_args, which describe the model of one iteration, do not have."""
+    config = ckpt['config']
+    if config.get('expansion_schedule', 'all') == 'all' or config['linear'] != 'expanded':
+        return dict(expansion_schedule='all')
+    return {k: v for k, v in config.items() if k.startswith(PARAMETERIZATION)}
+
+
+def due(cfg, it: int) -> bool:
+    return cfg.expansion_schedule != 'all' and it % cfg.expansion_every == 0
+
+
+@torch.no_grad()
+def turn(t):
+    """Between two steps of a Trainer: collapse the layer of the last iteration, expand the layer of the next one."""
+    old, new = site_at(t.cfg, t.iter - 1), site_at(t.cfg, t.iter)
+    if t.cfg.expansion_schedule == 'reset':  # in place: a captured update goes on with the same tensors
+        moments = t.optimizer.state_dict()
+        for site in (old, new):
+            for v in moments.get(f'{path(site)}.weight', {}).values():
+                v.zero_()
+        return
+    moments, norm = t.optimizer.state_dict(), t.optimizer.grad_norm
+    t.optimizer = None  # it holds the old factors: there are never two expansions
+    collapse(t, old, moments)
+    expand(t, new, moments)
+    t.model.config = model_config(t.cfg, t.iter)
+    t.optimizer = t.make_optimizer()  # forms W; captures its update anew
+    t.optimizer.grad_norm = None if norm is None else norm.clone()  # the old one lies in the old graph's memory
+    leaves = {name: p for name, p, *_ in factors.leaves(t.model)}
+    t.optimizer.load_state_dict({name: moments.get(name) or fresh(p) for name, p in leaves.items()})
+
+
+def collapse(t, site: str, moments: dict):
+    """W stays as it was formed last; its factors go, and their moments become W's."""
+    layer, name = layer_of(t.model, site), path(site)
+    member = factors.member_of(layer)
+    layer.beside = None
+    taken = [moments.pop(f'{name}.factors.{i}', {}) for i in range(member.depth)]
+    if t.cfg.expansion_moments == 'map' and all(map(known, taken)):
+        s = moments[f'{name}.weight'] = gather(member, taken)
+        share([s['exp_avg'], s['exp_avg_sq']], t.world)
+
+
+def expand(t, site: str, moments: dict):
+    layer, name = layer_of(t.model, site), path(site)
+    member = expansion(layer, t.cfg, site, t.cfg.seed_model ^ t.iter)
+    layer.beside = (member,)
+    share(member.state_dict().values(), t.world)
+    taken = moments.pop(f'{name}.weight', {})
+    if t.cfg.expansion_moments == 'map' and known(taken):
+        for i, s in enumerate(spread(member, taken, t.cfg.beta1, t.cfg.beta2)):
+            share([s['exp_avg'], s['exp_avg_sq']], t.world)
+            moments[f'{name}.factors.{i}'] = s
+
+
+@torch.no_grad()
+def expansion(layer, config, site: str, seed: int) -> Expanded:
+    """The factors of a plain layer, of exactly its present value (in float64 to 1e-13) if k is at least its rank.
+    Draws from a stream of its own."""
+    member = Expanded(layer.in_features, layer.out_features, config).to(layer.weight)
+    gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
+    member.start(layer.weight, None, gen)
+    member.lr_scale *= layer.rate
+    member.rate = layer.rate
+    return member
+
+
+def share(tensors, world: int):
+    """Rank 0's values for all: their processors may round a decomposition differently."""
+    for v in tensors:
+        if world > 1:
+            dist.broadcast(v, 0)
+
+
+# -----------------------------------------------------------------------------
+# moments
+
+
+def fresh(p) -> dict:
+    return dict(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+
+
+def known(state: dict) -> bool:
+    return bool(state) and state['step'].item() > 0
+
+
+def around(member, j: int):
+    """(A, B) with W = A F B for F = factors[j]: the products of the factors above (d_out, .) and below (., d_in) it."""
+    factors = [W.detach() for W in member.factors]
+
+    def product(part, n):
+        return functools.reduce(torch.matmul, reversed(part)) if part else torch.eye(n).to(factors[0])
+
+    return product(factors[j + 1 :], member.d_out), product(factors[:j], member.d_in)
+
+
+def spread(member, state: dict, beta1: float, beta2: float) -> list[dict]:
+    """Moments of W -> moments of its factors W = A F B, whose gradient is A^T G B^T.
+    The first moment is linear in G: A^T m B^T. The second takes G's noise as independent from entry to entry and its
+    mean from m, as LDAdam does for a change of subspace (Robert et al. 2024, arXiv 2410.16103): bias-corrected,
+    v -> (A*A)^T (v - m*m) (B*B)^T + (A^T m B^T)^2, exact for a constant gradient and for independent noise."""
+    t = state['step'].item()
+    c1, c2 = 1 - beta1**t, 1 - beta2**t
+    mean = state['exp_avg'] / c1
+    noise = (state['exp_avg_sq'] / c2 - mean**2).clamp(min=0)
+    out = []
+    for j in range(member.depth):
+        A, B = around(member, j)
+        m = A.T @ mean @ B.T
+        v = (A**2).T @ noise @ (B**2).T + m**2
+        out.append(dict(step=state['step'].clone(), exp_avg=c1 * m, exp_avg_sq=c2 * v))
+    return out
+
+
+def gather(member, states: list[dict]) -> dict:
+    """Moments of the factors -> moments of W. First moment: the G whose image A^T G or G B^T is that of the factor on
+    the smaller side of W, by least squares; exact where the factors hardly moved over the 1/(1 - beta1) steps that it
+    averages. Second moment: an estimate. Summed over the inner width, the last factor's is the sum over each row of G^2
+    and the first factor's over each column (exact where the factors in between are orthonormal); W's is their outer
+    product over the total, as in Adafactor (Shazeer & Stern 2018, arXiv 1804.04235)."""
+    A, B = around(member, 0)[0], around(member, member.depth - 1)[1]  # (d_out, k), (k, d_in)
+    first, last = states[0], states[-1]
+    if member.d_in <= member.d_out:
+        m = last['exp_avg'] @ right_inverse(B.T)
+    else:
+        m = (first['exp_avg'].T @ right_inverse(A)).T.contiguous()  # as W lies: a fused AdamW refuses anything else
+    rows = last['exp_avg_sq'].sum(1) * (member.d_in / B.square().sum().clamp(min=1e-30))
+    columns = first['exp_avg_sq'].sum(0) * (member.d_out / A.square().sum().clamp(min=1e-30))
+    total = (rows.sum() * columns.sum()).sqrt().clamp(min=1e-30)
+    return dict(step=last['step'].clone(), exp_avg=m, exp_avg_sq=torch.outer(rows, columns) / total)
+
+
+def right_inverse(X):
+    """X^+ (k, d) of a wide X (d, k), in float64: in float32 products on a GPU are in TF32."""
+    wide = float64(X)
+    return (wide.T @ torch.linalg.pinv(wide @ wide.T, hermitian=True)).to(X)
+
+
+# -----------------------------------------------------------------------------
+# memory
+
+
+def footprint(model) -> int:
+    """Bytes that training holds whatever the batch, in float32: parameters and gradients of what the network computes
+    with and of the factors beside it, their products, and Adam's two moments of what it moves."""
+    weights = sum(p.numel() for p in model.parameters())
+    formed = factors.formed(model).values()
+    products = sum(m.weight.numel() for m in formed)
+    beside = sum(W.numel() for m in formed for W in m.beside[0].parameters())
+    moved = weights - products + beside
+    return 4 * (2 * (weights + beside) + products + 2 * moved)
+
+
+def describe(cfg, model) -> list[str]:
+    """For the head of a run: which layers take turns, and what one expansion costs beside all and none."""
+    if cfg.expansion_schedule == 'all':
+        return []
+    sites = list(linear.chosen(cfg))
+    turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
+    if cfg.expansion_schedule == 'reset':
+        return [f'{turns}: at each the moments of the last and of the next one start anew; nothing is expanded']
+    shapes_only = dict(linear_path='materialised', expansion_init='gaussian', expansion_lr='none')
+    with torch.device('meta'):
+        every = GPT(dataclasses.replace(cfg, **shapes_only))
+        none = GPT(dataclasses.replace(cfg, linear='dense'))
+    one, every, none = (f'{footprint(m) / 2**20:,.1f} MiB' for m in (model, every, none))
+    return [
+        f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
+        f'parameters, gradients, moments and products: {one} with one expansion, {every} with all, {none} with none',
+    ]

@@ -1,0 +1,435 @@
+"""A comparison repeats no run, loses none, matches and pairs its arms, and reports what the logs say."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY
+
+import compare
+from configurator import UserError, load
+from lab import launch, plan, records, report, stats, tables
+from logger import read_metrics
+
+FAKE = 'tests/fake_train.py'
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch):
+    monkeypatch.setitem(plan.SCRIPTS, FAKE, 'FakeConfig')
+    write = report.write_comparison
+    monkeypatch.setattr(report, 'write_comparison', lambda folder: write(folder, pictures=False))  # a second each
+    return write
+
+
+@pytest.fixture
+def config(tmp_path):
+    """config(arms..., key=value) -> a comparison of fake runs in tmp_path."""
+
+    def make(**keys):
+        default = dict(
+            arms=dict(base='', better='--level=1.9'), script=FAKE, name='c', cluster='none', jobs=4,
+            results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
+        )  # fmt: skip
+        return compare.CompareConfig(**default | keys)
+
+    return make
+
+
+def starts(tmp_path) -> dict:
+    """{run: how often it was started}"""
+    found = sorted((tmp_path / 'out' / 'c').rglob('starts'))
+    return {str(p.parent.relative_to(tmp_path / 'out' / 'c')): len(p.read_text().split()) for p in found}
+
+
+def found_cells(tmp_path):
+    return {x.name: x for x in tables.load(tmp_path / 'results' / 'c')[1]}
+
+
+@pytest.mark.parametrize('cluster', ['none', 'pool', 'local'])
+def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, cluster):
+    if cluster == 'local':
+        pytest.importorskip('submitit')
+    cfg = config(cluster=cluster, seeds=2)
+    compare.compare(cfg)
+    expected = {f'{arm}/lr0.01/s{s}': 1 for arm in ('base', 'better') for s in (1, 2)}
+    assert starts(tmp_path) == expected
+    compare.compare(cfg)
+    assert starts(tmp_path) == expected
+    compare.compare(dataclasses.replace(cfg, seeds=3))
+    assert sum(starts(tmp_path).values()) == 6
+    diff = found_cells(tmp_path)['better'].diff
+    assert diff.n == 3 and diff.high < -0.09 < 0 and diff.low > -0.11  # the seeds' own noise of 0.01 cancels
+    assert '| better | 3 |' in (tmp_path / 'results' / 'c' / 'table.md').read_text()
+
+
+def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
+    sizes = {n: f'--batch_size={4 * 2**i} --level={3 * 2 ** (-0.1 * i)}' for i, n in enumerate('abcd')}
+    cfg = config(arms=dict(base='', other='--best_rate=0.02'), sizes=sizes, seeds=2)
+    compare.compare(cfg)
+    folder = tmp_path / 'results' / 'c'
+    fake(folder)
+    c, found = tables.load(folder)
+    assert [x.name for x in found] == [f'{arm}@{n}' for n in 'abcd' for arm in ('base', 'other')]
+    law = tables.scaling(c, found)['base'][2]
+    assert law.exponent.value == pytest.approx(0.1, abs=0.002) and law.sizes == 4
+    assert law.exponent.format('.4f') in (folder / 'table.md').read_text()
+    for name in ('loss.png', 'pareto.png', 'scaling.png', 'index.html'):
+        assert (folder / name).stat().st_size > 5000
+    assert 'scaling' not in tables.table(dict(c, sizes={'a': '', 'b': ''}), found[:4])
+
+
+SLURM = dict(  # what submitit calls, run here: the job in the background, sacct by what it has left
+    # the script is read at once, as sbatch does: submitit renames it as soon as it knows the job's id
+    sbatch="""grep '^#SBATCH' "$1" >> $BIN/options; id=$((1000 + RANDOM)); cp "$1" $BIN/job-$id
+export SLURM_JOB_ID=$id SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
+export SLURM_JOB_NODELIST=localhost; bash $BIN/job-$id > $BIN/log-$id 2>&1 & echo "Submitted batch job $id" """,
+    srun="""while [[ "$1" == --* ]]; do case "$1" in --output|--error) shift 2;; *) shift;; esac; done; exec "$@" """,
+    sacct="""echo 'JobID|State|NodeList'; for a in "$@"; do if [[ "$a" =~ ^[0-9]+$ ]]; then
+if ls $OUT/${a}_*result.pkl > /dev/null 2>&1; then echo "$a|COMPLETED|here"; else echo "$a|RUNNING|here"; fi; fi; done""",
+)
+
+
+@pytest.mark.slow
+def test_slurm_gets_a_job_per_run(config, tmp_path, monkeypatch):
+    pytest.importorskip('submitit')
+    (tmp_path / 'bin').mkdir()
+    for name, text in SLURM.items():
+        path = tmp_path / 'bin' / name
+        text = text.replace('$BIN', str(tmp_path / 'bin')).replace('$OUT', str(tmp_path / 'out' / 'c' / 'submitit'))
+        path.write_text('#!/bin/bash\n' + text + '\n')
+        path.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
+    compare.compare(config(cluster='slurm', partition='gpu', minutes=7, seeds=2))
+    assert set(starts(tmp_path).values()) == {1} and found_cells(tmp_path)['better'].diff.n == 2
+    options = (tmp_path / 'bin' / 'options').read_text()
+    for option in ('--partition=gpu', '--time=7', '--gpus-per-node=1'):
+        assert options.count(option) == 4
+
+
+def test_the_processes_of_a_pool_leave_when_all_is_done(config):
+    compare.compare(config(seeds=2, cluster='pool'))
+    until = time.time() + 20
+    while pools := [c for c in children() if 'lab.launch pool' in c]:
+        assert time.time() < until, pools
+        time.sleep(0.1)
+
+
+def children() -> list[str]:
+    """Command lines of the processes that this one has started."""
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            if int(stat.read_text().rpartition(')')[2].split()[1]) == os.getpid():
+                found.append(stat.with_name('cmdline').read_text().replace('\0', ' '))
+        except OSError:  # it has ended
+            pass
+    return found
+
+
+def test_finished_runs_in_results_count_where_out_is_gone(config, tmp_path):
+    compare.compare(config(seeds=2))
+    shutil.rmtree(tmp_path / 'out')
+    compare.compare(config(seeds=3))
+    assert set(starts(tmp_path)) == {'base/lr0.01/s3', 'better/lr0.01/s3'}
+    assert found_cells(tmp_path)['base'].mean.n == 3
+
+
+@pytest.mark.parametrize('cluster', ['none', 'pool'])
+def test_a_crashed_run_is_tried_again_and_takes_no_other_with_it(config, tmp_path, cluster):
+    compare.compare(config(arms=dict(base='', better='--level=1.9 --crash=5'), seeds=2, cluster=cluster))
+    assert starts(tmp_path)['better/lr0.01/s1'] == 2 and starts(tmp_path)['base/lr0.01/s1'] == 1
+    assert found_cells(tmp_path)['better'].diff.n == 2
+    r = records.read_records(tmp_path / 'results' / 'c')['better/lr0.01/s1']
+    assert r['eval']['iter'] == list(range(11))
+
+
+def test_a_run_that_always_fails_is_named_and_the_others_are_kept(config, tmp_path, capsys):
+    cfg = config(arms=dict(base='', bad='--level=1.9'), seeds=2)
+    (tmp_path / 'out' / 'c' / 'bad' / 'lr0.01').mkdir(parents=True)
+    (tmp_path / 'out' / 'c' / 'bad' / 'lr0.01' / 's2').write_text('a file where a folder should be')
+    with pytest.raises(SystemExit) as e:
+        compare.compare(cfg)
+    assert e.value.code == 1 and 'failed: bad/lr0.01/s2' in capsys.readouterr().err
+    assert set(records.read_records(tmp_path / 'results' / 'c')) == {
+        'base/lr0.01/s1', 'base/lr0.01/s2', 'bad/lr0.01/s1'
+    }  # fmt: skip
+
+
+def test_half_written_lines_lose_nothing_else(config, tmp_path):
+    compare.compare(config(seeds=2))
+    path = tmp_path / 'results' / 'c' / 'metrics.jsonl'
+    lines = path.read_text().splitlines()
+    path.write_text('\n'.join(lines[:3]) + '\n' + lines[3][: len(lines[3]) // 2])
+    assert len(records.read_records(path.parent)) == 3
+    compare.compare(config(seeds=2))
+    assert sum(starts(tmp_path).values()) == 4  # out/ still has it
+    assert path.read_text().splitlines() == lines
+
+
+RUNNER = """
+import resource
+import signal
+import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
+sys.path[:0] = [{root!r}]
+import compare
+from lab import plan
+from lab import report
+from configurator import run
+draw = report.write_comparison
+report.write_comparison = lambda folder: draw(folder, pictures=bool({limit}))
+plan.SCRIPTS[{script!r}] = 'FakeConfig'
+if {limit}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+try:
+    run(lambda: compare.compare(compare.CompareConfig(**{keys!r})))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def start(cfg, limit=0):
+    """compare.py on fake runs in a process of its own; no file may grow beyond limit bytes."""
+    code = RUNNER.format(root=str(ROOT), script=FAKE, limit=limit, keys=dataclasses.asdict(cfg))
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
+    return subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_no_finished_run(config, tmp_path):
+    """A limit on the size of files stands for the disk: one arm's logs fit, the other's and the collected ones do not."""
+    cfg = config(arms=dict(base='', big='--level=1.9 --long=4000'), seeds=2)
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    p = start(cfg, limit=6000)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode in (1, 2) and 'Traceback' not in err, err
+    assert starts(tmp_path) == {'base/lr0.01/s1': 1, 'base/lr0.01/s2': 1, 'big/lr0.01/s1': 2, 'big/lr0.01/s2': 2}
+    compare.compare(cfg)
+    assert starts(tmp_path) == {'base/lr0.01/s1': 1, 'base/lr0.01/s2': 1, 'big/lr0.01/s1': 3, 'big/lr0.01/s2': 3}
+    assert found_cells(tmp_path)['big'].diff.n == 2
+
+
+@pytest.mark.slow
+def test_two_compares_at_once_share_the_runs(config, tmp_path):
+    cfg = config(seeds=4, arms=dict(base='--sleep=0.05', better='--sleep=0.05 --level=1.9'), jobs=3)
+    both = [start(cfg), start(cfg)]
+    for p in both:
+        _, err = p.communicate(timeout=60)
+        assert p.returncode == 0, err
+    assert set(starts(tmp_path).values()) == {1} and len(starts(tmp_path)) == 8
+    assert len(records.read_records(tmp_path / 'results' / 'c')) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('cluster', ['none', 'pool'])
+def test_ctrl_c_stops_the_runs_and_a_killed_compare_leaves_them_to_the_next(config, tmp_path, cluster):
+    cfg = config(seeds=1, arms=dict(base='--sleep=0.3', better='--level=1.9 --sleep=0.3'), cluster=cluster)
+    p = start(cfg)
+    wait_for(lambda: len(starts(tmp_path)) == 2)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=30)
+    assert p.returncode == 130, err
+    folders = [tmp_path / 'out' / 'c' / arm / 'lr0.01' / 's1' for arm in ('base', 'better')]
+    assert not any(launch.holder(f) for f in folders) and 'stopping 2 runs' in out
+    p = start(cfg)
+    wait_for(lambda: all(launch.holder(f) for f in folders))
+    p.kill()
+    p.communicate()
+    assert all(launch.holder(f) for f in folders)  # the runs live on
+    compare.compare(cfg)
+    assert starts(tmp_path) == {'base/lr0.01/s1': 2, 'better/lr0.01/s1': 2}  # waited for, not started a third time
+
+
+def wait_for(condition, seconds=30):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def test_the_sweep_finds_the_rate_goes_beyond_its_edge_and_names_it(config, tmp_path):
+    arms = dict(base='', fast='--best_rate=0.08 --diverge_above=0.05')
+    cfg = config(arms=arms, learning_rates=(0.005, 0.01, 0.02), sweep_seeds=2, extend=2, seeds=2)
+    compare.compare(cfg)
+    x = found_cells(tmp_path)
+    assert x['base'].lr == 0.01 and not x['base'].edge and list(x['base'].rates) == [0.005, 0.01, 0.02]
+    assert x['fast'].lr == 0.04 and list(x['fast'].rates) == [0.005, 0.01, 0.02, 0.04, 0.08]
+    assert x['fast'].rates[0.08] == float('inf') and not x['fast'].edge  # diverged: nothing better lies beyond
+    sweep = {s for r in records.read_records(tmp_path / 'results' / 'c').values() if (s := r['seed']) > records.SWEEP}
+    assert len(sweep) == 2 and not sweep & set(x['base'].values)  # the seeds that decide have chosen nothing
+    count = sum(starts(tmp_path).values())
+    compare.compare(dataclasses.replace(cfg, extend=0, learning_rates=(0.005, 0.01), name='c'))
+    assert sum(starts(tmp_path).values()) == count
+    narrow = config(arms=arms, learning_rates=(0.005, 0.01), extend=0, seeds=1, name='d')
+    compare.compare(narrow)
+    c, found = tables.load(tmp_path / 'results' / 'd')
+    assert found[1].edge and '**edge**' in tables.table(c, found)
+
+
+def test_verdicts():
+    def cell(arm, diff, edge=False, values=(1.0, 1.0)):
+        e = stats.Estimate(sum(diff) / 2, *diff, 5) if diff else None
+        values = dict(enumerate(values))
+        return tables.Cell(arm, '', 1e-3, edge, {}, {}, values, None, False, stats.mean([1, 1]), 1, 1, {}, e)
+
+    base, edgy = cell('base', None), cell('base', None, edge=True)
+    assert tables.verdict(cell('a', (-0.05, -0.01)), base, 0.01)[0] == 'confirmed'
+    assert tables.verdict(cell('a', (-0.05, -0.01)), edgy, 0.01)[0] == 'open'  # the loser may have a better rate
+    assert tables.verdict(cell('a', (-0.05, -0.01), edge=True), base, 0.01)[0] == 'confirmed'
+    assert tables.verdict(cell('a', (-0.005, 0.02)), base, 0.01)[0] == 'not confirmed'
+    assert tables.verdict(cell('a', (-0.005, 0.02), edge=True), base, 0.01)[0] == 'open'
+    assert tables.verdict(cell('a', (-0.05, 0.02)), base, 0.01)[0] == 'open'
+    assert tables.verdict(cell('a', None), base, 0.01)[0] == 'open'
+    inf = float('inf')
+    assert tables.verdict(cell('a', None, values=(1.0, inf)), base, 0.01) == ('not confirmed', '1 of 2 seeds diverged')
+
+
+def test_a_mismatch_is_refused_unless_named(config, fails):
+    uneven = dict(arms=dict(base='', long='--max_iters=12'), match='tokens', seeds=1)
+    fails(lambda: compare.compare(config(**uneven)), 'long: tokens is +20.0% off base', '--max_iters=10', 'mismatch')
+    fails(lambda: compare.compare(config(arms=dict(base='', b='--batch_size=5'))), 'another batch_size', 'mismatch')
+    compare.compare(config(**uneven, mismatch=dict(long='a test')))
+
+
+def test_runs_that_end_out_of_patience_are_over_and_matched_in_what_they_may_use(config, tmp_path, fails):
+    arms = dict(base='--patience=2', better='--level=1.9 --patience=2')
+    fails(lambda: compare.compare(config(arms=arms)), "at = 'best'")
+    uneven = arms | dict(better='--level=1.9 --patience=3')
+    fails(lambda: compare.compare(config(arms=uneven, at='best')), 'another patience', 'mismatch')
+    cfg = config(arms=arms, at='best', seeds=2)
+    compare.compare(cfg)
+    compare.compare(cfg)
+    assert set(starts(tmp_path).values()) == {1}
+    shutil.rmtree(tmp_path / 'out')
+    compare.compare(cfg)  # from results/
+    assert not starts(tmp_path)
+    c, found = tables.load(tmp_path / 'results' / 'c')
+    assert [r['eval']['iter'][-1] for r in found[1].runs.values()] == [7, 7] and found[1].diff.n == 2
+    assert found[0].cost['iter'] == 10 and found[0].cost['tokens'] == plan.costs(plan.make_plans(cfg)[0])['tokens']
+    assert 'ended them at iteration: base 7 to 7, better 7 to 7' in tables.table(c, found)
+    # seeds of different length: a curve goes as far as all of them do
+    first = next(iter(found[0].runs.values()))['eval']
+    first.update({k: v + v[-1:] for k, v in first.items()})
+    assert len(tables.curve(c, found[0], 'iter')['x']) == 7
+
+
+def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):
+    once = ('--max_iters=0', '--eval_iters=1')
+    cfg = compare.CompareConfig(arms=dict(a=' '.join(TINY), b=' '.join([*TINY, '--linear=expanded'])))
+    for p, flags in zip(plan.make_plans(cfg), ((), ('--linear=expanded',))):
+        m = json.loads((run_train(*once, *flags) / 'manifest.json').read_text())
+        cost = plan.costs(p)
+        assert cost['params'] == m['params'] and cost['tokens'] == 10 * m['tokens_per_iter']
+        assert cost['flops'] == pytest.approx(10 * tables.per_iter(m, None, 'flops'))
+
+
+def test_arms_of_a_seed_see_the_same_batches_and_the_schedule_keeps_its_shape():
+    import torch
+
+    from tokens import loader
+
+    cfg = compare.CompareConfig(
+        arms=dict(a=' '.join(TINY), b=' '.join([*TINY, '--linear=expanded', '--learning_rate=4e-2']))
+    )
+    resolved = []
+    for p in plan.make_plans(cfg):
+        resolved.append(load(type(p.cfg), [*p.argv, *plan.flags(p, 2e-2, 3)]))
+        assert resolved[-1].learning_rate == 2e-2 and resolved[-1].seed_model == resolved[-1].seed_data == 3
+        assert resolved[-1].min_lr / 2e-2 == pytest.approx(p.cfg.min_lr / p.cfg.learning_rate)
+    loaders = [loader.Loader(c.dataset, 'train', c.block_size, c.batch_size, 99, torch.device('cpu'), c.data_order,
+                             c.seed_data) for c in resolved]  # fmt: skip
+    assert all(torch.equal(*(d.batch(i)[0] for d in loaders)) for i in (0, 4, 400))
+
+
+def test_runs_of_other_settings_are_not_mixed_in(config, fails, tmp_path):
+    compare.compare(config(seeds=1))
+    other = config(seeds=1, arms=dict(base='', better='--level=1.8'))
+    fails(lambda: compare.compare(other), 'other settings', 'level = 1.9 there, 1.8 here', '--name')
+    shutil.rmtree(tmp_path / 'results')
+    fails(lambda: compare.compare(other), 'other settings', 'delete that folder')
+
+
+@pytest.mark.parametrize(
+    'keys, part',
+    [
+        (dict(arms=dict(one='')), 'at least two'),
+        (dict(arms={'a b': '', 'c': ''}), "'a b'"),
+        (dict(learning_rates=dict(nobody=(1e-3, 2e-3))), 'nobody'),
+        (dict(arms={1: '', 2: ''}), "'1': must be a text"),
+        (dict(name='../x'), 'without /'),
+    ],
+)
+def test_mistakes_in_a_comparison_are_named(config, keys, part):
+    assert any(part in p for p in config(**keys).problems())
+
+
+def test_rates_may_differ_by_arm_and_an_unknown_metric_is_named(tmp_path, config, fails):
+    (tmp_path / 'c.py').write_text("arms = dict(a='', b='')\nlearning_rates = dict(a=(1e-3,), b=(1e-3, 2e-3))\n")
+    cfg = load(compare.CompareConfig, [str(tmp_path / 'c.py')])
+    assert cfg.learning_rates['b'] == (1e-3, 2e-3)
+    for flags in ("--note='", 3):
+        fails(lambda flags=flags: plan.make_plans(config(arms=dict(a='', b=flags))), 'b: ', 'its quotes closed')
+    run = dict(state='finished', eval=dict(iter=[0], val_loss=[1.0]))
+    fails(lambda: tables.value(run, 'val_los', 'last'), "metric = 'val_los'", 'have val_loss')
+
+
+def test_the_check_finds_an_altered_number(tmp_path):
+    results = tmp_path / 'results'
+    shutil.copytree(ROOT / 'results', results)
+    shutil.copy(ROOT / 'RESULTS.md', tmp_path)
+    readme = tmp_path / 'README.md'
+    readme.write_text('2.0348 after 250 steps, 17 ms, cited 1.2345 <!-- not from our logs: 1.2345 -->, 3.11 no figure')
+    assert report.check(results, [readme]) == []
+    readme.write_text(readme.read_text().replace('2.0348', '2.0347'))
+    assert '2.0347' in report.check(results, [readme])[0]
+    text = (tmp_path / 'RESULTS.md').read_text()
+    (tmp_path / 'RESULTS.md').write_text(text.replace('2.0348', '2.0346', 1))
+    assert any('RESULTS.md, line' in w for w in report.check(results, []))
+    (tmp_path / 'RESULTS.md').write_text(text)
+    log = results / 'expansion_250' / 'k2000-s1' / 'metrics.jsonl'
+    log.write_text(log.read_text().replace('"val_loss": 2.0', '"val_loss": 1.0'))
+    assert len(report.check(results, [])) == 2  # RESULTS.md and the table no longer agree with the logs
+
+
+def test_every_comparison_config_loads():
+    for path in sorted((ROOT / 'config' / 'compare').glob('*.py')):
+        cfg = load(compare.CompareConfig, [str(path)])
+        assert len(plan.make_plans(cfg)) == len(cfg.arms) * max(1, len(cfg.sizes)), path.name
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_of_real_runs_goes_on_exactly(tmp_path, run_train):
+    """One run of train.py through compare.py, resumed from its checkpoint, ends where an uninterrupted one does."""
+    keys = dict(seeds=1, jobs=1, cluster='pool', bench=False, results=str(tmp_path / 'results'), keep_checkpoints=True)
+    tiny = ' '.join(TINY)
+    cfg = compare.CompareConfig(
+        arms=dict(a=tiny, b=tiny + ' --linear=expanded'), name='c', out=str(tmp_path / 'out'), **keys
+    )
+    plans = plan.make_plans(cfg)
+    for p, flags in zip(plans, (('--max_iters=5',), ('--linear=expanded',))):
+        out = tmp_path / 'out' / 'c' / p.arm / 'lr0.01' / 's1'
+        run_train('--seed_model=1', '--seed_data=1', f'--out_dir={out}', *flags)
+        (out / 'argv.json').write_text(json.dumps([*p.argv, *plan.flags(p, 0.01, 1), f'--out_dir={out}']))
+    for name, before in (('config', dict(max_iters=10)), ('manifest', dict(finished=None))):  # killed on its way to 10
+        path = tmp_path / 'out' / 'c' / 'a' / 'lr0.01' / 's1' / f'{name}.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | before))
+    compare.compare(cfg)
+    whole = run_train('--seed_model=1', '--seed_data=1', out='whole')
+    parts = tmp_path / 'out' / 'c' / 'a' / 'lr0.01' / 's1'
+    assert json.loads((parts / 'manifest.json').read_text())['start_iter'] == 5
+    val = [[m['val_loss'] for m in read_metrics(d) if m['kind'] == 'eval'] for d in (whole, parts)]
+    assert val[0] == pytest.approx(val[1], abs=1e-6)
+    assert {x.name for x in tables.load(tmp_path / 'results' / 'c')[1]} == {'a', 'b'}
+    with pytest.raises(UserError, match='other settings'):
+        compare.compare(dataclasses.replace(cfg, common='--dropout=0.1'))

@@ -1,0 +1,118 @@
+"""Mixtures of experts: the sparse computation is the dense formula, and a router that spreads evenly pays nothing."""
+
+import pytest
+import torch
+from conftest import tiny_gpt, tokens
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from configurator import UserError
+from linear.moe import BttMoE, MoE, route
+from model import GPTConfig
+from surgery import collapse
+
+
+def mixture(k=2, E=4):
+    torch.manual_seed(0)
+    m = BttMoE(36, 54, GPTConfig(linear='btt_moe', experts=E, experts_active=k)).double()
+    m.start(None, 0.02, torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(m.router)
+    return m
+
+
+def all_experts(m, x):
+    """(E, T, d_out): what every expert alone makes of x."""
+    A, B = m.factors
+    g, E, a, f = A.shape
+    return torch.einsum('tga,gEaf,fEge->Etfe', x.view(-1, g, a), A, B).flatten(2)
+
+
+@pytest.mark.parametrize('k', [1, 2, 4])
+def test_a_mixture_is_the_gated_sum_of_its_chosen_experts(k):
+    m = mixture(k)
+    x = torch.randn(2, 7, 36, dtype=torch.float64, requires_grad=True)
+    flat = x.view(-1, 36)
+    logits = flat @ m.router.T
+    top, chosen = logits.topk(k, dim=1)
+    gates = torch.zeros_like(logits).scatter(1, chosen, top.softmax(1))
+    assert ((gates != 0).sum(1) == k).all()
+    wanted = torch.einsum('te,etd->td', gates, all_experts(m, flat)).view(2, 7, 54)
+    torch.testing.assert_close(m(x), wanted, rtol=1e-5, atol=1e-6)  # the gates are in float32
+    weight = torch.randn_like(wanted)
+    leaves = [x, *m.parameters()]
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), leaves) for y in (m(x), wanted))):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_that_nobody_chose_get_no_gradient():
+    m = mixture(1)
+    with torch.no_grad():
+        m.router.zero_()
+        m.router[2, 0] = 1.0
+    x = torch.rand(9, 36, dtype=torch.float64) + 1
+    m(x).sum().backward()
+    others = [0, 1, 3]
+    assert (m.factors[0].grad[:, others] == 0).all() and (m.factors[0].grad[:, 2] != 0).any()
+
+
+def test_the_routers_loss_is_one_at_an_even_spread():
+    logits = 1e-3 * torch.eye(4).repeat(5, 1)
+    gates, experts, loss = route(logits, 1)
+    size = 0.1 * logits.logsumexp(1).square().mean()
+    assert loss.item() == pytest.approx(1 + size.item(), abs=1e-3)
+    _, _, uneven = route(torch.tensor([[5.0, 0, 0, 0]]).repeat(8, 1), 1)
+    assert uneven > loss
+
+
+def test_the_standard_mixture_is_the_gated_sum_of_its_mlps():
+    torch.manual_seed(0)
+    m = MoE(GPTConfig(n_embd=16, n_head=2, experts=4, experts_active=2), 32)
+    torch.nn.init.normal_(m.router)
+    x = torch.randn(2, 5, 16)
+    flat = x.view(-1, 16)
+    top, chosen = (flat @ m.router.T).topk(2, dim=1)
+    gates = torch.zeros(10, 4).scatter(1, chosen, top.softmax(1))
+    each = torch.stack([F.gelu(flat @ m.c_fc[e]) @ m.c_proj[e] for e in range(4)])
+    torch.testing.assert_close(m(x).view(-1, 16), torch.einsum('te,etd->td', gates, each), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('keys', [dict(linear='btt_moe', linear_layers='mlp+attn'), dict(mlp='moe')])
+def test_mixtures_train_compile_and_cannot_be_collapsed_by_mistake(keys):
+    from conftest import train_config
+
+    from optim import Optimizer
+
+    torch._dynamo.reset()
+    model = tiny_gpt(**keys).train()
+    opt = Optimizer(model, train_config(model, learning_rate=3e-3))
+    x, y, losses = tokens(), tokens(seed=1), []
+    f = torch.compile(model, fullgraph=True, backend='aot_eager')
+    for _ in range(8):
+        loss = f(x, y)[1]
+        losses.append(loss.item())
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    assert losses[-1] < losses[0] - 0.05
+    routers = [p for n, p in model.named_parameters() if n.endswith('router')]
+    assert routers and all((p != 0).any() for p in routers)  # they are trained
+    eager = model(x, y)[1].item()
+    assert eager == pytest.approx(f(x, y)[1].item(), rel=1e-4)
+    if 'linear' in keys:
+        with pytest.raises(UserError, match='no matrix'):
+            collapse.collapse_model(model)
+
+
+def test_operations_count_the_active_experts_only():
+    few, many = (tiny_gpt(mlp='moe', experts=e).flops_per_token() for e in (4, 16))
+    assert many - few == 6 * 2 * 12 * 32  # the routers' rows: layers, experts more, width
+    few, many = (mixture(2, e).macs() for e in (4, 16))
+    assert many - few == 12 * 36
+    with FlopCounterMode(display=False) as counter:
+        mixture(2, 4)(torch.randn(7, 36, dtype=torch.float64))
+    assert counter.get_total_flops() == 2 * 7 * few
+
+
+def test_a_mixture_cannot_be_asked_to_be_a_matrix():
+    config = GPTConfig(n_embd=32, n_head=2, n_layer=1, linear='btt_moe', linear_path='materialised')
+    assert 'is no matrix; use factored or auto' in config.problems()[0]

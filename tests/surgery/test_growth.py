@@ -1,0 +1,515 @@
+"""Growth: function-preserving methods keep the function, gradients and AdamW's steps; the others are what they say."""
+
+import dataclasses
+import itertools
+import json
+
+import conftest
+import pytest
+import torch
+from conftest import ROOT, TINY, tokens
+
+import checkpoint
+from configurator import UserError, load
+from linear import factors
+from model import GPT, NANOGPT_KEYS, GPTConfig
+from surgery.grow import growth, ligo, weights, widen
+from surgery.grow.growth import GrowConfig, grow_moments, grow_weights, parse, settle
+from train import TrainConfig, train
+
+# every architecture option; layers that are not dense are refused by growth, by name
+OPTIONS = {'gpt2': {}, 'mup': dict(mup_base=16)} | {k: v for k, v in conftest.OPTIONS.items() if k != 'expanded'}
+PAIRS = [p for p in itertools.combinations(OPTIONS, 2) if p not in {('swiglu', 'relu2'), ('gqa', 'mqa')}]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matrices this small are faster without help."""
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+def small_gpt(*names, **keys):
+    """A float64 GPT whose every parameter is random, norms, biases and gates included."""
+    args = dict(block_size=16, vocab_size=65, n_layer=2, n_head=4, n_embd=32, bias=False)
+    for name in names:
+        args |= OPTIONS[name]
+    model = GPT(GPTConfig(**args | keys)).double().eval()
+    gen = torch.Generator().manual_seed(0)
+    for name, p in model.named_parameters():
+        p.data = torch.randn(p.shape, generator=gen, dtype=torch.float64) * (0.3 if p.dim() > 1 else 0.5)
+        p.data += name.endswith('weight') and p.dim() == 1
+        if name.endswith('gate'):
+            p.data = p.data.sigmoid()
+    return model
+
+
+def grown(model, method, noise=0.0, seed=0, **sizes):
+    how = parse(method, noise, seed)
+    new = settle(model.config, dataclasses.replace(model.config, **sizes), how)
+    large = GPT(new).double().eval()
+    factors.load_state(large, grow_weights(model.state_dict(), model.config, new, how))
+    return large
+
+
+@torch.no_grad()
+def difference(a, b):
+    x = tokens(vocab=65)
+    return (a(x, last_only=False)[0] - b(x, last_only=False)[0]).abs().max().item()
+
+
+def sizes_for(c, D, L=2, head=8):
+    """Sizes of a large twin of config c: whole groups of heads, per-layer factors repeated with their blocks."""
+    H = D // head
+    sizes = dict(n_embd=D, n_head=H, n_layer=L, n_kv_head=c.n_kv_head * H // 4 if c.n_kv_head > 1 else c.n_kv_head)
+    if isinstance(c.mlp_expansion_factor, tuple):
+        sizes['mlp_expansion_factor'] = tuple(c.mlp_expansion_factor[i * 2 // L] for i in range(L))
+    return sizes
+
+
+PRESERVING = {  # method: (noise, width, layers)
+    'clone': (0.5, 96, 2),
+    'lemon': (0.5, 80, 2),
+    'net2wider': (0.5, 64, 2),
+    'spectrum': (0.0, 64, 2),
+    'clone+zero_block': (0.5, 64, 5),
+    'zero_block': (0.0, 32, 5),
+}
+REFUSED = {  # what cannot be exact and is said to be so: (method, options that together rule it out)
+    ('lemon', ('post_norm',)),
+    ('zero_block', ('post_norm', 'plain_norm')),
+    ('clone+zero_block', ('post_norm', 'plain_norm')),
+}
+
+
+def refused(method, names):
+    if method == 'lemon' and ('rmsnorm' in names or 'plain_norm' in names):
+        return False
+    return any(m == method and set(options) <= set(names) for m, options in REFUSED)
+
+
+@pytest.mark.parametrize('method', PRESERVING)
+def test_function_preserving_methods_are_exact_whatever_the_options(method):
+    noise, D, L = PRESERVING[method]
+    pairs = [p for p in PAIRS if method in ('clone', 'lemon') or 'post_norm' in p]
+    for names in [(n,) for n in OPTIONS] + pairs:
+        model = small_gpt(*names)
+        if refused(method, names):
+            with pytest.raises(UserError, match='post_norm'):
+                grown(model, method, noise, **sizes_for(model.config, D, L))
+        else:
+            large = grown(model, method, noise, **sizes_for(model.config, D, L))
+            assert difference(model, large) < 1e-10, names
+
+
+def test_heads_of_other_width_and_number_are_exact():
+    cases = [
+        (dict(), dict(n_embd=64, n_head=4)),  # 8 -> 16 wide
+        (dict(), dict(n_embd=96, n_head=4)),
+        (dict(), dict(n_embd=96, n_head=6)),  # wider and more
+        (dict(n_kv_head=2), dict(n_embd=64, n_head=8, n_kv_head=2)),
+        (dict(n_kv_head=2), dict(n_embd=64, n_head=8, n_kv_head=8)),  # to as many as query heads
+        (dict(n_kv_head=1), dict(n_embd=96, n_head=12, n_kv_head=3)),
+        (dict(n_kv_head=2), dict(n_embd=32, n_kv_head=4)),  # key-value heads only
+        (dict(mup_base=16), dict(n_embd=64, n_head=4)),
+    ]
+    for args, sizes in cases:
+        model = small_gpt('bias', **args)
+        method = 'net2wider' if sizes['n_embd'] == 32 else 'clone'
+        assert difference(model, grown(model, method, 0.3, **sizes)) < 1e-10, sizes
+
+
+def test_net2wider_takes_any_number_of_hidden_units():
+    model = small_gpt('bias', 'swiglu')
+    large = grown(model, 'net2wider', 0.3, mlp_expansion_factor=5.3)
+    assert large.config.hidden(0) > model.config.hidden(0) and difference(model, large) < 1e-10
+
+
+def test_the_clone_of_gpt2_is_hypercloning():
+    """Against the rules of the paper, written down per tensor."""
+    model, n = small_gpt('bias'), 3
+    old, new = model.state_dict(), grown(model, 'clone', n_embd=96, n_head=12).state_dict()
+    per_head = old['transformer.h.1.attn.c_attn.weight'].view(3, 4, 8, 32)
+    expect = {
+        'transformer.wte.weight': old['transformer.wte.weight'].repeat(1, n),
+        'transformer.wpe.weight': old['transformer.wpe.weight'].repeat(1, n),
+        'transformer.h.1.ln_2.bias': old['transformer.h.1.ln_2.bias'].repeat(n),
+        'transformer.h.1.attn.c_attn.weight': per_head.repeat(1, n, 1, n).view(3 * 96, 96) / n,
+        'transformer.h.1.attn.c_attn.bias': old['transformer.h.1.attn.c_attn.bias'].view(3, 32).repeat(1, n).view(-1),
+        'transformer.h.1.attn.c_proj.weight': old['transformer.h.1.attn.c_proj.weight'].repeat(n, n) / n,
+        'transformer.h.0.mlp.c_fc.weight': old['transformer.h.0.mlp.c_fc.weight'].repeat(n, n) / n,
+        'transformer.h.0.mlp.c_proj.bias': old['transformer.h.0.mlp.c_proj.bias'].repeat(n),
+        'transformer.ln_f.weight': old['transformer.ln_f.weight'].repeat(n) / n,
+        'transformer.ln_f.bias': old['transformer.ln_f.bias'].repeat(n) / n,
+    }
+    for name, W in expect.items():
+        assert torch.allclose(new[name], W, atol=1e-15), name
+
+
+def gradients(model):
+    x, y = tokens(vocab=65), tokens(vocab=65, seed=1)
+    model(x, y)[1].backward()
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    'names', [(n,) for n in OPTIONS] + [('untied', 'plain_norm'), ('rmsnorm', 'swiglu', 'rope'), ('untied', 'mup')]
+)
+def test_gradients_of_a_grown_model_are_the_grown_gradients(names):
+    """The rule that moves AdamW's moments, for copies, other heads and padding."""
+    model = small_gpt(*names)
+    c = model.config
+    small = gradients(model)
+    cases = [('clone', sizes_for(c, 96)), ('net2wider', sizes_for(c, 64))]
+    cases += [('lemon', sizes_for(c, 80))] if 'rmsnorm' in names else []  # LayerNorm's mean reaches into the padding
+    cases += [('clone', sizes_for(c, 64, head=16))] if not {'gqa', 'qk_norm', 'rope'} & set(names) else []
+    for method, sizes in cases:
+        large = grown(model, method, **sizes)
+        got = gradients(large)
+        state = {n: dict(step=torch.tensor(3.0), exp_avg=g, exp_avg_sq=g.square()) for n, g in small.items()}
+        moved = grow_moments(state, c, large.config, parse(method, 0, 0))
+        assert moved.keys() == got.keys()
+        pad = sizes['n_embd'] % 32
+        for n, g in got.items():
+            m, v = moved[n]['exp_avg'], moved[n]['exp_avg_sq']
+            for dim in range(g.dim()):  # what lies in padding has gradients of its own
+                if pad and g.size(dim) == sizes['n_embd'] and 'heads' not in n:
+                    g, m, v = (t.narrow(dim, 0, g.size(dim) - pad) if t.size(dim) > 64 else t for t in (g, m, v))
+            scale = g.abs().max()
+            assert (m - g).abs().max() < 1e-9 * scale + 1e-13, (method, n)
+            assert (v - g.square()).abs().max() < 1e-9 * scale**2 + 1e-13, (method, n)
+            assert moved[n]['step'] == 3
+
+
+@pytest.mark.parametrize('names', [(), ('bias', 'relu2', 'gqa'), ('untied', 'rmsnorm', 'rope')])
+@pytest.mark.parametrize('n', [2, 3])
+def test_growing_a_step_equals_a_step_of_the_grown(names, n):
+    """AdamW with moved moments, after two steps of its own. Rates and epsilons by the derivation for copies: what is
+    divided by n moves at lr/n with n times the decay; epsilon goes with the gradient."""
+    model = small_gpt(*names)
+    sizes, how, lr, eps, decay = sizes_for(model.config, 32 * n), parse('clone', 0, 0), 1e-2, 1e-3, 0.1
+    x, y = tokens(vocab=65), tokens(vocab=65, seed=1)
+    tied = model.config.tie_head
+
+    def adamw(m, n):
+        groups = []
+        for name, p in m.named_parameters():
+            matrix = name.startswith('transformer.h.') and p.dim() == 2
+            divided = matrix or name.startswith('transformer.ln_f' if tied else 'lm_head')  # holds 1/n
+            whole = name.startswith('transformer.ln_f') if tied else name == 'lm_head.weight'  # its gradient does not
+            wd = decay * (n if divided else 1) * (p.dim() == 2)
+            groups.append(
+                dict(params=[p], lr=lr / (n if divided else 1), eps=eps / (1 if whole else n), weight_decay=wd)
+            )
+        return torch.optim.AdamW(groups)
+
+    def step(m, opt, times=1):
+        for _ in range(times):
+            opt.zero_grad()
+            m(x, y)[1].backward()
+            opt.step()
+
+    opt = adamw(model, 1)
+    step(model, opt, 2)
+    names_of = [name for name, _ in model.named_parameters()]
+    state = {name: opt.state_dict()['state'][i] for i, name in enumerate(names_of)}
+    large = grown(model, 'clone', **sizes)
+    moved = grow_moments(state, model.config, large.config, how)
+    big = adamw(large, n)
+    full = big.state_dict()
+    full['state'] = {i: moved[name] for i, (name, _) in enumerate(large.named_parameters())}
+    big.load_state_dict(full)
+    step(model, opt)
+    step(large, big)
+    expect = grow_weights(model.state_dict(), model.config, large.config, how)
+    for name, W in large.state_dict().items():
+        assert (W - expect[name]).abs().max() < 1e-12, name
+
+
+def test_copies_without_noise_stay_equal_and_noise_parts_them():
+    x, y = tokens(vocab=65), tokens(vocab=65, seed=1)
+
+    def ranks(method, noise):
+        large = grown(small_gpt('bias'), method, noise, n_embd=64, n_head=8).train()
+        opt = torch.optim.AdamW(large.parameters(), lr=1e-2)
+        for _ in range(5):
+            opt.zero_grad()
+            large(x, y)[1].backward()
+            opt.step()
+        return torch.linalg.matrix_rank(large.transformer.h[0].mlp.c_fc.weight, rtol=1e-9).item()
+
+    assert ranks('clone', 0.0) == 32 and ranks('double', 0.0) == 32
+    assert ranks('clone', 0.1) > 40 and ranks('spectrum', 0.0) > 40 and ranks('bert2bert', 0.0) > 40
+
+
+def test_a_new_block_learns_through_what_was_zeroed():
+    large = grown(small_gpt('bias'), 'zero_block', n_layer=4)
+    g = gradients(large)
+    assert large.transformer.h[1].attn.c_proj.weight.abs().max() == 0  # blocks 1 and 3 are new
+    for block in (1, 3):
+        for name in ('attn.c_proj', 'mlp.c_proj'):
+            assert g[f'transformer.h.{block}.{name}.weight'].abs().max() > 1e-6
+        for name in ('attn.c_attn', 'mlp.c_fc'):
+            assert g[f'transformer.h.{block}.{name}.weight'].abs().max() == 0
+
+
+def test_depth_methods_order_the_blocks():
+    plan = lambda method, L: [j for j, _ in growth.DEPTH[method](3, L)]
+    assert plan('stack', 7) == [0, 1, 2, 0, 1, 2, 0]
+    assert plan('interleave', 7) == [0, 0, 0, 1, 1, 2, 2]
+    assert [new for _, new in growth.DEPTH['zero_block'](3, 7)] == [False, True, True, False, True, False, True]
+    model = small_gpt()
+    sd, new = model.state_dict(), grown(model, 'stack', n_layer=4).state_dict()
+    for i, j in enumerate((0, 1, 0, 1)):
+        for key in ('ln_1.weight', 'attn.c_attn.weight', 'mlp.c_proj.weight'):
+            assert torch.equal(new[f'transformer.h.{i}.{key}'], sd[f'transformer.h.{j}.{key}'])
+
+
+def test_attention_keeps_its_scale_when_the_depth_grows():
+    large = grown(small_gpt(attn_scale=0.0), 'zero_block', n_layer=4)
+    assert large.config.attn_scale == pytest.approx(0.5)  # 1/sqrt(2*2), not 1/sqrt(2*4)
+
+
+def q_of(model, layer=0):
+    return model.transformer.h[layer].attn.c_attn.weight.data[: model.config.n_embd]
+
+
+def test_raw_methods_are_the_seeds():
+    model = small_gpt()
+    W, ones = q_of(model), torch.ones(2, 2, dtype=torch.float64)
+    assert torch.equal(q_of(grown(model, 'double', n_embd=64, n_head=8)), torch.kron(W, ones))
+    padded = torch.eye(48, dtype=torch.float64)
+    padded[:32, :32] = W
+    large = grown(model, 'one_hot', n_embd=48, n_head=6)
+    assert torch.equal(q_of(large), padded)
+    fc = large.transformer.h[0].mlp.c_fc.weight.data
+    assert torch.equal(fc[:128, :32], model.transformer.h[0].mlp.c_fc.weight) and fc[40, 40] == 1 and fc[40, 41] == 0
+
+
+def test_aki_takes_new_units_from_the_layer_above():
+    model = small_gpt()
+    large, clone = (grown(model, m, n_embd=64, n_head=8) for m in ('bert2bert', 'clone'))
+    assert torch.equal(q_of(large)[:32], q_of(clone)[:32])
+    assert torch.equal(q_of(large)[32:], q_of(clone, layer=1)[32:])
+    assert torch.equal(q_of(large, layer=1), q_of(clone, layer=1))  # nothing above
+
+
+def test_spectrum_continues_the_singular_values():
+    model = small_gpt()
+    s = torch.linalg.svdvals(q_of(model))
+    both = torch.cat((s, widen.fitted_tail(s, 32))).sort(descending=True)[0]
+    assert torch.allclose(torch.linalg.svdvals(q_of(grown(model, 'spectrum', n_embd=64, n_head=8))), both)
+    control = grown(model, 'spectrum_random', n_embd=64, n_head=8)
+    assert torch.allclose(torch.linalg.svdvals(q_of(control)), both) and difference(model, control) > 0.1
+    law = torch.arange(1, 101, dtype=torch.float64) ** -0.7
+    assert torch.allclose(widen.fitted_tail(law[:60], 40), law[60:])
+
+
+def test_controls_move_what_they_say():
+    model = small_gpt('rmsnorm', 'rope', 'untied')
+    assert difference(model, grown(model, 'random_lift', n_embd=64, n_head=8)) < 1e-10  # commutes with RMSNorm
+    layernorm = small_gpt()
+    assert difference(layernorm, grown(layernorm, 'random_lift', n_embd=64, n_head=8)) > 0.1
+    clone, shuffled = (q_of(grown(layernorm, m, n_embd=64, n_head=8)) for m in ('clone', 'shuffle'))
+    assert not torch.equal(clone, shuffled)
+    assert torch.equal(clone.sum(1).sort()[0].float(), shuffled.sum(1).sort()[0].float())
+
+
+@pytest.mark.parametrize(
+    'names, sizes',
+    [
+        (('bias',), dict(n_head=8)),
+        (('untied',), dict(n_head=8)),
+        ((), dict(n_head=4)),  # wider heads: a unit's first copy is not always in its own place
+        (('gqa',), dict(n_head=8, n_kv_head=2)),
+    ],
+)
+def test_ligo_starts_as_the_clone_and_learns(names, sizes):
+    model = small_gpt(*names)
+    small = {k: v.float() for k, v in model.state_dict().items()}
+    model.float()
+    how = parse('ligo', 0, 0)
+    new = settle(model.config, dataclasses.replace(model.config, n_embd=64, **sizes), how)
+    x, y = tokens(vocab=65, B=8), tokens(vocab=65, B=8, seed=1)
+
+    def loss(steps):
+        large = GPT(new).eval()
+        factors.load_state(large, ligo.learn(small, model.config, new, how, lambda step: (x, y), steps=steps))
+        return large(x, y)[1].item()
+
+    before = model(x, y)[1].item()
+    assert loss(0) == pytest.approx(before, abs=1e-4)
+    assert loss(20) < before - 0.1
+
+
+def test_moments_that_would_be_wrong_start_anew():
+    how, old = parse('clone', 0, 0), GPTConfig(n_head=4, n_kv_head=2)
+    choose = lambda ckpt, new, moments='auto': growth.choose_moments(ckpt, old, new, how, moments)
+    ours = dict(optimizer={'lm_head.weight': {}})
+    assert choose(ours, dataclasses.replace(old, n_head=8)) and choose(ours, old)
+    assert not choose(ours, dataclasses.replace(old, n_head=8, n_kv_head=8))
+    with pytest.raises(UserError, match='query heads in other proportions'):
+        choose(ours, dataclasses.replace(old, n_head=12, n_kv_head=4), 'move')
+    assert not choose(dict(optimizer=dict(state={}, param_groups=[])), old)  # nanoGPT's
+
+
+def test_what_cannot_grow_is_refused_by_name():
+    for names, method, sizes, message in [
+        ((), 'clone', dict(n_embd=48, n_head=6), 'n_embd = 48: clone needs a multiple of 32; lemon'),
+        ((), 'clone', dict(n_embd=16), 'n_embd = 16: below the 32'),
+        ((), 'clone', dict(n_layer=4, n_embd=64), 'n_layer = 4: the source has 2; say how'),
+        ((), 'stack', dict(n_layer=4, n_embd=64), 'wider than the source; say how with clone'),
+        ((), 'clone', dict(n_layer=2), 'nothing becomes wider, nothing for clone to do'),
+        ((), 'clone+stack', dict(n_embd=64), 'nothing for stack to do'),
+        ((), 'clone', dict(n_embd=64, mlp_expansion_factor=1.0), 'fewer hidden units'),
+        ((), 'clone', dict(n_embd=64, bias=True, mlp='swiglu'), 'mlp = swiglu: the source has gelu'),
+        ((), 'clone', dict(n_embd=64, block_size=32), 'learned positions up to 16'),
+        (('rope',), 'clone', dict(n_embd=64), 'n_head = 4: the head width must stay 8'),
+        (('qk_norm',), 'clone', dict(n_embd=64), 'qk_norm divides by it'),
+        (('gqa',), 'clone', dict(n_embd=64, n_head=8, n_kv_head=1), 'fewer heads than the source'),
+        (('factor',), 'bert2bert', dict(n_embd=64, n_head=8), 'bert2bert mixes layers'),
+        ((), 'clone', dict(n_embd=64, attn_scale=0.3), 'attn_scale = 0.3: the source has 1'),
+    ]:
+        with pytest.raises(UserError) as e:
+            grown(small_gpt(*names), method, **sizes)
+        assert message in str(e.value)
+    with pytest.raises(UserError, match='mlp = moe'):
+        settle(GPTConfig(mlp='moe'), GPTConfig(mlp='moe', n_embd=1536), parse('clone', 0, 0))
+    with pytest.raises(UserError, match='method = .klone.: must be one of clone'):
+        parse('klone', 0, 0)
+    with pytest.raises(UserError, match='noise = 0.1: goes with clone, lemon, net2wider'):
+        parse('double', 0.1, 0)
+    expanded = GPTConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=9, linear='expanded')
+    with pytest.raises(UserError, match='collapse it first'):
+        settle(expanded, dataclasses.replace(expanded, n_embd=16), parse('clone', 0, 0))
+
+
+# -----------------------------------------------------------------------------
+# through the scripts
+
+
+def grow_args(src, tmp_path, *flags, out='large'):
+    return load(GrowConfig, [f'--checkpoint={src}/ckpt.pt', f'--out={tmp_path}/{out}/ckpt.pt', *flags])
+
+
+def test_the_command_says_what_it_did_and_its_result_resumes(run_train, tmp_path, capsys, fails):
+    small = run_train('--max_iters=6')
+    growth.grow(grow_args(small, tmp_path, '--n_embd=64', '--method=clone'))
+    said = capsys.readouterr().out
+    for part in ('n_embd 32 -> 64, n_head 2 -> 4, hidden 128 -> 256', 'largest logit difference', 'copies are equal'):
+        assert part in said
+    assert '--hidden_lr=0.5' in said and "Adam's, grown with the weights" in said
+    large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
+    assert large['transfer']['source_iter'] == 6 and set(large['model_args']) == set(NANOGPT_KEYS)
+    resumed = run_train('--max_iters=8', '--init_from=resume', out='large')
+    done = checkpoint.load(resumed / 'ckpt.pt')
+    assert done['iter_num'] == 8 and done['optimizer']['transformer.wte.weight']['step'] == 8
+    growth.grow(grow_args(small, tmp_path, '--n_embd=64', '--method=clone', '--noise=0.3', '--moments=fresh', out='f'))
+    assert 'copies are equal' not in capsys.readouterr().out
+    assert 'optimizer' not in checkpoint.load(tmp_path / 'f' / 'ckpt.pt')
+    bad = grow_args(small, tmp_path, '--n_embd=64', '--method=double', '--moments=move', out='b')
+    fails(lambda: growth.grow(bad), 'moments = move: for double it is not known how moments grow; use fresh')
+    assert not (tmp_path / 'b').exists()
+
+
+def run_metrics(out, kind):
+    lines = [json.loads(line) for line in open(out / 'metrics.jsonl')]
+    return {m['iter']: m['val_loss' if kind == 'eval' else 'loss'] for m in lines if m['kind'] == kind}
+
+
+def test_growth_without_noise_goes_on_like_the_small_model(run_train):
+    """The control: same losses, with 1/n of the learning rate in the blocks, and the data goes on."""
+    same = ('--decay_lr=false', '--grad_clip=0', '--norm_affine=false', '--learning_rate=3e-3', '--min_lr=1e-3')
+    small = run_train('--max_iters=10', *same, out='small')
+    part = run_train('--max_iters=5', *same, out='part')
+    flags = ['--init_from=transfer', f'--transfer_from={part}/ckpt.pt', '--transfer_method=clone', '--hidden_lr=0.5']
+    large = run_train('--max_iters=5', '--n_embd=64', '--n_head=4', *same, *flags, out='large')
+    a, b = run_metrics(small, 'train'), run_metrics(large, 'train')
+    assert [b[i] for i in range(5)] == pytest.approx([a[i + 5] for i in range(5)], abs=2e-4)
+    manifest = json.loads((large / 'manifest.json').read_text())['transfer']
+    config = json.loads((part / 'manifest.json').read_text())
+    assert manifest['flops'] == 5 * config['tokens_per_iter'] * config['flops_per_token']
+    assert manifest['logit_difference'] < 1e-5 and manifest['seconds'] > 0
+    assert json.loads((large / 'config.json').read_text())['logit_scale'] == 0.5
+
+
+def test_one_command_trains_small_grows_and_goes_on(tmp_path, capsys):
+    """And does not train the small model again, nor grow one that another config trained."""
+    lines = [a[2:].split('=') for a in TINY]
+    source = ''.join(f'{k} = {v if v[0].isdigit() else repr(v)}\n' for k, v in lines)
+    (tmp_path / 'small.py').write_text(source + f"out_dir = '{tmp_path}/small'\nmax_iters = 4\n")
+    grown = f"out_dir = '{tmp_path}/large'\ninit_from = 'transfer'\ntransfer_from = '{tmp_path}/small.py'\n"
+    grown += "transfer_method = 'spectrum+zero_block'\nn_embd = 64\nn_head = 4\nn_layer = 3\nmax_iters = 4\n"
+    (tmp_path / 'large.py').write_text(source + grown)
+    go = lambda *flags: train(load(TrainConfig, [str(tmp_path / 'large.py'), *flags]))
+    go()
+    said = capsys.readouterr().out
+    assert said.index('iter 3') < said.index('grown: n_embd 32 -> 64') < said.rindex('iter 3')
+    ckpt = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
+    assert ckpt['position'] == 2 * checkpoint.load(tmp_path / 'small' / 'ckpt.pt')['position']
+    go('--transfer_moments=fresh')
+    assert capsys.readouterr().out.count('iter 3') == 1
+    go('--init_from=resume', '--max_iters=6')
+    assert checkpoint.load(tmp_path / 'large' / 'ckpt.pt')['transfer']['method'] == 'spectrum+zero_block'
+    (tmp_path / 'small.py').write_text(source.replace('n_layer = 2', 'n_layer = 1') + f"out_dir = '{tmp_path}/small'\n")
+    with pytest.raises(UserError, match='was trained with n_layer = 2'):
+        go()
+    (tmp_path / 'small.py').write_text(source + f"out_dir = '{tmp_path}/small'\nmax_iters = 4\nweight_decay = 0.5\n")
+    with pytest.raises(UserError, match='was trained with weight_decay = 0.1'):
+        go()
+
+
+def test_a_rope_model_grows_into_a_longer_context(run_train):
+    small = run_train('--position=rope', '--max_iters=2', out='small')
+    flags = ('--position=rope', '--block_size=64', '--n_embd=64', '--n_head=4', '--max_iters=2', '--init_from=transfer')
+    large = run_train(*flags, f'--transfer_from={small}/ckpt.pt', '--transfer_method=clone', out='large')
+    assert checkpoint.load(large / 'ckpt.pt')['model_args']['block_size'] == 64
+
+
+def test_transfer_keys_go_with_transfer(fails):
+    check = lambda *flags: lambda: load(TrainConfig, [*TINY, *flags])
+    fails(check('--init_from=transfer'), 'transfer_from: must be given', 'transfer_method: must be given')
+    fails(check('--transfer_noise=0.1'), "transfer_noise go with init_from = 'transfer'")
+
+
+def test_spectra_compares_what_training_left(run_train, script, tmp_path):
+    a, b = run_train(out='a'), run_train('--n_embd=64', '--linear=expanded', '--n_layer=3', out='b')
+    r = script('transfer.py', 'spectra', f'--checkpoints={a}/ckpt.pt,{b}/ckpt.pt', f'--out={tmp_path}/s.png',
+               f'--data={tmp_path}/s.jsonl')  # fmt: skip
+    assert (tmp_path / 's.png').read_bytes().startswith(b'\x89PNG')
+    rows = [json.loads(line) for line in open(tmp_path / 's.jsonl')]
+    assert len(rows) == 1 + 2 * 6 + 1 + 3 * 6 and 'mlp.c_fc' in r.stdout
+    W = torch.load(a / 'ckpt.pt', weights_only=True)['model']['transformer.h.1.attn.c_proj.weight']
+    got = [m['singular_values'] for m in rows if m['kind'] == 'attn.c_proj' and m['depth'] == 0.75]
+    assert got[0] == pytest.approx(torch.linalg.svdvals(W).tolist(), rel=1e-4)
+
+
+def test_spectra_take_zeros_and_mixtures(run_train, tmp_path, capsys):
+    from surgery import spectra
+
+    a, b = run_train('--max_iters=2', out='a'), run_train('--mlp=moe', '--max_iters=2', out='b')
+    growth.grow(grow_args(a, tmp_path, '--n_layer=4', '--method=zero_block', out='deep'))
+    capsys.readouterr()
+    paths = ','.join(f'{p}/ckpt.pt' for p in (tmp_path / 'deep', a, b))
+    spectra.spectra(spectra.SpectraConfig(checkpoints=paths, out=''))
+    assert 'attn.c_proj' in capsys.readouterr().out
+
+
+def test_the_distance_of_spectra_is_of_shapes():
+    from surgery import spectra
+
+    s = torch.rand(100, dtype=torch.float64).sort(descending=True)[0]
+    assert spectra.distance(s, 3 * s) < 1e-12
+    assert spectra.distance(s, s.repeat_interleave(2)) < 0.05
+    one, line = torch.ones(50), torch.linspace(2, 0, 400)  # line over its rms: 3^.5 (1 - x); (1 - that)^2 integrates to
+    assert spectra.distance(one, line) == pytest.approx((2 - 3**0.5) ** 0.5, abs=2e-3)
+    big = spectra.gaussian((400, 200)), spectra.gaussian((100, 50))
+    assert spectra.distance(*big) < 0.05 < spectra.distance(big[0], spectra.gaussian((200, 200)))
+
+
+def test_the_grown_config_pair_fits():
+    cfg = load(TrainConfig, [str(ROOT / 'config' / 'grow_shakespeare.py')])
+    small = load(TrainConfig, [str(ROOT / cfg.transfer_from)])
+    settle(weights.plain(small), cfg, growth.how_of(cfg))

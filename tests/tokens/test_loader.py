@@ -1,0 +1,209 @@
+"""Batches: every window once an epoch, the same for every run, and no broken file gets through."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from configurator import UserError
+from tokens import loader, tokenfile
+from tokens.loader import Loader
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A folder of 1000 training and 200 validation tokens: the counting numbers."""
+
+    def make(train=1000, val=200, vocab=1000):
+        for split, n in (('train', train), ('val', val)):
+            np.arange(n, dtype=np.uint16).tofile(tmp_path / f'{split}.bin')
+        (tmp_path / 'meta.json').write_text(json.dumps(dict(vocab_size=vocab, train_tokens=train, val_tokens=val)))
+        return str(tmp_path)
+
+    return make
+
+
+def test_targets_are_the_next_tokens(dataset):
+    for order in ('permutation', 'random'):
+        x, y = Loader(dataset(), 'train', 10, 4, 1000, order=order).batch(0)
+        assert x.shape == y.shape == (4, 10) and x.dtype == torch.int64
+        assert torch.equal(y, x + 1) and torch.equal(x[:, 1:], y[:, :-1])
+
+
+def test_a_permutation_shows_every_window_once_an_epoch(dataset):
+    data = Loader(dataset(), 'train', 10, 7, 1000, seed=3)
+    n = data.n_windows
+    starts = np.concatenate([data.starts(p) for p in range(0, 7 * n, 7)])[
+        : 7 * n
+    ]  # seven epochs, batches straddle them
+    for e in range(7):
+        epoch = np.sort(starts[e * n : (e + 1) * n])
+        assert len(np.unique(epoch)) == n and np.all(np.diff(epoch) == 10)
+    assert len({tuple(starts[e * n : (e + 1) * n]) for e in range(7)}) == 7
+    assert starts.min() >= 0 and starts.max() + 11 <= 1000
+
+
+def test_the_order_depends_on_seed_and_position_alone(dataset):
+    for order in ('permutation', 'random'):
+        a, b, c = (Loader(dataset(), 'train', 10, 4, 1000, order=order, seed=s) for s in (1, 1, 2))
+        for _ in range(3):
+            a.batch(0)  # having looked elsewhere changes nothing
+        assert torch.equal(a.batch(40)[0], b.batch(40)[0])
+        assert not torch.equal(a.batch(40)[0], c.batch(40)[0])
+        assert not torch.equal(a.batch(40)[0], a.batch(44)[0])
+
+
+def test_a_permutation_does_not_depend_on_the_batch_size(dataset):
+    small, large = (Loader(dataset(), 'train', 10, b, 1000) for b in (2, 8))
+    assert torch.equal(torch.cat([small.batch(p)[0] for p in (16, 18, 20, 22)]), large.batch(16)[0])
+
+
+def test_validation_covers_the_split_once_whatever_the_ranks_and_batch(dataset):
+    seen = {}
+    for world, batch in ((1, 3), (2, 4), (1, 19)):
+        data = Loader(dataset(), 'val', 10, batch, 1000)
+        ids = []
+        for rank in range(world):
+            for x, y, n in data.eval_batches(0, rank, world):
+                assert x.shape == (batch, 10) and n == (y >= 0).sum() and x.min() >= 0
+                ids += y[y >= 0].tolist()
+        seen[world, batch] = sorted(ids)
+    assert set(map(tuple, seen.values())) == {tuple(range(1, 191))}  # 19 windows of 10: the whole split but its end
+
+
+def test_a_share_of_validation_is_spread_over_the_split(dataset):
+    data = Loader(dataset(), 'val', 10, 4, 1000)
+    starts = [x[i, 0].item() for x, y, _ in data.eval_batches(5) for i in range(4) if y[i, 0] >= 0]
+    assert len(starts) == 5 and starts[0] == 0 and starts[-1] >= 130
+
+
+def test_a_text_barely_longer_than_a_block_works(dataset):
+    data = Loader(dataset(train=12), 'train', 10, 4, 1000)
+    assert all(data.batch(p)[0].max() < 12 for p in range(0, 40, 4))
+
+
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda p: (p / 'train.bin').unlink(), 'train.bin is missing'),
+        (lambda p: (p / 'train.bin').write_bytes((p / 'train.bin').read_bytes()[:-100]), 'truncated or foreign'),
+        (lambda p: (p / 'train.bin').write_bytes((p / 'train.bin').read_bytes()[:-1]), 'truncated or foreign'),
+        (lambda p: (p / 'meta.json').write_text('{"vocab'), 'is not JSON'),
+    ],
+)
+def test_broken_files_are_named_with_the_command_that_mends_them(dataset, tmp_path, spoil, message):
+    name = dataset()
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=rf'{message}.*; python data/.*prepare\.py'):
+        Loader(name, 'train', 10, 4, 1000)
+
+
+def test_an_id_beyond_the_vocabulary_is_found_at_the_start(dataset):
+    with pytest.raises(UserError, match='token id 999 is beyond the vocabulary .vocab_size = 900.'):
+        Loader(dataset(), 'train', 10, 4, 900)
+
+
+def test_an_id_beyond_the_vocabulary_is_found_in_a_file_too_large_to_look_through(dataset, monkeypatch):
+    data = Loader(dataset(), 'train', 10, 4, 1000)
+    data.vocab_size = 5
+    with pytest.raises(UserError, match='beyond the vocabulary'):
+        data.batch(0)
+
+
+def test_block_size_longer_than_the_data(dataset):
+    with pytest.raises(UserError, match='block_size = 500: .* has 200 tokens'):
+        Loader(dataset(), 'val', 500, 4, 1000)
+
+
+def test_nanogpt_files_without_meta_are_read_and_a_pickle_is_not(dataset, tmp_path):
+    name = dataset()
+    (tmp_path / 'meta.json').unlink()
+    assert loader.read_meta(name) == {} and len(Loader(name, 'train', 10, 4, 1000).tokens) == 1000
+    (tmp_path / 'meta.pkl').write_bytes(b'')
+    with pytest.raises(UserError, match='a pickle can run code'):
+        loader.read_meta(name)
+
+
+# -----------------------------------------------------------------------------
+# shards
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """The counting numbers again, in shards of 70."""
+
+    def make(train=1000, val=200, vocab=1000):
+        for split, n in (('train', train), ('val', val)):
+            parts = np.split(np.arange(n, dtype=np.uint16), range(70, n, 70))
+            tokenfile.write_documents(
+                tmp_path, split, lambda n, parts=parts: parts[n:], np.concatenate, vocab_size=vocab, tokenizer='gpt2',
+                shard_tokens=70,
+            )  # fmt: skip
+        tokenfile.finish(tmp_path, dict(train=train, val=val), vocab_size=vocab, tokenizer='gpt2')
+        return str(tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def one_part_a_batch(monkeypatch):
+    monkeypatch.setattr(tokenfile.batches, '__defaults__', (1,))
+
+
+def test_shards_give_the_batches_of_one_file(dataset, sharded, tmp_path, one_part_a_batch):
+    whole = [Loader(dataset(), split, 33, 8, 1000) for split in ('train', 'val')]
+    for split in ('train', 'val'):
+        (tmp_path / f'{split}.bin').unlink()
+    shards = [Loader(sharded(), split, 33, 8, 1000) for split in ('train', 'val')]
+    assert [len(d.tokens.parts) for d in shards] == [15, 3] and shards[0].path.name == 'train_000000.bin'
+    for a, b in zip(whole, shards):
+        assert all(torch.equal(a.batch(p)[0], b.batch(p)[0]) for p in range(0, 160, 8))
+        assert all(torch.equal(y, z) for (_, y, _), (_, z, _) in zip(a.eval_batches(0), b.eval_batches(0)))
+
+
+def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp_path):
+    name = sharded()
+    loader.prepare(name)
+    (tmp_path / 'meta.json').unlink()
+    assert not loader.is_prepared(tmp_path, 'train')
+    with pytest.raises(UserError, match='neither train.bin and val.bin nor prepare.py'):
+        loader.prepare(name)
+    with pytest.raises(UserError, match='meta.json is missing, the preparation was interrupted; go on with: python'):
+        Loader(name, 'train', 10, 4, 1000)
+
+
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda p: (p / 'train_000001.bin').unlink(), r'train_000001\.bin is missing'),
+        (lambda p: (p / 'train_000014.bin').unlink(), r'train_000014\.bin is missing'),
+        (lambda p: os.truncate(p / 'train_000002.bin', 1100), 'train_000002.bin is truncated: 1,100 bytes'),
+        (lambda p: (p / 'train_000002.bin').write_bytes(bytes(2000)), 'train_000002.bin is foreign'),
+        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 65, "tokenizer": "char", "train_tokens": 1000}'),
+         'vocab_size is 1000 in its header, 65 in meta.json'),
+        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 1000, "tokenizer": "gpt2", "train_tokens": 5}'),
+         '1,000 tokens, not 5'),
+    ],
+)  # fmt: skip
+def test_broken_shards_are_named_with_the_command_that_mends_them(sharded, tmp_path, one_part_a_batch, spoil, message):
+    name = sharded()
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=rf'{message}.*; python data/.*prepare\.py'):
+        Loader(name, 'train', 10, 4, 1000)
+
+
+def test_an_id_beyond_the_vocabulary_is_found_in_shards(sharded, one_part_a_batch):
+    with pytest.raises(UserError, match='token id 999 is beyond the vocabulary'):
+        Loader(sharded(), 'train', 10, 4, 900)
+
+
+def test_a_set_of_ones_own_text_names_the_command_that_made_it(sharded, tmp_path):
+    name = sharded()
+    meta = json.loads((tmp_path / 'meta.json').read_text())
+    (tmp_path / 'meta.json').write_text(json.dumps(meta | dict(command='python data/text/prepare.py --folder=/mine')))
+    os.truncate(tmp_path / 'val_000000.bin', 1100)
+    with pytest.raises(UserError, match='truncated.*; python data/text/prepare.py --folder=/mine'):
+        Loader(name, 'val', 10, 4, 1000)
+    assert loader.mend('nope') == 'python data/text/prepare.py --folder=/path/to/texts --name=nope'
