@@ -4,7 +4,7 @@ The record of a run in its out_dir, one format for every script that trains:
     config.json    every key, resolved
     manifest.json  what ran where: command, git commit, seeds, versions, device, attention kernel, peak memory
     metrics.jsonl  one line per event: {"kind": "train", "iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu"}
-                   and {"kind": "eval", "iter", "train_loss", "val_loss", "tokens", "seconds"}
+                   and {"kind": "eval", "iter", "train_loss", "val_loss", "val_a", "val_b" (its halves), "tokens", "seconds"}
     meta.json      the vocabulary (with tokenizer.json, if it was trained), to sample a checkpoint without its data set
 
 The terminal gets a progress bar, anything else (a pipe, a file) plain lines. wandb gets the same values when asked.

@@ -186,7 +186,7 @@ class Trainer:
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
         self.iter, self.position, self.best_val_loss, self.best_iter = 0, 0, math.inf, 0
         self.seconds = 0.0  # spent training, without evaluations
-        self.out_of_patience = False
+        self.out_of_patience, self.halves = False, []
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
         self.autocast = hardware.autocast(device, self.dtype)
         torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
@@ -306,20 +306,27 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, split: str) -> float:
-        """Mean loss in nats per token on fixed windows; of the training split as many as val has."""
+        """Mean loss in nats per token on fixed windows; of the training split as many as val has. Of val the two halves
+        stay in self.halves: one to choose learning rates by, one for figures that no choice has seen."""
+        if split == 'val':
+            parts = [self.sum_losses(split, self.cfg.eval_iters * self.cfg.batch_size, half) for half in (0, 1)]
+            self.halves = [loss / n if n else None for loss, n in parts]
+            return sum(loss for loss, _ in parts) / sum(n for _, n in parts)
         windows = self.cfg.eval_iters * self.cfg.batch_size
-        if split == 'train':
-            n = max(1, (len(self.data['val'].tokens) - 1) // self.cfg.block_size)
-            windows = min(windows, n) if windows else n
+        n = max(1, (len(self.data['val'].tokens) - 1) // self.cfg.block_size)
+        loss, n = self.sum_losses(split, min(windows, n) if windows else n)
+        return loss / n
+
+    def sum_losses(self, split: str, windows: int, half=None) -> tuple[float, float]:
+        """(sum of the losses, tokens) over these windows, of all processes."""
         sums = torch.zeros(2, device=self.device, dtype=torch.float32 if self.device.type == 'mps' else torch.float64)
         self.model.eval()
-        for x, y, n in self.data[split].eval_batches(windows, self.rank, self.world):
+        for x, y, n in self.data[split].eval_batches(windows, self.rank, self.world, half):
             with self.autocast:
                 _, loss = self.eval_forward(x, y)
             sums += torch.stack([loss * n, torch.tensor(float(n), device=self.device)])
         self.model.train()
-        loss, n = hardware.total(sums).tolist()
-        return loss / n
+        return tuple(hardware.total(sums).tolist())
 
     def save(self, improved: bool):
         """ckpt.pt, and best.pt if val loss improved."""
@@ -451,6 +458,7 @@ def loop(t, log, flops: float, peak: float | None, tokens_per_iter: int) -> bool
                 iter=t.iter,
                 train_loss=losses['train'],
                 val_loss=losses['val'],
+                **dict(zip(('val_a', 'val_b'), t.halves)),
                 tokens=t.iter * tokens_per_iter,
                 seconds=t.seconds,
             )

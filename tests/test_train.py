@@ -364,3 +364,10 @@ def test_every_parameter_of_a_run_is_in_its_checkpoint(run_train):
     ckpt = checkpoint.load(run_train(*EXPANDED) / 'ckpt.pt')
     model = checkpoint.build(ckpt)
     assert set(ckpt['optimizer']) == {name for name, *_ in factors.leaves(model)}
+
+
+def test_validation_is_logged_in_two_halves_that_make_the_whole(run_train):
+    evals = [m for m in read_metrics(run_train('--eval_iters=7')) if m['kind'] == 'eval']
+    assert evals and all(m['val_a'] != m['val_b'] for m in evals)
+    for m in evals:  # 28 windows, 14 in each half
+        assert m['val_loss'] == pytest.approx((m['val_a'] + m['val_b']) / 2, abs=1e-6)
