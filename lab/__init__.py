@@ -4,7 +4,8 @@ Comparisons: from a config to runs, records, verdicts and pages.
     plan.py          which runs a comparison consists of, what they cost, whether they match
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
-    stats.py         intervals, speed-ups, power laws
+    stats.py         intervals, tests, speed-ups, power laws
+    protocol.py      the rule by which a comparison is judged
     tables.py        from records to figures, verdicts and tables
     figures.py       pictures of a comparison
     page.py          its page, one self-contained HTML file

@@ -1,0 +1,379 @@
+"""
+The rule by which a comparison is judged, from seeds to one of five words; docs/protocol.md gives the reasons.
+
+    sigma, plan, rule   before the runs: the noise of the baseline, how many seeds, what a claim will need
+    choose_rate         the learning rate of an arm from its sweep
+    judge               after each pair of seeds: every arm's interval, p and word
+    halves, figure      which half of the validation set chooses and which one is reported
+
+Lower figures are better, effects are arm minus baseline, `worth` is the smallest gain that matters. Functions take plain
+numbers, a value per seed in the order of the seeds; nothing here reads a file.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from configurator import UserError
+from lab import stats
+
+ALPHA = 0.05  # of a comparison: all its arms, looks and both sides
+POWER = 0.8
+FIRST, STEP = 4, 2  # seeds at the first look, and from look to look
+SIGMA_SEEDS = 8  # of the baseline, before any arm is judged
+CORRELATION = 0.3  # of the sweep's seeds, above which arms are paired
+BY_WORTH, BETTER, NO_GAIN, WORSE, UNDECIDED = WORDS = (
+    'better by worth', 'better', 'no gain that matters', 'worse', 'undecided',
+)  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# before the runs
+
+
+def sigma(values) -> stats.Estimate:
+    """Standard deviation over the baseline's seeds, with its chi-square interval."""
+    n = len(values)
+    if n < SIGMA_SEEDS:
+        raise UserError(f'sigma from {n} seeds of the baseline: the noise is known from {SIGMA_SEEDS} on; add seeds')
+    s, chi2 = float(np.std(values, ddof=1)), stats.scipy_stats().chi2
+    low, high = (s * math.sqrt((n - 1) / chi2.ppf(q, n - 1)) for q in ((1 + stats.LEVEL) / 2, (1 - stats.LEVEL) / 2))
+    return stats.Estimate(s, low, high, n)
+
+
+def looks_to(n: int) -> tuple:
+    """Seeds per arm at each look, the last one n."""
+    return (*range(FIRST, n, STEP), n)
+
+
+def fractions(looks: tuple, base_seeds: int = SIGMA_SEEDS) -> tuple:
+    """Information at each look over that at the last one; the baseline has base_seeds from the start."""
+    information = [1 / (1 / n + 1 / max(n, base_seeds)) for n in looks]
+    return tuple(i / information[-1] for i in information)
+
+
+def cautious(df, smaller: int):
+    """Degrees of freedom between Welch's and those of the smaller sample alone (their harmonic mean): with four seeds
+    of an arm that is three times as noisy as the baseline, Welch's let 7% pass for 5%."""
+    return 2 / (1 / df + 1 / (smaller - 1))
+
+
+def needs(n: int, p: float, base_seeds: int = SIGMA_SEEDS) -> float:
+    """The difference, in sigma, from which on the test of n seeds an arm falls below p."""
+    m = max(n, base_seeds)
+    return float(stats.scipy_stats().t.isf(p / 2, cautious(n + m - 2, n))) * math.sqrt(1 / n + 1 / m)
+
+
+def detects(n: int, p: float, power: float = POWER, base_seeds: int = SIGMA_SEEDS) -> float:
+    """The true difference, in sigma, that this test finds with this probability (noncentral t, by bisection)."""
+    s, m = stats.scipy_stats(), max(n, base_seeds)
+    se = math.sqrt(1 / n + 1 / m)
+    critical = needs(n, p, base_seeds) / se
+    low, high = 0.0, 4 * critical + 8
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if s.nct.sf(critical, n + m - 2, middle) >= power else (middle, high)
+    return high * se
+
+
+def plan(sigma: float, worth: float, arms: int, most: int = 100) -> tuple | None:
+    """Looks up to the seeds per arm with which a gain of `worth` is found with 80% although `arms` arms are tested.
+    None: more than `most` seeds, so `worth` or the noise has to be mended before the runs."""
+    for n in range(FIRST, most + 1, STEP):
+        looks = looks_to(n)
+        if detects(n, stats.bounds(fractions(looks), ALPHA / arms)[-1, 0]) * sigma <= worth:
+            return looks
+    return None
+
+
+def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
+    """What a claim will need, in words, to be printed before the runs."""
+    nominal = stats.bounds(fractions(looks), ALPHA / arms)[:, 0]
+    lines = [
+        f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arms against the baseline,'
+        f' error rate {ALPHA:.0%} for all of them and all looks together',
+        'seeds   a claim needs p <   a difference of         found with 80%: one of',
+    ]
+    for n, p in zip(looks, nominal):
+        need, found = needs(n, p), detects(n, p)
+        lines.append(
+            f'{n:5}   {p:16.2g}   {need:5.2f} sigma = {need * sigma:<8.4g}  {found:5.2f} sigma = {found * sigma:.4g}'
+        )
+    return '\n'.join(lines)
+
+
+# -----------------------------------------------------------------------------
+# halves of the validation set
+
+
+def halves(evaluations: dict, metric: str = 'val_loss') -> tuple[str, str]:
+    """(key that chooses rates and evaluations, key that is reported) of a record's evaluations; both the metric itself
+    where its halves were not logged."""
+    return ('val_a', 'val_b') if metric == 'val_loss' and {'val_a', 'val_b'} <= set(evaluations) else (metric, metric)
+
+
+def figure(evaluations: dict, chooses: str, reports: str, at: str = 'last') -> float:
+    """A run's figure: `reports` at the last evaluation, or at the one where `chooses` is lowest."""
+    values = evaluations[reports]
+    return values[-1] if at == 'last' else values[int(np.argmin(evaluations[chooses]))]
+
+
+# -----------------------------------------------------------------------------
+# learning rates
+
+
+@dataclass
+class Rate:
+    """What a sweep says about the learning rate of an arm."""
+
+    lr: float
+    edge: str  # '' inside the range tried; 'low', 'high': at its end; 'divergence': next to a rate that diverged
+    how: str  # 'quadratic', or 'lowest within one standard error' where no quadratic fits
+    second: float | None  # the rate tried that is best apart from lr: it meets the deciding seeds as a check
+    seeds: int  # in the smallest sample of a rate
+    cost: float  # what the uncertainty of the rate costs on average, in the figure's unit; nan without a quadratic
+    means: dict  # {rate: mean figure}
+
+
+def noise(values) -> tuple:
+    """(means, variances of the means) of figures (..., rates, seeds); nan: no such seed, inf: a run that diverged, and
+    with it its rate. A variance of three seeds is worth little, so each is drawn towards the median one with the weight
+    of four degrees of freedom."""
+    n = np.sum(~np.isnan(values), -1)
+    usable = np.isfinite(np.nansum(values, -1)) & (n > 0)
+    safe = np.where(usable[..., None] & ~np.isnan(values), values, 0.0)
+    means = safe.sum(-1) / np.maximum(n, 1)
+    squares = np.where(np.isnan(values), 0.0, (safe - means[..., None]) ** 2).sum(-1)
+    df = np.maximum(n - 1, 0)
+    own = np.where(usable & (df > 0), squares / np.maximum(df, 1), np.nan)
+    with np.errstate(all='ignore'):
+        typical = np.nanmedian(own, -1, keepdims=True) if np.isfinite(own).any() else np.zeros_like(means[..., :1])
+    variances = (squares + 4 * np.nan_to_num(typical)) / (df + 4)
+    return np.where(usable, means, np.inf), variances / np.maximum(n, 1)
+
+
+def quadratic(x, values):
+    """(vertex, error variance of the vertex, curvature, usable) of the parabola through figures against the logarithm x
+    of the rate, by weighted least squares. x: (rates,), values: (..., rates, seeds). A parabola holds near the minimum
+    only: a point's weight is 1 / (variance of its mean + (a quarter of its height above the lowest mean)^2)."""
+    means, variances = noise(values)
+    finite = np.isfinite(means)
+    height = np.where(finite, means - means.min(-1, keepdims=True), 0.0)
+    weights = np.where(finite, 1 / (variances + (height / 4) ** 2 + 1e-18), 0.0)
+    centre = x[np.argmin(means, -1)][..., None]
+    design = np.stack([np.ones_like(x - centre), x - centre, (x - centre) ** 2], -1)  # (..., rates, 3)
+    normal = np.einsum('...r,...ri,...rj->...ij', weights, design, design)
+    usable = finite.sum(-1) >= 3
+    normal[~usable] = np.eye(3)
+    right = np.einsum('...r,...ri->...i', weights * np.where(finite, means, 0.0), design)
+    covariance = np.linalg.inv(normal)
+    b, a = np.moveaxis(np.einsum('...ij,...j->...i', covariance, right)[..., 1:], -1, 0)
+    convex = usable & (a > 0)
+    a = np.where(convex, a, 1.0)
+    gradient = np.stack([np.zeros_like(a), -1 / (2 * a), b / (2 * a**2)], -1)
+    variance = np.einsum('...i,...ij,...j->...', gradient, covariance, gradient)
+    return centre[..., 0] - b / (2 * a), variance, a, convex
+
+
+def best_rate(x, values):
+    """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the sorted logarithms x. The
+    vertex, clipped to the rates that did not diverge; where no parabola opens upwards, the lowest rate whose mean lies
+    within one standard error of the lowest mean."""
+    means, variances = noise(values)
+    finite = np.isfinite(means)
+    vertex, _, _, convex = quadratic(x, values)
+    low = np.where(finite, x, np.inf).min(-1)
+    high = np.where(finite, x, -np.inf).max(-1)
+    best = np.argmin(means, -1)[..., None]
+    limit = np.take_along_axis(means, best, -1) + np.sqrt(np.take_along_axis(variances, best, -1))
+    tie = x[np.argmax(means <= limit, -1)]  # the first that is
+    return np.where(convex, np.clip(vertex, low, high), tie), convex
+
+
+def choose_rate(figures: dict) -> Rate | None:
+    """The rate of an arm from the figures of its sweep alone, {rate: [a value per sweep seed]}; inf is a run that
+    diverged. None if every rate diverged."""
+    rates = sorted(figures)
+    values = np.full((len(rates), max(len(v) for v in figures.values())), np.nan)
+    for i, lr in enumerate(rates):
+        values[i, : len(figures[lr])] = figures[lr]
+    x, (means, _) = np.log(rates), noise(values)
+    if not np.isfinite(means).any():
+        return None
+    chosen, convex = best_rate(x, values)
+    _, variance, curvature, _ = quadratic(x, values)
+    good = np.flatnonzero(np.isfinite(means))
+    edge = ''
+    if len(rates) > 1:
+        edge = {x[0]: 'low', x[-1]: 'high', x[good[0]]: 'divergence', x[good[-1]]: 'divergence'}.get(float(chosen), '')
+        if not convex and good[0] < np.argmin(np.abs(x - chosen)) < good[-1]:
+            edge = ''
+    step = float(np.median(np.diff(x))) if len(x) > 1 else 0.0
+    others = [i for i in good if abs(x[i] - chosen) >= step / 2 and len(x) > 1]
+    return Rate(
+        lr=float(f'{math.exp(chosen):.3g}'),
+        edge=edge,
+        how='quadratic' if convex else 'lowest within one standard error',
+        second=rates[min(others, key=lambda i: means[i])] if others else None,
+        seeds=min(len(v) for v in figures.values()),
+        cost=float(variance * curvature) if convex and not edge else math.nan,
+        means=dict(zip(rates, means.tolist())),
+    )
+
+
+def contradicts(chosen, second) -> bool:
+    """Do the deciding seeds say that the second best rate is better after all? The choice stays with the sweep, so that
+    no figure is judged by the seeds that chose it; a verdict on such a rate waits for more sweep seeds."""
+    if min(len(chosen), len(second)) < 2 or not np.isfinite([*chosen, *second]).all():
+        return False
+    return interval(second, chosen, ALPHA).high < 0
+
+
+# -----------------------------------------------------------------------------
+# after the runs
+
+
+def correlation(arm: dict, base: dict) -> float | None:
+    """Mean correlation of the seeds of two sweeps {rate: {seed: figure}} over the rates they share; None where there are
+    too few: fewer than four degrees of freedom say nothing."""
+    found, df = [], []
+    for lr in arm.keys() & base.keys():
+        seeds = sorted(arm[lr].keys() & base[lr].keys())
+        a, b = ([y[lr][s] for s in seeds] for y in (arm, base))
+        if len(seeds) > 2 and np.isfinite([*a, *b]).all() and np.std(a) and np.std(b):
+            found.append(float(np.corrcoef(a, b)[0, 1]))
+            df.append(len(seeds) - 1)
+    return float(np.average(found, weights=df)) if sum(df) >= 4 else None
+
+
+def test(arm, base, center: str = 'mean', pairs: bool = False):
+    """(effect, standard error, degrees of freedom) of a t test, arms (..., seeds); center = 'log': of the logarithms."""
+    a, b = np.asarray(arm, float), np.asarray(base, float)
+    if center == 'log':
+        if a.min() <= 0 or b.min() <= 0:
+            raise UserError("center = 'log': needs figures above 0; center = 'median' takes any")
+        a, b = np.log(a), np.log(b)
+    if pairs:
+        return stats.paired(a, b)
+    effect, se, df = stats.welch(a, b)
+    return effect, se, cautious(df, min(a.shape[-1], b.shape[-1]))
+
+
+def p_value(arm, base, null: float = 0.0, center: str = 'mean', pairs: bool = False):
+    """Two-sided p of the hypothesis that the effect is `null`."""
+    if center == 'median':
+        return stats.mann_whitney(arm, base, null)
+    effect, se, df = test(arm, base, center, pairs)
+    return 2 * stats.scipy_stats().t.sf(np.abs(effect - null) / se, df)
+
+
+def interval(arm, base, alpha: float, center: str = 'mean', pairs: bool = False) -> stats.Estimate:
+    """The effect and the values that p_value does not reject at alpha."""
+    if center == 'median':
+        return stats.hodges_lehmann(arm, base, 1 - alpha)
+    effect, se, df = test(arm, base, center, pairs)
+    half = stats.scipy_stats().t.isf(alpha / 2, df) * se
+    return stats.Estimate(effect, effect - half, effect + half, np.shape(arm)[-1])
+
+
+def word(low, high, worth: float):
+    """The index in WORDS by the bounds of the interval."""
+    return np.select([high < -worth, high < 0, low > 0, low > -worth], [0, 1, 3, 2], 4)
+
+
+def clip(low, high, value, p_zero, p_worth, worth: float):
+    """Holm's method may exclude 0 or -worth where the simultaneous interval still holds it: the interval then ends
+    there, so that the word can be read off its bounds (Guilbaud 2008)."""
+    for null, p in ((0.0, p_zero), (-worth, p_worth)):
+        out = p <= ALPHA
+        high = np.where(out & (value < null), np.minimum(high, np.nextafter(null, -np.inf)), high)
+        low = np.where(out & (value > null), np.maximum(low, np.nextafter(null, np.inf)), low)
+    return low, high
+
+
+@dataclass
+class Verdict:
+    """One arm against the baseline."""
+
+    word: str
+    value: float  # the effect; with center = 'log' in relative terms: -0.3 is 30% lower
+    low: float
+    high: float  # simultaneous over arms and looks
+    p: float  # of no difference, adjusted for arms and looks
+    n: int
+    base_n: int
+    how: str  # 'Welch', 'paired', 'Mann-Whitney', 'Welch of logarithms'
+    more: int | None = None  # undecided: seeds to add if effect and spread stay as they are
+    note: str = ''
+
+
+def judge(
+    arms: dict, base, worth: float, looks: tuple | None = None, center: str = 'mean', pairs: Collection = ()
+) -> dict[str, Verdict]:
+    """{arm: Verdict} from the figures of the deciding seeds, {arm: [...]} and those of the baseline; an arm stops taking
+    seeds once its word is not 'undecided'. looks: the plan, seeds per arm at each look (None: one look at all there is).
+    center: 'mean'; 'median' for errors with two humps; 'log', where worth is a share of the baseline's error. pairs: arms
+    whose correlation with the baseline in the sweep exceeds CORRELATION. Everything is recomputed from the figures, so
+    the verdicts do not depend on when this was called."""
+    if center not in ('mean', 'median', 'log'):
+        raise UserError(f"center = '{center}': must be mean, median or log")
+    null = math.log1p(-worth) if center == 'log' else -worth
+    broken = {a for a, v in arms.items() if not np.isfinite(v).all()} if center != 'median' else set()
+    found, zero, gain = {}, [], []
+    for arm, values in arms.items():
+        steps = looks or (max(2, len(values)),)
+        start = min(len(base), SIGMA_SEEDS) if looks else len(base)
+        part = fractions(steps, start)
+        found[arm] = Verdict(UNDECIDED, math.nan, -math.inf, math.inf, 1.0, len(values), len(base), '')
+        p_zero = p_gain = 1.0
+        for k, n in enumerate(steps):
+            m = n if arm in pairs else max(n, start)
+            if len(values) < n or len(base) < m or arm in broken or not np.isfinite(base).all():
+                break
+            a, b, kind = values[:n], base[:m], dict(center=center, pairs=arm in pairs)
+            p_zero = min(p_zero, float(stats.sequential_p(p_value(a, b, 0.0, **kind), part, k)))
+            p_gain = min(p_gain, float(stats.sequential_p(p_value(a, b, null, **kind), part, k)))
+            level = ALPHA / len(arms) if len(steps) == 1 else stats.bounds(part, ALPHA / len(arms))[k, 0]
+            e = interval(a, b, level, **kind)
+            how = (
+                'paired'
+                if arm in pairs
+                else dict(mean='Welch', median='Mann-Whitney', log='Welch of logarithms')[center]
+            )
+            found[arm] = replace(found[arm], value=e.value, low=e.low, high=e.high, n=n, base_n=m, how=how)
+        zero.append(p_zero)
+        gain.append(p_gain)
+    for (arm, v), p0, pw in zip(found.items(), stats.holm(zero), stats.holm(gain)):
+        low, high = clip(v.low, v.high, v.value, p0, pw, -null)
+        which = WORDS[int(word(low, high, -null))]
+        more = more_seeds(v, low, high, -null) if which == UNDECIDED and v.how else None
+        value, low, high = (math.expm1(y) if center == 'log' else float(y) for y in (v.value, low, high))
+        found[arm] = replace(v, word=which, value=value, low=low, high=high, p=float(p0), more=more)
+        if arm in broken:
+            bad = sum(not math.isfinite(y) for y in arms[arm])
+            found[arm] = replace(found[arm], word=WORSE, note=f'{bad} of {len(arms[arm])} seeds diverged')
+        elif not v.how:
+            found[arm].note = 'too few seeds for the first look'
+    return found
+
+
+def more_seeds(v: Verdict, low: float, high: float, worth: float) -> int | None:
+    """Seeds per arm to add until the interval, shrinking with the root of their number, excludes 0 or -worth, whichever
+    lies further from the effect: if effect and spread stay as they are. None where the interval is infinite."""
+    half = max(high - v.value, v.value - low)
+    if not math.isfinite(half):
+        return None
+    return max(1, math.ceil(v.n * (half / max(abs(v.value), abs(v.value + worth))) ** 2) - v.n)
+
+
+def with_rates(v: Verdict, arm: Rate | None, base: Rate | None, check: bool = False) -> Verdict:
+    """A verdict stays undecided while the loser's best rate may lie beyond the rates tried, or while the deciding seeds
+    contradict the choice of a rate (check)."""
+    loser, name = (base, 'the baseline') if v.word in (BY_WORTH, BETTER) else (arm, 'the arm')
+    if v.word != UNDECIDED and loser and loser.edge in ('low', 'high'):
+        return replace(v, word=UNDECIDED, note=f'{name} has its best rate at the {loser.edge} end of those tried')
+    if v.word != UNDECIDED and check:
+        return replace(v, word=UNDECIDED, note='the second best rate did better on the deciding seeds; add sweep seeds')
+    return v
