@@ -10,6 +10,7 @@ Lower figures are better, effects are arm minus baseline, `worth` is the smalles
 numbers, a value per seed in the order of the seeds; nothing here reads a file.
 """
 
+import bisect
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -81,16 +82,19 @@ def detects(n: int, p: float, power: float = POWER, base_seeds: int = SIGMA_SEED
 def plan(sigma: float, worth: float, arms: int, most: int = 100) -> tuple | None:
     """Looks up to the seeds per arm with which a gain of `worth` is found with 80% although `arms` arms are tested.
     None: more than `most` seeds, so `worth` or the noise has to be mended before the runs."""
-    for n in range(FIRST, most + 1, STEP):
+
+    def enough(n):
         looks = looks_to(n)
-        if detects(n, stats.bounds(fractions(looks), ALPHA / arms)[-1, 0]) * sigma <= worth:
-            return looks
-    return None
+        return detects(n, stats.bounds(fractions(looks), (ALPHA / arms,))[-1, 0]) * sigma <= worth
+
+    sizes = range(FIRST, most + 1, STEP)
+    i = bisect.bisect_left(sizes, True, key=enough)
+    return looks_to(sizes[i]) if i < len(sizes) else None
 
 
 def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
     """What a claim will need, in words, to be printed before the runs."""
-    nominal = stats.bounds(fractions(looks), ALPHA / arms)[:, 0]
+    nominal = stats.bounds(fractions(looks), (ALPHA / arms,))[:, 0]
     lines = [
         f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arms against the baseline,'
         f' error rate {ALPHA:.0%} for all of them and all looks together',
@@ -207,9 +211,8 @@ def choose_rate(figures: dict) -> Rate | None:
     good = np.flatnonzero(np.isfinite(means))
     edge = ''
     if len(rates) > 1:
-        edge = {x[0]: 'low', x[-1]: 'high', x[good[0]]: 'divergence', x[good[-1]]: 'divergence'}.get(float(chosen), '')
-        if not convex and good[0] < np.argmin(np.abs(x - chosen)) < good[-1]:
-            edge = ''
+        ends = {x[good[0]]: 'divergence', x[good[-1]]: 'divergence'} | {x[0]: 'low', x[-1]: 'high'}
+        edge = ends.get(float(chosen), '')
     step = float(np.median(np.diff(x))) if len(x) > 1 else 0.0
     others = [i for i in good if abs(x[i] - chosen) >= step / 2 and len(x) > 1]
     return Rate(
@@ -335,7 +338,7 @@ def judge(
             a, b, kind = values[:n], base[:m], dict(center=center, pairs=arm in pairs)
             p_zero = min(p_zero, float(stats.sequential_p(p_value(a, b, 0.0, **kind), part, k)))
             p_gain = min(p_gain, float(stats.sequential_p(p_value(a, b, null, **kind), part, k)))
-            level = ALPHA / len(arms) if len(steps) == 1 else stats.bounds(part, ALPHA / len(arms))[k, 0]
+            level = ALPHA / len(arms) if len(steps) == 1 else stats.bounds(part, (ALPHA / len(arms),))[k, 0]
             e = interval(a, b, level, **kind)
             how = (
                 'paired'

@@ -243,34 +243,40 @@ def spent(alpha, fraction: float):
     return np.asarray(alpha) * math.log(1 + (math.e - 1) * fraction)
 
 
-def bounds(fractions: tuple, alpha) -> np.ndarray:
+@functools.cache
+def bounds(fractions: tuple, alpha: tuple) -> np.ndarray:
     """The two-sided p that a test must fall below at each look, so that all looks together reject a true hypothesis with
-    probability alpha. fractions: information at each look over that at the last one, ascending to 1. alpha: (k,);
-    returns (looks, k). The statistic is a Brownian motion seen at the fractions; the density of what has crossed no
+    probability alpha. fractions: information at each look over that at the last one, ascending to 1. alpha: one or more;
+    returns (looks, alphas). The statistic is a Brownian motion seen at the fractions; the density of what has crossed no
     bound is integrated from look to look (Armitage, McPherson & Rowe 1969) by Gauss-Legendre."""
-    norm, alpha = scipy_stats().norm, np.atleast_1d(np.asarray(alpha, float))
+    scipy_stats()
+    from scipy.special import ndtr
+
+    alpha = np.asarray(alpha, float)
     x, weight = np.polynomial.legendre.leggauss(100)
     at, mass = np.zeros((len(alpha), 1)), np.ones((len(alpha), 1))  # (k, nodes): all of it starts at 0
     nominal, before, used = [], 0.0, np.zeros(len(alpha))
     for t in fractions:
         step, now = math.sqrt(t - before), spent(alpha, t)
         low, high = np.zeros((len(alpha), 1)), np.full((len(alpha), 1), 15 * math.sqrt(t))
-        for _ in range(60):
+        for _ in range(50):
             middle = (low + high) / 2
-            beyond = (mass * (norm.sf((middle - at) / step) + norm.sf((middle + at) / step))).sum(1) > now - used
+            beyond = (mass * (ndtr((at - middle) / step) + ndtr((-middle - at) / step))).sum(1) > now - used
             low, high = np.where(beyond[:, None], middle, low), np.where(beyond[:, None], high, middle)
         edge = np.minimum(high, 8 * math.sqrt(t))  # nothing to integrate further out
         new = edge * x
-        density = (mass[:, None] * norm.pdf((new[:, :, None] - at[:, None]) / step) / step).sum(2)
+        density = (mass[:, None] * np.exp(-(((new[:, :, None] - at[:, None]) / step) ** 2) / 2)).sum(2) / (
+            step * math.sqrt(2 * math.pi)
+        )
         at, mass, before, used = new, density * weight * edge, t, now
-        nominal.append(2 * norm.sf(high[:, 0] / math.sqrt(t)))
+        nominal.append(2 * ndtr(-high[:, 0] / math.sqrt(t)))
     return np.array(nominal)
 
 
 @functools.cache
 def bounds_table(fractions: tuple):
     alpha = np.geomspace(1e-8, 0.99, 120)
-    return alpha, bounds(fractions, alpha)
+    return alpha, bounds(fractions, tuple(alpha))
 
 
 def sequential_p(p, fractions: tuple, look: int):
