@@ -138,13 +138,14 @@ class Rate:
     second: float | None  # the rate tried that is best apart from lr: it meets the deciding seeds as a check
     seeds: int  # in the smallest sample of a rate
     cost: float  # what the uncertainty of the rate costs on average, in the figure's unit; nan without a quadratic
-    means: dict  # {rate: mean figure}
+    means: dict  # {rate: mean figure}, inf where a seed diverged
 
 
 def noise(values) -> tuple:
-    """(means, variances of the means) of figures (..., rates, seeds); nan: no such seed, inf: a run that diverged, and
-    with it its rate. A variance of three seeds is worth little, so each is drawn towards the median one with the weight
-    of four degrees of freedom."""
+    """(means, variances of the means) of figures (..., rates, seeds), rates ascending; nan: no such seed, inf: a run that
+    diverged, and with it its rate. A run may also diverge and stay finite: a rate counts as diverged, its mean inf, if it
+    lies ten times as high above the lowest mean as every lower rate and the noise. A variance of three seeds is worth
+    little, so each is drawn towards the median one with the weight of four degrees of freedom."""
     n = np.sum(~np.isnan(values), -1)
     usable = np.isfinite(np.nansum(values, -1)) & (n > 0)
     safe = np.where(usable[..., None] & ~np.isnan(values), values, 0.0)
@@ -155,17 +156,23 @@ def noise(values) -> tuple:
     with np.errstate(all='ignore'):
         typical = np.nanmedian(own, -1, keepdims=True) if np.isfinite(own).any() else np.zeros_like(means[..., :1])
     variances = (squares + 4 * np.nan_to_num(typical)) / (df + 4)
-    return np.where(usable, means, np.inf), variances / np.maximum(n, 1)
+    variances = variances / np.maximum(n, 1)
+    means = np.where(usable, means, np.inf)
+    height = means - means.min(-1, keepdims=True, where=usable, initial=np.inf)
+    highest = np.maximum.accumulate(np.where(usable, height, 0.0), -1)[..., :-1]
+    cliff = (height[..., 1:] > 10 * (highest + np.sqrt(typical))) & (highest > 0)
+    means[..., 1:] = np.where(np.logical_or.accumulate(cliff, -1), np.inf, means[..., 1:])
+    return means, variances
 
 
 def quadratic(x, values):
     """(vertex, error variance of the vertex, curvature, usable) of the parabola through figures against the logarithm x
     of the rate, by weighted least squares. x: (rates,), values: (..., rates, seeds). A parabola holds near the minimum
-    only: a point's weight is 1 / (variance of its mean + (a quarter of its height above the lowest mean)^2)."""
+    only: a point's weight is 1 / (variance of its mean + (half its height above the lowest mean)^2)."""
     means, variances = noise(values)
     finite = np.isfinite(means)
     height = np.where(finite, means - means.min(-1, keepdims=True), 0.0)
-    weights = np.where(finite, 1 / (variances + (height / 4) ** 2 + 1e-18), 0.0)
+    weights = np.where(finite, 1 / (variances + (height / 2) ** 2 + 1e-18), 0.0)
     centre = x[np.argmin(means, -1)][..., None]
     design = np.stack([np.ones_like(x - centre), x - centre, (x - centre) ** 2], -1)  # (..., rates, 3)
     normal = np.einsum('...r,...ri,...rj->...ij', weights, design, design)
@@ -182,15 +189,15 @@ def quadratic(x, values):
 
 
 def best_rate(x, values):
-    """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the sorted logarithms x. The
-    vertex, clipped to the rates that did not diverge; where no parabola opens upwards, the lowest rate whose mean lies
-    within one standard error of the lowest mean."""
+    """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the ascending logarithms x.
+    The vertex, clipped to the neighbours of the lowest mean that did not diverge; where no parabola opens upwards, the
+    lowest rate whose mean lies within one standard error of the lowest mean."""
     means, variances = noise(values)
     finite = np.isfinite(means)
     vertex, _, _, convex = quadratic(x, values)
-    low = np.where(finite, x, np.inf).min(-1)
-    high = np.where(finite, x, -np.inf).max(-1)
     best = np.argmin(means, -1)[..., None]
+    near = finite & (np.abs(np.arange(len(x)) - best) <= 1)
+    low, high = np.where(near, x, np.inf).min(-1), np.where(near, x, -np.inf).max(-1)
     limit = np.take_along_axis(means, best, -1) + np.sqrt(np.take_along_axis(variances, best, -1))
     tie = x[np.argmax(means <= limit, -1)]  # the first that is
     return np.where(convex, np.clip(vertex, low, high), tie), convex
@@ -222,7 +229,7 @@ def choose_rate(figures: dict) -> Rate | None:
         second=rates[min(others, key=lambda i: means[i])] if others else None,
         seeds=min(len(v) for v in figures.values()),
         cost=float(variance * curvature) if convex and not edge else math.nan,
-        means=dict(zip(rates, means.tolist())),
+        means={lr: float(np.mean(v)) for lr, v in figures.items()},
     )
 
 
@@ -251,7 +258,7 @@ def correlation(arm: dict, base: dict) -> float | None:
     return float(np.average(found, weights=df)) if sum(df) >= 4 else None
 
 
-def test(arm, base, center: str = 'mean', pairs: bool = False):
+def t_test(arm, base, center: str = 'mean', pairs: bool = False):
     """(effect, standard error, degrees of freedom) of a t test, arms (..., seeds); center = 'log': of the logarithms."""
     a, b = np.asarray(arm, float), np.asarray(base, float)
     if center == 'log':
@@ -268,7 +275,7 @@ def p_value(arm, base, null: float = 0.0, center: str = 'mean', pairs: bool = Fa
     """Two-sided p of the hypothesis that the effect is `null`."""
     if center == 'median':
         return stats.mann_whitney(arm, base, null)
-    effect, se, df = test(arm, base, center, pairs)
+    effect, se, df = t_test(arm, base, center, pairs)
     return 2 * stats.scipy_stats().t.sf(np.abs(effect - null) / se, df)
 
 
@@ -276,7 +283,7 @@ def interval(arm, base, alpha: float, center: str = 'mean', pairs: bool = False)
     """The effect and the values that p_value does not reject at alpha."""
     if center == 'median':
         return stats.hodges_lehmann(arm, base, 1 - alpha)
-    effect, se, df = test(arm, base, center, pairs)
+    effect, se, df = t_test(arm, base, center, pairs)
     half = stats.scipy_stats().t.isf(alpha / 2, df) * se
     return stats.Estimate(effect, effect - half, effect + half, np.shape(arm)[-1])
 
