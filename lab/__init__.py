@@ -5,6 +5,7 @@ Comparisons: from a config to runs, records, verdicts and pages.
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
     stats.py         intervals, tests, speed-ups, power laws
+    rates.py         the learning rate of an arm, from its sweep
     protocol.py      the rule by which a comparison is judged
     tables.py        from records to figures, verdicts and tables
     figures.py       pictures of a comparison

@@ -1,10 +1,11 @@
 """
 The rule by which a comparison is judged, from seeds to one of five words; docs/protocol.md gives the reasons.
+rates.py chooses the learning rates first.
 
-    sigma, plan, rule   before the runs: the noise of the baseline, how many seeds, what a claim will need
-    choose_rate         the learning rate of an arm from its sweep
-    judge               after each pair of seeds: every arm's interval, p and word
-    halves, figure      which half of the validation set chooses and which one is reported
+    sigma, plan, rule        before the runs: the noise of the baseline, how many seeds, what a claim will need
+    halves, figure           which half of the validation set chooses and which one is reported
+    judge                    after each pair of seeds: every arm's interval, p and word
+    with_rates, contradicts  what an uncertain learning rate does to a word
 
 Lower figures are better, effects are arm minus baseline, `worth` is the smallest gain that matters. Functions take plain
 numbers, a value per seed in the order of the seeds; nothing here reads a file.
@@ -19,6 +20,7 @@ import numpy as np
 
 from configurator import UserError
 from lab import stats
+from lab.rates import Rate
 
 ALPHA = 0.05  # of a comparison: all its arms, looks and both sides
 POWER = 0.8
@@ -50,7 +52,7 @@ def looks_to(n: int) -> tuple:
 
 
 def fractions(looks: tuple, base_seeds: int = SIGMA_SEEDS) -> tuple:
-    """Information at each look over that at the last one; the baseline has base_seeds from the start."""
+    """Information at each look over that at the last one; the baseline has base_seeds from the start (1: paired)."""
     information = [1 / (1 / n + 1 / max(n, base_seeds)) for n in looks]
     return tuple(i / information[-1] for i in information)
 
@@ -122,123 +124,6 @@ def figure(evaluations: dict, chooses: str, reports: str, at: str = 'last') -> f
     """A run's figure: `reports` at the last evaluation, or at the one where `chooses` is lowest."""
     values = evaluations[reports]
     return values[-1] if at == 'last' else values[int(np.argmin(evaluations[chooses]))]
-
-
-# -----------------------------------------------------------------------------
-# learning rates
-
-
-@dataclass
-class Rate:
-    """What a sweep says about the learning rate of an arm."""
-
-    lr: float
-    edge: str  # '' inside the range tried; 'low', 'high': at its end; 'divergence': next to a rate that diverged
-    how: str  # 'quadratic', or 'lowest within one standard error' where no quadratic fits
-    second: float | None  # the rate tried that is best apart from lr: it meets the deciding seeds as a check
-    seeds: int  # in the smallest sample of a rate
-    cost: float  # what the uncertainty of the rate costs on average, in the figure's unit; nan without a quadratic
-    means: dict  # {rate: mean figure}, inf where a seed diverged
-
-
-def noise(values) -> tuple:
-    """(means, variances of the means) of figures (..., rates, seeds), rates ascending; nan: no such seed, inf: a run that
-    diverged, and with it its rate. A run may also diverge and stay finite: a rate counts as diverged, its mean inf, if it
-    lies ten times as high above the lowest mean as every lower rate and the noise. A variance of three seeds is worth
-    little, so each is drawn towards the median one with the weight of four degrees of freedom."""
-    n = np.sum(~np.isnan(values), -1)
-    usable = np.isfinite(np.nansum(values, -1)) & (n > 0)
-    safe = np.where(usable[..., None] & ~np.isnan(values), values, 0.0)
-    means = safe.sum(-1) / np.maximum(n, 1)
-    squares = np.where(np.isnan(values), 0.0, (safe - means[..., None]) ** 2).sum(-1)
-    df = np.maximum(n - 1, 0)
-    own = np.where(usable & (df > 0), squares / np.maximum(df, 1), np.nan)
-    with np.errstate(all='ignore'):
-        typical = np.nanmedian(own, -1, keepdims=True) if np.isfinite(own).any() else np.zeros_like(means[..., :1])
-    variances = (squares + 4 * np.nan_to_num(typical)) / (df + 4)
-    variances = variances / np.maximum(n, 1)
-    means = np.where(usable, means, np.inf)
-    height = means - means.min(-1, keepdims=True, where=usable, initial=np.inf)
-    highest = np.maximum.accumulate(np.where(usable, height, 0.0), -1)[..., :-1]
-    cliff = (height[..., 1:] > 10 * (highest + np.sqrt(typical))) & (highest > 0)
-    means[..., 1:] = np.where(np.logical_or.accumulate(cliff, -1), np.inf, means[..., 1:])
-    return means, variances
-
-
-def quadratic(x, values):
-    """(vertex, error variance of the vertex, curvature, usable) of the parabola through figures against the logarithm x
-    of the rate, by weighted least squares. x: (rates,), values: (..., rates, seeds). A parabola holds near the minimum
-    only: a point's weight is 1 / (variance of its mean + (half its height above the lowest mean)^2)."""
-    means, variances = noise(values)
-    finite = np.isfinite(means)
-    height = np.where(finite, means - means.min(-1, keepdims=True), 0.0)
-    weights = np.where(finite, 1 / (variances + (height / 2) ** 2 + 1e-18), 0.0)
-    centre = x[np.argmin(means, -1)][..., None]
-    design = np.stack([np.ones_like(x - centre), x - centre, (x - centre) ** 2], -1)  # (..., rates, 3)
-    normal = np.einsum('...r,...ri,...rj->...ij', weights, design, design)
-    usable = finite.sum(-1) >= 3
-    normal[~usable] = np.eye(3)
-    right = np.einsum('...r,...ri->...i', weights * np.where(finite, means, 0.0), design)
-    covariance = np.linalg.inv(normal)
-    b, a = np.moveaxis(np.einsum('...ij,...j->...i', covariance, right)[..., 1:], -1, 0)
-    convex = usable & (a > 0)
-    a = np.where(convex, a, 1.0)
-    gradient = np.stack([np.zeros_like(a), -1 / (2 * a), b / (2 * a**2)], -1)
-    variance = np.einsum('...i,...ij,...j->...', gradient, covariance, gradient)
-    return centre[..., 0] - b / (2 * a), variance, a, convex
-
-
-def best_rate(x, values):
-    """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the ascending logarithms x.
-    The vertex, clipped to the neighbours of the lowest mean that did not diverge; where no parabola opens upwards, the
-    lowest rate whose mean lies within one standard error of the lowest mean."""
-    means, variances = noise(values)
-    finite = np.isfinite(means)
-    vertex, _, _, convex = quadratic(x, values)
-    best = np.argmin(means, -1)[..., None]
-    near = finite & (np.abs(np.arange(len(x)) - best) <= 1)
-    low, high = np.where(near, x, np.inf).min(-1), np.where(near, x, -np.inf).max(-1)
-    limit = np.take_along_axis(means, best, -1) + np.sqrt(np.take_along_axis(variances, best, -1))
-    tie = x[np.argmax(means <= limit, -1)]  # the first that is
-    return np.where(convex, np.clip(vertex, low, high), tie), convex
-
-
-def choose_rate(figures: dict) -> Rate | None:
-    """The rate of an arm from the figures of its sweep alone, {rate: [a value per sweep seed]}; inf is a run that
-    diverged. None if every rate diverged."""
-    rates = sorted(figures)
-    values = np.full((len(rates), max(len(v) for v in figures.values())), np.nan)
-    for i, lr in enumerate(rates):
-        values[i, : len(figures[lr])] = figures[lr]
-    x, (means, _) = np.log(rates), noise(values)
-    if not np.isfinite(means).any():
-        return None
-    chosen, convex = best_rate(x, values)
-    _, variance, curvature, _ = quadratic(x, values)
-    good = np.flatnonzero(np.isfinite(means))
-    edge = ''
-    if len(rates) > 1:
-        ends = {x[good[0]]: 'divergence', x[good[-1]]: 'divergence'} | {x[0]: 'low', x[-1]: 'high'}
-        edge = ends.get(float(chosen), '')
-    step = float(np.median(np.diff(x))) if len(x) > 1 else 0.0
-    others = [i for i in good if abs(x[i] - chosen) >= step / 2 and len(x) > 1]
-    return Rate(
-        lr=float(f'{math.exp(chosen):.3g}'),
-        edge=edge,
-        how='quadratic' if convex else 'lowest within one standard error',
-        second=rates[min(others, key=lambda i: means[i])] if others else None,
-        seeds=min(len(v) for v in figures.values()),
-        cost=float(variance * curvature) if convex and not edge else math.nan,
-        means={lr: float(np.mean(v)) for lr, v in figures.items()},
-    )
-
-
-def contradicts(chosen, second) -> bool:
-    """Do the deciding seeds say that the second best rate is better after all? The choice stays with the sweep, so that
-    no figure is judged by the seeds that chose it; a verdict on such a rate waits for more sweep seeds."""
-    if min(len(chosen), len(second)) < 2 or not np.isfinite([*chosen, *second]).all():
-        return False
-    return interval(second, chosen, ALPHA).high < 0
 
 
 # -----------------------------------------------------------------------------
@@ -330,12 +215,14 @@ def judge(
     if center not in ('mean', 'median', 'log'):
         raise UserError(f"center = '{center}': must be mean, median or log")
     null = math.log1p(-worth) if center == 'log' else -worth
-    broken = {a for a, v in arms.items() if not np.isfinite(v).all()} if center != 'median' else set()
+    if center == 'median':  # a run that diverged is the worst there is
+        arms, base = {a: np.minimum(v, 1e30) for a, v in arms.items()}, np.minimum(base, 1e30)
+    broken = {a for a, v in arms.items() if not np.isfinite(v).all()}
     found, zero, gain = {}, [], []
     for arm, values in arms.items():
         steps = looks or (max(2, len(values)),)
         start = min(len(base), SIGMA_SEEDS) if looks else len(base)
-        part = fractions(steps, start)
+        part = fractions(steps, 1 if arm in pairs else start)
         found[arm] = Verdict(UNDECIDED, math.nan, -math.inf, math.inf, 1.0, len(values), len(base), '')
         p_zero = p_gain = 1.0
         for k, n in enumerate(steps):
@@ -365,7 +252,8 @@ def judge(
             bad = sum(not math.isfinite(y) for y in arms[arm])
             found[arm] = replace(found[arm], word=WORSE, note=f'{bad} of {len(arms[arm])} seeds diverged')
         elif not v.how:
-            found[arm].note = 'too few seeds for the first look'
+            ok = np.isfinite(base).all()
+            found[arm].note = 'too few seeds for the first look' if ok else 'seeds of the baseline diverged'
     return found
 
 
@@ -376,6 +264,14 @@ def more_seeds(v: Verdict, low: float, high: float, worth: float) -> int | None:
     if not math.isfinite(half):
         return None
     return max(1, math.ceil(v.n * (half / max(abs(v.value), abs(v.value + worth))) ** 2) - v.n)
+
+
+def contradicts(chosen, second) -> bool:
+    """Do the deciding seeds say that the second best rate is better after all? The choice stays with the sweep, so that
+    no figure is judged by the seeds that chose it; a verdict on such a rate waits for more sweep seeds."""
+    if min(len(chosen), len(second)) < 2 or not np.isfinite([*chosen, *second]).all():
+        return False
+    return interval(second, chosen, ALPHA).high < 0
 
 
 def with_rates(v: Verdict, arm: Rate | None, base: Rate | None, check: bool = False) -> Verdict:

@@ -238,8 +238,8 @@ def holm(p) -> np.ndarray:
 
 def spent(alpha, fraction: float):
     """How much of a two-sided alpha may be used up when this fraction of the information is there: the function of Lan &
-    DeMets (1983) that resembles Pocock's bounds. Where an effect is large it stops at a third of the seeds that the one
-    resembling O'Brien & Fleming's takes, and near none at as many (docs/protocol.md)."""
+    DeMets (1983) that resembles Pocock's bounds. The other one of theirs, which resembles O'Brien & Fleming's, takes more
+    seeds where an effect is large, and hardly fewer where there is none."""
     return np.asarray(alpha) * math.log(1 + (math.e - 1) * fraction)
 
 

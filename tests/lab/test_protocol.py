@@ -8,8 +8,9 @@ import pytest
 import scipy.stats
 
 from configurator import UserError
-from lab import protocol, stats
-from lab.protocol import ALPHA, BETTER, BY_WORTH, NO_GAIN, UNDECIDED, WORDS, WORSE, Rate, Verdict
+from lab import protocol, rates, stats
+from lab.protocol import ALPHA, BETTER, BY_WORTH, NO_GAIN, UNDECIDED, WORDS, WORSE, Verdict
+from lab.rates import Rate
 
 N = 20_000
 POINT = 0.01  # what a simulated rate may be above the stated one
@@ -96,12 +97,52 @@ def test_repeated_intervals_hold_at_all_looks_together_and_are_not_much_too_wide
     assert ALPHA / 2 <= missed.mean() <= ALPHA + POINT
 
 
+def test_welchs_own_degrees_of_freedom_would_let_more_pass_for_a_noisy_arm_of_four_seeds():
+    looks, missed = protocol.looks_to(12), np.zeros((2, N), bool)
+    arms, base = draw((0,), looks, np.random.default_rng(30), (3,))
+    for k, nominal in enumerate(stats.bounds(protocol.fractions(looks), (ALPHA,))[:, 0]):
+        a, b = arms[:, 0, : looks[k]], base[:, : max(looks[k], protocol.SIGMA_SEEDS)]
+        for i, (effect, se, df) in enumerate((stats.welch(a, b), protocol.t_test(a, b))):
+            missed[i] |= 2 * scipy.stats.t.sf(np.abs(effect) / se, df) < nominal
+    welch, ours = missed.mean(1)
+    assert welch > ALPHA + POINT >= ours
+
+
+def test_bounds_like_pococks_save_seeds_where_an_effect_is_large(monkeypatch):
+    """Against spending like O'Brien & Fleming's, at the plan of each."""
+
+    def obrien_fleming(alpha, fraction):
+        return 4 * scipy.stats.norm.sf(scipy.stats.norm.isf(np.asarray(alpha) / 4) / math.sqrt(fraction))
+
+    used, caches = [], (stats.bounds, stats.bounds_table)
+    for spending in (stats.spent, obrien_fleming):
+        monkeypatch.setattr(stats, 'spent', spending)
+        [f.cache_clear() for f in caches]
+        looks = protocol.plan(SIGMA, WORTH, 3)
+        rng = np.random.default_rng(31)
+        used.append(
+            [simulate(*draw((e,) * 3, looks, rng, n=2000), WORTH, looks)[3].mean() for e in (-4 * WORTH, -2 * WORTH, 0)]
+        )
+    [f.cache_clear() for f in caches]
+    (large, two, none), (theirs_large, theirs_two, theirs_none) = used
+    assert large < 0.65 * theirs_large and two < 0.8 * theirs_two and none < 1.1 * theirs_none
+
+
 def test_without_bounds_the_same_looks_would_call_three_times_as_many_null_effects():
     """What adding seeds until p < 0.05 does: the fault that alpha spending removes."""
     looks = protocol.looks_to(24)
     arms, base = draw((0,), looks, np.random.default_rng(4))
     p = [protocol.p_value(arms[:, 0, :n], base[:, : max(n, protocol.SIGMA_SEEDS)]) for n in looks]
     assert np.mean(np.min(p, 0) < ALPHA) > 2.5 * ALPHA
+
+
+def test_paired_looks_hold_the_error_rate():
+    looks, rng, missed = protocol.looks_to(12), np.random.default_rng(32), np.zeros(N, bool)
+    luck = rng.normal(size=(N, 12))
+    arm, base = (luck + 0.5 * rng.normal(size=(N, 12)) for _ in range(2))
+    for n, nominal in zip(looks, stats.bounds(protocol.fractions(looks, 1), (ALPHA,))[:, 0]):
+        missed |= protocol.p_value(arm[:, :n], base[:, :n], pairs=True) < nominal
+    assert ALPHA - POINT <= missed.mean() <= ALPHA + POINT
 
 
 def test_a_gain_of_two_worth_is_found_and_one_of_worth_as_often_as_planned():
@@ -139,8 +180,8 @@ def curve(x, best, floor=0.0):
     return np.where(d > 1.6, np.inf, y)
 
 
-def sweep(best, rng, rates=GRID, seeds=3):
-    return curve(rates, best[:, None])[..., None] + SIGMA * rng.normal(size=(len(best), len(rates), seeds))
+def sweep(best, rng, seeds=3):
+    return curve(GRID, best[:, None])[..., None] + SIGMA * rng.normal(size=(len(best), len(GRID), seeds))
 
 
 def test_with_every_arms_rate_chosen_by_its_sweep_the_error_rate_holds():
@@ -150,7 +191,7 @@ def test_with_every_arms_rate_chosen_by_its_sweep_the_error_rate_holds():
     arms = []
     for n in (looks[-1],) * 3:
         best = rng.uniform(GRID[1], GRID[-2], N)
-        chosen, _ = protocol.best_rate(GRID, sweep(best, rng))
+        chosen, _ = rates.best_rate(GRID, sweep(best, rng))
         b = best + rng.normal(0, 0.05, N)
         seeds = SIGMA * (0.95 * rng.normal(size=(N, n)) + math.sqrt(1 - 0.95**2) * rng.normal(size=(N, n)))
         arms.append(curve(chosen, b)[:, None] + seeds)
@@ -172,7 +213,7 @@ def test_the_parabola_costs_less_than_the_smallest_mean():
     rng = np.random.default_rng(9)
     best = rng.uniform(GRID[1], GRID[-2], N)
     values = sweep(best, rng)
-    chosen, convex = protocol.best_rate(GRID, values)
+    chosen, convex = rates.best_rate(GRID, values)
     smallest = GRID[np.where(np.isfinite(values.mean(-1)), values.mean(-1), np.inf).argmin(-1)]
     ours, theirs = curve(chosen, best), curve(smallest, best)
     assert convex.mean() > 0.99 and np.isfinite(ours).all()
@@ -180,18 +221,18 @@ def test_the_parabola_costs_less_than_the_smallest_mean():
 
 
 def test_the_vertex_of_an_exact_parabola_is_found_whatever_the_grid():
-    rates = {
+    figures = {
         lr: [2 + 0.1 * math.log(lr / 1.7e-3) ** 2 + e for e in (-0.01, 0, 0.01)] for lr in (5e-4, 1e-3, 3e-3, 8e-3)
     }
-    r = protocol.choose_rate(rates)
+    r = rates.choose_rate(figures)
     assert (r.lr, r.edge, r.how, r.second, r.seeds) == (pytest.approx(1.7e-3), '', 'quadratic', 1e-3, 3)
     assert 0 < r.cost < 0.005
 
 
 def test_rates_at_the_end_of_the_range_next_to_divergence_and_without_a_parabola():
-    down = protocol.choose_rate({1e-3: [3.0, 3.1], 2e-3: [2.0, 2.1], 4e-3: [1.4, 1.5]})
+    down = rates.choose_rate({1e-3: [3.0, 3.1], 2e-3: [2.0, 2.1], 4e-3: [1.4, 1.5]})
     assert (down.lr, down.edge, math.isnan(down.cost)) == (4e-3, 'high', True)
-    cliff = protocol.choose_rate({1e-3: [3.0, 3.1], 2e-3: [2.0, 2.1], 4e-3: [1.4, 1.5], 8e-3: [1.2, math.inf]})
+    cliff = rates.choose_rate({1e-3: [3.0, 3.1], 2e-3: [2.0, 2.1], 4e-3: [1.4, 1.5], 8e-3: [1.2, math.inf]})
     assert (cliff.lr, cliff.edge) == (4e-3, 'divergence')
     flat = {
         1e-3: [2.010, 2.000, 2.020],
@@ -199,12 +240,12 @@ def test_rates_at_the_end_of_the_range_next_to_divergence_and_without_a_parabola
         4e-3: [2.002, 2.012, 2.008],
         8e-3: [9.0, math.inf, 9.0],
     }
-    tie = protocol.choose_rate(flat)  # 1e-3 and 4e-3 within a standard error: the one further from divergence
+    tie = rates.choose_rate(flat)  # 1e-3 and 4e-3 within a standard error: the one further from divergence
     assert (tie.lr, tie.how) == (1e-3, 'lowest within one standard error')
-    assert protocol.choose_rate({1e-3: [math.inf], 2e-3: [math.inf]}) is None
-    wild = protocol.choose_rate({1e-3: [1.94, 1.95], 2e-3: [1.81, 1.80], 4e-3: [1.80, 1.81], 8e-3: [60.0, 59.0]})
+    assert rates.choose_rate({1e-3: [math.inf], 2e-3: [math.inf]}) is None
+    wild = rates.choose_rate({1e-3: [1.94, 1.95], 2e-3: [1.81, 1.80], 4e-3: [1.80, 1.81], 8e-3: [60.0, 59.0]})
     assert 2e-3 < wild.lr < 4e-3  # 59 is finite, and nothing a parabola is drawn through
-    alone = protocol.choose_rate({1e-3: [2.0, 2.1]})
+    alone = rates.choose_rate({1e-3: [2.0, 2.1]})
     assert (alone.lr, alone.edge, alone.second) == (1e-3, '', None)
 
 
@@ -274,6 +315,11 @@ def test_seeds_that_diverge_and_looks_that_are_not_there_yet():
     found = protocol.judge(dict(a=[1.0, 1.0, math.inf, 1.0], b=[1.0, 1.1, 1.0]), base, 0.01, (4, 6))
     assert (found['a'].word, found['a'].note) == (WORSE, '1 of 4 seeds diverged')
     assert (found['b'].word, found['b'].note) == (UNDECIDED, 'too few seeds for the first look')
+    broken = protocol.judge(dict(a=[1.0] * 4), [*base, math.inf], 0.01, (4, 6))['a']
+    assert (broken.word, broken.note) == (UNDECIDED, 'seeds of the baseline diverged')
+    rng = np.random.default_rng(19)  # ranks only need to know that one is worse
+    arm = [math.inf, *rng.normal(1.9, 0.01, 19)]
+    assert protocol.judge(dict(a=arm), rng.normal(2, 0.01, 20), 0.01, center='median')['a'].word == BY_WORTH
 
 
 def test_a_verdict_waits_where_the_losers_rate_may_lie_beyond_those_tried():
