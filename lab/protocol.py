@@ -100,7 +100,7 @@ def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
     lines = [
         f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arms against the baseline,'
         f' error rate {ALPHA:.0%} for all of them and all looks together',
-        'seeds   a claim needs p <   a difference of         found with 80%: one of',
+        'seeds   a claim needs p <   and a difference of     finds with 80% one of',
     ]
     for n, p in zip(looks, nominal):
         need, found = needs(n, p), detects(n, p)
@@ -215,8 +215,8 @@ def judge(
     if center not in ('mean', 'median', 'log'):
         raise UserError(f"center = '{center}': must be mean, median or log")
     null = math.log1p(-worth) if center == 'log' else -worth
-    if center == 'median':  # a run that diverged is the worst there is
-        arms, base = {a: np.minimum(v, 1e30) for a, v in arms.items()}, np.minimum(base, 1e30)
+    if center == 'median':  # a run that diverged is the worst there is; ranks are never paired
+        pairs, arms, base = (), {a: np.minimum(v, 1e30) for a, v in arms.items()}, np.minimum(base, 1e30)
     broken = {a for a, v in arms.items() if not np.isfinite(v).all()}
     found, zero, gain = {}, [], []
     for arm, values in arms.items():
