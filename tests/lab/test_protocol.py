@@ -78,6 +78,13 @@ def test_a_comparison_says_an_untrue_word_in_at_most_5_percent(effects, spread):
     assert np.mean(false_words(words, effects)) <= ALPHA + POINT
 
 
+@pytest.mark.parametrize('spread', [(3,), (3, 3, 3)])
+def test_also_where_worth_is_so_small_that_no_arm_stops_early(spread):
+    looks, effects, worth = protocol.looks_to(12), (0,) * len(spread), SIGMA / 5
+    words, *_ = simulate(*draw(effects, looks, np.random.default_rng(1), spread), worth, looks)
+    assert np.mean(false_words(words, effects, worth)) <= ALPHA + POINT
+
+
 @pytest.mark.parametrize('spread', [(1, 1, 1), (3, 1, 0.4)])
 def test_intervals_hold_the_truth_in_95_percent_of_comparisons(spread):
     """Those at the look where each arm stopped, of all arms together, clipped by Holm's method."""
