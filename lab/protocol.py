@@ -218,10 +218,11 @@ def judge(
     if center == 'median':  # a run that diverged is the worst there is; ranks are never paired
         pairs, arms, base = (), {a: np.minimum(v, 1e30) for a, v in arms.items()}, np.minimum(base, 1e30)
     broken = {a for a, v in arms.items() if not np.isfinite(v).all()}
+    names = dict(mean='Welch', median='Mann-Whitney', log='Welch of logarithms')
     found, zero, gain = {}, [], []
     for arm, values in arms.items():
         steps = looks or (max(2, len(values)),)
-        start = min(len(base), SIGMA_SEEDS) if looks else len(base)
+        start = SIGMA_SEEDS if looks else len(base)
         part = fractions(steps, 1 if arm in pairs else start)
         found[arm] = Verdict(UNDECIDED, math.nan, -math.inf, math.inf, 1.0, len(values), len(base), '')
         p_zero = p_gain = 1.0
@@ -234,11 +235,7 @@ def judge(
             p_gain = min(p_gain, float(stats.sequential_p(p_value(a, b, null, **kind), part, k)))
             level = ALPHA / len(arms) if len(steps) == 1 else stats.bounds(part, (ALPHA / len(arms),))[k, 0]
             e = interval(a, b, level, **kind)
-            how = (
-                'paired'
-                if arm in pairs
-                else dict(mean='Welch', median='Mann-Whitney', log='Welch of logarithms')[center]
-            )
+            how = 'paired' if arm in pairs else names[center]
             found[arm] = replace(found[arm], value=e.value, low=e.low, high=e.high, n=n, base_n=m, how=how)
         zero.append(p_zero)
         gain.append(p_gain)
