@@ -3,15 +3,18 @@ Statistics of runs: what a handful of seeds can say, with intervals that mean wh
 
 Every function takes plain lists, a value per seed; two arms are paired by position, seed by seed. Intervals are
 two-sided. tests/test_stats.py simulates each of them: 95% cover the truth in 95% of cases.
+
+    python -m lab.stats results/sigma      spread over seeds, and the rate curves, of a comparison's runs
 """
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
-from configurator import UserError
+from configurator import UserError, input_path, run
 
 LEVEL = 0.95
 
@@ -165,3 +168,62 @@ def pareto(points) -> list[int]:
             front.append(i)
             best = points[i][1]
     return front
+
+
+# -----------------------------------------------------------------------------
+# what any protocol needs to know before it compares: the spread over seeds, and where the best rate lies
+
+
+def std(values, level: float = LEVEL) -> Estimate:
+    """Sample standard deviation of normal values with its chi-square interval."""
+    x = np.asarray(values, float)
+    n, s = len(x), float(x.std(ddof=1))
+    low, high = scipy_stats().chi2.ppf([(1 - level) / 2, (1 + level) / 2], n - 1)
+    return Estimate(s, s * math.sqrt((n - 1) / high), s * math.sqrt((n - 1) / low), n)
+
+
+def best_rate(rates, losses) -> tuple[float, float] | None:
+    """(rate, loss) at the lowest point of the parabola, over the logarithm of the rate, through the rate with the
+    smallest mean loss and its two neighbours: further away the curve is no parabola, and runs that nearly diverge would
+    decide. rates rise; losses are a mean per rate, inf where a run diverged. None where the best rate is the lowest or
+    the highest, or its neighbour diverged."""
+    i = int(np.argmin(losses))
+    if i in (0, len(rates) - 1) or not np.isfinite(losses[i - 1 : i + 2]).all():
+        return None
+    a, b, c = np.polyfit(np.log(rates[i - 1 : i + 2]), losses[i - 1 : i + 2], 2)
+    lowest = -b / (2 * a)
+    return math.exp(lowest), a * lowest**2 + b * lowest + c
+
+
+def show(folder):
+    """Print, for each arm and rate with at least 4 deciding seeds, mean and spread of the last losses, and for each sweep
+    its curve."""
+    from lab import records  # not at the top: it loads torch
+
+    decided, swept = {}, {}
+    for r in records.read_records(folder).values():
+        cell = records.cell_name(r['arm'], r['size'])
+        if r['seed'] > records.SWEEP:
+            swept.setdefault(cell, {}).setdefault(r['lr'], []).append(
+                r['eval']['val_loss'][-1] if r['state'] == 'finished' else math.inf
+            )
+        elif r['state'] == 'finished':
+            last = [r['eval'][k][-1] for k in ('val_loss', 'val_a', 'val_b')]
+            decided.setdefault((cell, r['lr']), []).append(last)
+    for (cell, lr), rows in sorted(decided.items()):
+        if len(rows) >= 4:
+            whole, a, b = np.transpose(rows)
+            print(f'{cell}, rate {lr:g}, {len(rows)} seeds: val_loss {whole.mean():.4f}, std {std(whole)}')
+            halves = f'std of val_a {std(a)}, of val_b {std(b)}'
+            print(f'    {halves}, correlation {np.corrcoef(a, b)[0, 1]:.3f}')
+    for cell, curve in sorted(swept.items()):
+        rates = sorted(curve)
+        means = [float(np.mean(curve[lr])) for lr in rates]
+        found = best_rate(rates, means)
+        print(f'{cell}, sweep, mean (std) of {len(curve[rates[0]])} seeds')
+        print('    ' + ', '.join(f'{lr:g}: {m:.4f} ({np.std(curve[lr], ddof=1):.4f})' for lr, m in zip(rates, means)))
+        print('    best by a quadratic: ' + (f'{found[1]:.4f} at {found[0]:.2e}' if found else 'none in the interior'))
+
+
+if __name__ == '__main__':
+    run(lambda: show(input_path(sys.argv[1])))

@@ -8,7 +8,9 @@
 include('einsum_gutenberg.py')
 
 name = 'einsum_gutenberg'
-sizes = dict(w192='--n_embd=192 --n_head=6 --max_iters=2102 --lr_decay_iters=2102 --warmup_iters=105 --eval_interval=700')
+sizes = dict(
+    w192='--n_embd=192 --n_head=6 --max_iters=2102 --lr_decay_iters=2102 --warmup_iters=105 --eval_interval=700'
+)
 _structured = '--linear_layers=mlp+attn --linear_path=factored'
 arms = dict(
     dense='',

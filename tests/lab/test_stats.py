@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import ROOT
 
-from lab import stats
+from lab import records, stats
 
 SIMULATIONS = 500
 
@@ -110,3 +111,29 @@ def test_the_power_law_of_exact_points_is_found_and_needs_four_sizes():
 def test_pareto_fronts_leave_out_what_is_beaten():
     points = [(10, 2.0), (20, 1.5), (15, 2.1), (20, 1.6), (30, 1.5), (40, 1.2)]
     assert stats.pareto(points) == [0, 1, 5]
+
+
+def test_intervals_of_a_standard_deviation_cover_95_percent():
+    samples = np.random.default_rng(0).normal(0, 2, size=(4000, 8))
+    inside = np.mean([not stats.std(x).excludes(2) for x in samples])
+    assert abs(inside - 0.95) < 0.01
+
+
+def test_the_best_rate_is_the_lowest_point_of_an_exact_parabola():
+    rates = [1e-3, 2e-3, 4e-3, 8e-3]
+    losses = [3 + 0.5 * math.log(r / 3e-3) ** 2 for r in rates]
+    rate, loss = stats.best_rate(rates, losses)
+    assert rate == pytest.approx(3e-3) and loss == pytest.approx(3)
+    assert stats.best_rate(rates, [4, 3, 2, 1]) is None  # on the edge
+    assert stats.best_rate(rates, [4, 3, 2, math.inf]) is None
+
+
+def test_the_spread_of_committed_runs_is_shown(capsys):
+    stats.show(ROOT / 'results' / 'sigma')
+    out = capsys.readouterr().out
+    rows = [
+        r['eval']['val_a'][-1]
+        for r in records.read_records(ROOT / 'results' / 'sigma').values()
+        if r['arm'] == 'shakespeare_250'
+    ]
+    assert len(rows) == 8 and f'std of val_a {np.std(rows, ddof=1):.4f}' in out
