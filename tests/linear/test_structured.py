@@ -246,7 +246,7 @@ def test_from_dense_is_the_nearest_member(name, keys, size):
                 for F, g in zip(m.factors, grads):
                     F += step * F.norm() / g.norm().clamp(min=1e-9) * g
         m.from_dense(near)
-        assert (m.to_dense() - near).norm() < 0.05 * (W - near).norm()
+        assert (m.to_dense() - near).norm() < 0.25 * (W - near).norm()  # from another beginning
         return
     if isinstance(m, einsum.Einsum):  # the tail of the singular values of the tiles
         s = m.shape
@@ -495,7 +495,7 @@ def test_both_paths_take_the_same_steps():
         torch.testing.assert_close(ends[0][k], ends[1][k], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize('name', ['low_rank', 'block_dense', 'monarch', 'btt', 'block_diagonal'])
+@pytest.mark.parametrize('name', MEMBERS)
 def test_compiles_into_one_graph(name):
     torch._dynamo.reset()
     model = tiny_gpt(linear=name, linear_path='factored', linear_layers='mlp+attn').train()
