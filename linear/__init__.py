@@ -14,6 +14,7 @@ Every way to parameterize a linear layer, behind one registry. A layer is one fi
     tensor_train.py    tensor trains; with two cores a point of the family
     block_diagonal.py  blocks on the diagonal
     btt_moe.py         a mixture of Block Tensor-Trains inside a layer
+    blast.py           blocks that share factors, with diagonal couplings
     moe.py             routing, and the mixture of whole MLPs
     factors.py         a model with factors in it or beside it: leaves, state, forming W
     kernels/           products that torch does not have
@@ -45,6 +46,7 @@ import torch.nn as nn
 
 from configurator import key
 from linear import moe, structured
+from linear.blast import Blast
 from linear.block_dense import BlockDense
 from linear.block_diagonal import BlockDiagonal
 from linear.btt import BTT
@@ -69,6 +71,7 @@ LAYERS = {
     'tensor_train': TensorTrain,
     'block_diagonal': BlockDiagonal,
     'btt_moe': BttMoE,
+    'blast': Blast,
 }
 MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
 # other a second (measured)
