@@ -15,6 +15,7 @@ Every way to parameterize a linear layer, behind one registry. A layer is one fi
     block_diagonal.py  blocks on the diagonal
     btt_moe.py         a mixture of Block Tensor-Trains inside a layer
     blast.py           blocks that share factors, with diagonal couplings
+    low_rank_sparse.py low rank plus a sparse matrix on a fixed random support
     moe.py             routing, and the mixture of whole MLPs
     factors.py         a model with factors in it or beside it: leaves, state, forming W
     kernels/           products that torch does not have
@@ -56,6 +57,7 @@ from linear.einsum import Einsum
 from linear.expanded import Expanded
 from linear.kronecker import Kronecker
 from linear.low_rank import LowRank
+from linear.low_rank_sparse import LowRankSparse
 from linear.monarch import Monarch
 from linear.tensor_train import TensorTrain
 
@@ -72,6 +74,7 @@ LAYERS = {
     'block_diagonal': BlockDiagonal,
     'btt_moe': BttMoE,
     'blast': Blast,
+    'low_rank_sparse': LowRankSparse,
 }
 MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
 # other a second (measured)
