@@ -20,7 +20,7 @@ from lab.steps import Arm
 from model import GPT
 from surgery import distill, rotate
 from tokens import loader
-from train import TrainConfig, padded_vocabulary
+from train import TrainConfig
 
 
 @dataclass
@@ -98,7 +98,7 @@ def match(argv: list[str]):
         raise UserError(f'{", ".join(sorted(mine))}: belongs to the candidate, behind the --')
     configs = []
     for c in (reference, candidate):
-        n = c.vocab_size or padded_vocabulary(loader.read_meta(c.dataset))
+        n = c.vocab_size or loader.padded_vocabulary(loader.read_meta(c.dataset))
         configs.append(dataclasses.replace(c, vocab_size=n))
     if candidate.solve == 'expansion' and candidate.linear != 'expanded':
         raise UserError('solve = expansion: the candidate has linear = dense; add --linear=expanded')

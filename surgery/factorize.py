@@ -178,8 +178,7 @@ WHITENED = ('low_rank', 'expanded', 'block_diagonal')
 def new_layer(config, site: str, old, init='nearest', C=None, rescale=False):
     """The member that takes the place of a plain layer, on the CPU; its bias is a copy of the old one's."""
     W = old.weight.detach().cpu().float()
-    factored = dataclasses.replace(config, linear_path='factored')
-    member = linear.make(factored, site, W.size(1), W.size(0), residual=site.endswith('c_proj'))
+    member = linear.make(config, site, W.size(1), W.size(0), residual=site.endswith('c_proj'))
     if init != 'random':
         INITS[init](member, W, C)
         if rescale:  # all of these are homogeneous
@@ -483,7 +482,7 @@ def factorize(cfg: FactorizeConfig):
         print(f'all of {k}: loss {base:.4f} -> {loss:.4f}')
 
     new = twin(model)
-    new.config = dataclasses.replace(config, linear_path='auto')
+    new.config = config
     if cfg.distill_iters:
         shape = {f.name: getattr(config, f.name) for f in SHAPE}
         settings = dataclasses.asdict(cfg) | shape | dict(iter_num=ckpt['iter_num'])
