@@ -2,7 +2,7 @@
 Checkpoints: save, verify, restore. One format, a dict of tensors, numbers and strings in torch's zip file, read with
 torch.load(weights_only=True), so a checkpoint cannot run code:
 
-    model          {name: tensor}, factors in place of the matrices formed from them (factors.state)
+    model          {name: tensor}, factors in place of the matrices formed from them
     model_args     GPTConfig keys; of a plain model only nanoGPT's, so that nanoGPT reads the file. They describe this very
                    model: of a run that expands one layer at a time (rotate.py), the layer that is expanded now
     config         the resolved training config
@@ -28,17 +28,24 @@ from pathlib import Path
 import torch
 
 import files
+import linear
 from configurator import UserError, input_path
-from linear import factors
+from linear.factors import load_state
 from model import GPT, GPTConfig, model_args
 
 FORMAT = 'nanomorph 1'
 
 
-def pack(model, config: dict, iter_num: int, best_val_loss: float, **resume) -> dict:
+def pack(model, config: dict, iter_num: int, best_val_loss: float, factors=None, **resume) -> dict:
+    """A checkpoint to save. factors: those beside the model (linear.factors.Factors); ValueError if they are left out."""
+    for name in map(linear.path, linear.chosen(model.config)):
+        if name not in (factors or ()) and not hasattr(model.get_submodule(name), 'factors'):
+            raise ValueError(
+                f'{name} is formed from factors that lie beside the model: pack(..., factors=...) needs them'
+            )
     return dict(
         format=FORMAT,
-        model=factors.state(model),
+        model=factors.state() if factors else model.state_dict(),
         model_args=model_args(model.config),
         config=config,
         iter_num=iter_num,
@@ -106,11 +113,11 @@ def read_args(ckpt: dict, path) -> dict:
     return known | ckpt['model_args']
 
 
-def build(ckpt: dict, path='checkpoint', **override) -> GPT:
-    """The checkpoint's model on the CPU, in evaluation mode. override: GPTConfig keys, such as linear_path."""
-    model = GPT(GPTConfig(**(read_args(ckpt, path) | override)))
+def build(ckpt: dict, path='checkpoint') -> GPT:
+    """The checkpoint's model on the CPU, in evaluation mode, its factors in it."""
+    model = GPT(GPTConfig(**read_args(ckpt, path)))
     try:
-        factors.load_state(model, ckpt['model'])
+        load_state(model, ckpt['model'])
     except UserError as e:
         raise UserError(f'{path}: {e}') from None
     return model.eval()

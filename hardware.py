@@ -3,8 +3,10 @@ The machine: which device and precision a run gets, its processes, and what it c
 """
 
 import contextlib
+import gc
 import os
 import re
+import signal
 
 import torch
 import torch.distributed as dist
@@ -130,6 +132,50 @@ def total(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+class Interrupt:
+    """SIGINT and SIGTERM ask for an end between two steps; a second one kills."""
+
+    def __init__(self):
+        self.asked = False
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, self.note)
+
+    def note(self, s, frame):
+        self.asked = True
+        signal.signal(s, signal.SIG_DFL)
+
+    def agreed(self, device: torch.device, ask: bool) -> bool:
+        """Whether to end now. Of several processes all end at the same step: one where all of them ask each other."""
+        if not dist.is_initialized():
+            return self.asked
+        return ask and bool(total(torch.tensor(float(self.asked), device=device)).item())
+
+
+def start_afresh():
+    """Free what an earlier run in this process has left, and let the compiler know nothing of its shapes."""
+    gc.unfreeze()
+    gc.collect()
+    torch._dynamo.reset()
+
+
+def random_states(device: torch.device) -> dict:
+    """{cpu, cuda: the state of torch's random numbers in every process}."""
+    mine = [torch.get_rng_state(), torch.cuda.get_rng_state() if device.type == 'cuda' else None]
+    states = [mine]
+    if dist.is_initialized():
+        states = [None] * dist.get_world_size()
+        dist.all_gather_object(states, mine)
+    return dict(cpu=[s[0] for s in states], cuda=[s[1] for s in states])
+
+
+def set_random_state(states: dict, rank: int, device: torch.device):
+    """That of this process; nothing where there were fewer."""
+    if rank < len(states['cpu']):
+        torch.set_rng_state(states['cpu'][rank])
+        if device.type == 'cuda' and states['cuda'][rank] is not None:
+            torch.cuda.set_rng_state(states['cuda'][rank])
 
 
 class Replay:

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from configurator import ROOT, UserError
+import hardware
+from configurator import ROOT, UserError, overrides
 from files import write, write_json
 from tokens.loader import data_dir
 
@@ -50,6 +51,27 @@ def read_metrics(out_dir: Path) -> list[dict]:
             except ValueError:
                 continue
     return lines
+
+
+def facts(t) -> dict:
+    """What the manifest says of a run of a Trainer."""
+    beside = t.optimizer.factors
+    return dict(
+        device=hardware.device_name(t.device),
+        processes=t.world,
+        dtype=str(t.dtype).removeprefix('torch.'),
+        attention=hardware.attention_backend(t.model, t.device, t.dtype),
+        seed_model=t.cfg.seed_model,
+        seed_data=t.cfg.seed_data,
+        data_edition=t.meta.get('edition'),
+        params=t.model.num_params(beside),
+        params_collapsed=t.model.num_params_collapsed(beside),
+        tokens_per_iter=t.cfg.tokens_per_iter,
+        flops_per_token=t.flops_per_token,
+        flops_per_update=beside.flops_per_update(),
+        peak_flops=hardware.peak_flops(t.device, t.dtype),
+        transfer=t.history,
+    )
 
 
 class Log:
@@ -99,6 +121,25 @@ class Log:
     def say(self, text: str):
         if not self.quiet:
             tqdm.write(text) if not self.bar.disable else print(text, flush=True)
+
+    def head(self, cfg, facts: dict, lines: list[str]):
+        """What a run is, before it begins: its note, its config, its size and cost, and what is said of its layers."""
+        if cfg.note:
+            self.say(cfg.note)
+        self.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
+        if idle := cfg.idle():
+            keys = ', '.join(f'{k} = {v}' for k, v in idle.items())
+            self.say(f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp})')
+        tokens = facts['tokens_per_iter']
+        flops = tokens * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
+        self.say(
+            f'{facts["params"] / 1e6:.2f}M parameters'
+            + (f' ({facts["params_collapsed"] / 1e6:.2f}M collapsed)' if cfg.linear != 'dense' else '')
+            + f', {tokens:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
+            + f' x {facts["processes"]}, {facts["dtype"]}, attention {facts["attention"]}'
+        )
+        for line in lines:
+            self.say(line)
 
     def metrics(self, **values):
         """One line of metrics.jsonl; floats keep 8 digits, what a float32 holds."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import linear
 from configurator import key
-from linear import factors, moe
+from linear import moe
 from linear.kernels import fused
 
 
@@ -59,11 +59,6 @@ class GPTConfig(
     logit_scale: float = key(
         1.0, 'factor on the logits; growth sets it where a head is tied without norm weights', above=0
     )
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens that one forming of W serves on one device: endless at inference; TrainConfig knows the batch."""
-        return math.inf
 
     def hidden(self, layer: int) -> int:
         """Hidden units of the MLP of a layer."""
@@ -331,20 +326,17 @@ class GPT(nn.Module):
         odd = -self.config.vocab_size % 64 if x.is_cuda else 0
         return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, odd)))[..., : self.config.vocab_size]
 
-    def num_params(self) -> int:
-        """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count)."""
+    def num_params(self, beside=None) -> int:
+        """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count).
+        beside: {name: layer} of the factors beside the model (linear.factors.Factors)."""
         n = sum(p.numel() for name, p in self.named_parameters() if name != 'transformer.wpe.weight')
-        for m in factors.formed(self).values():
-            n += sum(W.numel() for W in m.beside[0].parameters()) - m.weight.numel()
-        return n
+        return n + sum(sum(p.numel() for p in m.parameters()) - m.d_in * m.d_out for m in (beside or {}).values())
 
-    def num_params_collapsed(self) -> int:
+    def num_params_collapsed(self, beside=None) -> int:
         """The same count for the dense model that this one collapses to."""
-        members = {id(m): m for m in self.modules() if hasattr(m, 'factors')}
-        members |= {id(m): m.beside[0] for m in factors.formed(self).values()}
-        return self.num_params() + sum(
-            m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name != 'bias')
-            for m in members.values()
+        members = [m for m in self.modules() if hasattr(m, 'factors')] + [*(beside or {}).values()]
+        return self.num_params(beside) + sum(
+            m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name != 'bias') for m in members
         )
 
     def flops_per_token(self, T=None) -> int:
@@ -356,10 +348,6 @@ class GPT(nn.Module):
         context = min(T or c.block_size, c.attention_window or c.block_size)
         head = c.n_embd * c.vocab_size if c.tie_head else 0  # an untied one is among the linears
         return 6 * (linears + head + 2 * c.n_layer * context * c.n_embd)
-
-    def flops_per_update(self) -> int:
-        """Per optimizer step, whatever the batch: forming the materialised W, and the chain rule back."""
-        return 6 * sum(m.beside[0].form_macs() for m in factors.formed(self).values())
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, vocabulary=None):

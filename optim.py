@@ -1,8 +1,8 @@
 """
 The optimizer and its schedule.
 
-`Optimizer` is AdamW over the leaves of a model (factors.leaves: the factors where a matrix is formed from factors). To
-the training loop it looks like an optimizer over the matrices that the network computes with.
+`Optimizer` is AdamW over the leaves of a model (the factors where a matrix is formed from factors, which it owns). To the
+training loop it looks like an optimizer over the matrices that the network computes with.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 import torch
 
 from configurator import UserError
-from linear import factors
+from linear.factors import Factors
 
 
 def lr_at(cfg, it: int) -> float:
@@ -30,8 +30,28 @@ def lr_at(cfg, it: int) -> float:
     return cfg.min_lr + coeff * (cfg.learning_rate - cfg.min_lr)
 
 
+def problems(cfg) -> list[str]:
+    """What is wrong with the keys of the schedule, one line each."""
+    if not cfg.decay_lr:
+        return []
+    found = []
+    if cfg.min_lr > cfg.learning_rate:
+        found.append(f'min_lr = {cfg.min_lr:g}: must be at most learning_rate ({cfg.learning_rate:g})')
+    if cfg.warmup_iters > cfg.lr_decay_iters:
+        found.append(f'warmup_iters = {cfg.warmup_iters}: must be at most lr_decay_iters ({cfg.lr_decay_iters})')
+    if cfg.schedule == 'wsd' and cfg.wsd_decay_iters + cfg.warmup_iters > cfg.lr_decay_iters:
+        found.append(
+            f'wsd_decay_iters = {cfg.wsd_decay_iters}: with warmup_iters ({cfg.warmup_iters}) must be at most'
+            f' lr_decay_iters ({cfg.lr_decay_iters})'
+        )
+    return found
+
+
 class Optimizer:
     """AdamW with nanoGPT's decay rule (matrices decay, vectors do not) and each layer's own rate and decay scales.
+
+    It owns the factors beside the model (`factors`, by tokens: see linear.factors.Factors): making the optimizer takes
+    them out of the model.
 
     Clipping: the norm is taken over the gradients of the matrices that the network computes with, before the chain
     rule, so that it means the same in every arm and costs the same however wide the factors are. The chain rule is
@@ -43,22 +63,29 @@ class Optimizer:
     captured backward pass needs it; they are zeroed instead of dropped. compile, dtype: how W is formed of factors.
     """
 
-    def __init__(self, model, cfg, fixed_grads=False, compile=False, dtype=torch.float32):
-        self.weights = list(model.parameters())  # what the network computes with
+    def __init__(self, model, cfg, tokens=math.inf, fixed_grads=False, compile=False, dtype=torch.float32):
+        self.model, self.cfg, self.fixed_grads, self.grad_norm = model, cfg, fixed_grads, None
+        compile = compile and all(p.is_cuda for p in model.parameters())
+        self.factors = Factors(model, tokens, compile, dtype)
+        self.build()
+
+    def build(self):
+        """AdamW without moments, over what the model and the factors hold now."""
+        cfg = self.cfg
+        self.weights = list(self.model.parameters())  # what the network computes with
         self.param_groups = [dict(params=self.weights)]
         cuda = all(p.is_cuda for p in self.weights)
         # a replay reads gradients at fixed addresses; copying them there costs more than it saves for a large model
-        self.capturable = cuda and (fixed_grads or sum(p.numel() for p in self.weights) < 2**25)
-        self.fixed_grads = fixed_grads
-        if fixed_grads:
-            for p in self.weights:  # one optimizer after another leaves them where they are
+        self.capturable = cuda and (self.fixed_grads or sum(p.numel() for p in self.weights) < 2**25)
+        if self.fixed_grads:
+            for p in self.weights:  # one after another leaves them where they are
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
-        for name, p, lr_scale, decay_scale in factors.leaves(model):
+        for name, p, lr_scale, decay_scale in self.factors.leaves():
             if name.startswith('transformer.h.') and p.dim() >= 2:
                 lr_scale, decay_scale = lr_scale * cfg.hidden_lr, decay_scale / cfg.hidden_lr
             groups.setdefault((lr_scale, decay_scale), {})[name] = p
-        self.names = [name for g in groups.values() for name in g]
+        self.leaves = {name: p for g in groups.values() for name, p in g.items()}
         self.adamw = torch.optim.AdamW(
             [
                 dict(
@@ -73,10 +100,25 @@ class Optimizer:
             fused=cuda,
             capturable=self.capturable,
         )
-        self.materialised = factors.Materialised(model, cuda and compile, dtype)
-        self.grad_clip = cfg.grad_clip
-        self.grad_norm = None
         self.steps, self.graphs = 0, None
+
+    def release(self) -> dict:
+        """Hold neither parameters nor moments until rebuild(): a hook changes the model in between, and what it removes
+        is freed at once. Returns the moments, as state_dict()."""
+        moments = self.state_dict()
+        if self.grad_norm is not None:
+            self.grad_norm = self.grad_norm.clone()  # the old one lies in the graph's memory
+        self.weights = self.param_groups = self.leaves = self.adamw = self.graphs = self.static_grads = None
+        self.factors.release()
+        return moments
+
+    def rebuild(self, moments: dict):
+        """Go on with the model as it is now. Moments of what is gone are left out, what is new starts without; the
+        update is captured anew."""
+        self.factors.collect()
+        self.build()
+        new = lambda p: dict(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        self.load_state_dict({name: moments.get(name) or new(p) for name, p in self.leaves.items()})
 
     def step(self):
         """Clip, chain rule to the factors, move, form the matrices again."""
@@ -90,12 +132,12 @@ class Optimizer:
                 graph.replay()
         else:
             self.move()
-            self.materialised.form()
+            self.factors.form()
 
     def move(self):
         # with no clipping the norm is still measured: it is the first thing to look at when a run goes wrong
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.grad_clip or math.inf)
-        self.materialised.pull()
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.cfg.grad_clip or math.inf)
+        self.factors.pull()
         self.adamw.step()
 
     def capture(self):
@@ -107,14 +149,14 @@ class Optimizer:
             p.grad = g
         stream, form, move = torch.cuda.Stream(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         options = dict(stream=stream, capture_error_mode='thread_local')  # NCCL's watchdog lives in another thread
-        if self.materialised.weights:
-            self.materialised.products = None
+        if self.factors:
+            self.factors.products = None
             with torch.cuda.graph(form, **options):
-                self.materialised.form()
+                self.factors.form()
             form.replay()  # capturing computed nothing
         with torch.cuda.graph(move, **options):
             self.move()
-        self.graphs = (move, form) if self.materialised.weights else (move,)
+        self.graphs = (move, form) if self.factors else (move,)
         for p, g in zip(self.weights, grads):
             p.grad = g
 
@@ -135,12 +177,12 @@ class Optimizer:
     def state_dict(self) -> dict:
         """{parameter name: {step, exp_avg, exp_avg_sq}}: by name, so that it can follow a parameter through surgery."""
         state = self.adamw.state_dict()['state']
-        return {name: state[i] for i, name in enumerate(self.names) if i in state}
+        return {name: state[i] for i, name in enumerate(self.leaves) if i in state}
 
     def load_state_dict(self, state: dict):
-        if set(state) != set(self.names):
-            odd = sorted(set(state) ^ set(self.names))
+        if set(state) != set(self.leaves):
+            odd = sorted(set(state) ^ set(self.leaves))
             raise UserError(f'the optimizer state does not fit the model: {len(odd)} names differ, first {odd[0]}')
         full = self.adamw.state_dict()
-        full['state'] = {i: state[name] for i, name in enumerate(self.names)}
+        full['state'] = {i: state[name] for i, name in enumerate(self.leaves)}
         self.adamw.load_state_dict(full)

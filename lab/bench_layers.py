@@ -23,11 +23,14 @@ import hardware
 import linear
 from configurator import UserError, input_path, key, root_path
 from files import write
-from linear import LAYERS, factors
+from linear import LAYERS
 from linear.dense import Dense
+from linear.factors import Factors
 from linear.kernels import fused
 from logger import commit
 from model import GPTConfig
+
+TOKENS = 32768  # of a step
 
 
 @dataclass
@@ -48,7 +51,9 @@ def exponents(m) -> tuple[float, float, float]:
 def structures(cfg):
     d_in, d_out = cfg.d_in, cfg.d_out
     print(f'{d_in} -> {d_out}, dense: {d_in * d_out:,} parameters, {2 * d_in * d_out:,} FLOP per token')
-    print('FLOP: forward, through the factors; psi: rank = d^psi; omega: sharing; nu: compute; path: at 32,768 tokens')
+    print(
+        f'FLOP: forward, through the factors; psi: rank = d^psi; omega: sharing; nu: compute; path: at {TOKENS:,} tokens'
+    )
     print(
         f'{"member":15} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu path          shape'
     )
@@ -56,11 +61,10 @@ def structures(cfg):
     for name in LAYERS:
         if name == 'dense':
             continue
-        config = Tokens(**shared | dict(linear=name))
+        config = GPTConfig(**shared | dict(linear=name))
         try:
             with torch.device('meta'):
                 m = LAYERS[name](d_in, d_out, config)
-                dense = Dense(d_in, d_out)
         except UserError as e:
             print(f'{name:15} none: {e}')
             continue
@@ -68,17 +72,8 @@ def structures(cfg):
         psi, omega, nu = exponents(m)
         print(
             f'{name:15} {n:11,} {n / d_in / d_out:6.1%} {2 * m.macs():11,} {m.macs() / d_in / d_out:7.1%} {m.rank():5}'
-            f' {psi:4.2f} {omega:5.2f} {nu:4.2f} {linear.choose_path(config, m, dense):13} {m.describe()}'
+            f' {psi:4.2f} {omega:5.2f} {nu:4.2f} {linear.choose_path(config, m, TOKENS):13} {m.describe()}'
         )
-
-
-@dataclass
-class Tokens(GPTConfig):
-    tokens: int = 32768
-
-    @property
-    def tokens_per_step(self):
-        return self.tokens
 
 
 @dataclass
@@ -88,7 +83,7 @@ class MLPBenchConfig:
         'dense_fused,low_rank,block_dense,monarch,kronecker,tensor_train,btt',
         'what to time beside dense; dense_fused: dense with the activation inside its products, see fused.py',
     )
-    tokens: int = key(32768, 'tokens of a step', low=1)
+    tokens: int = key(TOKENS, 'tokens of a step', low=1)
     share: float = key(0.3125, 'share of the dense parameters', above=0, high=1)
     path: str = key('auto', 'way to compute', choices=('auto', 'factored', 'materialised'))
     repeats: int = key(20, 'timed steps', low=1)
@@ -107,9 +102,8 @@ class Pair(torch.nn.Module):
         self.fuse = name != 'dense'  # that is the baseline: nn.Linear and GELU as the compiler makes them
         name = name.removesuffix('_fused')
         keys = dict(rank=d // 4) if name == 'low_rank' else dict(rank=4) if name == 'btt' else {}
-        config = Tokens(
-            n_embd=d, n_head=1, n_layer=1, bias=False, linear=name, linear_path=cfg.path, tokens=cfg.tokens,
-            structured_share=cfg.share, **keys,
+        self.config = config = GPTConfig(
+            n_embd=d, n_head=1, n_layer=1, bias=False, linear=name, linear_path=cfg.path, structured_share=cfg.share, **keys
         )  # fmt: skip
         self.c_fc = linear.make(config, 'h.0.mlp.c_fc', d, 4 * d)
         self.c_proj = linear.make(config, 'h.0.mlp.c_proj', 4 * d, d)
@@ -119,15 +113,14 @@ class Pair(torch.nn.Module):
             return fused.mlp(self.c_fc, self.c_proj, x, 'gelu')
         return self.c_proj(F.gelu(self.c_fc(x)))
 
-    def roofline(self, tokens, matmul, copy) -> float:
+    def roofline(self, tokens, matmul, copy, beside) -> float:
         """Seconds: FLOPs at the matmul rate plus bytes at the copy rate. Bytes: what each of the products of forward and
-        backward reads and writes, and GELU's, in bfloat16."""
-        flops, features = 0, 5 * self.c_fc_out()
+        backward reads and writes, and GELU's, in bfloat16. beside: the Factors of this pair."""
+        flops, features = beside.flops_per_update(), 5 * self.c_fc_out()
         for m in (self.c_fc, self.c_proj):
-            member = factors.member_of(m)
-            moves = 0 if member is not m or not hasattr(m, 'moves') else m.moves()
+            moves = m.moves() if hasattr(m, 'moves') else 0
             d_in, d_out = (m.in_features, m.out_features) if isinstance(m, Dense) else (m.d_in, m.d_out)
-            flops += 6 * m.macs() * tokens + (6 * member.form_macs() if member is not m else 0)
+            flops += 6 * m.macs() * tokens
             features += 3 * (d_in + d_out) + 3 * moves
         return flops / matmul + 2 * features * tokens / copy
 
@@ -174,7 +167,7 @@ def time_pair(name, d, cfg, device) -> tuple:
     torch.manual_seed(0)
     pair = Pair(name, d, cfg).to(device)
     dtype = hardware.choose_dtype('auto', device)
-    weights = factors.Materialised(pair, device.type == 'cuda', dtype)
+    weights = Factors(pair, cfg.tokens, device.type == 'cuda', dtype)
     x = torch.randn(cfg.tokens, d, device=device, dtype=dtype, requires_grad=True)
     dy = torch.randn(cfg.tokens, d, device=device, dtype=dtype)
     forward = torch.compile(pair, fullgraph=True) if device.type == 'cuda' else pair
@@ -182,7 +175,7 @@ def time_pair(name, d, cfg, device) -> tuple:
     def step():
         weights.form()  # the products of the factors, if any
         x.grad = None
-        for p in [*pair.parameters(), *weights.factors]:
+        for p in [*pair.parameters(), *weights.tensors]:
             p.grad = None
         with hardware.autocast(device, dtype):
             y = forward(x)
@@ -193,14 +186,14 @@ def time_pair(name, d, cfg, device) -> tuple:
     peak = None
     if device.type == 'cuda':
         step()
-        for p in [x, *pair.parameters(), *weights.factors]:
+        for p in [x, *pair.parameters(), *weights.tensors]:
             p.grad = None
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         grads = sum(p.numel() * p.element_size() for p in pair.parameters())
         peak = torch.cuda.max_memory_allocated() - before - grads
-    return seconds(step, cfg.repeats, device), pair, peak
+    return seconds(step, cfg.repeats, device), pair, weights, peak
 
 
 def head(r: dict) -> str:
@@ -237,14 +230,14 @@ def mlp(cfg):
     for d in map(int, cfg.widths):
         dense = None
         for name in ['dense', *cfg.members.split(',')]:
-            times, pair, peak = time_pair(name, d, cfg, device)
+            times, pair, beside, peak = time_pair(name, d, cfg, device)
             ms = statistics.median(times) * 1000
-            members = [factors.member_of(m) for m in (pair.c_fc, pair.c_proj)]
+            members = [beside.get(name, layer) for name, layer in pair.named_children()]
             n = sum(p.numel() for m in members for p in getattr(m, 'factors', [*m.parameters()]))
-            paths = {'factored' if m is factors.member_of(m) else 'materialised' for m in (pair.c_fc, pair.c_proj)}
+            paths = {'materialised' if name in beside else 'factored' for name, _ in pair.named_children()}
             row = dict(
                 width=d, member=name, share=n / (8 * d * d), ms=ms, ms_min=min(times) * 1000, ms_max=max(times) * 1000,
-                roofline_ms=pair.roofline(cfg.tokens, matmul, copy) * 1000, peak=peak,
+                roofline_ms=pair.roofline(cfg.tokens, matmul, copy, beside) * 1000, peak=peak,
                 path='dense' if name.startswith('dense') else '+'.join(sorted(paths)),
                 shapes=[m.describe() if hasattr(m, 'describe') else '' for m in members],
                 tokens=cfg.tokens, matmul=matmul, copy=copy, device=hardware.device_name(device),

@@ -9,6 +9,7 @@ to the reference are printed with what is left of the mismatch, the better one a
 """
 
 import dataclasses
+import functools
 import statistics
 from dataclasses import dataclass
 
@@ -17,10 +18,11 @@ import torch
 import hardware
 from configurator import UserError, key, load, overrides
 from lab.steps import Arm
+from linear.factors import Factors
 from model import GPT
 from surgery import distill, rotate
 from tokens import loader
-from train import TrainConfig, padded_vocabulary
+from train import TrainConfig
 
 
 @dataclass
@@ -43,9 +45,17 @@ def cost(cfg, device) -> float:
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
+        beside = Factors(model, cfg.tokens_per_iter)
     if cfg.match == 'params':
-        return model.num_params()
-    return model.flops_per_token() + distill.teacher_flops(cfg) + model.flops_per_update() / cfg.tokens_per_step
+        return model.num_params(beside)
+    teacher = teacher_flops(cfg.distill_from, cfg.vocab_size, cfg.block_size) if cfg.distill_from else 0
+    return model.flops_per_token() + teacher + beside.flops_per_update() / cfg.tokens_per_iter
+
+
+@functools.cache  # the teacher is the same all along the grid
+def teacher_flops(path: str, vocab_size: int, block_size: int) -> int:
+    cfg = TrainConfig(distill_from=path, vocab_size=vocab_size, block_size=block_size)
+    return distill.teacher_flops(distill.open_teacher(cfg), cfg)
 
 
 def at(cfg, i: int):
@@ -98,7 +108,7 @@ def match(argv: list[str]):
         raise UserError(f'{", ".join(sorted(mine))}: belongs to the candidate, behind the --')
     configs = []
     for c in (reference, candidate):
-        n = c.vocab_size or padded_vocabulary(loader.read_meta(c.dataset))
+        n = c.vocab_size or loader.padded_vocabulary(loader.read_meta(c.dataset))
         configs.append(dataclasses.replace(c, vocab_size=n))
     if candidate.solve == 'expansion' and candidate.linear != 'expanded':
         raise UserError('solve = expansion: the candidate has linear = dense; add --linear=expanded')

@@ -45,8 +45,8 @@ def moved(member: str, n: int, base: int, **keys) -> float:
     """RMS change of the output (8, n) of one layer n -> n at unit rate, after one step of Adam on a random loss."""
     torch.manual_seed(0)
     config = GPTConfig(
-        n_embd=n, n_head=1, n_layer=1, linear=member, linear_layers='attn', bias=False, linear_path='factored',
-        mup_base=base, **keys,
+        n_embd=n, n_head=1, n_layer=1, linear=member, linear_layers='attn', bias=False, mup_base=base,
+        **keys,
     )  # fmt: skip
     layer = linear.make(config, 'h.0.attn.c_attn', n, n)
     x, dy, lr = torch.randn(8, n), torch.randn(8, n), 1e-3
@@ -105,10 +105,10 @@ def rates(cfg):
                 )  # fmt: skip
                 for _ in range(cfg.iters):
                     t.step()
-                val = t.evaluate('val')
+                val = t.evaluate('val')['val_loss']
                 line = dict(
                     member=member, width=width, base=cfg.base, lr=lr, iters=cfg.iters, n_layer=cfg.n_layer, val_loss=val,
-                    params=t.model.num_params(), device=hardware.device_name(device), commit=commit(),
+                    params=t.model.num_params(t.optimizer.factors), device=hardware.device_name(device), commit=commit(),
                 )  # fmt: skip
                 with open(out, 'a') as f:
                     f.write(json.dumps(line) + '\n')

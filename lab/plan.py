@@ -78,9 +78,7 @@ def costs(plan: Plan) -> dict:
     loader.prepare(plan.cfg.dataset)  # once, before many runs would
     cfg = load(match.MatchConfig, plan.argv)
     if not cfg.vocab_size:
-        from train import padded_vocabulary
-
-        cfg = dataclasses.replace(cfg, vocab_size=padded_vocabulary(loader.read_meta(cfg.dataset)))
+        cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
     tokens = cfg.max_iters * cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     per_token, params = (match.cost(dataclasses.replace(cfg, match=axis), None) for axis in ('flops', 'params'))
     return dict(params=params, flops=tokens * per_token, tokens=tokens)

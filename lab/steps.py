@@ -10,7 +10,6 @@ import torch
 import hardware
 from configurator import overrides
 from logger import commit
-from surgery import distill
 from train import Trainer
 
 
@@ -49,11 +48,12 @@ class Arm:
         seconds = statistics.median(self.times)
         cfg = t.cfg
         tokens = cfg.gradient_accumulation_steps // t.world * cfg.batch_size * cfg.block_size
-        flops = tokens * (t.model.flops_per_token() + distill.teacher_flops(t.cfg)) + t.model.flops_per_update()
+        beside = t.optimizer.factors
+        flops = tokens * t.flops_per_token + beside.flops_per_update()
         peak = hardware.peak_flops(t.device, t.dtype)
         return dict(
             arm=self.name,
-            params=t.model.num_params(),
+            params=t.model.num_params(beside),
             ms=seconds * 1000,
             ms_min=min(self.times) * 1000,
             ms_max=max(self.times) * 1000,

@@ -17,7 +17,7 @@ Every way to parameterize a linear layer, behind one registry. A layer is one fi
     blast.py           blocks that share factors, with diagonal couplings
     low_rank_sparse.py low rank plus a sparse matrix on a fixed random support
     moe.py             routing, and the mixture of whole MLPs
-    factors.py         a model with factors in it or beside it: leaves, state, forming W
+    factors.py         the factors of a model, in it or beside it: what the optimizer moves, forming W
     kernels/           products that torch does not have
 
 A layer maps x (..., d_in) to y (..., d_out), y = x W^T + b. In a GPT it is made by `make(config, site, ...)`, where a site
@@ -29,10 +29,10 @@ is a name such as 'h.0.mlp.c_fc'. This folder and configurator.py also work alon
     y = layer(torch.randn(10, 64))
 
 There are two ways to train such a layer (`linear_path`):
-  factored       the layer sits in the model and pushes activations through its factors.
-  materialised   the model holds a plain matrix W, so the compiled graph, DDP and accumulation see a dense model; the
-                 factors live beside it (`Dense.beside`). Once per optimizer step the chain rule turns W's gradient
-                 into the factors' gradients, the optimizer moves the factors and W is formed again.
+  factored       the layer stays in the model and pushes activations through its factors.
+  materialised   the layer is taken out of the model (factors.Factors), a plain matrix W stands in its place, so the
+                 compiled graph, DDP and accumulation see a dense model. Once per optimizer step the chain rule turns
+                 W's gradient into the factors' gradients, the optimizer moves the factors and W is formed again.
 Both give the same gradients; `auto` takes the cheaper by `choose_path`.
 """
 
@@ -164,6 +164,11 @@ def sites(config) -> dict[str, tuple[int, int]]:
     return found
 
 
+def path(site: str) -> str:
+    """The name of a site's layer in the model."""
+    return site if site == 'lm_head' else f'transformer.{site}'
+
+
 def patterns(linear_layers: str) -> list[str]:
     """'mlp+attn' or globs over sites, joined by + or commas."""
     short = {'mlp': 'h.*.mlp.*', 'attn': 'h.*.attn.*', 'head': 'lm_head'}
@@ -230,21 +235,17 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
     member.rate, member.parts = rate, tuple(parts)
     if config.guide_iters and hasattr(member, 'follow'):
         member.follow(layer.weight.data)
-    if choose_path(config, member, layer) == 'factored':
-        member.bias = layer.bias
-        return member
-    layer.beside = (member,)  # a tuple hides it from nn.Module
-    with torch.no_grad():
-        layer.weight.copy_(member.to_dense())
-    return layer
+    member.bias = layer.bias
+    return member
 
 
-def choose_path(config, member, dense) -> str:
-    """auto: push T tokens through the factors if T*(macs() + MOVE*moves()) is below T*d_in*d_out + form_macs(); backward
-    doubles both sides."""
+def choose_path(config, member, tokens: float, path: str | None = None) -> str:
+    """How to train a layer: by the path given, by linear_path, or, for auto, the cheaper way at so many tokens T a step:
+    through the factors if T*(macs() + MOVE*moves()) is below T*d_in*d_out + form_macs(); backward doubles both sides."""
+    path = path or config.linear_path
     if not member.is_matrix:  # none could stand for it
         return 'factored'
-    if config.linear_path != 'auto':
-        return config.linear_path
-    per_token = member.macs() + MOVE * member.moves() - dense.macs()
-    return 'factored' if per_token < member.form_macs() / config.tokens_per_step else 'materialised'
+    if path != 'auto':
+        return path
+    per_token = member.macs() + MOVE * member.moves() - member.d_in * member.d_out
+    return 'factored' if per_token < member.form_macs() / tokens else 'materialised'

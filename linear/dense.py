@@ -9,23 +9,16 @@ from linear.base import Layer, Matrix
 
 
 class Dense(Layer, nn.Linear):
-    """A plain matrix, `weight` (d_out, d_in): an nn.Linear, whose checkpoints it shares. `beside` holds the factors it is
-    formed from, out of sight of parameters() and state_dict()."""
+    """A plain matrix, `weight` (d_out, d_in): an nn.Linear, whose checkpoints it shares."""
 
-    beside = None
     forward = nn.Linear.forward
 
-    def __init__(self, d_in, d_out, config=None, bias=False):
-        nn.Linear.__init__(self, d_in, d_out, bias=bias)
+    def __init__(self, d_in, d_out, config=None, bias=False, **where):
+        nn.Linear.__init__(self, d_in, d_out, bias=bias, **where)  # where: device, dtype
         self.d_in, self.d_out, self.guide = d_in, d_out, None
 
     def reset_parameters(self):  # make() initialises; torch's own draw would only move the random stream
         pass
-
-    def _apply(self, fn, recurse=True):  # .to(), .double() and the like reach the factors as well
-        if self.beside is not None:
-            self.beside[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)
 
     def to_dense(self):
         return self.weight

@@ -1,55 +1,31 @@
 """
-A model with factors in it or beside it.
+The factors of a model: in it, or beside it while it trains.
+
+GPT(config) holds every chosen layer as its factors, and so does a checkpoint. For training some layers are cheaper as
+plain matrices: `Factors(model)` takes their factors out, and leaves matrices formed from them in their place.
 """
 
 import copy
-import dataclasses
+import math
 
 import torch
 import torch.nn as nn
 
+import linear
 from configurator import UserError
 from linear import structured
 from linear.dense import Dense
 
 
-def formed(model) -> dict:
-    """{name: Dense} of the matrices that are formed from factors beside them."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, Dense) and m.beside is not None}
-
-
-def guided(model) -> list:
-    """The members that a dense guide still leads."""
-    return [m for m in map(member_of, model.modules()) if getattr(m, 'guide', None) is not None]
-
-
-def guide(model, share: float):
-    for m in guided(model):
-        m.share.fill_(share)
-
-
-def let_go(model):
-    """Remove the guides: from now on the factors are alone."""
-    for m in guided(model):
-        m.let_go()
-    model.config = dataclasses.replace(model.config, guide_iters=0)
-    Materialised(model)  # forms W from the factors
-
-
-def member_of(m: nn.Module) -> nn.Module:
-    """The factors beside a formed matrix; any other module is its own member."""
-    return m.beside[0] if isinstance(m, Dense) and m.beside is not None else m
-
-
-def leaves(model):
+def leaves(model, beside=None):
     """(name, parameter, lr_scale, decay_scale) of everything the optimizer moves, tied weights once. A formed W is not
     among them: its factors are, under the names that they have when they sit in the model, so that a checkpoint does
-    not depend on linear_path. Matrices decay, vectors do not."""
-    seen = set()
+    not depend on linear_path. Matrices decay, vectors do not. beside: {name: layer} of the factors beside the model."""
+    seen, beside = set(), beside or {}
     for name, m in model.named_modules():
         if isinstance(m, nn.ParameterList):
             continue  # the factors of the module named before
-        member = member_of(m)
+        member = beside.get(name, m)
         if hasattr(member, 'factors'):
             scales = member.lr_scale.expand(len(member.factors)).tolist(), member.decay_scale()
             for i, (p, lr_scale, decay_scale) in enumerate(zip(member.factors, *scales)):
@@ -68,41 +44,103 @@ def leaves(model):
                 )
 
 
-def state(model) -> dict:
-    """The state dict with the factors in place of the matrices that are formed from them."""
-    sd = model.state_dict()
-    for name, m in formed(model).items():
-        del sd[f'{name}.weight']
-        sd |= {f'{name}.{k}': v for k, v in m.beside[0].state_dict().items()}
-    return sd
-
-
 @torch.no_grad()
 def load_state(model, sd: dict):
-    """Fill model from state(); a plain matrix at a site that has factors is factorized by from_dense.
-    Raises UserError naming what is missing, left over or of another shape."""
+    """Fill a model that holds its factors; where sd has a plain matrix for a layer of factors, it is factorized by
+    from_dense. Raises UserError naming what is missing, left over or of another shape."""
     sd = dict(sd)
-    wanted = {k: v.shape for k, v in state(model).items()}
+    wanted = {k: v.shape for k, v in model.state_dict().items()}
     for name, m in model.named_modules():
-        member = member_of(m)
         W = sd.get(f'{name}.weight')
-        if hasattr(member, 'factors') and W is not None and W.shape == (member.d_out, member.d_in):
-            member.from_dense(W)
-            if getattr(member, 'guide', None) is not None:
-                member.guide.copy_(W)
+        if hasattr(m, 'factors') and W is not None and W.shape == (m.d_out, m.d_in):
+            m.from_dense(W)
+            if getattr(m, 'guide', None) is not None:
+                m.guide.copy_(W)
             del sd[f'{name}.weight']
-            sd |= {f'{name}.{k}': v for k, v in member.state_dict().items() if k != 'bias'}
+            sd |= {f'{name}.{k}': v for k, v in m.state_dict().items() if k != 'bias'}
     wrong = [f'missing {k}' for k in wanted if k not in sd] + [f'left over {k}' for k in sd if k not in wanted]
     wrong += [f'{k} is {tuple(sd[k].shape)}, not {tuple(s)}' for k, s in wanted.items() if k in sd and sd[k].shape != s]
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise UserError('the weights do not fit the model: ' + '; '.join(wrong[:3]) + more)
-    for name, m in formed(model).items():
-        keys = m.beside[0].state_dict()
-        m.beside[0].load_state_dict({k: sd.pop(f'{name}.{k}') for k in keys})
-        m.weight.copy_(m.beside[0].to_dense())
-        sd[f'{name}.weight'] = m.weight
     model.load_state_dict(sd)
+
+
+class Factors(dict):
+    """{name: layer} of the factors beside a model: their matrices W stand in the model, which computes with them.
+
+    Once per optimizer step pull() turns the gradients of W into those of the factors, the optimizer moves the factors,
+    and form() writes W again. The optimizer owns this object; the model knows nothing of it.
+
+    tokens: of one step on this device, by which linear_path = auto chooses (linear.choose_path). path: instead of the
+    config's linear_path. compile: form structured layers with torch.compile; their tiles are permuted on the way, and
+    a kernel of its own would do that at a third of the speed. dtype: what these are multiplied in, that of the model's
+    own products: W is rounded to it before any use anyway.
+    """
+
+    def __init__(self, model, tokens=math.inf, compile=False, dtype=torch.float32, path=None):
+        super().__init__()
+        self.model = model
+        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 would lose small gradients
+        self.into = torch.compile(into, dynamic=False) if compile else into
+        for name, m in list(model.named_modules()):
+            if hasattr(m, 'factors') and linear.choose_path(model.config, m, tokens, path) == 'materialised':
+                self.take_out(name, m)
+        self.collect()
+
+    def take_out(self, name: str, member):
+        """Put a plain matrix where the factors were. The bias is the matrix's from now on, the factors have none."""
+        like = member.factors[0]
+        layer = Dense(member.d_in, member.d_out, bias=member.bias is not None, device=like.device, dtype=like.dtype)
+        layer.bias, member.bias, layer.rate, layer.parts = member.bias, None, member.rate, member.parts
+        parent, _, child = name.rpartition('.')
+        setattr(self.model.get_submodule(parent), child, layer)
+        self[name] = member
+
+    def collect(self):
+        """To be called after factors were added or removed, or have let a parameter go: forms every W anew."""
+        self.weights = [self.model.get_submodule(name).weight for name in self]
+        self.tensors = [W for m in self.values() for W in m.parameters()]
+        self.form()
+
+    def release(self):
+        """Hold nothing but the layers, until collect()."""
+        self.weights = self.tensors = self.products = None
+
+    def form(self):
+        """W <- to_dense(), in place. The products stay for pull()."""
+        with torch.enable_grad():
+            self.products = [self.product(m, w.data) for m, w in zip(self.values(), self.weights)]
+
+    def product(self, member, W):
+        if not isinstance(member, structured.Structured):
+            return into(member, W)
+        with torch.autocast(W.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.into(member, W)
+
+    def pull(self):
+        """Chain rule: factor.grad from the W.grad that all micro-batches have summed. Uses up the products."""
+        if self:
+            given = [w.grad.to(P.dtype) for w, P in zip(self.weights, self.products)]
+            grads = torch.autograd.grad(self.products, self.tensors, given)
+            for W, g in zip(self.tensors, grads):
+                W.grad = g.contiguous()  # as the factors: a fused AdamW refuses anything else
+            self.products = None
+
+    def leaves(self):
+        return leaves(self.model, self)
+
+    def state(self) -> dict:
+        """The state dict of the model with the factors in place of the matrices that are formed from them."""
+        sd = self.model.state_dict()
+        for name, member in self.items():
+            del sd[f'{name}.weight']
+            sd |= {f'{name}.{k}': v for k, v in member.state_dict().items()}
+        return sd
+
+    def flops_per_update(self) -> int:
+        """Per optimizer step, whatever the batch: forming every W, and the chain rule back."""
+        return 6 * sum(m.form_macs() for m in self.values())
 
 
 def into(member, W):
@@ -112,57 +150,21 @@ def into(member, W):
     return P
 
 
-class Materialised:
-    """Forms the matrices of a model from the factors beside them, and takes their gradients back. compile: for the
-    structured layers, whose tiles are permuted on the way; a kernel of its own would do that at a third of the speed.
-    dtype: what these are multiplied in, that of the model's own products: W is rounded to it before any use anyway."""
-
-    def __init__(self, model, compile=False, dtype=torch.float32):
-        layers = formed(model).values()
-        self.dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 would lose small gradients
-        self.members = [m.beside[0] for m in layers]
-        self.weights = [m.weight for m in layers]
-        self.factors = [W for m in self.members for W in m.parameters()]
-        self.into_compiled = torch.compile(into, dynamic=False) if compile else into
-        self.form()
-
-    def form(self):
-        """W <- to_dense(), in place. The products stay for pull()."""
-        if self.weights:
-            with torch.enable_grad():
-                self.products = [self.product(m, w.data) for m, w in zip(self.members, self.weights)]
-
-    def product(self, member, W):
-        if not isinstance(member, structured.Structured):
-            return into(member, W)
-        with torch.autocast(W.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.into_compiled(member, W)
-
-    def pull(self):
-        """Chain rule: factor.grad from the W.grad that all micro-batches have summed. Uses up the products."""
-        if self.weights:
-            given = [w.grad.to(P.dtype) for w, P in zip(self.weights, self.products)]
-            grads = torch.autograd.grad(self.products, self.factors, given)
-            for W, g in zip(self.factors, grads):
-                W.grad = g.contiguous()  # as the factors: a fused AdamW refuses anything else
-            self.products = None
-
-
 @torch.no_grad()
 def dense_float64(member) -> torch.Tensor:
     """W of a member, its product formed in float64."""
     return copy.deepcopy(member).double().to_dense()
 
 
-def table(model) -> list[str]:
+def table(model, beside=None) -> list[str]:
     """A line for every kind of layer that is not dense: sites, shape, parameters, way to compute it."""
-    kinds = {}
+    kinds, beside = {}, beside or {}
     for name, m in model.named_modules():
-        member = member_of(m)
+        member = beside.get(name, m)
         if hasattr(member, 'factors'):
             n = sum(p.numel() for p in member.factors)
             share = n / (member.d_in * member.d_out)
-            path = 'materialised' if member is not m else 'factored'
+            path = 'materialised' if name in beside else 'factored'
             line = (
                 f'{member.d_in} -> {member.d_out}: {member.describe()}, {n:,} parameters ({share:.1%} of dense), {path}'
             )

@@ -7,8 +7,10 @@ Checkpoint in, checkpoint out, and what a training run does to its own model.
     factorize.py       plain matrices into structured ones, by hand or for a budget
     distill.py         new blocks learn to do as the old ones; the teacher of distill_from
     grow/              a larger model out of a small one
+    hook.py            what may happen to the model of a run while it trains
     rotate.py          expand one layer at a time while training
-    start.py           what a run starts from, other than scratch
+    guide.py           dense guides that fade out while training
+    start.py           what a run starts from
     spectra.py         singular values across checkpoints and sizes
     huggingface.py     read a Hugging Face GPT-2; export_hf.py writes one
     language_model.py  any causal language model with its tokenizer behind one interface, for evaluate.py

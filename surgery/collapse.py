@@ -22,12 +22,11 @@ def collapse_model(model) -> GPT:
     """The plain GPT that computes what model computes; products are formed in float64. model is left as it is."""
     args = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(GPTConfig)}
     plain = GPT(GPTConfig(**args | dict(linear='dense')))
-    sd = factors.state(model)
+    sd = model.state_dict()
     for name, m in model.named_modules():
-        member = factors.member_of(m)
-        if hasattr(member, 'factors'):
+        if hasattr(m, 'factors'):
             sd = {k: v for k, v in sd.items() if not k.startswith(f'{name}.') or k == f'{name}.bias'}
-            sd[f'{name}.weight'] = factors.dense_float64(member)
+            sd[f'{name}.weight'] = factors.dense_float64(m)
     factors.load_state(plain, sd)
     return plain.eval()
 
@@ -60,7 +59,7 @@ def expand(cfg: ExpandConfig):
     if model.config.linear != 'dense':
         raise UserError(f'{cfg.checkpoint}: its layers are {model.config.linear}; collapse it first')
     keys = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if hasattr(model.config, f.name)}
-    config = dataclasses.replace(model.config, linear='expanded', linear_path='factored', **keys)
+    config = dataclasses.replace(model.config, linear='expanded', **keys)
     if found := config.problems():
         raise UserError('\n'.join(found))
     if not linear.chosen(config):

@@ -8,7 +8,7 @@ and output: the error relative to what the block adds to the stream. Only the ne
 to the size of each factor, which fall to zero. After each block the state is saved beside --out: the same command goes
 on from there.
 
-At the end of this file: the teacher whose logits train.py adds as a target (`distill_from`).
+At the end of this file: the teacher whose logits the loss of a run follows too (`distill_from`).
 """
 
 import torch
@@ -16,9 +16,10 @@ import torch.nn.functional as F
 
 import checkpoint
 import hardware
-from configurator import UserError, root_path
-from model import GPT, GPTConfig
+from configurator import UserError, overrides, root_path
+from linear.factors import Factors
 from surgery import reader
+from surgery.hook import Hook
 from surgery.operation import block_of, put
 from tokens import loader
 
@@ -113,25 +114,37 @@ def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float
 # distill_from
 
 
-def open_teacher(cfg, device):
-    """The model of distill_from. UserError if its logits are not about the same tokens."""
+def problems(cfg) -> list[str]:
+    if not cfg.distill_from and 'distill_weight' in overrides(cfg):
+        return [f'distill_weight = {cfg.distill_weight:g}: goes with distill_from']
+    return []
+
+
+def open_teacher(cfg, device='cpu'):
+    """The model of distill_from, its products formed. UserError if its logits are not about the same tokens."""
     path = cfg.distill_from
-    teacher = checkpoint.build(reader.load(path), path, linear_path='materialised').requires_grad_(False)
+    teacher = checkpoint.build(reader.load(path), path)
     if teacher.config.vocab_size != cfg.vocab_size:
         raise UserError(
             f'distill_from = {path}: its vocabulary has {teacher.config.vocab_size} tokens, this one {cfg.vocab_size}'
         )
     if teacher.config.block_size < cfg.block_size:
         raise UserError(f'distill_from = {path}: it sees {teacher.config.block_size} tokens; lower block_size to that')
-    return teacher.to(device)
+    Factors(teacher, path='materialised')  # which are dropped: it computes with what is formed of them
+    return teacher.requires_grad_(False).to(device)
 
 
-def teacher_flops(cfg) -> int:
-    """Of the model of distill_from, per training token: forward only."""
-    if not cfg.distill_from:
-        return 0
-    args = checkpoint.read_args(reader.load(cfg.distill_from), cfg.distill_from)
-    with torch.device('meta'):
-        shapes = dict(expansion_init='gaussian', expansion_lr='none', linear_path='materialised')  # as open_teacher's
-        teacher = GPT(GPTConfig(**args | shapes))
+def teacher_flops(teacher, cfg) -> int:
+    """Per training token: forward only."""
     return teacher.flops_per_token(cfg.block_size) // 3
+
+
+class Teacher(Hook):
+    def __init__(self, cfg, device, compile=False):
+        self.model, self.weight = open_teacher(cfg, device), cfg.distill_weight
+        self.forward = torch.compile(self.model, fullgraph=True) if compile else self.model
+        self.flops_per_token = teacher_flops(self.model, cfg)
+
+    def soft(self, x):
+        with torch.no_grad():
+            return self.forward(x, last_only=False)[0], self.weight

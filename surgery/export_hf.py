@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from configurator import UserError, input_path, root_path
-from linear import factors
 from surgery.collapse import TransferConfig, collapse_model
 from surgery.huggingface import TRANSPOSED
 from surgery.operation import open_model, report
@@ -67,7 +66,7 @@ def to_gpt2(model):
         eos_token_id=50256 if c.vocab_size > 50256 else None,
     )
     hf = transformers().GPT2LMHeadModel(hf_config).eval()
-    sd = {k: v.t().contiguous() if k.endswith(TRANSPOSED) else v for k, v in factors.state(model).items()}
+    sd = {k: v.t().contiguous() if k.endswith(TRANSPOSED) else v for k, v in model.state_dict().items()}
     target = hf.state_dict()
     for k in target:
         if k.endswith('.bias') and k not in sd:

@@ -131,8 +131,7 @@ def shaped(config, cfg: FactorizeConfig, **choice):
 def new_layer(config, site: str, old, init='nearest', C=None, rescale=False):
     """The member that takes the place of a plain layer, on the CPU; its bias is a copy of the old one's."""
     W = old.weight.detach().cpu().float()
-    factored = dataclasses.replace(config, linear_path='factored')
-    member = linear.make(factored, site, W.size(1), W.size(0), residual=site.endswith('c_proj'))
+    member = linear.make(config, site, W.size(1), W.size(0), residual=site.endswith('c_proj'))
     if init != 'random':
         data = (C,) if wants_inputs(member, init) else ()
         set_to = getattr(member, STARTS[init])
@@ -440,7 +439,7 @@ def factorize(cfg: FactorizeConfig):
         print(f'all of {k}: loss {base:.4f} -> {loss:.4f}')
 
     new = twin(model)
-    new.config = dataclasses.replace(config, linear_path='auto')
+    new.config = config
     if cfg.distill_iters:
         shape = {k: getattr(config, k) for k in SHAPE}
         settings = dataclasses.asdict(cfg) | shape | dict(iter_num=ckpt['iter_num'])

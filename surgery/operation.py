@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import checkpoint
 import files
 from configurator import UserError, input_path, key, root_path
+from linear import path
 from model import NANOGPT_KEYS, GPTConfig
 from surgery import reader
 from tokens import loader
@@ -61,11 +62,11 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
 
 
 def open_model(cfg: SurgeryConfig):
-    """The checkpoint, its model with activations going through its factors, and real tokens for it."""
+    """The checkpoint, its model, and real tokens for it."""
     if cfg.out and root_path(cfg.out) == input_path(cfg.checkpoint):
         raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
     ckpt = reader.load(cfg.checkpoint)
-    model = checkpoint.build(ckpt, cfg.checkpoint, linear_path='factored')
+    model = checkpoint.build(ckpt, cfg.checkpoint)
     dataset = cfg.dataset or ckpt['config'].get('dataset')
     if not dataset:
         raise UserError(f'{cfg.checkpoint} does not name its data set; add --dataset=shakespeare_char or what it is')
@@ -96,10 +97,6 @@ def write(cfg: SurgeryConfig, ckpt: dict):
 
 # -----------------------------------------------------------------------------
 # single layers, by the names of linear.sites
-
-
-def path(site: str) -> str:
-    return site if site == 'lm_head' else f'transformer.{site}'
 
 
 def layer_of(model, site: str):

@@ -4,7 +4,7 @@ Expand one layer at a time (expansion_schedule = 'rotate').
 Of the layers that linear_layers names, one is a product of factors and the others are plain matrices. Every
 expansion_every iterations the factors are multiplied out and dropped, and the next layer in order of depth (block by
 block, attention before MLP, the head last, then from the start again) becomes a product, exactly of its present value.
-The factors live beside the matrix (linear.py), so the compiled graph, DDP's buckets and a captured backward pass see
+The factors live beside the matrix (linear/factors.py), so the compiled graph, DDP's buckets and a captured backward pass see
 the same dense model throughout, and training holds the factors, moments and gradients of a single expansion.
 
 The idea is the expansive seed's (github.com/Eternalyze0/expansive_networks), whose code for it left these layers without
@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 
 import linear
-from linear import factors
 from linear.expanded import Expanded, float64
+from linear.factors import Factors
 from model import GPT
-from surgery.operation import layer_of, path
+from surgery.hook import Hook
+from surgery.operation import layer_of
 
 
 def problems(cfg) -> list[str]:
@@ -50,6 +51,15 @@ def problems(cfg) -> list[str]:
     return found
 
 
+def idle(cfg) -> tuple:
+    """The keys that mean nothing at this expansion_schedule."""
+    return dict(
+        all=('expansion_every', 'expansion_moments'),
+        rotate=(),
+        reset=('expansion', 'expansion_depth', 'expansion_init', 'expansion_decay', 'expansion_lr', 'linear_path'),
+    )[cfg.expansion_schedule]
+
+
 def site_at(cfg, it: int) -> str:
     """The layer that is expanded at iteration it."""
     sites = list(linear.chosen(cfg))
@@ -71,51 +81,54 @@ def resumed(ckpt: dict) -> dict:
     return {k: v for k, v in config.items() if k in linear.all_keys() or k.startswith('expansion_')}
 
 
-def due(cfg, it: int) -> bool:
-    return cfg.expansion_schedule != 'all' and it % cfg.expansion_every == 0
+class Rotation(Hook):
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def after_update(self, model, optimizer, it):
+        if it % self.cfg.expansion_every == 0:
+            turn(self.cfg, model, optimizer, it)
+        return False  # the network computes with the same matrices throughout
+
+    def describe(self, model, optimizer):
+        return describe(self.cfg, model, optimizer.factors)
 
 
 @torch.no_grad()
-def turn(t):
-    """Between two steps of a Trainer: collapse the layer of the last iteration, expand the layer of the next one."""
-    old, new = site_at(t.cfg, t.iter - 1), site_at(t.cfg, t.iter)
-    if t.cfg.expansion_schedule == 'reset':  # in place: a captured update goes on with the same tensors
-        moments = t.optimizer.state_dict()
+def turn(cfg, model, optimizer, it: int):
+    """Collapse the layer of the last iteration, expand the layer of the next one."""
+    old, new = site_at(cfg, it - 1), site_at(cfg, it)
+    if cfg.expansion_schedule == 'reset':  # in place: a captured update goes on with the same tensors
+        moments = optimizer.state_dict()
         for site in (old, new):
-            for v in moments.get(f'{path(site)}.weight', {}).values():
+            for v in moments.get(f'{linear.path(site)}.weight', {}).values():
                 v.zero_()
         return
-    moments, norm = t.optimizer.state_dict(), t.optimizer.grad_norm
-    t.optimizer = None  # it holds the old factors: there are never two expansions
-    collapse(t, old, moments)
-    expand(t, new, moments)
-    t.model.config = model_config(t.cfg, t.iter)
-    t.optimizer = t.make_optimizer()  # forms W; captures its update anew
-    t.optimizer.grad_norm = None if norm is None else norm.clone()  # the old one lies in the old graph's memory
-    leaves = {name: p for name, p, *_ in factors.leaves(t.model)}
-    t.optimizer.load_state_dict({name: moments.get(name) or fresh(p) for name, p in leaves.items()})
+    moments = optimizer.release()  # and the old factors with them: there are never two expansions
+    collapse(cfg, optimizer.factors, old, moments)
+    expand(cfg, model, optimizer.factors, new, moments, cfg.seed_model ^ it)
+    model.config = model_config(cfg, it)
+    optimizer.rebuild(moments)  # forms W
 
 
-def collapse(t, site: str, moments: dict):
+def collapse(cfg, factors: Factors, site: str, moments: dict):
     """W stays as it was formed last; its factors go, and their moments become W's."""
-    layer, name = layer_of(t.model, site), path(site)
-    member = factors.member_of(layer)
-    layer.beside = None
+    name = linear.path(site)
+    member = factors.pop(name)
     taken = [moments.pop(f'{name}.factors.{i}', {}) for i in range(member.depth)]
-    if t.cfg.expansion_moments == 'map' and all(map(known, taken)):
+    if cfg.expansion_moments == 'map' and all(map(known, taken)):
         s = moments[f'{name}.weight'] = gather(member, taken)
-        share([s['exp_avg'], s['exp_avg_sq']], t.world)
+        share([s['exp_avg'], s['exp_avg_sq']])
 
 
-def expand(t, site: str, moments: dict):
-    layer, name = layer_of(t.model, site), path(site)
-    member = expansion(layer, t.cfg, site, t.cfg.seed_model ^ t.iter)
-    layer.beside = (member,)
-    share(member.state_dict().values(), t.world)
+def expand(cfg, model, factors: Factors, site: str, moments: dict, seed: int):
+    name = linear.path(site)
+    member = factors[name] = expansion(layer_of(model, site), cfg, site, seed)
+    share(member.state_dict().values())
     taken = moments.pop(f'{name}.weight', {})
-    if t.cfg.expansion_moments == 'map' and known(taken):
-        for i, s in enumerate(spread(member, taken, t.cfg.beta1, t.cfg.beta2)):
-            share([s['exp_avg'], s['exp_avg_sq']], t.world)
+    if cfg.expansion_moments == 'map' and known(taken):
+        for i, s in enumerate(spread(member, taken, cfg.beta1, cfg.beta2)):
+            share([s['exp_avg'], s['exp_avg_sq']])
             moments[f'{name}.factors.{i}'] = s
 
 
@@ -127,23 +140,19 @@ def expansion(layer, config, site: str, seed: int) -> Expanded:
     gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
     member.start(layer.weight, None, gen)
     member.lr_scale *= layer.rate
-    member.rate = layer.rate
+    member.rate, member.parts = layer.rate, layer.parts
     return member
 
 
-def share(tensors, world: int):
+def share(tensors):
     """Rank 0's values for all: their processors may round a decomposition differently."""
     for v in tensors:
-        if world > 1:
+        if dist.is_initialized():
             dist.broadcast(v, 0)
 
 
 # -----------------------------------------------------------------------------
 # moments
-
-
-def fresh(p) -> dict:
-    return dict(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
 
 
 def known(state: dict) -> bool:
@@ -206,30 +215,28 @@ def right_inverse(X):
 # memory
 
 
-def footprint(model) -> int:
+def footprint(model, beside=None) -> int:
     """Bytes that training holds whatever the batch, in float32: parameters and gradients of what the network computes
     with and of the factors beside it, their products, and Adam's two moments of what it moves."""
-    weights = sum(p.numel() for p in model.parameters())
-    formed = factors.formed(model).values()
-    products = sum(m.weight.numel() for m in formed)
-    beside = sum(W.numel() for m in formed for W in m.beside[0].parameters())
-    moved = weights - products + beside
-    return 4 * (2 * (weights + beside) + products + 2 * moved)
+    weights, beside = sum(p.numel() for p in model.parameters()), beside or {}
+    products = sum(m.d_in * m.d_out for m in beside.values())
+    factors = sum(W.numel() for m in beside.values() for W in m.parameters())
+    moved = weights - products + factors
+    return 4 * (2 * (weights + factors) + products + 2 * moved)
 
 
-def describe(cfg, model) -> list[str]:
+def describe(cfg, model, factors: Factors) -> list[str]:
     """For the head of a run: which layers take turns, and what one expansion costs beside all and none."""
-    if cfg.expansion_schedule == 'all':
-        return []
     sites = list(linear.chosen(cfg))
     turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
     if cfg.expansion_schedule == 'reset':
         return [f'{turns}: at each the moments of the last and of the next one start anew; nothing is expanded']
-    shapes_only = dict(linear_path='materialised', expansion_init='gaussian', expansion_lr='none')
-    with torch.device('meta'):
-        every = GPT(dataclasses.replace(cfg, **shapes_only))
+    with torch.device('meta'):  # shapes only: the other starts would look at values
+        every = GPT(dataclasses.replace(cfg, expansion_init='gaussian', expansion_lr='none'))
         none = GPT(dataclasses.replace(cfg, linear='dense'))
-    one, every, none = (f'{footprint(m) / 2**20:,.1f} MiB' for m in (model, every, none))
+        beside = Factors(every, path='materialised')
+    pairs = (model, factors), (every, beside), (none, {})
+    one, every, none = (f'{footprint(*pair) / 2**20:,.1f} MiB' for pair in pairs)
     return [
         f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
         f'parameters, gradients, moments and products: {one} with one expansion, {every} with all, {none} with none',

@@ -1,21 +1,70 @@
 """
-What a run starts from, other than scratch: the keys that come with a checkpoint, the small model that is trained first.
+What a run starts from (init_from): scratch, a checkpoint, a small model that is grown, and perhaps trained first.
 """
 
 import dataclasses
-import gc
 
 import torch
 
 import checkpoint
-import hardware
 import linear
 from configurator import UserError, overrides, root_path
-from model import COMPUTING
+from linear.factors import load_state
+from model import COMPUTING, GPT
 from surgery import reader, rotate
+from surgery.grow import growth
 
 
-def take_model_keys(cfg, ckpt: dict, path):
+def problems(cfg) -> list[str]:
+    """What is wrong with the keys of growth, one line each."""
+    if cfg.init_from == 'transfer':
+        missing = [k for k in ('transfer_from', 'transfer_method') if not getattr(cfg, k)]
+        return [f"{k}: must be given, for init_from = 'transfer'" for k in missing]
+    if cfg.init_from != 'resume' and (given := [k for k in overrides(cfg) if k.startswith('transfer_')]):
+        return [f"init_from = '{cfg.init_from}': {', '.join(given)} go with init_from = 'transfer'"]
+    return []
+
+
+def read(cfg, vocabulary: int, quiet=False) -> tuple:
+    """(cfg with what the checkpoint of init_from and the data set decide, that checkpoint or None for scratch).
+    UserError if the keys do not fit them. vocabulary: of the model, where neither cfg nor the checkpoint names one."""
+    ckpt = None
+    if cfg.init_from != 'scratch':
+        resume = root_path(cfg.out_dir) / 'ckpt.pt'
+        path = dict(resume=resume, transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
+        ckpt = reader.load(path)
+        if cfg.init_from == 'resume' and not {'optimizer', 'position'} <= set(ckpt):
+            raise UserError(
+                f'{path} has weights but no optimizer state to resume from; to start from its weights:'
+                f' --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
+            )
+        if cfg.init_from != 'transfer':
+            cfg = take_model_keys(cfg, ckpt, path, quiet)
+    if not cfg.vocab_size:
+        cfg = dataclasses.replace(cfg, vocab_size=vocabulary)
+    if cfg.init_from == 'transfer':
+        cfg = growth.prepare(cfg, ckpt)
+    if found := cfg.problems(sized=True):
+        raise UserError('\n'.join(found))
+    return cfg, ckpt
+
+
+def build(cfg, ckpt: dict | None, data, quiet=False) -> tuple:
+    """(model that a run starts with, on the CPU; Adam's moments of a growth or None; windows of the training data that
+    were seen before; the history of its growth or None). data: the run's training data, for what is learned on it."""
+    torch.manual_seed(cfg.seed_model)
+    resume = cfg.init_from == 'resume'
+    model = GPT(rotate.model_config(cfg, ckpt['iter_num'] if resume else 0))
+    if cfg.init_from == 'transfer':
+        moments, history = growth.start(model, cfg, ckpt, data, quiet)
+        same = all(ckpt['config'].get(k) == getattr(cfg, k) for k in ('dataset', 'block_size', 'seed_data'))
+        return model, moments, ckpt.get('position', 0) if same else 0, history  # go on with data it has not seen
+    if ckpt:
+        load_state(model, ckpt['model'])
+    return model, None, 0, ckpt.get('transfer') if resume else None
+
+
+def take_model_keys(cfg, ckpt: dict, path, quiet=False):
     """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming, or
     going on from factors, takes the parameterization as well; starting from a plain model lets cfg choose another."""
     args = checkpoint.read_args(ckpt, path)
@@ -42,13 +91,14 @@ def take_model_keys(cfg, ckpt: dict, path):
         args |= rotate.resumed(ckpt)
     args = {k: v for k, v in args.items() if k not in drop}
     changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
-    if changed and not hardware.rank_world()[0]:
+    if changed and not quiet:
         print('taken from the checkpoint: ' + ', '.join(f'{k} = {v}' for k, v in changed.items()), flush=True)
     return dataclasses.replace(cfg, **args)
 
 
-def train_source(cfg, small, train) -> str:
-    """Train the small model that cfg grows, with its config `small`, unless that has been done; its checkpoint."""
+def source(cfg, small):
+    """Of a run whose transfer_from is a config, `small`: (cfg that grows the checkpoint of small, the config that trains
+    that first, or None where that has been done)."""
     small = dataclasses.replace(small, device=cfg.device, backend=cfg.backend, compile=cfg.compile)
     path = root_path(small.out_dir) / 'ckpt.pt'
     if path.parent == root_path(cfg.out_dir):
@@ -60,9 +110,7 @@ def train_source(cfg, small, train) -> str:
     if changed or done['iter_num'] > small.max_iters:
         was = ', '.join(f'{k} = {v}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'
         raise UserError(f'{path} is not of {cfg.transfer_from}: it was trained with {was}; move it, or use it as it is')
-    if done['iter_num'] < small.max_iters:
-        train(dataclasses.replace(small, init_from='resume' if path.exists() else small.init_from))
-        gc.unfreeze()
-        gc.collect()  # its memory is free for the large model, and the compiler knows nothing of its shapes
-        torch._dynamo.reset()
-    return f'{small.out_dir}/ckpt.pt'
+    cfg = dataclasses.replace(cfg, transfer_from=f'{small.out_dir}/ckpt.pt')
+    if done['iter_num'] == small.max_iters:
+        return cfg, None
+    return cfg, dataclasses.replace(small, init_from='resume') if path.exists() else small

@@ -13,6 +13,7 @@ import files
 import transfer
 from configurator import UserError
 from linear import factors
+from linear.factors import Factors
 from model import NANOGPT_KEYS
 from surgery import collapse
 
@@ -25,12 +26,14 @@ def ckpt_of(model, **resume):
 @pytest.mark.parametrize('load_path', ['materialised', 'factored'])
 def test_round_trip_whatever_the_path(tmp_path, save_path, load_path):
     keys = dict(linear='expanded', linear_layers='mlp+attn', expansion_depth=3, expansion_lr='matched', bias=True)
-    model = tiny_gpt(**keys, linear_path=save_path).eval()
-    checkpoint.save(tmp_path / 'a.pt', ckpt_of(model))
-    back = checkpoint.build(checkpoint.load(tmp_path / 'a.pt'), linear_path=load_path)
-    assert bool(factors.formed(back)) == (load_path == 'materialised')
-    assert factors.state(model).keys() == factors.state(back).keys()
-    assert all(torch.equal(v, factors.state(back)[k]) for k, v in factors.state(model).items())
+    model = tiny_gpt(**keys).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    beside = Factors(model, path=save_path)
+    checkpoint.save(tmp_path / 'a.pt', ckpt_of(model, factors=beside))
+    back = checkpoint.build(checkpoint.load(tmp_path / 'a.pt'))
+    assert back.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in back.state_dict().items())
+    assert bool(Factors(back, path=load_path)) == (load_path == 'materialised')
     assert (model(tokens())[0] - back(tokens())[0]).abs().max() < 1e-5
 
 
@@ -56,7 +59,7 @@ def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
     assert raw['config']['linear'] == 'dense' and raw['iter_num'] == 7
     assert json.loads((tmp_path / 'plain' / 'meta.json').read_text())['itos'] == ['a']
     plain = checkpoint.build(raw)
-    factored = checkpoint.build(checkpoint.load(tmp_path / 'run' / 'ckpt.pt'), linear_path='factored')
+    factored = checkpoint.build(checkpoint.load(tmp_path / 'run' / 'ckpt.pt'))
     assert (plain(tokens())[0] - factored(tokens())[0]).abs().max() < 1e-5
 
 
@@ -73,10 +76,21 @@ def test_collapse_refuses_to_write_what_changes_the_function(tmp_path, monkeypat
 
 
 def test_collapse_leaves_the_model_as_it_was():
-    model = tiny_gpt(linear='expanded', linear_path='factored')
-    before = {k: v.clone() for k, v in factors.state(model).items()}
+    model = tiny_gpt(linear='expanded')
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     collapse.collapse_model(model)
-    assert all(torch.equal(before[k], v) and v.dtype == before[k].dtype for k, v in factors.state(model).items())
+    assert all(torch.equal(before[k], v) and v.dtype == before[k].dtype for k, v in model.state_dict().items())
+
+
+def test_a_checkpoint_without_its_factors_is_refused(tmp_path):
+    model = tiny_gpt(linear='expanded', linear_layers='mlp+attn')
+    ckpt_of(model)  # they are in the model
+    beside = Factors(model, path='materialised')
+    with pytest.raises(ValueError, match='transformer.h.0.attn.c_attn is formed from factors'):
+        ckpt_of(model)
+    del beside['transformer.h.1.mlp.c_proj']
+    with pytest.raises(ValueError, match='transformer.h.1.mlp.c_proj is formed from factors'):
+        ckpt_of(model, factors=beside)
 
 
 def flip_a_bit(path):

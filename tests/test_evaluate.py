@@ -336,7 +336,7 @@ def test_val_is_what_training_logs(run_train, capsys):
 def test_an_expanded_checkpoint_scores_as_its_collapsed_self(run_train, tmp_path):
     out = run_train('--linear=expanded', '--expansion=64', '--max_iters=5')
     result = go(out / 'ckpt.pt', '--limit=2', f'--out={tmp_path}/e.json')['tasks']['val']
-    model = checkpoint.build(checkpoint.load(out / 'ckpt.pt'), linear_path='factored').double()
+    model = checkpoint.build(checkpoint.load(out / 'ckpt.pt')).double()
     ids = val_ids(65)
     assert close(result['figures']['nats_per_token'], score_text(lambda x: model(x)[0], ids, 32, 32, 64) / 64)
 

@@ -12,7 +12,7 @@ from conftest import tiny_gpt, tokens
 from torch.nn import functional as F
 
 import checkpoint
-from linear import factors
+from linear.factors import Factors
 from model import NANOGPT_KEYS, model_args, pick
 
 
@@ -76,7 +76,9 @@ def test_state_dict_has_nanogpts_names():
     want = {f'transformer.h.0.{b}.{p}' for b in blocks for p in ('weight', 'bias')}
     want |= {f'transformer.{n}' for n in ('wte.weight', 'wpe.weight', 'ln_f.weight', 'ln_f.bias')} | {'lm_head.weight'}
     assert names == want
-    assert set(tiny_gpt(n_layer=1, bias=True, linear='expanded').state_dict()) == want  # W is at hand, factors beside
+    expanded = tiny_gpt(n_layer=1, bias=True, linear='expanded')
+    assert len(Factors(expanded)) == 2
+    assert set(expanded.state_dict()) == want  # W is at hand, factors beside
 
 
 def test_model_args_of_a_plain_model_hold_only_nanogpts_keys():
@@ -147,6 +149,7 @@ def test_expanded_and_dense_share_one_compiled_graph():
     counter = CompileCounterWithBackend('aot_eager')
     for keys in ({}, dict(linear='expanded'), dict(linear='expanded', expansion_depth=4)):
         model = tiny_gpt(**keys)
+        Factors(model)
         torch.compile(model, fullgraph=True, backend=counter)(tokens(), tokens(seed=1))[1].backward()
     assert counter.frame_count == 1
 
@@ -161,7 +164,6 @@ def test_the_real_nanogpt_agrees(tmp_path, bias):
     from surgery.collapse import collapse_model
 
     model = roughened(tiny_gpt(bias=bias, linear='expanded', vocab_size=50304)).eval()
-    factors.Materialised(model)  # roughened moved W: form it again
     plain = collapse_model(model)
     path = tmp_path / 'out' / 'ckpt.pt'
     checkpoint.save(path, checkpoint.pack(plain, {'dataset': 'none'}, 3, 1.0))

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, losses
+from conftest import ROOT, TINY, losses, tiny_gpt
 
 import checkpoint
 from configurator import load
@@ -19,7 +19,8 @@ from linear import factors
 from logger import read_metrics
 from optim import lr_at
 from surgery import collapse
-from train import TrainConfig, Trainer, train
+from surgery.hook import Hook
+from train import TrainConfig, Trainer, hooks, train
 
 EXPANDED = ('--linear=expanded', '--expansion=40')
 
@@ -66,7 +67,7 @@ def test_ten_steps_equal_five_resume_five_to_the_bit(run_train, flags):
 
 def test_training_ends_where_patience_does_and_the_run_is_over(run_train, monkeypatch, capsys):
     falling = iter([4.0, 3.0, 3.5, 2.5, 2.5, 2.6, 9.9])
-    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: next(falling) if split == 'val' else 1.0)
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, s: {f'{s}_loss': next(falling) if s == 'val' else 1.0})
     out = run_train('--patience=2', '--eval_interval=1')
     assert losses(out, 'eval') == dict(enumerate([4.0, 3.0, 3.5, 2.5, 2.5, 2.6]))
     m = json.loads((out / 'manifest.json').read_text())
@@ -78,7 +79,7 @@ def test_training_ends_where_patience_does_and_the_run_is_over(run_train, monkey
 def test_patience_is_kept_over_an_interruption(run_train, monkeypatch):
     """Stopped at 4 and gone on with: as if it had not been, and with more patience further."""
     curve = [4.0, 3.0, 3.5, 3.4, 3.3, 3.2, 3.1]
-    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: curve[self.iter])
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: {f'{split}_loss': curve[self.iter]})
     flags = ('--patience=4', '--eval_interval=1')
     out = run_train('--max_iters=3', *flags)
     assert 'out_of_patience' not in json.loads((out / 'manifest.json').read_text())
@@ -252,7 +253,7 @@ def test_layers_are_checked_with_the_sizes_of_the_checkpoint(run_train, tmp_path
     wide = run_train('--max_iters=2', '--n_embd=64', out='wide')
     start = [*TINY, f'--init_from={wide}/ckpt.pt', f'--out_dir={tmp_path}/x', '--max_iters=2']
     go = lambda *flags: train(load(TrainConfig, [*start, '--linear=expanded', *flags]))
-    fails(lambda: go('--expansion=40', '--expansion_init=orthogonal'), 'expansion = 40', '>= n_embd (64)')
+    fails(lambda: go('--expansion=40', '--expansion_init=orthogonal'), 'expansion = 40', 'expansion >= 64')
     rotating = ('--expansion=40', '--expansion_init=svd', '--expansion_schedule=rotate', '--expansion_every=1')
     fails(lambda: go(*rotating), 'expansion = 40', 'rank 64')
     fails(lambda: go('--linear_layers=h.5.*'), "'h.5.*' matches no layer")
@@ -364,6 +365,61 @@ def test_every_parameter_of_a_run_is_in_its_checkpoint(run_train):
     ckpt = checkpoint.load(run_train(*EXPANDED) / 'ckpt.pt')
     model = checkpoint.build(ckpt)
     assert set(ckpt['optimizer']) == {name for name, *_ in factors.leaves(model)}
+
+
+class Counting(Hook):
+    """A hook of one's own: counts its calls, and asks once for the forward pass to be made anew."""
+
+    def __init__(self, at):
+        self.at, self.before, self.after = at, [], []
+
+    def before_update(self, model, optimizer, it):
+        assert all(p.grad is not None for p in model.parameters())
+        self.before.append(it)
+
+    def after_update(self, model, optimizer, it):
+        assert all(p.grad is None for p in model.parameters())
+        self.after.append(it)
+        if it == self.at:
+            optimizer.rebuild(optimizer.release())
+        return it == self.at
+
+    def describe(self, model, optimizer):
+        return [f'counts, and rebuilds at {self.at}']
+
+
+@pytest.mark.parametrize('flags', [(), (*EXPANDED, '--linear_path=materialised')])
+def test_a_hook_of_ones_own_is_called_and_heard(run_train, monkeypatch, capsys, flags):
+    import train as module
+
+    plain = losses(run_train('--max_iters=6', '--dropout=0.1', *flags, out='plain'))
+    hook, wraps, real = Counting(at=3), [], Trainer.wrap
+    monkeypatch.setattr(module, 'hooks', lambda *args: [hook])
+    monkeypatch.setattr(Trainer, 'wrap', lambda self: (wraps.append(self.iter), real(self)))
+    hooked = losses(run_train('--max_iters=6', '--dropout=0.1', *flags, out='hooked'))
+    assert hook.before == [0, 1, 2, 3, 4, 5] and hook.after == [1, 2, 3, 4, 5, 6]
+    assert wraps == [0, 3] and hooked == plain  # the moments are those of before
+    assert 'counts, and rebuilds at 3' in capsys.readouterr().out
+
+
+def test_the_hooks_of_a_config_can_be_listed(tmp_path):
+    def listed(*flags):
+        cfg = load(TrainConfig, [*TINY, '--vocab_size=65', *flags])
+        return [type(h).__name__ for h in hooks(cfg, torch.device('cpu'), False)]
+
+    checkpoint.save(tmp_path / 'teacher.pt', checkpoint.pack(tiny_gpt(vocab_size=65, block_size=32), {}, 0, 1.0))
+    assert listed() == []
+    assert listed('--linear=btt', '--guide_iters=5', f'--distill_from={tmp_path}/teacher.pt') == ['Guide', 'Teacher']
+    assert listed('--linear=expanded', '--expansion_init=svd', '--expansion_schedule=rotate') == ['Rotation']
+
+
+def test_the_teacher_is_read_once(run_train, tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / 'teacher.pt', checkpoint.pack(tiny_gpt(vocab_size=65, block_size=32), {}, 0, 1.0))
+    opened, real = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, 'load', lambda path, *args: (opened.append(str(path)), real(path, *args))[1])
+    flags = ('--linear=btt', '--guide_iters=2', '--max_iters=4')  # whose end makes the forward pass anew
+    run_train(f'--distill_from={tmp_path}/teacher.pt', *flags)
+    assert opened == [f'{tmp_path}/teacher.pt']
 
 
 def test_validation_is_logged_in_two_halves_that_make_the_whole(run_train):

@@ -41,11 +41,11 @@ import torch
 
 import checkpoint
 from configurator import UserError, key
-from linear import factors
+from linear.factors import load_state
 from model import GPT, GPTConfig, rope_table
 from surgery.grow import ligo
 from surgery.grow.checks import settle
-from surgery.grow.weights import DEPTH, How, grow_moments, grow_weights, parse
+from surgery.grow.weights import DEPTH, How, grow_moments, grow_weights, parse, plain
 from surgery.grow.widen import WIDTH
 from surgery.operation import SurgeryConfig, compare, open_model, real_tokens, report, write
 from tokens import loader
@@ -189,8 +189,7 @@ def history(ckpt: dict, model, how: How, path) -> dict:
     flops = None
     if 'gradient_accumulation_steps' in c and before['flops'] is not None:
         tokens = c['gradient_accumulation_steps'] * c['batch_size'] * c['block_size']
-        per_iter = tokens * model.flops_per_token() + model.flops_per_update()
-        flops = before['flops'] + (ckpt['iter_num'] - before['since']) * per_iter
+        flops = before['flops'] + (ckpt['iter_num'] - before['since']) * tokens * model.flops_per_token()
     return dict(
         source=str(path),
         source_iter=ckpt['iter_num'],
@@ -219,8 +218,8 @@ def prepare(cfg, ckpt: dict):
 
 
 def start(model, cfg, ckpt: dict, data, quiet: bool):
-    """Fill the model of a run from a small one's checkpoint; print what that did to the function. data: the run's
-    training data, for what is learned.
+    """Fill the model of a run from a small one's checkpoint; print what that did to the function, unless quiet. data: the
+    run's training data, for what is learned.
     Returns (Adam's moments or None, the history for manifest and checkpoints)."""
     t0 = time.time()
     small = checkpoint.build(ckpt, cfg.transfer_from)
@@ -228,12 +227,14 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     past = history(ckpt, small, how, cfg.transfer_from)
     if how.width == 'ligo':
         batches = lambda step: data.batch(step * cfg.batch_size)
-        weights = ligo.learn(ckpt['model'], old, cfg, how, batches, data.device)
-        if past['flops'] is not None:  # the products of the maps, small beside these, are left out
-            past['flops'] += ligo.STEPS * cfg.batch_size * cfg.block_size * model.flops_per_token()
+        weights = ligo.learn(ckpt['model'], old, cfg, how, batches, data.device, quiet=quiet)
+        if past['flops'] is not None:  # of the plain model; the products of the maps, small beside these, are left out
+            with torch.device('meta'):
+                per_token = GPT(plain(cfg)).flops_per_token()
+            past['flops'] += ligo.STEPS * cfg.batch_size * cfg.block_size * per_token
     else:
         weights = grow_weights(ckpt['model'], old, cfg, how)
-    factors.load_state(model, weights)
+    load_state(model, weights)
     moved = choose_moments(ckpt, old, cfg, how, cfg.transfer_moments, cfg.linear)
     moments = grow_moments(ckpt['optimizer'], old, cfg, how) if moved else None
     past['growing'] = time.time() - t0  # seconds

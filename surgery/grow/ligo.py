@@ -4,7 +4,6 @@ LiGO: growth.py's copying, learned. The method `ligo` of growth.py.
 
 import torch
 
-import hardware
 from model import GPT
 from surgery.grow import weights as grown
 from surgery.grow.widen import copy_rank
@@ -12,7 +11,7 @@ from surgery.grow.widen import copy_rank
 STEPS, LR = 100, 3e-3
 
 
-def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR) -> dict:
+def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR, quiet=False) -> dict:
     """The large model's state dict, its copying learned for `steps` steps of Adam on the language-modelling loss.
 
     Wang et al. 2023 (arXiv 2303.00980): W' = B (sum_j w_j W_j) A^T. B = [I; B2] for each axis of each layer, one for the
@@ -73,6 +72,6 @@ def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR)
             adam.zero_grad()
             loss.backward()
             adam.step()
-            if (step % 20 == 0 or step == steps - 1) and not hardware.rank_world()[0]:
+            if (step % 20 == 0 or step == steps - 1) and not quiet:
                 print(f'ligo step {step}: loss {loss.item():.4f}', flush=True)
     return {k: v.detach().cpu() for k, v in weights().items()}

@@ -1,6 +1,8 @@
 """Expanded layers: the product is what it claims, gradients are those of the factors, nothing is left dead."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import linear
 from linear import factors
 from linear.expanded import Expanded, effective_lr_ratio, orthonormal
+from linear.factors import Factors
 from model import GPT, GPTConfig
 from optim import Optimizer
 from train import TrainConfig
@@ -45,7 +48,7 @@ def test_exact_inits_reproduce_the_twin_matrix(init, d_in, d_out, depth):
 @pytest.mark.parametrize('rank', [0, 3])
 def test_factors_of_a_matrix_of_low_rank_learn_beyond_it(flags, rank):
     """Where all factors are zero none gets a gradient: a block that begins as nothing would stay that."""
-    member = factors.member_of(linear.make(GPTConfig(n_embd=20, **flags), 'h.0.mlp.c_fc', 20, 36))
+    member = linear.make(GPTConfig(n_embd=20, **flags), 'h.0.mlp.c_fc', 20, 36)
     W = torch.randn(36, rank, generator=gen()) @ torch.randn(rank, 20, generator=gen(1))
     member.from_dense(W)
     assert (member.to_dense() - W).abs().max() < 1e-5
@@ -127,10 +130,12 @@ def test_gaussian_product_has_the_std_of_its_role(depth, k, std):
 
 def test_roles_not_name_suffixes_decide_the_std():
     model = tiny_gpt(n_embd=128, linear='expanded', linear_layers='mlp+attn', n_layer=3)
-    for name, m in factors.formed(model).items():
+    beside = Factors(model)
+    assert len(beside) == 3 * 4
+    for name, member in beside.items():
         want = 0.02 / math.sqrt(2 * 3) if name.endswith('c_proj') else 0.02
-        assert m.weight.std().item() == pytest.approx(want, rel=0.1), name
-        assert m.beside[0].to_dense().std().item() == pytest.approx(want, rel=0.1)
+        assert model.get_submodule(name).weight.std().item() == pytest.approx(want, rel=0.1), name
+        assert member.to_dense().std().item() == pytest.approx(want, rel=0.1)
 
 
 @pytest.mark.parametrize('init', ['orthogonal', 'svd'])
@@ -138,7 +143,8 @@ def test_step_0_loss_equals_the_dense_twin(init):
     x, y = tokens(), tokens(seed=1)
     dense = tiny_gpt(seed=3)(x, y)[1].item()
     for path in ('materialised', 'factored'):
-        twin = tiny_gpt(seed=3, linear='expanded', linear_layers='mlp+attn', expansion_init=init, linear_path=path)
+        twin = tiny_gpt(seed=3, linear='expanded', linear_layers='mlp+attn', expansion_init=init)
+        assert bool(Factors(twin, path=path)) == (path == 'materialised')
         assert abs(twin(x, y)[1].item() - dense) < 1e-5
 
 
@@ -150,7 +156,7 @@ def step_by(path, micro_batches, depth=2, clip=0.0):
         (model(tokens(seed=i), tokens(seed=i + 9))[1] / micro_batches).backward()
     opt.set_lr(1e-2)
     opt.step()
-    return {name: p.detach().clone() for name, p, *_ in factors.leaves(model)}, opt
+    return {name: p.detach().clone() for name, p, *_ in opt.factors.leaves()}, opt
 
 
 @pytest.mark.parametrize('depth', [2, 4])
@@ -192,21 +198,62 @@ def test_clipping_means_the_same_as_in_the_dense_twin():
 def test_the_optimizer_moves_every_parameter_and_nothing_dead(keys):
     model = tiny_gpt(bias=True, linear_layers='mlp+attn', **keys)
     before = {name: p.detach().clone() for name, p, *_ in factors.leaves(model)}
-    assert set(before) == {k for k in factors.state(model) if not k.endswith('lr_scale')} - {'lm_head.weight'}
+    assert set(before) == {k for k in model.state_dict() if not k.endswith('lr_scale')} - {'lm_head.weight'}
     opt = Optimizer(model, train_config(model))
     model(tokens(), tokens(seed=1))[1].backward()
     opt.step()
-    for name, p, *_ in factors.leaves(model):
+    for name, p, *_ in opt.factors.leaves():
         assert not torch.equal(p, before[name]), f'{name} did not move'
     ids = [id(p) for g in opt.adamw.param_groups for p in g['params']]
     assert len(ids) == len(set(ids)) == len(before)
-    for m in factors.formed(model).values():
-        assert torch.equal(m.weight, m.beside[0].to_dense())
+    for name, member in opt.factors.items():
+        assert torch.equal(model.get_submodule(name).weight, member.to_dense())
+
+
+def test_the_optimizer_is_the_only_owner_of_the_factors_beside():
+    """Nothing that the model holds leads to them, and they go with the optimizer."""
+    model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', bias=True)
+    opt = Optimizer(model, train_config(model))
+    assert len(opt.factors) == 8 and all(type(m) is linear.Dense for m in map(model.get_submodule, opt.factors))
+    theirs = {id(p) for m in opt.factors.values() for p in m.parameters()}
+    found = [v for m in model.modules() for v in vars(m).values()]
+    for _ in range(3):  # dicts and tuples of modules, of parameters
+        found += [
+            x for v in found if isinstance(v, (dict, list, tuple)) for x in (v.values() if isinstance(v, dict) else v)
+        ]
+    assert len(found) > 100 and not theirs & {id(v) for v in found}
+    members = [weakref.ref(m) for m in opt.factors.values()]
+    del opt
+    gc.collect()
+    assert not any(ref() for ref in members)
+
+
+@pytest.mark.parametrize('path', ['auto', 'materialised', 'factored'])
+def test_taking_factors_out_of_a_model_keeps_its_function_names_and_order(path):
+    keys = dict(linear='low_rank', linear_layers='mlp+head', tie_head=False, bias=True)
+    model, dense = tiny_gpt(**keys).double(), tiny_gpt(bias=True, tie_head=False)
+    leaves = [(name, id(p), *rest) for name, p, *rest in factors.leaves(model)]
+    n, want = model.num_params(), model(tokens())[0]
+    beside = Factors(model, path=path)
+    assert bool(beside) == (path != 'factored')
+    assert (model(tokens())[0] - want).abs().max() < 1e-12
+    assert [(name, id(p), *rest) for name, p, *rest in beside.leaves()] == leaves
+    assert model.num_params(beside) == n and model.num_params_collapsed(beside) == dense.num_params()
+    if path == 'materialised':
+        assert list(model.state_dict()) == list(dense.state_dict())
+
+
+def test_building_a_model_reads_nothing_of_torchrun(monkeypatch):
+    """WORLD_SIZE is the trainer's to read, and the number of tokens by which a path is chosen its to pass."""
+    for k in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK'):
+        monkeypatch.setenv(k, 'nonsense')
+    for name in linear.LAYERS:
+        Factors(GPT(TrainConfig(n_layer=1, n_head=2, n_embd=64, block_size=16, vocab_size=65, linear=name)), 1000)
 
 
 def test_patterns_choose_single_sites():
     model = tiny_gpt(linear='expanded', linear_layers='h.1.mlp.c_fc, h.*.attn.c_proj')
-    assert [n.removeprefix('transformer.') for n in factors.formed(model)] == [
+    assert [n.removeprefix('transformer.') for n in Factors(model)] == [
         'h.0.attn.c_proj', 'h.1.attn.c_proj', 'h.1.mlp.c_fc'
     ]  # fmt: skip
 
@@ -215,23 +262,24 @@ def test_patterns_choose_single_sites():
 @pytest.mark.parametrize('depth', [2, 3])
 def test_flop_formulas_equal_the_counter(path, depth):
     model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', expansion=48, expansion_depth=depth, linear_path=path)
+    beside = Factors(model)
     x, y = tokens(B=3), tokens(B=3, seed=1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x, y)[1].backward()
     # the counter sees no gradient of the scores' scale or the embeddings, and neither do we: equality, not closeness
     assert counter.get_total_flops() == x.numel() * model.flops_per_token()
     if path == 'materialised':
-        m = factors.Materialised(model)
         with FlopCounterMode(display=False) as counter:
-            m.form()
-            m.pull()
-        assert counter.get_total_flops() == model.flops_per_update() > 0
+            beside.form()
+            beside.pull()
+        assert counter.get_total_flops() == beside.flops_per_update() > 0
 
 
 def test_auto_takes_the_cheaper_path():
     def formed(**keys):
         args = dict(n_layer=1, n_head=2, n_embd=512, block_size=64, vocab_size=65, linear='expanded') | keys
-        return bool(factors.formed(GPT(TrainConfig(**args))))
+        config = TrainConfig(**args)
+        return bool(Factors(GPT(config), config.tokens_per_iter))
 
     # c_fc: k (512 + 2048) multiply-adds and 2k moves of 240 against 512 * 2048, for a large batch: formed iff k > 345
     assert formed(expansion=400, batch_size=1000, gradient_accumulation_steps=1)
@@ -265,8 +313,8 @@ def test_matched_learning_rate_divides_the_factors_rate():
     opt = Optimizer(model, train_config(model))
     opt.set_lr(1.0)
     rates = {id(p): g['lr'] for g in opt.adamw.param_groups for p in g['params']}
-    for m in factors.formed(model).values():
-        member = m.beside[0]
+    assert opt.factors
+    for member in opt.factors.values():
         ratio = 1 / member.lr_scale.item()
         assert ratio > 1.3
         for W in member.factors:
@@ -286,13 +334,14 @@ def test_weight_decay_acts_where_it_says(decay, depth, per_step, lr_rule):
         linear='expanded', expansion=40, expansion_depth=depth, expansion_decay=decay, expansion_lr=lr_rule
     ).double()
     opt = Optimizer(model, train_config(model, weight_decay=0.1))
-    before = {n: m.weight.detach().clone() for n, m in factors.formed(model).items()}
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in opt.factors}
+    assert before
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     opt.set_lr(1e-3)
     opt.step()
-    for name, m in factors.formed(model).items():
-        ratio = (m.weight / before[name]).mean().item()
+    for name, W in before.items():
+        ratio = (model.get_submodule(name).weight / W).mean().item()
         assert ratio == pytest.approx((1 - 1e-4) ** per_step, abs=2e-8)
 
 

@@ -169,11 +169,11 @@ def test_a_model_with_its_activations_inside_the_products_is_one_graph(name, mon
 def test_factors_gradients_lie_in_memory_as_the_factors_do(name, keys):
     """A GPU's fused AdamW refuses other strides. (Those of axes of size one do not matter, here and there.)"""
     model = tiny_gpt(n_embd=36, n_head=2, linear=name, linear_path='materialised', **keys)
-    weights = factors.Materialised(model)
+    weights = factors.Factors(model)
     for w in weights.weights:
         w.grad = torch.randn_like(w)
     weights.pull()
-    assert all(W.is_contiguous() and W.grad.is_contiguous() for W in weights.factors)
+    assert weights and all(W.is_contiguous() and W.grad.is_contiguous() for W in weights.tensors)
 
 
 def test_w_is_formed_in_the_precision_of_its_use():
@@ -181,12 +181,12 @@ def test_w_is_formed_in_the_precision_of_its_use():
     found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = tiny_gpt(linear='tensor_train', linear_path='materialised')
-        weights = factors.Materialised(model, dtype=dtype)
+        weights = factors.Factors(model, dtype=dtype)
         for w in weights.weights:
             w.grad = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
         formed = [w.detach().clone() for w in weights.weights]
         weights.pull()
-        found[dtype] = [*formed, *(W.grad for W in weights.factors)]
+        found[dtype] = [*formed, *(W.grad for W in weights.tensors)]
     exact = found[torch.float32]
     assert all(torch.equal(a, b) for a, b in zip(exact, found[torch.float16]))
     assert not torch.equal(exact[0], found[torch.bfloat16][0])
@@ -457,9 +457,9 @@ def test_each_name_alone_trains_and_collapses(name, path):
     from optim import Optimizer
 
     model = tiny_gpt(linear=name, linear_path=path, linear_layers='mlp+attn', structured_norm=True, bias=True).train()
-    share = model.num_params() / model.num_params_collapsed()
-    assert share < 1
     opt = Optimizer(model, train_config(model, learning_rate=3e-3))
+    assert bool(opt.factors) == (path == 'materialised')
+    assert model.num_params(opt.factors) / model.num_params_collapsed(opt.factors) < 1
     x, y, losses = tokens(), tokens(seed=1), []
     for _ in range(8):
         loss = model(x, y)[1]
@@ -469,11 +469,11 @@ def test_each_name_alone_trains_and_collapses(name, path):
         opt.zero_grad()
     assert losses[-1] < losses[0] - 0.05
     model.eval()
-    plain = collapse.collapse_model(model)
+    again = GPT(model.config).eval()
+    factors.load_state(again, opt.factors.state())
+    assert (again(x, last_only=False)[0] - model(x, last_only=False)[0]).abs().max() < 1e-5
+    plain = collapse.collapse_model(again)
     assert (plain(x, last_only=False)[0] - model(x, last_only=False)[0]).abs().max() < 1e-5
-    again = GPT(GPTConfig(**vars(model.config) | dict(linear_path='factored')))
-    factors.load_state(again, factors.state(model))
-    assert (again.eval()(x, last_only=False)[0] - model(x, last_only=False)[0]).abs().max() < 1e-5
 
 
 def test_both_paths_take_the_same_steps():
@@ -489,7 +489,7 @@ def test_both_paths_take_the_same_steps():
             model(tokens(), tokens(seed=1))[1].backward()
             opt.step()
             opt.zero_grad()
-        ends.append({k: v for k, v in factors.state(model).items()})
+        ends.append(opt.factors.state())
     assert ends[0].keys() == ends[1].keys()
     for k in ends[0]:
         torch.testing.assert_close(ends[0][k], ends[1][k], rtol=1e-6, atol=1e-8)
@@ -628,15 +628,15 @@ def test_compiled_forming_is_forming():
     found = []
     for compile in (False, True):
         model = tiny_gpt(linear='btt', linear_path='materialised', structured_norm=True)
-        weights = factors.Materialised(model, compile=compile)
-        for W in weights.factors:
+        weights = factors.Factors(model, compile=compile)
+        for W in weights.tensors:
             W.data.mul_(1.1)
         weights.form()
         formed = [w.detach().clone() for w in weights.weights]
         for w in weights.weights:
             w.grad = torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
         weights.pull()
-        found.append((formed, [W.grad for W in weights.factors]))
+        found.append((formed, [W.grad for W in weights.tensors]))
     (a, da), (b, db) = found
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(da, db, rtol=1e-4, atol=1e-5)

@@ -54,7 +54,7 @@ def test_export_writes_what_transformers_loads(run_train, tmp_path, bias):
     transfer.export_hf(collapse.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'hf')))
     assert (tmp_path / 'hf' / 'model.safetensors').exists()
     hf = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / 'hf').eval()
-    ours = checkpoint.build(reader.load(out / 'ckpt.pt'), linear_path='factored')
+    ours = checkpoint.build(reader.load(out / 'ckpt.pt'))
     x = tokens(T=32)
     assert (ours(x, last_only=False)[0] - hf(x).logits).abs().max() < 1e-4
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')

@@ -14,7 +14,6 @@ import checkpoint
 import linear
 import transfer
 from configurator import UserError, load
-from linear import factors
 from linear.expanded import Expanded
 from model import GPTConfig
 from surgery import collapse, rotate
@@ -31,13 +30,14 @@ SITES = [f'h.{i}.mlp.{name}' for i in range(2) for name in ('c_fc', 'c_proj')]  
 def trainer(*flags, double=False):
     t = Trainer(load(TrainConfig, [*TINY, *ROTATE, *flags]), torch.device('cpu'))
     if double:
-        t.model.double()
-        t.wrap()
+        for m in [t.model, *t.optimizer.factors.values()]:
+            m.double()
+        t.optimizer.rebuild({})
     return t
 
 
 def expanded_sites(t):
-    return [name.removeprefix('transformer.') for name in factors.formed(t.model)]
+    return [name.removeprefix('transformer.') for name in t.optimizer.factors]
 
 
 @pytest.mark.parametrize('init', ['orthogonal', 'svd'])
@@ -52,9 +52,9 @@ def test_every_rotation_keeps_the_function(init, moments):
     seen = []
     real, before = rotate.turn, []
 
-    def turn(t):
+    def turn(*args):
         before.append(loss())
-        real(t)
+        real(*args)
         seen.append((abs(loss() - before[-1]), expanded_sites(t)))
 
     rotate.turn = turn
@@ -141,9 +141,9 @@ def test_one_graph_serves_all_rotations():
 def held(t) -> int:
     """Bytes that the optimizer and the model hold, counted tensor by tensor."""
     opt = t.optimizer
-    params = {id(p): p for p in [*t.model.parameters(), *opt.materialised.factors]}.values()
+    params = {id(p): p for p in [*t.model.parameters(), *opt.factors.tensors]}.values()
     state = [v for s in opt.adamw.state.values() for v in s.values() if v.dim()]
-    all_of_it = [*params, *params, *state, *opt.materialised.products]  # a gradient is as large as its parameter
+    all_of_it = [*params, *params, *state, *opt.factors.products]  # a gradient is as large as its parameter
     return sum(v.numel() * v.element_size() for v in all_of_it)
 
 
@@ -154,11 +154,11 @@ def test_training_holds_a_single_expansion(capsys):
         t.step()
         every.step()
     counted = [held(x) for x in (t, every)]
-    assert counted == [rotate.footprint(x.model) for x in (t, every)]
+    assert counted == [rotate.footprint(x.model, x.optimizer.factors) for x in (t, every)]
     dense = rotate.footprint(tiny_gpt(vocab_size=t.cfg.vocab_size, block_size=32))
     extra = [n - dense for n in counted]
     assert 0 < extra[0] == extra[1] / 4  # four layers, all of one size
-    old = [weakref.ref(W) for m in factors.formed(t.model).values() for W in m.beside[0].factors]
+    old = [weakref.ref(W) for m in t.optimizer.factors.values() for W in m.factors]
     gc.disable()  # train.py freezes what exists: the old factors must go without a collector
     try:
         t.step()
@@ -233,7 +233,7 @@ def test_expand_and_collapse_at_rest_are_inverse(tmp_path, run_train, capsys, in
     assert 'largest logit difference' in said and 'loss' in said and 'h.0.attn.c_attn 32 -> 96: 3 factors' in said
     new = checkpoint.load(tmp_path / 'e' / 'ckpt.pt')
     built = checkpoint.build(new)
-    assert {n for n, m in built.named_modules() if hasattr(factors.member_of(m), 'factors')} == {
+    assert {n for n, m in built.named_modules() if hasattr(m, 'factors')} == {
         'transformer.h.0.attn.c_attn', 'transformer.h.1.mlp.c_fc', 'transformer.h.1.mlp.c_proj'
     }  # fmt: skip
     assert (built(tokens())[0] - model(tokens())[0]).abs().max() < 1e-5
@@ -289,7 +289,7 @@ def test_rates_follow_the_expansion():
     t = trainer('--expansion_lr=matched', '--expansion_decay=product')
     for _ in range(4):
         t.step()
-    member = layer_of(t.model, SITES[1]).beside[0]
+    member = t.optimizer.factors[linear.path(SITES[1])]
     groups = {id(p): g for g in t.optimizer.adamw.param_groups for p in g['params']}
     assert 0.2 < member.lr_scale.item() < 1
     assert {groups[id(W)]['lr_scale'] for W in member.factors} == {member.lr_scale.item()}
