@@ -49,8 +49,8 @@ def test_options_compose(names):
     for _ in range(8):
         idx = torch.cat((idx, model(idx)[0][:, -1].argmax(-1, keepdim=True)), 1)
     assert torch.equal(new, idx[:, 4:])
-    back = checkpoint.build(checkpoint.pack(model, {}, 0, 0.0))
-    plain = collapse.collapse_model(model)
+    back = checkpoint.build(checkpoint.pack(model, {}, 0, 0.0, opt.factors))
+    plain = collapse.collapse_model(back)
     want = model(x, last_only=False)[0]
     assert (back(x, last_only=False)[0] - want).abs().max() < 1e-5
     assert (plain(x, last_only=False)[0] - want).abs().max() < 1e-4

@@ -16,6 +16,7 @@ import transfer
 from configurator import load
 from lab import launch
 from linear.dense import Dense
+from linear.factors import Factors
 from model import NANOGPT_KEYS, GPTConfig
 from surgery import collapse, distill, factorize, operation
 from surgery.factorize import FactorizeConfig, new_layer
@@ -402,6 +403,7 @@ def test_distill_from_trains_towards_the_teacher(tmp_path, trained, run_train, c
     assert far[1] < 0.5 * far[0]
     facts = json.loads((out / 'manifest.json').read_text())
     student = checkpoint.build(checkpoint.load(out / 'ckpt.pt'))
+    assert Factors(student, tokens=8 * 32)  # as trained: through the formed matrices
     wanted = student.flops_per_token() + teacher.flops_per_token() // 3
     assert facts['flops_per_token'] == wanted
     # resumed with its teacher
