@@ -11,8 +11,8 @@ import torch
 from conftest import ROOT, tiny_gpt
 
 import linear
-from linear import factors
 from linear.base import Layer
+from linear.factors import Factors
 from model import GPTConfig, model_args
 
 LAYERS = [*linear.LAYERS, 'tensor_train of 3', 'expanded of 3']
@@ -64,10 +64,9 @@ def test_queries_keys_and_values_are_three_matrices(kind):
     *_, (name, matrix) = layer.matrices().items()
     parts = matrix.unfold(dict(layer.named_parameters())[name])
     assert [p.size(1) for p in parts] == [32, 16, 16]
-    formed = tiny_gpt(linear='low_rank', linear_layers='attn', linear_path='materialised').transformer.h[0].attn.c_attn
-    assert [
-        len(m.matrices()['weight' if m is formed else 'factors.1'].split) for m in (formed, factors.member_of(formed))
-    ] == [3, 3]
+    model = tiny_gpt(linear='low_rank', linear_layers='attn')
+    (name, member), *_ = Factors(model, path='materialised').items()  # and so do the matrix formed from factors and these
+    assert len(model.get_submodule(name).matrices()['weight'].split) == len(member.matrices()['factors.1'].split) == 3
 
 
 @pytest.mark.parametrize('name', linear.LAYERS)
