@@ -63,6 +63,9 @@ class TrainConfig(GPTConfig):
         "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
         choices=('auto', 'move', 'fresh'),
     )
+    other_vocabulary: bool = key(
+        False, 'init_from a checkpoint, transfer: allow data whose token ids mean something else to that model'
+    )
     distill_from: str = key('', 'checkpoint of a model whose logits the loss follows too; empty: none')
     distill_weight: float = key(
         0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
@@ -153,6 +156,8 @@ class TrainConfig(GPTConfig):
             found += [f"{k}: must be given, for init_from = 'transfer'" for k in missing]
         elif self.init_from != 'resume' and (given := [k for k in overrides(self) if k.startswith('transfer_')]):
             found.append(f"init_from = '{self.init_from}': {', '.join(given)} go with init_from = 'transfer'")
+        if self.other_vocabulary and self.init_from in ('scratch', 'resume'):
+            found.append(f"other_vocabulary = True: goes with another model's weights, not with '{self.init_from}'")
         if not self.distill_from and 'distill_weight' in overrides(self):
             found.append(f'distill_weight = {self.distill_weight:g}: goes with distill_from')
         if self.decay_lr:
@@ -191,18 +196,13 @@ class Trainer:
         self.autocast = hardware.autocast(device, self.dtype)
         torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
 
-        # data; one process prepares what is missing
-        if self.rank == 0:
-            loader.prepare(cfg.dataset)
-        if self.world > 1:
-            dist.barrier()
+        # data, and the model to start from: their tokens mean the same
+        path = dict(resume=self.out_dir / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
+        ckpt = reader.load(path) if cfg.init_from != 'scratch' else None
+        self.vocabulary = start.data_vocabulary(cfg, ckpt, path)
         self.meta = loader.read_meta(cfg.dataset)
-        ckpt = None
-        if cfg.init_from != 'scratch':
-            path = dict(resume=self.out_dir / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
-            ckpt = reader.load(path)
-            if cfg.init_from != 'transfer':
-                cfg = start.take_model_keys(cfg, ckpt, path)
+        if ckpt and cfg.init_from != 'transfer':
+            cfg = start.take_model_keys(cfg, ckpt, path)
         if not cfg.vocab_size:
             cfg = dataclasses.replace(cfg, vocab_size=padded_vocabulary(self.meta))
         if cfg.init_from == 'transfer':
@@ -351,6 +351,7 @@ class Trainer:
             scaler=self.scaler.state_dict(),
             rng=dict(cpu=[s[0] for s in states], cuda=[s[1] for s in states]),
             transfer=self.transfer,
+            tokenizer=self.vocabulary,
         )
         checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
         if improved:

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 import checkpoint
 import hardware
-from configurator import UserError, root_path
+from configurator import UserError, input_path, root_path
 from model import GPT, GPTConfig
 from surgery import reader
 from surgery.operation import block_of, put
-from tokens import loader
+from tokens import loader, tokenizer
 
 
 def progress_path(cfg):
@@ -116,7 +116,12 @@ def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float
 def open_teacher(cfg, device):
     """The model of distill_from. UserError if its logits are not about the same tokens."""
     path = cfg.distill_from
-    teacher = checkpoint.build(reader.load(path), path, linear_path='materialised').requires_grad_(False)
+    ckpt = reader.load(path)
+    vocabulary, what = tokenizer.of_checkpoint(input_path(path), ckpt), f'distill_from = {path}'
+    note = tokenizer.require_same(vocabulary, tokenizer.of_data(cfg.dataset), what, 'train on data in its tokens')
+    if note and not hardware.rank_world()[0]:
+        print(note, flush=True)
+    teacher = checkpoint.build(ckpt, path, linear_path='materialised').requires_grad_(False)
     if teacher.config.vocab_size != cfg.vocab_size:
         raise UserError(
             f'distill_from = {path}: its vocabulary has {teacher.config.vocab_size} tokens, this one {cfg.vocab_size}'

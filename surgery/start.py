@@ -6,12 +6,14 @@ import dataclasses
 import gc
 
 import torch
+import torch.distributed as dist
 
 import checkpoint
 import hardware
-from configurator import UserError, overrides, root_path
+from configurator import UserError, input_path, overrides, printable, root_path
 from model import COMPUTING, PARAMETERIZATION
 from surgery import reader, rotate
+from tokens import loader, tokenizer
 
 
 def take_model_keys(cfg, ckpt: dict, path):
@@ -42,8 +44,40 @@ def take_model_keys(cfg, ckpt: dict, path):
     args = {k: v for k, v in args.items() if k not in drop}
     changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
     if changed and not hardware.rank_world()[0]:
-        print('taken from the checkpoint: ' + ', '.join(f'{k} = {v}' for k, v in changed.items()), flush=True)
+        text = ', '.join(f'{k} = {v}' for k, v in changed.items())
+        print(f'taken from the checkpoint: {printable(text)}', flush=True)
     return dataclasses.replace(cfg, **args)
+
+
+def data_vocabulary(cfg, ckpt: dict | None, path) -> dict:
+    """Prepare the data set, in one process, and give its vocabulary (tokenizer.py). Raises UserError if its ids mean
+    something else in the checkpoint to start from: before hours of preparation, where the recipe declares its tokens."""
+    resume, (rank, world) = cfg.init_from == 'resume', hardware.rank_world()
+    model = tokenizer.of_checkpoint(input_path(str(path)), ckpt) if ckpt else {}
+    remedy = 'prepare the data set as it was, or start a new run' if resume else (
+        'take data in its tokens, or add --other_vocabulary=true where ids shall get other meanings'
+    )  # fmt: skip
+    what = f'init_from = {path}' if cfg.init_from != 'transfer' else f'transfer_from = {path}'
+    kinds = {model.get('tokenizer'), loader.recipe_tokenizer(cfg.dataset)} - {'', None, 'huggingface'}
+    if ckpt and len(kinds) > 1 and not cfg.other_vocabulary:
+        own = loader.recipe_tokenizer(cfg.dataset)
+        raise UserError(
+            f'{what}: its vocabulary is {tokenizer.describe(model)}, the data set {cfg.dataset} has {own} tokens; {remedy}'
+        )
+    if not rank:
+        loader.prepare(cfg.dataset)
+    if world > 1:
+        dist.barrier()
+    data = tokenizer.of_data(cfg.dataset)
+    if ckpt and not cfg.other_vocabulary:
+        note = tokenizer.require_same(model, data, what, remedy, strict=resume)
+        if note and not rank:
+            print(note, flush=True)
+    elif ckpt and not rank and tokenizer.compare(model, data) == 'other':
+        print(
+            f'NOTE: {what}: its vocabulary was {tokenizer.describe(model)}; the ids get the meanings of {cfg.dataset}'
+        )
+    return data
 
 
 def train_source(cfg, small, train) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import vocabulary
 
 import files
 from configurator import ROOT, UserError, load
@@ -202,7 +203,7 @@ def test_gutenberg_bpe_is_the_first_files_in_a_vocabulary_of_their_own(books, tm
     folder, texts = tmp_path / 'gutenberg_bpe', books[1]
     prepare('gutenberg_bpe', folder, '--vocab_size=300', '--files=1')
     meta = json.loads((folder / 'meta.json').read_text())
-    encode, decode, n = tokenfile.tokenizer(meta, folder)
+    encode, decode, n = vocabulary(meta, folder)
     assert n == meta['vocab_size'] <= 300 and meta['command'].endswith('--vocab_size=300 --files=1')
     for split, books in dict(train=texts['train_00'], val=texts['val']).items():  # <|endoftext|> is 0
         assert split_ids(folder, split) == [i for text in books for i in (0, *encode(text))]
@@ -408,7 +409,7 @@ def test_files_read_in_pieces_give_the_tokens_of_the_whole(tmp_path, texts, toke
     module.prepare(cfg, tmp_path / 'whole')
     monkeypatch.setattr(module, 'PIECE', 50)
     module.prepare(cfg, tmp_path / 'pieces')
-    encode, decode, vocab = tokenfile.tokenizer(
+    encode, decode, vocab = vocabulary(
         json.loads((tmp_path / 'whole' / 'mine' / 'meta.json').read_text()), tmp_path / 'whole' / 'mine'
     )
     whole = (texts / 'a.txt').read_text() + (texts / 'sub' / 'b.txt').read_text()

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import vocabulary
 
 from configurator import UserError
 from tokens import tokenfile
@@ -224,7 +225,7 @@ def test_words_end_where_tiktokens_own_pattern_ends_them():
 def test_characters_there_and_back():
     itos = sorted(set(''.join(TEXTS)))
     encode_batch, vocab = tokenfile.char_batch(itos)
-    encode, decode, same = tokenfile.tokenizer(dict(tokenizer='char', itos=itos), None)
+    encode, decode, same = vocabulary(dict(tokenizer='char', itos=itos), None)
     assert vocab == same == len(itos)
     assert encode_batch(TEXTS).tolist() == encode(''.join(TEXTS))
     assert decode(encode_batch(TEXTS).tolist()).decode() == ''.join(TEXTS)
@@ -236,7 +237,7 @@ def test_a_trained_bpe_there_and_back(tmp_path):
     pytest.importorskip('tokenizers')
     bpe = tokenfile.train_bpe(tmp_path / 'tokenizer.json', TEXTS * 3, 280)
     encode_batch, vocab = tokenfile.bpe_batch(bpe)
-    encode, decode, same = tokenfile.tokenizer(dict(tokenizer='bpe'), tmp_path)
+    encode, decode, same = vocabulary(dict(tokenizer='bpe'), tmp_path)
     assert vocab == same == 280
     unseen = ['nichts ẞ \x00 \u2028 🜚', *TEXTS]
     for text in unseen:
@@ -255,6 +256,6 @@ def test_mistakes_with_tokenizers_are_named(tmp_path):
     with pytest.raises(UserError, match='vocab_size = 100: .* at least 257'):
         tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['a'], 100)
     with pytest.raises(UserError, match='tokenizer.json is missing or broken'):
-        tokenfile.tokenizer(dict(tokenizer='bpe'), tmp_path)
+        vocabulary(dict(tokenizer='bpe'), tmp_path)
     with pytest.raises(UserError, match="tokenizer = 'words' .* must be one of gpt2, char, bpe"):
-        tokenfile.tokenizer(dict(tokenizer='words'), tmp_path)
+        vocabulary(dict(tokenizer='words'), tmp_path)
