@@ -342,6 +342,8 @@ def val(lm: LM, cfg: EvalConfig):
     """The validation split of a data set. A model with another tokenizer than the data set's reads the same text in its
     own tokens: then nats per token do not compare, bits per byte do."""
     dataset = cfg.dataset or lm.dataset()
+    if not dataset:
+        raise UserError('val: the model does not name its data set; add --dataset=shakespeare_char or what it is')
     loader.prepare(dataset, may_run=bool(cfg.dataset))
     record = tokenizer.of_data(dataset)
     if not record:

@@ -44,9 +44,13 @@ def mend(dataset: str) -> str:
     folder = data_dir(dataset)
     if there := read_command(folder):
         return printable(there)
-    if folder.is_relative_to(ROOT) and not (folder / 'prepare.py').exists():
-        return f'python data/text/prepare.py --folder=/path/to/texts --name={dataset}'
-    return f'python data/{dataset}/prepare.py'
+    if not (folder / 'prepare.py').exists():
+        return f'python data/text/prepare.py --folder=/path/to/texts --name={folder.name}'
+    return f'python {short(folder / "prepare.py")}'
+
+
+def short(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def prepare(dataset: str, may_run: bool = True):
@@ -56,7 +60,6 @@ def prepare(dataset: str, may_run: bool = True):
     if all(is_prepared(folder, split) for split in ('train', 'val')):
         return
     script = folder / 'prepare.py'
-    shown = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script
     shards = any(shard_paths(folder, s) for s in ('train', 'val'))
     begun = (folder / 'unfinished.json').exists() or shards and not (folder / 'meta.json').exists()
     if begun and (
@@ -70,11 +73,11 @@ def prepare(dataset: str, may_run: bool = True):
             f' your own text: {mend(dataset)}'
         )
     if not may_run:
-        raise UserError(f"data set '{dataset}' is not prepared; run: python {shown}")
-    print(f"data set '{dataset}' is not prepared yet: running {shown}", flush=True)
+        raise UserError(f"data set '{dataset}' is not prepared; run: python {short(script)}")
+    print(f"data set '{dataset}' is not prepared yet: running {short(script)}", flush=True)
     if code := subprocess.run([sys.executable, str(script)]).returncode:
         how = f'was killed by signal {-code}' if code < 0 else f'failed (exit code {code})'
-        raise UserError(f'preparing {dataset} {how}; mend the above, then: python {shown}')
+        raise UserError(f'preparing {dataset} {how}; mend the above, then: python {short(script)}')
 
 
 def named_by(ckpt: dict, path) -> str:

@@ -71,10 +71,9 @@ def test_export_writes_what_transformers_loads(run_train, tmp_path, bias):
 
 
 def test_gpt2s_own_tokenizer_travels_with_a_bpe_model(tmp_path):
-    from surgery.export_hf import tokenizer
     from tokens.download import gpt2_encoding
 
-    tokenizer({'tokenizer': 'gpt2'}, tmp_path).save_pretrained(tmp_path)
+    hf_tokenizer(GPT2, tmp_path).save_pretrained(tmp_path)
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "O Romeo, Romeo! wherefore art thou naïve?\n\n  It's 1597."
     assert tok(text)['input_ids'] == gpt2_encoding().encode(text) and tok.decode(tok(text)['input_ids']) == text

@@ -168,7 +168,7 @@ def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp
     loader.prepare(name)
     (tmp_path / 'meta.json').unlink()
     assert not loader.is_prepared(tmp_path, 'train')
-    with pytest.raises(UserError, match='neither train.bin and val.bin nor prepare.py'):
+    with pytest.raises(UserError, match='preparation was interrupted; go on with: python'):
         loader.prepare(name)
     with pytest.raises(UserError, match='meta.json is missing, the preparation was interrupted; go on with: python'):
         Loader(name, 'train', 10, 4, 1000)
@@ -181,7 +181,7 @@ def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp
         (lambda p: (p / 'train_000014.bin').unlink(), r'train_000014\.bin is missing'),
         (lambda p: os.truncate(p / 'train_000002.bin', 1100), 'train_000002.bin is truncated: 1,100 bytes'),
         (lambda p: (p / 'train_000002.bin').write_bytes(bytes(2000)), 'train_000002.bin is foreign'),
-        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 65, "tokenizer": "char", "train_tokens": 1000}'),
+        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 65, "tokenizer": "gpt2", "train_tokens": 1000}'),
          'vocab_size is 1000 in its header, 65 in meta.json'),
         (lambda p: (p / 'meta.json').write_text('{"vocab_size": 1000, "tokenizer": "gpt2", "train_tokens": 5}'),
          '1,000 tokens, not 5'),

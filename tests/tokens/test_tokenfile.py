@@ -9,7 +9,7 @@ import pytest
 from conftest import vocabulary
 
 from configurator import UserError
-from tokens import tokenfile
+from tokens import loader, tokenfile
 from tokens.tokenfile import HEADER, More, Tokens, open_shards, read_header, shard_paths, write_documents
 
 TEXTS = ['To be, or not to be', ' that is\n\n the  question 12345', 'Ça va? <|endoftext|> – 日本語 🙂', '', '\r\n\t x']
@@ -45,7 +45,7 @@ def test_shards_follow_each_other_and_say_what_they_are(tmp_path):
     assert [h['documents'] for h in headers] == [2, 4, 6, 8, 10] and [h['last'] for h in headers] == [False] * 4 + [
         True
     ]
-    assert headers[0] | dict(tokens=22, dtype='uint16', vocab_size=257, tokenizer='bytes', version=1) == headers[0]
+    assert headers[0] | dict(tokens=22, dtype='uint16', vocab_size=257, tokenizer='bytes', version=2) == headers[0]
     assert all(p.stat().st_size == HEADER + 2 * h['tokens'] for p, h in zip(paths, headers))
     assert n == 110 and np.array_equal(content(tmp_path), by_bytes(texts))
 
@@ -237,7 +237,7 @@ def test_a_trained_bpe_there_and_back(tmp_path):
     pytest.importorskip('tokenizers')
     bpe = tokenfile.train_bpe(tmp_path / 'tokenizer.json', TEXTS * 3, 280)
     encode_batch, vocab = tokenfile.bpe_batch(bpe)
-    encode, decode, same = vocabulary(dict(tokenizer='bpe'), tmp_path)
+    encode, decode, same = vocabulary(dict(tokenizer='bpe', vocab_size=280), tmp_path)
     assert vocab == same == 280
     unseen = ['nichts ẞ \x00 \u2028 🜚', *TEXTS]
     for text in unseen:
@@ -257,5 +257,6 @@ def test_mistakes_with_tokenizers_are_named(tmp_path):
         tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['a'], 100)
     with pytest.raises(UserError, match='tokenizer.json is missing or broken'):
         vocabulary(dict(tokenizer='bpe'), tmp_path)
-    with pytest.raises(UserError, match="tokenizer = 'words' .* must be one of gpt2, char, bpe"):
-        vocabulary(dict(tokenizer='words'), tmp_path)
+    (tmp_path / 'meta.json').write_text('{"tokenizer": "words"}')
+    with pytest.raises(UserError, match="tokenizer = 'words' must be one of gpt2, char, bpe"):
+        loader.read_meta(str(tmp_path))
