@@ -471,6 +471,25 @@ def test_a_text_that_is_not_utf8_is_named(texts, tmp_path):
     assert not (tmp_path / 'data').exists()
 
 
+def test_a_byte_order_mark_is_no_character(texts, tmp_path):
+    (texts / 'a.txt').write_bytes(b'\xef\xbb\xbf' + (texts / 'a.txt').read_bytes())
+    prepare('text', tmp_path, f'--folder={texts}', '--name=mine', '--tokenizer=char')
+    assert '\ufeff' not in json.loads((tmp_path / 'mine' / 'meta.json').read_text())['itos']
+    (tmp_path / 'x.py').write_bytes(b'\xef\xbb\xbfmax_tokens = 5\n')
+    assert load(recipe('openwebtext').OpenWebTextConfig, [str(tmp_path / 'x.py')]).max_tokens == 5
+
+
+def test_another_tokenizer_does_not_replace_a_set_of_ones_own(texts, tmp_path):
+    flags = [f'--folder={texts}', '--name=mine']
+    prepare('text', tmp_path, *flags, '--tokenizer=char')
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'mine').iterdir()}
+    with pytest.raises(UserError, match='choose another --name, or add --replace=true'):
+        prepare('text', tmp_path, *flags)
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'mine').iterdir()} == before
+    prepare('text', tmp_path, *flags, '--replace=true')
+    assert json.loads((tmp_path / 'mine' / 'meta.json').read_text())['tokenizer'] == 'gpt2'
+
+
 def test_a_recipes_folder_is_not_taken_for_ones_own_text(texts):
     with pytest.raises(UserError, match='taken by a recipe of its own'):
         prepare('text', ROOT / 'data', f'--folder={texts}', '--name=shakespeare')

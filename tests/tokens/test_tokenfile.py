@@ -188,11 +188,80 @@ def test_broken_shards_are_named(tmp_path, spoil, message):
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenfile, 'VERSION', 2)
+    monkeypatch.setattr(tokenfile, 'VERSION', 3)
     write(tmp_path, ['a'])
-    monkeypatch.setattr(tokenfile, 'VERSION', 1)
-    with pytest.raises(ValueError, match='format version 2, this code reads up to 1'):
+    monkeypatch.setattr(tokenfile, 'VERSION', 2)
+    with pytest.raises(ValueError, match='format version 3, this code reads up to 2'):
         open_shards(shard_paths(tmp_path, 'train'), 'train')
+
+
+def first_version(path):
+    """The file as version 1 wrote it: no checksum."""
+    header = read_header(path)
+    del header['crc32']
+    data = path.read_bytes()
+    path.write_bytes(tokenfile.pack_header(**header | dict(version=1)) + data[HEADER:])
+
+
+def test_every_flipped_token_is_found_and_files_without_a_checksum_are_still_read(tmp_path):
+    write(tmp_path, [f'document {i}' for i in range(10)])
+    path, rng = tmp_path / 'train_000002.bin', np.random.default_rng(0)
+    good = path.read_bytes()
+    for _ in range(40):
+        data = bytearray(good)
+        data[rng.integers(HEADER, len(good))] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match='train_000002.bin is damaged: its tokens are not those that were written'):
+            content(tmp_path)
+    path.write_bytes(good)
+    want = content(tmp_path)
+    for p in shard_paths(tmp_path, 'train'):
+        first_version(p)
+    assert np.array_equal(content(tmp_path), want)
+
+
+def test_a_large_split_is_looked_through_once_and_again_after_a_change(tmp_path, monkeypatch, capsys):
+    write(tmp_path, [f'document {i}' for i in range(10)])
+    monkeypatch.setattr(tokenfile, 'LOOKED_THROUGH', 50)
+    capsys.readouterr()
+    content(tmp_path)
+    assert 'checking 5 token files, once' in capsys.readouterr().out
+    content(tmp_path)
+    assert capsys.readouterr().out == ''
+    path = tmp_path / 'train_000001.bin'
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match='train_000001.bin is damaged'):
+        content(tmp_path)
+
+
+def test_a_set_prepared_otherwise_is_not_replaced_unasked(tmp_path):
+    one = tokenfile.command('text', folder='/a', name='mine', tokenizer='char')
+    tokenfile.begin(tmp_path, one)
+    tokenfile.finish(tmp_path, dict(train=3), vocab_size=3, tokenizer='char', command=one)
+    for flags in (dict(folder='/a', name='mine'), dict(folder='/b', name='mine', tokenizer='char')):
+        with pytest.raises(UserError, match='would be replaced; choose another --name, or add --replace=true.*=char'):
+            tokenfile.begin(tmp_path, tokenfile.command('text', **flags))
+    assert not (tmp_path / 'unfinished.json').exists()
+    tokenfile.begin(tmp_path, one)
+    tokenfile.begin(tmp_path, tokenfile.command('text', folder='/a', name='mine', tokenizer='char', shard_tokens=9))
+    tokenfile.begin(tmp_path, tokenfile.command('text', folder='/b', name='mine'), replace=True)
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'train.bin').touch()
+    with pytest.raises(UserError, match='was made by: another program'):
+        tokenfile.begin(tmp_path / 'theirs', one)
+
+
+def test_a_tokenizer_trained_anew_does_not_stay_beside_tokens_of_the_old_one(tmp_path):
+    pytest.importorskip('tokenizers')
+    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
+    (tmp_path / 'meta.json').write_text('{}')
+    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
+    assert (tmp_path / 'meta.json').exists()
+    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['another text, another text'], 260)
+    assert not (tmp_path / 'meta.json').exists()
 
 
 # -----------------------------------------------------------------------------
