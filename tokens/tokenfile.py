@@ -24,7 +24,7 @@ import shlex
 import time
 import zlib
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
 from multiprocessing import get_context
@@ -476,8 +476,14 @@ def gpt2_files(paths: list[Path]):
     at a time (each takes some 0.3 GB for 60 MB of text). Unpacking and tokenising on threads of one process was slower."""
     workers = min(CORES, len(paths), 5)
     pool = partial(ProcessPoolExecutor, mp_context=get_context('spawn')) if workers > 1 else ThreadPoolExecutor
-    for arrays in ahead(gpt2_file, paths, depth=workers + 1, workers=workers, pool=pool):
-        yield from arrays
+    try:
+        for arrays in ahead(gpt2_file, paths, depth=workers + 1, workers=workers, pool=pool):
+            yield from arrays
+    except BrokenExecutor:
+        raise UserError(
+            f'a process that reads {paths[0].parent} was killed, perhaps for lack of memory; run it again: whole'
+            ' shards are kept'
+        ) from None
 
 
 def hub_texts(again: str, repo: str, name: str | None, split: str, start: int = 0, stop: int | None = None):

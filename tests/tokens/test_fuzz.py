@@ -9,7 +9,7 @@ from configurator import UserError
 from tokens import loader, tokenfile, tokenizer
 from tokens.loader import Loader
 
-N = 400  # cases of each kind
+N = 200  # cases of each kind
 ODD = [
     None,
     True,
@@ -88,7 +88,7 @@ def test_damaged_data_sets_give_their_tokens_or_one_line(tmp_path, kind):
             assert path.name == 'meta.json' or characters == want[1]
         except UserError as e:
             refused += 1
-            assert str(folder) in str(e) or str(folder) in repr(e)
+            assert str(folder) in str(e)
         finally:
             path.write_bytes(good)
     assert refused > N / 2
@@ -133,10 +133,11 @@ def test_deep_and_long_json_get_one_line(tmp_path):
         (folder / 'meta.json').write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(UserError, match='meta.json is'):
             loader.read_meta(str(folder))
-    path = folder / 'train_000000.bin'
-    path.write_bytes((tokenfile.MAGIC + b'[' * 2000)[: tokenfile.HEADER].ljust(4000))
+    dataset(tmp_path / 'other', 'shards')
+    header = (tokenfile.MAGIC + b'[' * 2000)[: tokenfile.HEADER]
+    (tmp_path / 'other' / 'train_000000.bin').write_bytes(header.ljust(4000))
     with pytest.raises(UserError, match='foreign or truncated'):
-        Loader(str(tmp_path / 'set2' if dataset(tmp_path / 'set2', 'shards') else folder), 'train', 8, 2, 4)
+        read(tmp_path / 'other')
 
 
 def test_damaged_tokenizers_get_one_line(tmp_path):

@@ -126,9 +126,9 @@ def test_nanogpt_files_without_meta_are_read_and_a_pickle_is_not(dataset, tmp_pa
         loader.read_meta(name)
 
 
-def raw(folder, ids, dtype, **meta):
+def raw(folder, ids, kind, **meta):
     for split in ('train', 'val'):
-        np.asarray(ids, dtype).tofile(folder / f'{split}.bin')
+        np.asarray(ids, kind).tofile(folder / f'{split}.bin')
     if meta:
         (folder / 'meta.json').write_text(json.dumps(meta))
     return str(folder)
