@@ -8,6 +8,7 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     config         the resolved training config
     iter_num, best_val_loss
     format         'nanomorph 1'
+    tokenizer      what the token ids mean, see tokens/tokenizer.py
   and, in a checkpoint to resume from:
     optimizer      {name: {step, exp_avg, exp_avg_sq}}
     position       windows of training data consumed

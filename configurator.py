@@ -52,6 +52,15 @@ def input_path(path: str) -> Path:
     return here if here.exists() and not inside.exists() else inside
 
 
+def printable(text: str) -> str:
+    """Text of unknown origin for a terminal: control characters but line ends and tabs are spelled out."""
+    odd = lambda ch: (
+        ch not in '\n\t'
+        and (ch < ' ' or '\x7f' <= ch <= '\x9f' or '\u202a' <= ch <= '\u202e' or '\ud800' <= ch <= '\udfff')
+    )
+    return ''.join(ch.encode('unicode_escape').decode() if odd(ch) else ch for ch in str(text))
+
+
 # -----------------------------------------------------------------------------
 # from text and Python values to the type of a field
 
@@ -143,7 +152,7 @@ def read_config(path: Path) -> dict:
         values.update(read_config(path.parent / other))
 
     try:
-        source = path.read_text()
+        source = path.read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
         near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / 'config').rglob('*.py')], 1)
         hint = f"; did you mean 'config/{near[0]}.py'?" if near else '; ls config/ shows what there is'
@@ -252,7 +261,7 @@ def run(main, interrupted='interrupted'):
         sys.exit(130)
     except UserError as e:
         rank = int(os.environ.get('RANK', 0))
-        lines = str(e).split('\n')
+        lines = printable(str(e)).split('\n')
         head = f'error (rank {rank}): ' if rank else 'error: '
         sys.stdout.flush()
         print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)

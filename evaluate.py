@@ -45,13 +45,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configurator import ROOT, UserError, key, load, root_path, run
+from configurator import ROOT, UserError, key, load, printable, root_path, run
 from files import write, write_json
 from logger import commit, git
 from surgery.language_model import LM, open_model
-from tokens import loader
+from tokens import loader, tokenizer
 from tokens.download import retrieve
-from tokens.tokenizer import tokenizer
 
 LOGITS_BYTES = 2**30  # of one batch, in float32: at GPT-2's vocabulary 5 windows of 1024 tokens
 
@@ -226,17 +225,28 @@ def read_source(task: str) -> tuple[bytes, dict]:
 
 def as_text(content: bytes, task: str) -> str:
     try:
-        return content.decode()
+        return content.decode('utf-8-sig')
     except UnicodeDecodeError:
         raise UserError(f'{task}: {SOURCES[task]["file"]} is not UTF-8 text; restore it') from None
 
 
-def check_characters(lm: LM, task: str, *texts: str):
-    """Raises UserError if a character model does not know them all."""
+def check_characters(lm: LM, task: str, *texts: str) -> dict:
+    """{unknown_share: of the tokens, where the tokenizer has one for what it cannot write}. Raises UserError if a
+    character model does not know all characters, or more than a hundredth is unknown: it would be another text."""
     try:
         lm.encode(''.join(sorted(set().union(*texts))))
+        encoded = [(text, lm.encode(text)) for text in texts]
     except UserError as e:
-        raise UserError(f'{task}: {str(e).removeprefix("start: ")}') from None
+        raise UserError(f'{task}: {e}') from None
+    unknown, tokens = sum(lm.unknown(*pair) for pair in encoded), sum(len(ids) for _, ids in encoded)
+    share = unknown / max(1, tokens)
+    if share > 0.01:
+        raise UserError(
+            f'{task}: the tokenizer cannot write this text: {share:.1%} of its {tokens:,} tokens are unknown'
+        )
+    if unknown:
+        print(f'NOTE: {task}: {unknown:,} of {tokens:,} tokens are unknown to the tokenizer, and scored as if written')
+    return dict(unknown_share=share)
 
 
 # -----------------------------------------------------------------------------
@@ -267,7 +277,7 @@ def wikitext(task: str, lm: LM, cfg: EvalConfig):
     their de-tokenisers, whose code is not published."""
     content, source = read_source(task)
     text = as_text(content, task)
-    check_characters(lm, task, text)
+    known = check_characters(lm, task, text)
     ids = lm.first + lm.encode(text)
     rows, counts = running_text(lm, cfg, ids, cfg.stride or max(1, lm.window // 2), content if lm.first else None)
 
@@ -279,7 +289,7 @@ def wikitext(task: str, lm: LM, cfg: EvalConfig):
             bits_per_byte=total / math.log(2) / counts['bytes'],
         )
 
-    return rows, counts | source | dict(put_first=lm.decode(lm.first).decode() if lm.first else ''), figures
+    return rows, counts | source | known | dict(put_first=lm.decode(lm.first).decode() if lm.first else ''), figures
 
 
 def lambada(lm: LM, cfg: EvalConfig):
@@ -292,13 +302,13 @@ def lambada(lm: LM, cfg: EvalConfig):
         pairs = [(context, ' ' + word) for context, word in pairs]
     except (ValueError, KeyError, TypeError):
         raise UserError(f'lambada: {source["file"]} is not lines of {{"text": passage of several words}}') from None
-    check_characters(lm, 'lambada', *map(''.join, pairs))
+    known = check_characters(lm, 'lambada', *map(''.join, pairs))
     rows = [encode_pair(lm, *pair) for pair in pairs]
 
     def figures(nats, greedy):
         return dict(ppl=exp(nats.mean().item()), acc=greedy.double().mean().item())
 
-    return rows, row_counts(lm, rows, [ending for _, ending in pairs], len(rows)) | source, figures
+    return rows, row_counts(lm, rows, [ending for _, ending in pairs], len(rows)) | source | known, figures
 
 
 def hellaswag(lm: LM, cfg: EvalConfig):
@@ -312,7 +322,7 @@ def hellaswag(lm: LM, cfg: EvalConfig):
     if any(len(t) < 6 or t[1] not in ('0', '1', '2', '3') or not all(t[2:]) for t in tasks):
         raise UserError(f'hellaswag: {source["file"]} is not six lines per task (context, label 0 to 3, four endings)')
     tasks = tasks[: cfg.limit or None]
-    check_characters(lm, 'hellaswag', ' ', *(''.join(t[:1] + t[2:]) for t in tasks))
+    known = check_characters(lm, 'hellaswag', ' ', *(''.join(t[:1] + t[2:]) for t in tasks))
     rows = [encode_pair(lm, t[0], ' ' + ending) for t in tasks for ending in t[2:]]
     labels = torch.tensor([int(t[1]) for t in tasks])
     endings = [ending for t in tasks for ending in t[2:]]
@@ -325,23 +335,26 @@ def hellaswag(lm: LM, cfg: EvalConfig):
             acc_norm=((nats / characters).argmin(1) == labels).double().mean().item(),
         )
 
-    return rows, row_counts(lm, rows, endings, len(tasks)) | source, figures
+    return rows, row_counts(lm, rows, endings, len(tasks)) | source | known, figures
 
 
 def val(lm: LM, cfg: EvalConfig):
     """The validation split of a data set. A model with another tokenizer than the data set's reads the same text in its
     own tokens: then nats per token do not compare, bits per byte do."""
-    dataset = cfg.dataset or lm.dataset
+    dataset = cfg.dataset or lm.dataset()
     if not dataset:
-        raise UserError('val: the checkpoint does not name its data set; add --dataset=shakespeare_char or what it is')
-    loader.prepare(dataset)
-    _, decode, vocabulary = tokenizer(loader.data_dir(dataset) / 'val.bin', {'config': {'dataset': dataset}})
-    tokens = loader.open_tokens(dataset, 'val', 1, vocabulary)
+        raise UserError('val: the model does not name its data set; add --dataset=shakespeare_char or what it is')
+    loader.prepare(dataset, may_run=bool(cfg.dataset))
+    record = tokenizer.of_data(dataset)
+    if not record:
+        raise UserError(f'val: the meta.json of {dataset} does not say what its tokens are; {loader.mend(dataset)}')
+    data = tokenizer.build(record, loader.data_dir(dataset), [loader.data_dir(dataset)])
+    tokens = loader.open_tokens(dataset, 'val', 1, data.vocabulary)
     ids = tokens.windows(np.array([0]), len(tokens))[0].tolist()
-    same = lm.vocabulary == vocabulary and lm.decode(list(range(vocabulary))) == decode(list(range(vocabulary)))
+    same, known = bool(lm.record) and tokenizer.compare(lm.record, record) == 'same', {}
     if not same:
-        text = decode(ids).decode(errors='replace')
-        check_characters(lm, 'val', text)
+        text = data.decode(ids).decode(errors='replace')
+        known = check_characters(lm, 'val', text)
         ids = lm.encode(text)
     rows, counts = running_text(lm, cfg, ids, cfg.stride or lm.window)
 
@@ -351,7 +364,7 @@ def val(lm: LM, cfg: EvalConfig):
             nats_per_token=total / counts['tokens'], bits_per_byte=total / math.log(2) / max(1, counts['bytes'])
         )
 
-    return rows, counts | dict(dataset=dataset, own_tokens=same), figures
+    return rows, counts | dict(dataset=dataset, own_tokens=same) | known, figures
 
 
 def row_counts(lm: LM, rows: list, endings: list, examples: int) -> dict:
@@ -407,7 +420,7 @@ def evaluate(cfg: EvalConfig) -> dict:
         tasks={},
     )
     f = report
-    print(f'{f["checkpoint"]}: {f["kind"]}, {f["parameters"]:,} parameters, tokenizer {f["tokenizer"]}')
+    print(f'{printable(f["checkpoint"])}: {f["kind"]}, {f["parameters"]:,} parameters, tokenizer {f["tokenizer"]}')
     print(f'{f["device"]}, {f["dtype"]}, commit {f["commit"][:10]}' + (f', limit {cfg.limit}' if cfg.limit else ''))
     print(table('', {}), flush=True)
     for name, (rows, counts, figures) in prepared.items():

@@ -86,9 +86,10 @@ class Log:
         except OSError as e:
             raise UserError(f"out_dir = '{out_dir}': {e.strerror}; choose another --out_dir") from None
         write_json(out_dir / 'config.json', dataclasses.asdict(cfg))
-        if meta:
+        new = not (start and (out_dir / 'meta.json').exists())  # a resumed run has the vocabulary that it had
+        if meta and new:
             write(out_dir / 'meta.json', json.dumps(meta).encode())
-        if meta.get('tokenizer') == 'bpe':
+        if meta.get('tokenizer') == 'bpe' and new:
             write(out_dir / 'tokenizer.json', (data_dir(cfg.dataset) / 'tokenizer.json').read_bytes())
         earlier = []
         if start and (out_dir / 'manifest.json').exists():

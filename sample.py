@@ -7,7 +7,6 @@ Write text with a trained model.
 Any checkpoint of this repository or of nanoGPT. Expanded layers are collapsed first.
 """
 
-import codecs
 import sys
 from dataclasses import dataclass
 
@@ -15,10 +14,10 @@ import torch
 
 import checkpoint
 import hardware
-from configurator import UserError, input_path, key, load, root_path, run
+from configurator import UserError, input_path, key, load, printable, root_path, run
 from surgery import reader
 from surgery.collapse import collapse_model
-from tokens.tokenizer import tokenizer
+from tokens import tokenizer
 
 
 @dataclass
@@ -49,27 +48,29 @@ def sample(cfg: SampleConfig):
     model.to(device)
     if cfg.compile:
         model.compile(dynamic=True)
-    encode, decode, vocabulary = tokenizer(path, ckpt)
+    tok = tokenizer.load(path, ckpt)
     start = cfg.start
     if start.startswith('FILE:'):
         try:
-            start = input_path(start[5:]).read_text(encoding='utf-8')
+            start = input_path(start[5:]).read_text(encoding='utf-8-sig')
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f'start: cannot read {start[5:]} ({getattr(e, "strerror", "not UTF-8")})') from None
-    ids = encode(start)
+    try:
+        ids = tok.encode(start)
+    except UserError as e:
+        raise UserError(f'start: {e}') from None
     if not ids:
         raise UserError('start: the prompt is empty; give at least one character')
-    vocabulary = vocabulary if vocabulary < model.config.vocab_size else None  # never draw a padded id
+    vocabulary = tok.vocabulary if tok.vocabulary < model.config.vocab_size else None  # never draw a padded id
+    show = printable if sys.stdout.isatty() else str
     x = torch.tensor([ids], device=device)
     with hardware.autocast(device, hardware.choose_dtype(cfg.dtype, device)):
         for i in range(cfg.num_samples):
             generator = torch.Generator(device).manual_seed(cfg.seed + i)
-            text = codecs.getincrementaldecoder('utf-8')('replace')  # a token may end inside a character
-            print(start, end='', flush=True)
-            for new in model.generate(
-                x, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, generator, vocabulary
-            ):
-                print(text.decode(decode([new.item()])), end='', flush=True)
+            print(show(start), end='', flush=True)
+            new = model.generate(x, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, generator, vocabulary)
+            for text in tokenizer.stream(tok, ids, (i.item() for i in new)):
+                print(show(text), end='', flush=True)
             print('\n---------------')
 
 

@@ -61,6 +61,9 @@ class TrainConfig(GPTConfig):
         "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
         choices=('auto', 'move', 'fresh'),
     )
+    other_vocabulary: bool = key(
+        False, 'init_from a checkpoint, transfer: allow data whose token ids mean something else to that model'
+    )
     distill_from: str = key('', 'checkpoint of a model whose logits the loss follows too; empty: none')
     distill_weight: float = key(
         0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
@@ -144,7 +147,7 @@ class TrainConfig(GPTConfig):
         return found + start.problems(self) + distill.problems(self) + optim.problems(self)
 
 
-def hooks(cfg, device, compile) -> list:
+def hooks(cfg, device, compile=False, quiet=False) -> list:
     """What may happen to the model while it trains, in this order (surgery/hook.py)."""
     found = []
     if cfg.guide_iters:
@@ -152,7 +155,7 @@ def hooks(cfg, device, compile) -> list:
     if cfg.expansion_schedule != 'all':
         found.append(rotate.Rotation(cfg))
     if cfg.distill_from:
-        found.append(distill.Teacher(cfg, device, compile))
+        found.append(distill.Teacher(cfg, device, compile, quiet))
     return found
 
 
@@ -171,13 +174,11 @@ class Trainer:
         self.autocast = hardware.autocast(device, self.dtype)
         torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
 
-        # data; one process prepares what is missing
-        if self.rank == 0:
-            loader.prepare(cfg.dataset)
-        if self.world > 1:
-            dist.barrier()
+        # data, and the model to start from: their tokens mean the same
+        path, ckpt = start.read(cfg)
+        self.vocabulary = start.data_vocabulary(cfg, ckpt, path, self.rank, self.world)
         self.meta = loader.read_meta(cfg.dataset)
-        cfg, ckpt = start.read(cfg, loader.padded_vocabulary(self.meta), quiet=self.rank > 0)
+        cfg = start.settle(cfg, ckpt, path, loader.padded_vocabulary(self.meta), quiet=self.rank > 0)
         self.cfg = cfg = dataclasses.replace(cfg)  # a copy, which hooks may change
         data = (cfg.block_size, cfg.batch_size, cfg.vocab_size, device, cfg.data_order, cfg.seed_data)
         self.data = {split: loader.Loader(cfg.dataset, split, *data) for split in ('train', 'val')}
@@ -197,7 +198,7 @@ class Trainer:
         self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         tokens = cfg.tokens_per_iter / self.world
         self.optimizer = optim.Optimizer(self.model, cfg, tokens, cfg.cuda_graph, self.compile, self.dtype)
-        self.hooks = hooks(cfg, device, self.compile)
+        self.hooks = hooks(cfg, device, self.compile, quiet=self.rank > 0)
         self.wrap()
         if cfg.init_from == 'resume':
             self.restore(ckpt)
@@ -281,6 +282,7 @@ class Trainer:
             scaler=self.scaler.state_dict(),
             rng=rng,
             transfer=self.history,
+            tokenizer=self.vocabulary,
         )
         config = dataclasses.asdict(self.cfg)
         ckpt = checkpoint.pack(self.model, config, self.iter, self.best_val_loss, self.optimizer.factors, **resume)

@@ -69,7 +69,8 @@ def expand(cfg: ExpandConfig):
     print(f'{model.num_params():,} parameters -> {new.num_params():,}')
     report(cfg, model, new, tokens)
     config = ckpt['config'] | dataclasses.asdict(config)
-    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], ckpt['best_val_loss']))
+    best, record = ckpt['best_val_loss'], ckpt['tokenizer']
+    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], best, tokenizer=record))
 
 
 def prune_model(model) -> GPT:
@@ -111,4 +112,5 @@ def write_plain(cfg, ckpt, model, plain, tokens):
     print(f'{model.num_params():,} parameters -> {plain.num_params():,}')
     report(cfg, model, plain, tokens)
     config = ckpt['config'] | dataclasses.asdict(plain.config)
-    write(cfg, checkpoint.pack(plain, config, ckpt['iter_num'], ckpt['best_val_loss']))
+    best, record = ckpt['best_val_loss'], ckpt['tokenizer']
+    write(cfg, checkpoint.pack(plain, config, ckpt['iter_num'], best, tokenizer=record))

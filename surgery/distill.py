@@ -16,12 +16,12 @@ import torch.nn.functional as F
 
 import checkpoint
 import hardware
-from configurator import UserError, overrides, root_path
+from configurator import UserError, input_path, overrides, root_path
 from linear.factors import Factors
 from surgery import reader
 from surgery.hook import Hook
 from surgery.operation import block_of, put
-from tokens import loader
+from tokens import loader, tokenizer
 
 
 def progress_path(cfg):
@@ -120,10 +120,15 @@ def problems(cfg) -> list[str]:
     return []
 
 
-def open_teacher(cfg, device='cpu'):
+def open_teacher(cfg, device='cpu', quiet=False):
     """The model of distill_from, its products formed. UserError if its logits are not about the same tokens."""
     path = cfg.distill_from
-    teacher = checkpoint.build(reader.load(path), path)
+    ckpt = reader.load(path)
+    vocabulary, what = tokenizer.of_checkpoint(input_path(path), ckpt), f'distill_from = {path}'
+    note = tokenizer.require_same(vocabulary, tokenizer.of_data(cfg.dataset), what, 'train on data in its tokens')
+    if note and not quiet:
+        print(note, flush=True)
+    teacher = checkpoint.build(ckpt, path)
     if teacher.config.vocab_size != cfg.vocab_size:
         raise UserError(
             f'distill_from = {path}: its vocabulary has {teacher.config.vocab_size} tokens, this one {cfg.vocab_size}'
@@ -140,8 +145,8 @@ def teacher_flops(teacher, cfg) -> int:
 
 
 class Teacher(Hook):
-    def __init__(self, cfg, device, compile=False):
-        self.model, self.weight = open_teacher(cfg, device), cfg.distill_weight
+    def __init__(self, cfg, device, compile=False, quiet=False):
+        self.model, self.weight = open_teacher(cfg, device, quiet), cfg.distill_weight
         self.forward = torch.compile(self.model, fullgraph=True) if compile else self.model
         self.flops_per_token = teacher_flops(self.model, cfg)
 

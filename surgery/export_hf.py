@@ -2,7 +2,6 @@
 Write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from configurator import UserError, input_path, root_path
 from surgery.collapse import TransferConfig, collapse_model
 from surgery.huggingface import TRANSPOSED
 from surgery.operation import open_model, report
-from tokens import loader
+from tokens import tokenizer
 from tokens.tokenizer import transformers
 
 EXPORTED = {  # what a folder of an export may hold, so that the next one may replace it
@@ -75,16 +74,20 @@ def to_gpt2(model):
     return hf
 
 
-def tokenizer(meta: dict, folder: Path):
-    """A transformers tokenizer for the vocabulary of a run (its meta.json, in folder); GPT-2's where meta names none."""
+def hf_tokenizer(record: dict, path: Path):
+    """A transformers tokenizer for the vocabulary of the checkpoint at path."""
     t, end = transformers(), '<|endoftext|>'
-    if meta.get('tokenizer') == 'bpe':
-        file = str(folder / 'tokenizer.json')
-        return t.PreTrainedTokenizerFast(tokenizer_file=file, eos_token=end, bos_token=end)
-    if meta.get('tokenizer') == 'char':
+    if record['tokenizer'] in ('bpe', 'huggingface'):
+        from tokenizers import Tokenizer
+
+        tok = Tokenizer.from_str(record.get('json') or tokenizer.find_json(record, path, [path.parent]))
+        ends = dict(eos_token=end, bos_token=end) if tok.token_to_id(end) is not None else {}
+        return t.PreTrainedTokenizerFast(tokenizer_object=tok, **ends)
+    if record['tokenizer'] == 'char':
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-        tok = Tokenizer(models.WordLevel({ch: i for i, ch in enumerate(meta['itos'])}, unk_token=meta['itos'][0]))
+        vocabulary = {ch: i for i, ch in enumerate(record['itos'])}
+        tok = Tokenizer(models.WordLevel(vocabulary, unk_token='unknown'))  # which it lacks: others are an error
         tok.pre_tokenizer = pre_tokenizers.Split(Regex(r'[\s\S]'), 'isolated')
         tok.decoder = decoders.Fuse()
         return t.PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False)
@@ -108,13 +111,13 @@ def export_hf(cfg: TransferConfig):
     ckpt, model, tokens = open_model(cfg)
     hf = to_gpt2(collapse_model(model))
     report(cfg, model, lambda idx, last_only: (hf(idx).logits, None), tokens)
-    meta_path = input_path(cfg.checkpoint).with_name('meta.json')
-    dataset = ckpt['config'].get('dataset')
-    meta = json.loads(meta_path.read_text()) if meta_path.exists() else loader.read_meta(dataset) if dataset else {}
+    path = input_path(cfg.checkpoint)
+    if not ckpt['tokenizer']:
+        raise UserError(f'{path} does not say what its tokens mean; put the meta.json of its data set beside it')
     tmp = out.with_name(f'{out.name}.tmp{os.getpid()}')
     try:
         hf.save_pretrained(tmp)
-        tokenizer(meta, meta_path.parent).save_pretrained(tmp)
+        hf_tokenizer(ckpt['tokenizer'], path).save_pretrained(tmp)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(tmp, out)
     except OSError as e:

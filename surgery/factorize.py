@@ -454,7 +454,7 @@ def factorize(cfg: FactorizeConfig):
     report(cfg, model, fitted(new, layers), tokens, limit=None)
     new.cpu()
     settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
-    write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf))
+    write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf, tokenizer=ckpt['tokenizer']))
     facts = dict(settings=overrides(cfg), params=n, params_dense=dense, loss_before=base, loss_all_of=groups, rows=rows)
     write_json(root_path(cfg.out).with_suffix('.json'), facts | dict(shape=shape_keys(config, cfg)))
     distill.forget(cfg)

@@ -19,7 +19,7 @@ def load_gpt2(name: str) -> dict:
     """A checkpoint (model, model_args, ...) from a local folder or from the hub (gpt2 ... gpt2-xl).
     Raises UserError if it cannot be read or is not a GPT-2 that GPTConfig can express."""
     try:
-        hf = transformers().GPT2LMHeadModel.from_pretrained(name, dtype=torch.float32)
+        hf = transformers().GPT2LMHeadModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
     except UserError:
         raise
     except Exception as e:  # hub, file system and format errors of many kinds

@@ -13,13 +13,11 @@ import torch
 
 import checkpoint
 import hardware
-from configurator import UserError, input_path
+from configurator import UserError, input_path, printable
 from surgery import reader
 from surgery.collapse import collapse_model
-from tokens.download import gpt2_encoding
-from tokens.tokenizer import tokenizer, transformers
-
-END_OF_TEXT = '<|endoftext|>'
+from tokens import loader, tokenizer
+from tokens.tokenizer import transformers
 
 
 @dataclass
@@ -34,7 +32,9 @@ class LM:
     vocabulary: int  # ids the tokenizer uses
     first: list  # what is put before a running text: the id of <|endoftext|>, or nothing
     prefix: list = field(default_factory=list)  # what the tokenizer wants before every text, GPT-2's nothing
-    dataset: str = ''  # what a checkpoint of ours was trained on
+    unknown: Callable = lambda text, ids: 0  # (text, its ids) -> how many ids stand for what the tokenizer cannot write
+    record: dict = field(default_factory=dict)  # its vocabulary, see tokenizer.py
+    dataset: Callable = lambda: ''  # the name of the data set that a checkpoint of ours was trained on
     facts: dict = field(default_factory=dict)  # for the report
     device: torch.device = torch.device('cpu')
     window: int = 0  # the longest context to use
@@ -46,26 +46,24 @@ def our_model(path: Path) -> tuple[torch.nn.Module, LM]:
     model = checkpoint.build(ckpt, path)
     if model.config.linear != 'dense':
         model = collapse_model(model)
-    encode, decode, vocabulary = tokenizer(path, ckpt)
-    try:
-        first = encode(END_OF_TEXT)
-    except UserError:  # a character model
-        first = []
+    tok = tokenizer.load(path, ckpt)
     return model, LM(
         logits=lambda idx: model(idx, last_only=False)[0],
         vocab_size=model.config.vocab_size,
         block_size=model.config.block_size,
-        encode=encode,
-        decode=decode,
-        vocabulary=vocabulary,
-        first=first if len(first) == 1 else [],
-        dataset=ckpt['config'].get('dataset', ''),
+        dataset=lambda: loader.named_by(ckpt, path),
         facts=dict(
             kind='nanoMorph' if 'format' in ckpt else 'nanoGPT',
             iter_num=ckpt['iter_num'],
-            tokenizer='GPT-2' if len(first) == 1 else f'{vocabulary} characters',
+            tokenizer=tok.name,
         ),
+        **interface(tok),
     )
+
+
+def interface(tok: tokenizer.Tokenizer) -> dict:
+    """The fields of LM that a tokenizer gives."""
+    return {k: getattr(tok, k) for k in ('encode', 'decode', 'vocabulary', 'first', 'prefix', 'unknown', 'record')}
 
 
 def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:
@@ -75,7 +73,7 @@ def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:
     hf.utils.logging.disable_progress_bar()
     try:
         model, info = hf.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as e:  # whatever transformers says, the user needs one line
         raise UserError(f'{folder}: transformers cannot load it ({str(e).strip().splitlines()[0]})') from None
@@ -88,37 +86,14 @@ def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:
             f'{folder}: {c.model_type} lets a token see those after it; only causal models predict the next'
         )
 
-    files = ('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'vocab.json', 'vocab.txt')
-    if any((folder / f).exists() for f in files):
-        try:
-            tok = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as e:
-            raise UserError(f'{folder}: the tokenizer does not load ({str(e).strip().splitlines()[0]})') from None
-        plain, whole = (tok('a', add_special_tokens=s)['input_ids'] for s in (False, True))
-        start = tok.bos_token_id if tok.bos_token_id is not None else tok.eos_token_id
-        own = dict(
-            encode=lambda text: tok(text, add_special_tokens=False, verbose=False)['input_ids'],
-            decode=lambda ids: tok.decode(ids, clean_up_tokenization_spaces=False).encode(),
-            vocabulary=len(tok),
-            first=[] if start is None else [start],
-            prefix=whole[: whole.index(plain[0])] if plain and plain[0] in whole else [],
-        )
-        name = type(tok).__name__
-    else:
-        enc = gpt2_encoding()
-        own = dict(
-            encode=lambda text: enc.encode(text, allowed_special={END_OF_TEXT}),
-            decode=enc.decode_bytes,
-            vocabulary=enc.n_vocab,
-            first=[enc.eot_token],
-        )
-        name = 'GPT-2 (the folder has none)'
+    tok = tokenizer.load(folder, dict(model_args=dict(vocab_size=c.vocab_size), config={}))
+    name = tok.name if tokenizer.has_tokenizer(folder) else f'{tok.name} (the folder has none)'
     return model, LM(
         logits=lambda idx: model(input_ids=idx, use_cache=False).logits,
         vocab_size=c.vocab_size,
         block_size=getattr(c, 'max_position_embeddings', None),
-        facts=dict(kind=f'transformers {c.model_type}', tokenizer=name),
-        **own,
+        facts=dict(kind=f'transformers {printable(c.model_type)}', tokenizer=name),
+        **interface(tok),
     )
 
 
@@ -147,11 +122,6 @@ def open_model(cfg) -> LM:
     device = hardware.choose_device(cfg.device)
     dtype = hardware.choose_dtype(cfg.dtype, device)
     model, lm = (hf_model if is_hf else our_model)(path)
-    if lm.vocabulary > lm.vocab_size and not is_hf:  # transformers' models may have fewer ids than added tokens
-        raise UserError(
-            f'{path}: the model has {lm.vocab_size} tokens, its tokenizer {lm.vocabulary}; '
-            'put the meta.json of its data set beside the checkpoint'
-        )
     if lm.block_size is None and not cfg.window:
         raise UserError(f'{path} does not say how long a context it takes; give --window=1024 or what fits')
     if lm.block_size and cfg.window > lm.block_size:

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 
 import checkpoint
-import files
 from configurator import UserError, input_path, key, root_path
 from linear import path
 from model import NANOGPT_KEYS, GPTConfig
 from surgery import reader
-from tokens import loader
+from tokens import loader, tokenizer
 
 CHECKED = 4096  # validation tokens that an operation looks at
 TOLERANCE = 1e-4  # largest logit difference in float32 that a collapse may cause
@@ -40,9 +39,9 @@ def with_keys(*prefixes) -> type:
     return dataclasses.make_dataclass('Keys', copies, bases=(SurgeryConfig,))
 
 
-def real_tokens(config, dataset: str, windows: int = 0):
-    """x, y (windows, block_size) from the validation split; 0: about CHECKED tokens."""
-    loader.prepare(dataset)
+def real_tokens(config, dataset: str, windows: int = 0, may_run: bool = True):
+    """x, y (windows, block_size) from the validation split; 0: about CHECKED tokens. may_run: see loader.prepare."""
+    loader.prepare(dataset, may_run)
     windows = windows or max(1, CHECKED // config.block_size)
     data = loader.Loader(dataset, 'val', config.block_size, 1, config.vocab_size)
     pairs = [(x, y) for x, y, _ in data.eval_batches(windows)]
@@ -62,15 +61,20 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
 
 
 def open_model(cfg: SurgeryConfig):
-    """The checkpoint, its model, and real tokens for it."""
+    """The checkpoint, its model, and real tokens for it. Raises UserError if these mean something else to the model."""
     if cfg.out and root_path(cfg.out) == input_path(cfg.checkpoint):
         raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
     ckpt = reader.load(cfg.checkpoint)
     model = checkpoint.build(ckpt, cfg.checkpoint)
-    dataset = cfg.dataset or ckpt['config'].get('dataset')
-    if not dataset:
-        raise UserError(f'{cfg.checkpoint} does not name its data set; add --dataset=shakespeare_char or what it is')
-    return ckpt, model, real_tokens(model.config, dataset, cfg.windows)
+    dataset = cfg.dataset or loader.named_by(ckpt, cfg.checkpoint)
+    ckpt['tokenizer'] = tokenizer.of_checkpoint(input_path(cfg.checkpoint), ckpt)
+    tokens = real_tokens(model.config, dataset, cfg.windows, may_run=bool(cfg.dataset))
+    remedy = 'add --dataset with data in its tokens'
+    if note := tokenizer.require_same(
+        ckpt['tokenizer'], tokenizer.of_data(dataset), cfg.checkpoint, remedy, strict=False
+    ):
+        print(note)
+    return ckpt, model, tokens
 
 
 def report(cfg: SurgeryConfig, before, after, tokens, limit: float | None = TOLERANCE):
@@ -83,13 +87,10 @@ def report(cfg: SurgeryConfig, before, after, tokens, limit: float | None = TOLE
 
 
 def write(cfg: SurgeryConfig, ckpt: dict):
-    """Write a checkpoint to cfg.out, with the vocabulary that lies beside the one it was made from."""
+    """Write a checkpoint to cfg.out. Its vocabulary is in it, but for a large tokenizer.json, which goes beside it."""
     out = root_path(cfg.out)
+    tokenizer.carry(ckpt.get('tokenizer'), input_path(cfg.checkpoint), out, ckpt['config'].get('dataset'))
     checkpoint.save(out, ckpt)
-    for name in ('meta.json', 'tokenizer.json'):
-        beside = input_path(cfg.checkpoint).with_name(name)
-        if beside.exists() and beside.parent != out.parent:
-            files.copy(beside, out.with_name(name))
     beyond = set(ckpt['model_args']) - set(NANOGPT_KEYS)
     reader = f'only nanoMorph reads it, for its {", ".join(sorted(beyond))}' if beyond else 'nanoGPT reads it as well'
     print(f'wrote {out}; {reader}')

@@ -5,14 +5,16 @@ What a run starts from (init_from): scratch, a checkpoint, a small model that is
 import dataclasses
 
 import torch
+import torch.distributed as dist
 
 import checkpoint
 import linear
-from configurator import UserError, overrides, root_path
+from configurator import UserError, input_path, overrides, printable, root_path
 from linear.factors import load_state
 from model import COMPUTING, GPT
 from surgery import reader, rotate
 from surgery.grow import growth
+from tokens import loader, tokenizer
 
 
 def problems(cfg) -> list[str]:
@@ -20,33 +22,71 @@ def problems(cfg) -> list[str]:
     if cfg.init_from == 'transfer':
         missing = [k for k in ('transfer_from', 'transfer_method') if not getattr(cfg, k)]
         return [f"{k}: must be given, for init_from = 'transfer'" for k in missing]
+    found = []
     if cfg.init_from != 'resume' and (given := [k for k in overrides(cfg) if k.startswith('transfer_')]):
-        return [f"init_from = '{cfg.init_from}': {', '.join(given)} go with init_from = 'transfer'"]
-    return []
+        found.append(f"init_from = '{cfg.init_from}': {', '.join(given)} go with init_from = 'transfer'")
+    if cfg.other_vocabulary and cfg.init_from in ('scratch', 'resume'):
+        found.append(f"other_vocabulary = True: goes with another model's weights, not with '{cfg.init_from}'")
+    return found
 
 
-def read(cfg, vocabulary: int, quiet=False) -> tuple:
-    """(cfg with what the checkpoint of init_from and the data set decide, that checkpoint or None for scratch).
-    UserError if the keys do not fit them. vocabulary: of the model, where neither cfg nor the checkpoint names one."""
-    ckpt = None
-    if cfg.init_from != 'scratch':
-        resume = root_path(cfg.out_dir) / 'ckpt.pt'
-        path = dict(resume=resume, transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
-        ckpt = reader.load(path)
-        if cfg.init_from == 'resume' and not {'optimizer', 'position'} <= set(ckpt):
-            raise UserError(
-                f'{path} has weights but no optimizer state to resume from; to start from its weights:'
-                f' --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
-            )
-        if cfg.init_from != 'transfer':
-            cfg = take_model_keys(cfg, ckpt, path, quiet)
+def read(cfg) -> tuple:
+    """(path, checkpoint) that init_from names; ('', None) for scratch."""
+    if cfg.init_from == 'scratch':
+        return '', None
+    path = dict(resume=root_path(cfg.out_dir) / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
+    ckpt = reader.load(path)
+    if cfg.init_from == 'resume' and not {'optimizer', 'position'} <= set(ckpt):
+        raise UserError(
+            f'{path} has weights but no optimizer state to resume from; to start from its weights:'
+            f' --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
+        )
+    return path, ckpt
+
+
+def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
+    """cfg with what the checkpoint and the data set decide. UserError if the keys do not fit them. vocabulary: of the
+    model, where neither cfg nor the checkpoint names one."""
+    if ckpt and cfg.init_from != 'transfer':
+        cfg = take_model_keys(cfg, ckpt, path, quiet)
     if not cfg.vocab_size:
         cfg = dataclasses.replace(cfg, vocab_size=vocabulary)
     if cfg.init_from == 'transfer':
         cfg = growth.prepare(cfg, ckpt)
     if found := cfg.problems(sized=True):
         raise UserError('\n'.join(found))
-    return cfg, ckpt
+    return cfg
+
+
+def data_vocabulary(cfg, ckpt: dict | None, path, rank=0, world=1) -> dict:
+    """Prepare the data set, in one process, and give its vocabulary (tokenizer.py). Raises UserError if its ids mean
+    something else in the checkpoint to start from: before hours of preparation, where the recipe declares its tokens."""
+    resume = cfg.init_from == 'resume'
+    model = tokenizer.of_checkpoint(input_path(str(path)), ckpt) if ckpt else {}
+    remedy = 'prepare the data set as it was, or start a new run' if resume else (
+        'take data in its tokens, or add --other_vocabulary=true where ids shall get other meanings'
+    )  # fmt: skip
+    what = f'init_from = {path}' if cfg.init_from != 'transfer' else f'transfer_from = {path}'
+    own = loader.recipe_tokenizer(cfg.dataset)
+    kinds = {model.get('tokenizer'), own} - {'', None, 'huggingface'}
+    if ckpt and len(kinds) > 1 and not cfg.other_vocabulary:
+        raise UserError(
+            f'{what}: its vocabulary is {tokenizer.describe(model)}, the data set {cfg.dataset} has {own} tokens; {remedy}'
+        )
+    if not rank:
+        loader.prepare(cfg.dataset)
+    if world > 1:
+        dist.barrier()
+    data, note = tokenizer.of_data(cfg.dataset), ''
+    if ckpt and not cfg.other_vocabulary:
+        note = tokenizer.require_same(model, data, what, remedy, strict=resume)
+    elif ckpt and tokenizer.compare(model, data) == 'other':
+        note = (
+            f'NOTE: {what}: its vocabulary was {tokenizer.describe(model)}; the ids get the meanings of {cfg.dataset}'
+        )
+    if note and not rank:
+        print(note, flush=True)
+    return data
 
 
 def build(cfg, ckpt: dict | None, data, quiet=False) -> tuple:
@@ -92,7 +132,8 @@ def take_model_keys(cfg, ckpt: dict, path, quiet=False):
     args = {k: v for k, v in args.items() if k not in drop}
     changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
     if changed and not quiet:
-        print('taken from the checkpoint: ' + ', '.join(f'{k} = {v}' for k, v in changed.items()), flush=True)
+        text = ', '.join(f'{k} = {v}' for k, v in changed.items())
+        print(f'taken from the checkpoint: {printable(text)}', flush=True)
     return dataclasses.replace(cfg, **args)
 
 

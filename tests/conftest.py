@@ -13,7 +13,7 @@ import torch
 from configurator import load, run
 from logger import read_metrics
 from model import GPT, GPTConfig
-from tokens import loader
+from tokens import loader, tokenizer
 from train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +92,12 @@ def tiny_gpt(seed=0, **keys):
         | keys
     )
     return GPT(GPTConfig(**args))
+
+
+def vocabulary(meta, folder=None):
+    """(encode, decode, number of ids) of what a meta.json describes."""
+    tok = tokenizer.build(tokenizer.of_meta(meta, folder), folder)
+    return tok.encode, tok.decode, tok.vocabulary
 
 
 def tokens(B=2, T=16, vocab=65, seed=0):

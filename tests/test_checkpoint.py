@@ -16,6 +16,7 @@ from linear import factors
 from linear.factors import Factors
 from model import NANOGPT_KEYS
 from surgery import collapse
+from tokens import tokenizer
 
 
 def ckpt_of(model, **resume):
@@ -50,14 +51,17 @@ def test_nanogpt_checkpoints_load_with_and_without_prefix(tmp_path):
 def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
     model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', expansion_depth=4, bias=True)
     checkpoint.save(tmp_path / 'run' / 'ckpt.pt', ckpt_of(model))
-    (tmp_path / 'run' / 'meta.json').write_text('{"tokenizer": "char", "itos": ["a"]}')
+    record = tokenizer.of_data('shakespeare_char')
+    (tmp_path / 'run' / 'meta.json').write_text(json.dumps(record))
+    (tmp_path / 'plain').mkdir()
+    (tmp_path / 'plain' / 'meta.json').write_text("another run's")
     cfg = collapse.TransferConfig(str(tmp_path / 'run' / 'ckpt.pt'), str(tmp_path / 'plain' / 'ckpt.pt'))
     transfer.collapse(cfg)
     raw = torch.load(tmp_path / 'plain' / 'ckpt.pt', weights_only=True)
     assert set(raw['model_args']) == set(NANOGPT_KEYS)
     assert set(raw['model']) == set(tiny_gpt(bias=True).state_dict())
     assert raw['config']['linear'] == 'dense' and raw['iter_num'] == 7
-    assert json.loads((tmp_path / 'plain' / 'meta.json').read_text())['itos'] == ['a']
+    assert raw['tokenizer'] == record and (tmp_path / 'plain' / 'meta.json').read_text() == "another run's"
     plain = checkpoint.build(raw)
     factored = checkpoint.build(checkpoint.load(tmp_path / 'run' / 'ckpt.pt'))
     assert (plain(tokens())[0] - factored(tokens())[0]).abs().max() < 1e-5

@@ -135,7 +135,7 @@ def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, ru
     args = ['--device=cpu', '--max_new_tokens=20', '--temperature=0']
     a = script('sample.py', f'--checkpoint={out}/ckpt.pt', '--start=naïve', *args).stdout
     assert a.startswith('naïve')
-    transfer.export_hf(collapse.TransferConfig(f'{out}/ckpt.pt', f'{tmp_path}/hf', windows=2))
+    transfer.export_hf(collapse.TransferConfig(f'{out}/ckpt.pt', f'{tmp_path}/hf', f'{tmp_path}/mine', windows=2))
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
     assert tok.decode(tok('naïve\ncafé')['input_ids']) == 'naïve\ncafé'
     assert script('sample.py', f'--checkpoint={tmp_path}/hf', '--start=naïve', *args).stdout == a

@@ -14,6 +14,7 @@ import re
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from pathlib import Path
 
 from configurator import ROOT, UserError
@@ -111,7 +112,7 @@ def shakespeare() -> tuple[str, bool]:
     """(the text, whether it is Tiny Shakespeare's own edition); kept once as data/shakespeare_char/input.txt."""
     path = ROOT / 'data' / 'shakespeare_char' / 'input.txt'
     print(fetch(path, SHAKESPEARE, other_shakespeare))
-    return path.read_text(), sha256(path) == SHAKESPEARE['sha256']
+    return path.read_text(encoding='utf-8-sig'), sha256(path) == SHAKESPEARE['sha256']
 
 
 def gpt2_encoding():
@@ -137,12 +138,14 @@ def write_dataset(folder: Path, train, val, **meta):
     """train.bin, val.bin (uint16) and meta.json. meta.json goes first: without it a half-written set looks foreign."""
     import numpy as np
 
-    meta |= dict(train_tokens=len(train), val_tokens=len(val))
-    for f in ('train.bin', 'val.bin'):
-        (folder / f).unlink(missing_ok=True)
+    arrays = {split: np.array(ids, dtype='<u2') for split, ids in (('train', train), ('val', val))}
+    meta |= dict(dtype='uint16')
+    for split, ids in arrays.items():
+        meta |= {f'{split}_tokens': len(ids), f'{split}_crc32': zlib.crc32(ids.data)}
+        (folder / f'{split}.bin').unlink(missing_ok=True)
     write(folder / 'meta.json', json.dumps(meta).encode())
-    write(folder / 'val.bin', np.array(val, dtype=np.uint16).tobytes())
-    write(folder / 'train.bin', np.array(train, dtype=np.uint16).tobytes())
+    write(folder / 'val.bin', arrays['val'].tobytes())
+    write(folder / 'train.bin', arrays['train'].tobytes())
     print(
         f'{folder.name}: {len(train):,} training tokens, {len(val):,} validation tokens, vocabulary {meta["vocab_size"]}'
     )

@@ -1,13 +1,15 @@
 """
-Token files: shards with a header, who writes them, who reads them, and the tokenizers behind them.
+Token files: shards with a header, who writes them and who reads them.
 
 A split of a data set is data/<name>/<split>_000000.bin, _000001.bin, ... Each begins with HEADER bytes: the magic, then
 one line of JSON padded with spaces (head -1 shows it):
     version, dtype ('uint16' or 'uint32', little-endian), vocab_size, tokenizer ('gpt2', 'char' or 'bpe'),
     tokens in this shard, documents up to its end, last (whether the split ends here), limit (the max_tokens that made
-    it end, 0: none), recipe (what it was made from)
-and then come the ids. A shard ends where a document does, at the first such place after shard_tokens. meta.json is
-written when all shards are there. An interrupted preparation goes on behind its last whole shard.
+    it end, 0: none), recipe (what it was made from), crc32 (of the ids; version 1 had none)
+and then come the ids. A shard ends where a document does, at the first such place after shard_tokens.
+
+unfinished.json, which holds the command, is there from the start of a preparation to its end; meta.json is written when
+all shards are there. An interrupted preparation goes on behind its last whole shard.
 """
 
 import bz2
@@ -17,12 +19,13 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import time
 import zlib
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,8 +38,10 @@ from tokens.download import gpt2_encoding
 
 MAGIC = b'nanoMorph tokens '
 HEADER = 1024  # bytes
-VERSION = 1
+VERSION = 2
 EOT = '<|endoftext|>'  # stands before every document, except where tokens are characters
+FIELDS = dict(dtype=str, vocab_size=int, tokenizer=str, tokens=int, documents=int, last=bool, limit=int, recipe=str)
+LOOKED_THROUGH = 2**28  # tokens; a smaller split is looked through each time it is opened
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -66,11 +71,16 @@ def read_header(path: Path) -> dict:
         raise ValueError('foreign: it does not begin as a nanoMorph token file')
     try:
         header = json.loads(head[len(MAGIC) :])
-        if header['version'] > VERSION:
-            raise ValueError(f'of format version {header["version"]}, this code reads up to {VERSION}')
-        want = HEADER + header['tokens'] * dict(uint16=2, uint32=4)[header['dtype']]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        version = header['version']
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError('foreign or truncated: its header cannot be read') from None
+    if not isinstance(version, int) or version > VERSION:
+        raise ValueError(f'of format version {version}, this code reads up to {VERSION}')
+    kinds = FIELDS | (dict(crc32=int) if version > 1 else {})
+    wrong = [k for k, kind in kinds.items() if type(header.get(k)) is not kind or kind is int and header[k] < 0]
+    if wrong or header['dtype'] not in ('uint16', 'uint32'):
+        raise ValueError(f'damaged: its header has no good {(wrong or ["dtype"])[0]}')
+    want = HEADER + header['tokens'] * np.dtype(header['dtype']).itemsize
     if (size := path.stat().st_size) != want:
         raise ValueError(f'truncated: {size:,} bytes, its header says {want:,}')
     return header
@@ -122,6 +132,37 @@ def recipe(**settings) -> str:
 def command(name: str, /, **flags) -> str:
     """What to type to prepare a data set like this again, or to go on."""
     return shlex.join(['python', f'data/{name}/prepare.py', *(f'--{k}={v}' for k, v in flags.items())])
+
+
+def is_plain(name) -> bool:
+    """Whether a name out of a file may be that of a folder under data/: it cannot point to another place."""
+    return isinstance(name, str) and bool(re.fullmatch(r'[A-Za-z0-9_-]+', name))
+
+
+def read_command(folder: Path) -> str:
+    """The command that prepared a data set, or began to; '' if none is recorded."""
+    for name in ('unfinished.json', 'meta.json'):
+        try:
+            return json.loads((folder / name).read_text(encoding='utf-8'))['command'] + ''
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return ''
+
+
+def begin(folder: Path, again: str, replace: bool = False):
+    """Say in the folder that a preparation by the command `again` is under way. Raises UserError if what is there was
+    made by a command that gives other tokens, unless it may be replaced."""
+    there = read_command(folder) or ('another program' if (folder / 'train.bin').exists() else '')
+    flags = lambda text: {
+        f for f in shlex.split(text)[2:] if not f.startswith(('--max_t', '--shard_t', '--train=', '--repl'))
+    }
+    if there and flags(there) != flags(again) and not replace:
+        name = 'choose another --name, or ' if '/text/' in again else ''
+        raise UserError(
+            f'{folder} was prepared otherwise, and would be replaced; {name}add --replace=true. What is there was made by: {there}'
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / 'unfinished.json', json.dumps(dict(command=again)).encode())
 
 
 def whole_shards(folder: Path, split: str, max_tokens: int, **same) -> list[dict]:
@@ -179,17 +220,19 @@ def write_documents(folder: Path, split: str, documents, encode_batch, *, vocab_
             path = folder / f'{split}_{number:06d}.bin'
             with writing(path) as f:
                 f.write(bytes(HEADER))
-                tokens = 0
+                tokens = crc = 0
                 while item and tokens < shard_tokens:
                     n, ids = item
                     if max_tokens:
                         ids = ids[: max_tokens - total]
                     f.write(ids.data)
+                    crc = zlib.crc32(ids.data, crc)
                     tokens, total, read = tokens + len(ids), total + len(ids), read + n
                     bar.update(len(ids))
                     item = None if max_tokens and total >= max_tokens else next(stream, None)
                 f.seek(0)
-                f.write(pack_header(**fields, tokens=tokens, documents=read, last=item is None, limit=max_tokens))
+                last = dict(tokens=tokens, documents=read, last=item is None, limit=max_tokens, crc32=crc)
+                f.write(pack_header(**fields, **last))
             number += 1
             if bar.disable:
                 speed = (total - before) / (time.time() - started)
@@ -207,6 +250,7 @@ def finish(folder: Path, tokens: dict, **meta):
     for tmp in folder.glob('*.bin.tmp*'):
         tmp.unlink(missing_ok=True)
     write(folder / 'meta.json', json.dumps(meta | {f'{s}_tokens': n for s, n in tokens.items()}).encode())
+    (folder / 'unfinished.json').unlink(missing_ok=True)
     counts = ', '.join(f'{n:,} {s}' for s, n in tokens.items())
     print(f'{folder.name}: {counts} tokens, vocabulary {meta["vocab_size"]:,}, tokenizer {meta["tokenizer"]}')
 
@@ -226,7 +270,7 @@ class Tokens:
         return int(self.offsets[-1])
 
     def max(self) -> int:
-        return max(int(p.max()) for p in self.parts if len(p))
+        return max((int(p.max()) for p in self.parts if len(p)), default=0)
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The ids at starts ... starts + length - 1: (len(starts), length)."""
@@ -244,9 +288,30 @@ class Tokens:
         return out
 
 
+def verify(path: Path, ids: np.ndarray, crc: int | None):
+    """Raises ValueError, in words, if the ids of a file are not those that were written. crc None: nobody noted it."""
+    if crc is not None and zlib.crc32(np.ascontiguousarray(ids).data) != crc:
+        raise ValueError(f'{path} is damaged: its tokens are not those that were written (checksum)')
+
+
+def verify_once(parts: dict, folder: Path):
+    """verify a large split, {path: (ids, crc32)}: only files that were not, or have another size or time since then."""
+    memo, seen = folder / 'verified.json', {}
+    with suppress(OSError, ValueError, RecursionError):
+        seen = json.loads(memo.read_text())
+    stamps = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in parts}
+    new = [p for p in parts if not isinstance(seen, dict) or seen.get(p.name) != stamps[p.name]]
+    if new:
+        print(f'{folder.name}: checking {len(new)} token files, once', flush=True)
+        for path in new:
+            verify(path, *parts[path])
+        with suppress(UserError):  # a folder that others own
+            write(memo, json.dumps((seen if isinstance(seen, dict) else {}) | stamps).encode())
+
+
 def open_shards(paths: list[Path], split: str) -> tuple[Tokens, dict]:
     """(the tokens of all shards, the header of the last). Raises ValueError, in words, naming the file."""
-    parts, header = [], None
+    parts, header = {}, None
     for i, path in enumerate(paths):
         if path.name != f'{split}_{i:06d}.bin':
             raise ValueError(f'{path.with_name(f"{split}_{i:06d}.bin")} is missing')
@@ -256,17 +321,26 @@ def open_shards(paths: list[Path], split: str) -> tuple[Tokens, dict]:
             raise ValueError(f'{path} is {e}') from None
         if header and any(header[k] != this[k] for k in ('dtype', 'vocab_size', 'tokenizer', 'recipe')):
             raise ValueError(f'{path} is foreign: it was made otherwise than the shard before it')
+        if header and header['last']:
+            raise ValueError(f'{path} is foreign: the split ends in the shard before it')
         header = this
         if this['tokens']:
             dtype = np.dtype(this['dtype']).newbyteorder('<')
-            parts.append(np.memmap(path, dtype=dtype, mode='r', offset=HEADER, shape=this['tokens']))
+            ids = np.memmap(path, dtype=dtype, mode='r', offset=HEADER, shape=this['tokens'])
+            parts[path] = ids, this.get('crc32')
     if not header['last']:
         raise ValueError(f'{paths[-1].with_name(f"{split}_{len(paths):06d}.bin")} is missing')
-    return Tokens(parts), header
+    tokens = Tokens([ids for ids, _ in parts.values()])
+    if len(tokens) >= LOOKED_THROUGH:
+        verify_once(parts, paths[0].parent)
+    else:
+        for path, (ids, crc) in parts.items():
+            verify(path, ids, crc)
+    return tokens, header
 
 
 # -----------------------------------------------------------------------------
-# tokenizers: for whole data sets (batches of documents to arrays), and for a prompt (text to list and back)
+# tokenizers for whole data sets: batches of documents to arrays; tokenizer.py has those for a prompt
 
 
 def join(arrays, dtype) -> np.ndarray:
@@ -313,19 +387,6 @@ def char_batch(itos: list[str]):
     return lambda texts: join([table[code_points(t)] for t in texts], shard_dtype(len(itos))), len(itos)
 
 
-def load_bpe(path: Path):
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise UserError(
-            f'reading {path} needs the package tokenizers; pip install tokenizers, then run it again'
-        ) from None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as e:  # tokenizers raises plain Exception
-        raise UserError(f'{path} is missing or broken ({e}); prepare its data set again') from None
-
-
 def train_bpe(path: Path, texts, vocab_size: int):
     """Train a byte-level BPE (GPT-2's splitting, <|endoftext|> as id 0, all 256 bytes) and write it as tokenizer.json.
     The same texts give the same file. The vocabulary comes out smaller where the texts have too few pairs to merge."""
@@ -347,7 +408,10 @@ def train_bpe(path: Path, texts, vocab_size: int):
         vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
-    write(path, bpe.to_str().encode())
+    content = bpe.to_str().encode()
+    if path.exists() and path.read_bytes() != content:
+        (path.parent / 'meta.json').unlink(missing_ok=True)  # the token files there are of the other one
+    write(path, content)
     return bpe
 
 
@@ -362,37 +426,6 @@ def bpe_batch(bpe):
         return join([np.array(ids, dtype) for ids in lists], dtype)
 
     return encode_batch, bpe.get_vocab_size()
-
-
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes, {letter: byte}: the printable ones stand for themselves, the others follow at 256."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
-
-
-def tokenizer(meta: dict, folder: Path):
-    """(encode: text -> list of ids, decode: list of ids -> bytes, vocabulary) of a data set or run whose meta.json is
-    meta and lies in folder (with tokenizer.json where it says 'bpe'). No meta: GPT-2's. Raises UserError for a
-    character that the vocabulary lacks, a tokenizer that does not exist, a missing tokenizer.json."""
-    kind = meta.get('tokenizer', 'gpt2')
-    if kind == 'char':
-        itos, stoi = meta['itos'], {ch: i for i, ch in enumerate(meta['itos'])}
-
-        def encode(text):
-            if unknown := sorted(set(text) - set(itos)):
-                raise UserError(f'start: this model does not know the characters {unknown}; it knows {"".join(itos)!r}')
-            return [stoi[ch] for ch in text]
-
-        return encode, lambda ids: ''.join(itos[i] for i in ids).encode(), len(itos)
-    if kind == 'bpe':
-        bpe, byte = load_bpe(Path(folder) / 'tokenizer.json'), byte_alphabet()
-        spell = [bytes(byte[c] for c in bpe.id_to_token(i)) for i in range(bpe.get_vocab_size())]
-        return lambda text: bpe.encode(text).ids, lambda ids: b''.join(spell[i] for i in ids), len(spell)
-    if kind == 'gpt2':
-        enc = gpt2_encoding()
-        return lambda text: enc.encode(text, allowed_special={EOT}), enc.decode_bytes, enc.n_vocab
-    raise UserError(f"tokenizer = '{kind}' in meta.json of {folder}: must be one of gpt2, char, bpe; prepare it again")
 
 
 # -----------------------------------------------------------------------------
@@ -443,8 +476,14 @@ def gpt2_files(paths: list[Path]):
     at a time (each takes some 0.3 GB for 60 MB of text). Unpacking and tokenising on threads of one process was slower."""
     workers = min(CORES, len(paths), 5)
     pool = partial(ProcessPoolExecutor, mp_context=get_context('spawn')) if workers > 1 else ThreadPoolExecutor
-    for arrays in ahead(gpt2_file, paths, depth=workers + 1, workers=workers, pool=pool):
-        yield from arrays
+    try:
+        for arrays in ahead(gpt2_file, paths, depth=workers + 1, workers=workers, pool=pool):
+            yield from arrays
+    except BrokenExecutor:
+        raise UserError(
+            f'a process that reads {paths[0].parent} was killed, perhaps for lack of memory; run it again: whole'
+            ' shards are kept'
+        ) from None
 
 
 def hub_texts(again: str, repo: str, name: str | None, split: str, start: int = 0, stop: int | None = None):
@@ -473,6 +512,7 @@ def prepare_hub(cfg, folder: Path, repo: str, name: str | None):
     """A data set of the hub that has one split, in GPT-2 tokens: its first cfg.val_documents are the validation split,
     the rest, up to cfg.max_tokens (0: all), the training split."""
     again = command(folder.name, **overrides(cfg))
+    begin(folder, again, cfg.replace)
     encode_batch, vocab_size = gpt2_batch()
     made_from = recipe(repo=repo, name=name, val_documents=cfg.val_documents, shard_tokens=cfg.shard_tokens)
     common = dict(vocab_size=vocab_size, tokenizer='gpt2', made_from=made_from, shard_tokens=cfg.shard_tokens)

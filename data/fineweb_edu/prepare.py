@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, run  # noqa: E402
 from tokens.tokenfile import prepare_hub  # noqa: E402
 
+TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
+
 
 @dataclass
 class FineWebEduConfig:
@@ -22,6 +24,7 @@ class FineWebEduConfig:
     max_tokens: int = key(0, 'training tokens to stop at; 0: all', low=0)
     val_documents: int = key(5000, 'documents of the validation split, the first ones of the stream', low=1)
     shard_tokens: int = key(100_000_000, 'tokens of a shard: what an interruption costs at most', low=1)
+    replace: bool = key(False, 'replace a data set that was prepared otherwise')
 
 
 def prepare(cfg, folder):

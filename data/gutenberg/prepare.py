@@ -18,18 +18,22 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
 from tokens.download import gpt2_encoding  # noqa: E402
-from tokens.tokenfile import command, finish, from_nth, gpt2_files, gutenberg_files, recipe, write_documents  # noqa: E402
+from tokens.tokenfile import begin, command, finish, from_nth, gpt2_files, gutenberg_files, recipe, write_documents  # noqa: E402
+
+TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
 
 
 @dataclass
 class GutenbergConfig:
     shard_tokens: int = key(20_000_000, 'tokens of a shard: what an interruption costs at most', low=1)
+    replace: bool = key(False, 'replace a data set that was prepared otherwise')
     max_tokens: int = key(0, 'training tokens to stop at; 0: all', low=0)
 
 
 def prepare(cfg, folder):
     files = gutenberg_files(folder)
     again = command('gutenberg', **overrides(cfg))
+    begin(folder, again, cfg.replace)
     vocab_size = gpt2_encoding().n_vocab  # fetches its files before several processes want them
     tokens = {}
     for split, paths in files.items():

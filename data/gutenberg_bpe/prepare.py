@@ -18,16 +18,21 @@ from tokens import (
     tokenfile,  # noqa: E402
 )
 
+TOKENIZER = 'bpe'  # of the data set, for those who ask before it is prepared
+
 
 @dataclass
 class GutenbergBPEConfig:
     vocab_size: int = key(4096, 'vocabulary', low=257)
     files: int = key(3, 'files of training books', low=1)
     shard_tokens: int = key(20_000_000, 'tokens of a shard: what an interruption costs at most', low=1)
+    replace: bool = key(False, 'replace a data set that was prepared otherwise')
 
 
 def prepare(cfg, folder):
     files = tokenfile.gutenberg_files(folder)
+    again = tokenfile.command(folder.name, **overrides(cfg))
+    tokenfile.begin(folder, again, cfg.replace)
     files = dict(val=files['val'], train=files['train'][: cfg.files])
     texts = lambda paths: (text for p in paths for text in tokenfile.read_jsonl(p))
     bpe = tokenfile.train_bpe(folder / 'tokenizer.json', texts(files['train']), cfg.vocab_size)
@@ -40,7 +45,6 @@ def prepare(cfg, folder):
             vocab_size=vocab_size, tokenizer='bpe', shard_tokens=cfg.shard_tokens,
             made_from=tokenfile.recipe(files=stats, trained=trained, shard=cfg.shard_tokens),
         )  # fmt: skip
-    again = tokenfile.command(folder.name, **overrides(cfg))
     edition = f'Project Gutenberg, {len(files["train"])} files'
     tokenfile.finish(folder, tokens, vocab_size=vocab_size, tokenizer='bpe', edition=edition, command=again)
 

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import run  # noqa: E402
 from tokens.download import gpt2_encoding, shakespeare, write_dataset  # noqa: E402
 
+TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
+
 
 def main():
     text, original = shakespeare()

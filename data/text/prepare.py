@@ -22,7 +22,7 @@ from tokens import (
     download,  # noqa: E402
     tokenfile,  # noqa: E402
 )
-from tokens.tokenfile import More  # noqa: E402
+from tokens.tokenfile import More, is_plain  # noqa: E402
 
 PIECE = 2**22  # characters of a file held at once
 BPE_TEXT = 2**28  # characters, at most, that a BPE is trained on
@@ -37,13 +37,14 @@ class TextConfig:
     vocab_size: int = key(4096, 'vocabulary of a bpe, trained on these texts; gpt2 and char have theirs', low=257)
     val_fraction: float = key(0.1, 'share of the text, at its end, for validation', above=0, high=0.9)
     shard_tokens: int = key(100_000_000, 'tokens of a shard: what an interruption costs at most', low=1)
+    replace: bool = key(False, 'replace a data set that was prepared otherwise')
 
 
 def pieces(path: Path):
     """The text of a file in pieces, all but the first of type More. The cuts are line ends between words, where GPT-2's
     splitting cuts as well, so that the tokens are those of the whole file."""
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:
             kind, rest = str, ''
             while text := f.read(PIECE):
                 text = rest + text
@@ -83,8 +84,10 @@ def prepare(cfg, data):
     folder = data / name
     if not source.is_dir():
         raise UserError(f'folder = {cfg.folder}: no such folder; give the one that holds the texts')
-    if '/' in name or name.startswith('.') or (folder / 'prepare.py').exists():
-        raise UserError(f"name = '{name}': data/{name} is taken by a recipe of its own, or no name; choose another")
+    if not is_plain(name) or (folder / 'prepare.py').exists():
+        raise UserError(
+            f"name = '{name}': must be of letters, digits, _ and -, and not taken by a recipe of its own; choose another"
+        )
     if not cfg.pattern or Path(cfg.pattern).is_absolute():
         raise UserError(f"pattern = '{cfg.pattern}': must be one of names below folder, such as *.txt")
     files = sorted(p for p in source.rglob(cfg.pattern) if p.is_file())
@@ -105,7 +108,8 @@ def prepare(cfg, data):
     print(f'{name}: {len(files):,} files, {length:,} characters')
     spans = dict(val=(cut, length), train=(0, cut))
 
-    folder.mkdir(parents=True, exist_ok=True)
+    again = tokenfile.command('text', **overrides(cfg) | dict(folder=str(source), name=name))
+    tokenfile.begin(folder, again, cfg.replace)
     meta, trained = {}, ''
     if cfg.tokenizer == 'char':
         meta['itos'] = [chr(i) for i in np.flatnonzero(seen)]
@@ -130,8 +134,6 @@ def prepare(cfg, data):
             made_from=tokenfile.recipe(files=stats, span=(begin, end), trained=trained, shard=cfg.shard_tokens,
                                        itos=meta.get('itos')),
         )  # fmt: skip
-    flags = overrides(cfg) | dict(folder=str(source), name=name)
-    again = tokenfile.command('text', **flags)
     tokenfile.finish(folder, tokens, vocab_size=vocab_size, tokenizer=cfg.tokenizer, command=again, **meta)
 
 

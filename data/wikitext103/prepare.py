@@ -16,7 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
-from tokens.tokenfile import command, finish, from_nth, gpt2_batch, hub_texts, recipe, write_documents  # noqa: E402
+from tokens.tokenfile import begin, command, finish, from_nth, gpt2_batch, hub_texts, recipe, write_documents  # noqa: E402
+
+TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
 
 
 @dataclass
@@ -24,6 +26,7 @@ class WikiTextConfig:
     train: bool = key(True, 'false: validation and test split alone')
     max_tokens: int = key(0, 'training tokens to stop at; 0: all', low=0)
     shard_tokens: int = key(100_000_000, 'tokens of a shard: what an interruption costs at most', low=1)
+    replace: bool = key(False, 'replace a data set that was prepared otherwise')
 
 
 def articles(lines):
@@ -64,6 +67,7 @@ def lines(split, again):
 
 def prepare(cfg, folder):
     again = command('wikitext103', **overrides(cfg))
+    begin(folder, again, cfg.replace)
     encode_batch, vocab_size = gpt2_batch()
     tokens = {}
     for split in ('val', 'test', 'train') if cfg.train else ('val', 'test'):

@@ -166,7 +166,7 @@ def grow(cfg: GrowConfig):
     say_grown(old, new, how, moved, new.dropout)
     print(f'{model.num_params():,} parameters -> {large.num_params():,}')
     report(cfg, model, large, tokens, EXACT if how.exact else None)
-    resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint))
+    resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint), tokenizer=ckpt['tokenizer'])
     resume['transfer']['since'] = ckpt['iter_num']
     if moved:
         resume |= {k: ckpt[k] for k in ('position', 'seconds', 'scaler', 'rng') if k in ckpt}

@@ -65,7 +65,9 @@ def test_queries_keys_and_values_are_three_matrices(kind):
     parts = matrix.unfold(dict(layer.named_parameters())[name])
     assert [p.size(1) for p in parts] == [32, 16, 16]
     model = tiny_gpt(linear='low_rank', linear_layers='attn')
-    (name, member), *_ = Factors(model, path='materialised').items()  # and so do the matrix formed from factors and these
+    (name, member), *_ = Factors(
+        model, path='materialised'
+    ).items()  # and so do the matrix formed from factors and these
     assert len(model.get_submodule(name).matrices()['weight'].split) == len(member.matrices()['factors.1'].split) == 3
 
 

@@ -8,8 +8,9 @@ import checkpoint
 import transfer
 from configurator import UserError
 from surgery import collapse, reader
-from surgery.export_hf import to_gpt2
+from surgery.export_hf import hf_tokenizer, to_gpt2
 from surgery.huggingface import load_gpt2
+from tokens import tokenizer
 
 transformers = pytest.importorskip('transformers')
 
@@ -59,22 +60,19 @@ def test_export_writes_what_transformers_loads(run_train, tmp_path, bias):
     assert (ours(x, last_only=False)[0] - hf(x).logits).abs().max() < 1e-4
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
     text = 'ROMEO:\nHark! what light\n'
-    from tokens.tokenizer import tokenizer
-
-    encode, decode, _ = tokenizer(out / 'ckpt.pt', reader.load(out / 'ckpt.pt'))
+    own, theirs = (tokenizer.load(p, reader.load(p)) for p in (out / 'ckpt.pt', tmp_path / 'hf'))
+    encode, decode = own.encode, own.decode
     assert tok(text)['input_ids'] == encode(text) and tok.decode(encode(text)) == text
-    encode_hf, decode_hf, _ = tokenizer(tmp_path / 'hf', reader.load(tmp_path / 'hf'))
-    assert encode_hf(text) == encode(text) and decode_hf(encode(text)) == decode(encode(text))
+    assert theirs.encode(text) == encode(text) and theirs.decode(encode(text)) == decode(encode(text))
     x = torch.tensor([encode('ROMEO:')])
     new = torch.cat(list(ours.generate(x, 12, temperature=0)), 1)
     assert torch.equal(hf.generate(x, max_new_tokens=12, do_sample=False, pad_token_id=0)[:, x.size(1) :], new)
 
 
 def test_gpt2s_own_tokenizer_travels_with_a_bpe_model(tmp_path):
-    from surgery.export_hf import tokenizer
     from tokens.download import gpt2_encoding
 
-    tokenizer({'tokenizer': 'gpt2'}, tmp_path).save_pretrained(tmp_path)
+    hf_tokenizer(tokenizer.GPT2, tmp_path).save_pretrained(tmp_path)
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "O Romeo, Romeo! wherefore art thou naïve?\n\n  It's 1597."
     assert tok(text)['input_ids'] == gpt2_encoding().encode(text) and tok.decode(tok(text)['input_ids']) == text

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configurator import UserError
-from tokens import loader, tokenfile
+from tokens import download, loader, tokenfile
 from tokens.loader import Loader
 
 
@@ -126,6 +126,74 @@ def test_nanogpt_files_without_meta_are_read_and_a_pickle_is_not(dataset, tmp_pa
         loader.read_meta(name)
 
 
+def raw(folder, ids, kind, **meta):
+    for split in ('train', 'val'):
+        np.asarray(ids, kind).tofile(folder / f'{split}.bin')
+    if meta:
+        (folder / 'meta.json').write_text(json.dumps(meta))
+    return str(folder)
+
+
+def test_ids_of_32_bits_are_read_as_such_or_refused(tmp_path):
+    ids = np.random.default_rng(0).integers(50257, size=500)
+    name = raw(tmp_path, ids, np.uint32)
+    with pytest.raises(UserError, match=r'train.bin has ids of 32 bits .*"dtype": "uint32"'):
+        Loader(name, 'train', 10, 4, 50304)
+    for meta in (dict(dtype='uint32'), dict(train_tokens=500), dict(vocab_size=100_000)):
+        raw(tmp_path, ids, np.uint32, **dict(vocab_size=50257) | meta)
+        assert Loader(name, 'train', 10, 4, 100_032).tokens.windows(np.array([0]), 500)[0].tolist() == ids.tolist()
+    raw(tmp_path, ids, np.uint32, vocab_size=50257, train_tokens=700)
+    with pytest.raises(UserError, match='truncated or foreign: 2,000 bytes, not 1,400'):
+        Loader(name, 'train', 10, 4, 50304)
+
+
+def test_a_damaged_file_of_raw_ids_is_found_by_the_checksum_of_its_meta(tmp_path):
+    download.write_dataset(tmp_path, list(range(100)), list(range(50)), vocab_size=100, tokenizer='gpt2')
+    Loader(str(tmp_path), 'train', 10, 4, 100)
+    data = bytearray((tmp_path / 'train.bin').read_bytes())
+    data[40] ^= 1  # another token of the vocabulary
+    (tmp_path / 'train.bin').write_bytes(data)
+    with pytest.raises(UserError, match='train.bin is damaged: its tokens are not those that were written'):
+        Loader(str(tmp_path), 'train', 10, 4, 100)
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [
+        [], 'x', 7, dict(itos='x'), dict(itos={}), dict(itos=[]), dict(itos=['a', 'a']), dict(itos=['ab']), dict(itos=5),
+        dict(itos=['a', None]), dict(itos=['a'], vocab_size=2), dict(itos=['a'], tokenizer='words'), dict(vocab_size='65'),
+        dict(vocab_size=-1), dict(vocab_size=True), dict(vocab_size=1e9), dict(tokenizer=[1]), dict(train_tokens='many'),
+        dict(train_tokens=-5), dict(train_crc32=1.5), dict(dtype='float'), dict(dtype=[]), dict(tokenizer='char'),
+    ],
+)  # fmt: skip
+def test_a_meta_that_cannot_be_one_is_named(tmp_path, meta):
+    (tmp_path / 'meta.json').write_text(json.dumps(meta))
+    with pytest.raises(UserError, match='meta.json is damaged: .*; python data/'):
+        loader.read_meta(str(tmp_path))
+
+
+def test_a_vocabulary_beyond_the_models_has_the_right_remedy(dataset):
+    with pytest.raises(
+        UserError, match='has 1,000 tokens: leave vocab_size out, or take data in the tokens of the model'
+    ):
+        Loader(dataset(), 'train', 10, 4, 900)
+
+
+@pytest.mark.parametrize('flags', ['', ' --max_tokens=10'])
+def test_a_killed_preparation_is_called_interrupted_with_its_command(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(loader, 'ROOT', tmp_path)
+    folder = tmp_path / 'data' / 'mine'
+    again = f'python data/text/prepare.py --folder=/texts --name=mine{flags}'
+    tokenfile.begin(folder, again)
+    for may_run in (True, False):
+        with pytest.raises(UserError, match=f"'mine': its preparation was interrupted; go on with: {again}$"):
+            loader.prepare('mine', may_run)
+    (folder / 'prepare.py').write_text('raise SystemExit(9)')  # a recipe goes on by itself, unless it had flags
+    tokenfile.begin(folder, f'python data/mine/prepare.py{flags}', replace=True)
+    with pytest.raises(UserError, match='was interrupted; go on with' if flags else 'exit code 9'):
+        loader.prepare('mine')
+
+
 # -----------------------------------------------------------------------------
 # shards
 
@@ -168,7 +236,7 @@ def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp
     loader.prepare(name)
     (tmp_path / 'meta.json').unlink()
     assert not loader.is_prepared(tmp_path, 'train')
-    with pytest.raises(UserError, match='neither train.bin and val.bin nor prepare.py'):
+    with pytest.raises(UserError, match='preparation was interrupted; go on with: python'):
         loader.prepare(name)
     with pytest.raises(UserError, match='meta.json is missing, the preparation was interrupted; go on with: python'):
         Loader(name, 'train', 10, 4, 1000)
@@ -181,7 +249,7 @@ def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp
         (lambda p: (p / 'train_000014.bin').unlink(), r'train_000014\.bin is missing'),
         (lambda p: os.truncate(p / 'train_000002.bin', 1100), 'train_000002.bin is truncated: 1,100 bytes'),
         (lambda p: (p / 'train_000002.bin').write_bytes(bytes(2000)), 'train_000002.bin is foreign'),
-        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 65, "tokenizer": "char", "train_tokens": 1000}'),
+        (lambda p: (p / 'meta.json').write_text('{"vocab_size": 65, "tokenizer": "gpt2", "train_tokens": 1000}'),
          'vocab_size is 1000 in its header, 65 in meta.json'),
         (lambda p: (p / 'meta.json').write_text('{"vocab_size": 1000, "tokenizer": "gpt2", "train_tokens": 5}'),
          '1,000 tokens, not 5'),

@@ -6,9 +6,10 @@ import threading
 
 import numpy as np
 import pytest
+from conftest import vocabulary
 
 from configurator import UserError
-from tokens import tokenfile
+from tokens import loader, tokenfile
 from tokens.tokenfile import HEADER, More, Tokens, open_shards, read_header, shard_paths, write_documents
 
 TEXTS = ['To be, or not to be', ' that is\n\n the  question 12345', 'Ça va? <|endoftext|> – 日本語 🙂', '', '\r\n\t x']
@@ -44,7 +45,7 @@ def test_shards_follow_each_other_and_say_what_they_are(tmp_path):
     assert [h['documents'] for h in headers] == [2, 4, 6, 8, 10] and [h['last'] for h in headers] == [False] * 4 + [
         True
     ]
-    assert headers[0] | dict(tokens=22, dtype='uint16', vocab_size=257, tokenizer='bytes', version=1) == headers[0]
+    assert headers[0] | dict(tokens=22, dtype='uint16', vocab_size=257, tokenizer='bytes', version=2) == headers[0]
     assert all(p.stat().st_size == HEADER + 2 * h['tokens'] for p, h in zip(paths, headers))
     assert n == 110 and np.array_equal(content(tmp_path), by_bytes(texts))
 
@@ -187,11 +188,80 @@ def test_broken_shards_are_named(tmp_path, spoil, message):
 
 
 def test_a_later_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenfile, 'VERSION', 2)
+    monkeypatch.setattr(tokenfile, 'VERSION', 3)
     write(tmp_path, ['a'])
-    monkeypatch.setattr(tokenfile, 'VERSION', 1)
-    with pytest.raises(ValueError, match='format version 2, this code reads up to 1'):
+    monkeypatch.setattr(tokenfile, 'VERSION', 2)
+    with pytest.raises(ValueError, match='format version 3, this code reads up to 2'):
         open_shards(shard_paths(tmp_path, 'train'), 'train')
+
+
+def first_version(path):
+    """The file as version 1 wrote it: no checksum."""
+    header = read_header(path)
+    del header['crc32']
+    data = path.read_bytes()
+    path.write_bytes(tokenfile.pack_header(**header | dict(version=1)) + data[HEADER:])
+
+
+def test_every_flipped_token_is_found_and_files_without_a_checksum_are_still_read(tmp_path):
+    write(tmp_path, [f'document {i}' for i in range(10)])
+    path, rng = tmp_path / 'train_000002.bin', np.random.default_rng(0)
+    good = path.read_bytes()
+    for _ in range(40):
+        data = bytearray(good)
+        data[rng.integers(HEADER, len(good))] ^= 1 << rng.integers(8)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match='train_000002.bin is damaged: its tokens are not those that were written'):
+            content(tmp_path)
+    path.write_bytes(good)
+    want = content(tmp_path)
+    for p in shard_paths(tmp_path, 'train'):
+        first_version(p)
+    assert np.array_equal(content(tmp_path), want)
+
+
+def test_a_large_split_is_looked_through_once_and_again_after_a_change(tmp_path, monkeypatch, capsys):
+    write(tmp_path, [f'document {i}' for i in range(10)])
+    monkeypatch.setattr(tokenfile, 'LOOKED_THROUGH', 50)
+    capsys.readouterr()
+    content(tmp_path)
+    assert 'checking 5 token files, once' in capsys.readouterr().out
+    content(tmp_path)
+    assert capsys.readouterr().out == ''
+    path = tmp_path / 'train_000001.bin'
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match='train_000001.bin is damaged'):
+        content(tmp_path)
+
+
+def test_a_set_prepared_otherwise_is_not_replaced_unasked(tmp_path):
+    one = tokenfile.command('text', folder='/a', name='mine', tokenizer='char')
+    tokenfile.begin(tmp_path, one)
+    tokenfile.finish(tmp_path, dict(train=3), vocab_size=3, tokenizer='char', command=one)
+    for flags in (dict(folder='/a', name='mine'), dict(folder='/b', name='mine', tokenizer='char')):
+        with pytest.raises(UserError, match='would be replaced; choose another --name, or add --replace=true.*=char'):
+            tokenfile.begin(tmp_path, tokenfile.command('text', **flags))
+    assert not (tmp_path / 'unfinished.json').exists()
+    tokenfile.begin(tmp_path, one)
+    tokenfile.begin(tmp_path, tokenfile.command('text', folder='/a', name='mine', tokenizer='char', shard_tokens=9))
+    tokenfile.begin(tmp_path, tokenfile.command('text', folder='/b', name='mine'), replace=True)
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'train.bin').touch()
+    with pytest.raises(UserError, match='was made by: another program'):
+        tokenfile.begin(tmp_path / 'theirs', one)
+
+
+def test_a_tokenizer_trained_anew_does_not_stay_beside_tokens_of_the_old_one(tmp_path):
+    pytest.importorskip('tokenizers')
+    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
+    (tmp_path / 'meta.json').write_text('{}')
+    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
+    assert (tmp_path / 'meta.json').exists()
+    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['another text, another text'], 260)
+    assert not (tmp_path / 'meta.json').exists()
 
 
 # -----------------------------------------------------------------------------
@@ -224,7 +294,7 @@ def test_words_end_where_tiktokens_own_pattern_ends_them():
 def test_characters_there_and_back():
     itos = sorted(set(''.join(TEXTS)))
     encode_batch, vocab = tokenfile.char_batch(itos)
-    encode, decode, same = tokenfile.tokenizer(dict(tokenizer='char', itos=itos), None)
+    encode, decode, same = vocabulary(dict(tokenizer='char', itos=itos), None)
     assert vocab == same == len(itos)
     assert encode_batch(TEXTS).tolist() == encode(''.join(TEXTS))
     assert decode(encode_batch(TEXTS).tolist()).decode() == ''.join(TEXTS)
@@ -236,7 +306,7 @@ def test_a_trained_bpe_there_and_back(tmp_path):
     pytest.importorskip('tokenizers')
     bpe = tokenfile.train_bpe(tmp_path / 'tokenizer.json', TEXTS * 3, 280)
     encode_batch, vocab = tokenfile.bpe_batch(bpe)
-    encode, decode, same = tokenfile.tokenizer(dict(tokenizer='bpe'), tmp_path)
+    encode, decode, same = vocabulary(dict(tokenizer='bpe', vocab_size=280), tmp_path)
     assert vocab == same == 280
     unseen = ['nichts ẞ \x00 \u2028 🜚', *TEXTS]
     for text in unseen:
@@ -255,6 +325,7 @@ def test_mistakes_with_tokenizers_are_named(tmp_path):
     with pytest.raises(UserError, match='vocab_size = 100: .* at least 257'):
         tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['a'], 100)
     with pytest.raises(UserError, match='tokenizer.json is missing or broken'):
-        tokenfile.tokenizer(dict(tokenizer='bpe'), tmp_path)
-    with pytest.raises(UserError, match="tokenizer = 'words' .* must be one of gpt2, char, bpe"):
-        tokenfile.tokenizer(dict(tokenizer='words'), tmp_path)
+        vocabulary(dict(tokenizer='bpe'), tmp_path)
+    (tmp_path / 'meta.json').write_text('{"tokenizer": "words"}')
+    with pytest.raises(UserError, match="tokenizer = 'words' must be one of gpt2, char, bpe"):
+        loader.read_meta(str(tmp_path))
