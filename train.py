@@ -361,9 +361,17 @@ class Trainer:
     def restore(self, ckpt: dict):
         """Go on as if there had been no interruption: bit-exact on a CPU, with the same number of processes."""
         if 'optimizer' not in ckpt or 'position' not in ckpt:
+            why = f' ({ckpt["unresumable"]})' if 'unresumable' in ckpt else ''
             raise UserError(
-                f'{self.out_dir / "ckpt.pt"} has weights but no optimizer state to resume from; to start from its'
+                f'{self.out_dir / "ckpt.pt"} has weights but no optimizer state to resume from{why}; to start from its'
                 f' weights: --init_from={self.cfg.out_dir}/ckpt.pt and another --out_dir'
+            )
+        if 'format' not in ckpt and not self.rank:
+            print(
+                f"a run of nanoGPT goes on at its iteration {ckpt['iter_num']}, best val loss {ckpt['best_val_loss']:.4f}; its"
+                f' order of the data is not known: this one starts at window {ckpt["position"]:,} of its own order,'
+                ' which is as many tokens as were consumed',
+                flush=True,
             )
         self.optimizer.load_state_dict(ckpt['optimizer'])
         if self.scaler.is_enabled() and ckpt['scaler']:

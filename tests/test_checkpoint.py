@@ -34,16 +34,6 @@ def test_round_trip_whatever_the_path(tmp_path, save_path, load_path):
     assert (model(tokens())[0] - back(tokens())[0]).abs().max() < 1e-5
 
 
-def test_nanogpt_checkpoints_load_with_and_without_prefix(tmp_path):
-    model = tiny_gpt(bias=True).eval()
-    for prefix in ('', '_orig_mod.'):
-        sd = {prefix + k: v for k, v in model.state_dict().items()}
-        args = {k: getattr(model.config, k) for k in NANOGPT_KEYS}
-        torch.save(dict(model=sd, model_args=args, iter_num=5, best_val_loss=torch.tensor(1.0)), tmp_path / 'n.pt')
-        back = checkpoint.build(checkpoint.load(tmp_path / 'n.pt'))
-        assert torch.equal(model(tokens())[0], back(tokens())[0])
-
-
 def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
     model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', expansion_depth=4, bias=True)
     checkpoint.save(tmp_path / 'run' / 'ckpt.pt', ckpt_of(model))

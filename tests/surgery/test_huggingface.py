@@ -92,7 +92,7 @@ def test_what_gpt2_cannot_express_is_named(tmp_path, fails):
 
 
 def test_a_folder_that_is_no_gpt2_is_refused(tmp_path):
-    with pytest.raises(UserError, match='cannot be read from a Hugging Face GPT-2 folder'):
+    with pytest.raises(UserError, match='cannot be read from a Hugging Face folder'):
         load_gpt2(str(tmp_path))
     hf_gpt2(scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path / 'a')
     with pytest.raises(UserError, match='scale_attn_by_inverse_layer_idx'):
