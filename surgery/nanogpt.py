@@ -35,14 +35,16 @@ def in_groups(model) -> list[list[str]]:
 def adopt_optimizer(ckpt: dict, model):
     """Name the moments, and find a place in our order of the data. What cannot be read is left out, `unresumable` says
     why: the weights are as good without."""
-    state = ckpt.pop('optimizer', None)
-    if not state:
+    state = ckpt.pop('optimizer', {})
+    if isinstance(state, dict) and not state:
         return
     groups, config = in_groups(model), ckpt['config']
     try:
-        theirs = [list(g['params']) for g in state['param_groups']]
-        moments = {int(i): dict(entry) for i, entry in state['state'].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        theirs, moments = [list(g['params']) for g in state['param_groups']], state['state']
+        ok = all(isinstance(i, int) for i in sum(theirs, [])) and all(isinstance(i, int) for i in moments)
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
+        ok = False
+    if not ok or not isinstance(moments, dict):
         ckpt['unresumable'] = 'its optimizer state is not that of torch'
         return
     if [len(g) for g in theirs] != [len(g) for g in groups] or sorted(moments) != sorted(sum(theirs, [])):
