@@ -122,7 +122,9 @@ def check_tensors(model: dict, path) -> dict:
         ok = ok and not v.is_meta and not v.is_complex()
         total += v.numel() * v.element_size() if ok else 0
         if not ok or v.numel() * v.element_size() > v.untyped_storage().nbytes() or total > 2 * size:
-            raise UserError(f'{path}: {ascii(k)[:80]} in model is no tensor that this file holds; restore it from a copy')
+            raise UserError(
+                f'{path}: {ascii(k)[:80]} in model is no tensor that this file holds; restore it from a copy'
+            )
     whole = lambda v: v.float() if v.dtype in (torch.bfloat16, torch.float16) else v  # surgery in 16 bits is not exact
     return {k: whole(v.detach()).contiguous() for k, v in model.items()}
 

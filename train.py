@@ -368,7 +368,7 @@ class Trainer:
             )
         if 'format' not in ckpt and not self.rank:
             print(
-                f"a run of nanoGPT goes on at its iteration {ckpt['iter_num']}, best val loss {ckpt['best_val_loss']:.4f}; its"
+                f'a run of nanoGPT goes on at its iteration {ckpt["iter_num"]}, best val loss {ckpt["best_val_loss"]:.4f}; its'
                 f' order of the data is not known: this one starts at window {ckpt["position"]:,} of its own order,'
                 ' which is as many tokens as were consumed',
                 flush=True,

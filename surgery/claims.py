@@ -102,7 +102,9 @@ def check_sizes(config, tensors: dict, path):
     """The sizes that decide how much is built, against the tensors of the file."""
     blocks = {k.split('.')[2] for k in tensors if k.startswith('transformer.h.')}
     if len(blocks) != config.n_layer:
-        fail(path, f'model_args has n_layer = {shown(config.n_layer)}, and the weights of {len(blocks)} blocks are there')
+        fail(
+            path, f'model_args has n_layer = {shown(config.n_layer)}, and the weights of {len(blocks)} blocks are there'
+        )
     wanted = {'transformer.wte.weight': ('vocab_size', 'n_embd'), 'transformer.wpe.weight': ('block_size', 'n_embd')}
     if config.position != 'learned':
         del wanted['transformer.wpe.weight']

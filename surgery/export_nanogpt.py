@@ -42,4 +42,6 @@ def export_nanogpt(cfg: TransferConfig):
         )
     theirs = {k: ckpt[k] for k in ('model', 'model_args', 'iter_num', 'best_val_loss', 'config')}
     write(cfg, theirs | dict(optimizer=nanogpts_state(ckpt['optimizer'], model, ckpt['config'])))
-    print("to go on there: nanoGPT's train.py --init_from=resume with its folder as --out_dir; its data order is its own")
+    print(
+        "to go on there: nanoGPT's train.py --init_from=resume with its folder as --out_dir; its data order is its own"
+    )

@@ -38,6 +38,7 @@ def pretrained(name, auto: str):
             dtype=torch.float32,
             local_files_only=folder.is_dir(),
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below; without, transformers only says that there are some
             output_loading_info=True,
         )
     except UserError:
@@ -52,7 +53,9 @@ def pretrained(name, auto: str):
         raise UserError(f'{name} cannot be read from {where} ({what}); {mend}') from None
     wrong = {'weights are missing and would be random': info['missing_keys']}
     wrong['weights are left over and would be dropped'] = info['unexpected_keys']
-    wrong['weights have another shape'] = [k if isinstance(k, str) else k[0] for k in info['mismatched_keys']]
+    wrong['weights have another shape than config.json says'] = [
+        k if isinstance(k, str) else k[0] for k in info['mismatched_keys']
+    ]
     for what, keys in wrong.items():
         if keys:
             more = f' and {len(keys) - 4} more' if len(keys) > 4 else ''

@@ -22,7 +22,9 @@ def names(sd: dict, path) -> dict:
     prefix = min((k.removesuffix(WTE) for k in found if k.endswith(WTE)), key=len, default='')
     found = {k.removeprefix(prefix): v for k, v in found.items()}
     if len(found) < len(sd):
-        raise UserError(f"{path}: two weights have the same name once '_orig_mod.' and '{claims.shown(prefix)}' are off")
+        raise UserError(
+            f"{path}: two weights have the same name once '_orig_mod.' and '{claims.shown(prefix)}' are off"
+        )
     return {k: v for k, v in found.items() if not k.endswith('.attn.bias')}
 
 

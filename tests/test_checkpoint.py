@@ -78,9 +78,34 @@ def flip_a_bit(path):
     path.write_bytes(data)
 
 
+def zip_again(path, compression):
+    with zipfile.ZipFile(path) as z:
+        parts = {i.filename: z.read(i) for i in z.infolist()}
+    with zipfile.ZipFile(path, 'w', compression) as z:
+        for name, data in parts.items():
+            z.writestr(name, data)
+
+
+def test_zipped_again_without_compression_holds_the_same_numbers(tmp_path):
+    model = tiny_gpt()
+    checkpoint.save(tmp_path / 'a.pt', ckpt_of(model))
+    zip_again(tmp_path / 'a.pt', zipfile.ZIP_STORED)
+    back = checkpoint.load(tmp_path / 'a.pt')['model']
+    assert all(torch.equal(v, back[k]) for k, v in model.state_dict().items())
+
+
+def repeat_one_number(path):
+    """A tensor of 4 bytes that claims to be a terabyte."""
+    model = tiny_gpt().state_dict() | {'transformer.wte.weight': torch.zeros(1).expand(500_000, 500_000)}
+    torch.save(dict(model=model, model_args={}), path)
+
+
 @pytest.mark.parametrize(
     'spoil, message',
     [
+        (lambda p: zip_again(p, zipfile.ZIP_DEFLATED), 'was zipped again with compression'),
+        (repeat_one_number, 'transformer.wte.weight'),
+        (lambda p: torch.save({'model': {'a': 1}, 'model_args': {}}, p), "'a' in model is no tensor"),
         (lambda p: p.unlink(), 'no checkpoint at'),
         (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), 'truncated or no checkpoint'),
         (lambda p: p.write_bytes(b''), 'truncated or no checkpoint'),
@@ -93,7 +118,22 @@ def flip_a_bit(path):
         (lambda p: torch.save(print, p), 'no checkpoint of tensors and plain values'),
         (lambda p: zipfile.ZipFile(p, 'w').writestr('a.txt', 'hello'), 'no checkpoint of tensors'),
     ],
-    ids=['missing', 'half', 'empty', 'bit', 'foreign', 'list', 'future', 'unknown-args', 'misfit', 'code', 'other-zip'],
+    ids=[
+        'compressed',
+        'repeated',
+        'number',
+        'missing',
+        'half',
+        'empty',
+        'bit',
+        'foreign',
+        'list',
+        'future',
+        'unknown-args',
+        'misfit',
+        'code',
+        'other-zip',
+    ],
 )
 def test_a_broken_or_foreign_checkpoint_gets_one_line(tmp_path, fails, spoil, message):
     path = tmp_path / 'd' / 'ckpt.pt'

@@ -1,28 +1,27 @@
 """What a file claims is checked before anything is built from it; nanoGPT's checkpoints come in, and go out again."""
 
-import itertools
 import math
 import os
 import pickle
+import random
 import re
+import resource
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, losses, tiny_gpt, tokens, train_config
+from conftest import losses, tiny_gpt, tokens, train_config
 
 import checkpoint
 import transfer
 from configurator import UserError
-from linear import factors
 from model import NANOGPT_KEYS
 from optim import Optimizer
-from surgery import claims, collapse, nanogpt, reader
+from surgery import claims, collapse, reader
 from surgery.export_nanogpt import nanogpts_state
 from tokens import loader
 
@@ -192,3 +191,125 @@ def test_a_run_moves_from_the_real_nanogpt_to_here_and_back(run_train, tmp_path,
     back = nanogpt_train(folder, tmp_path / 'back', init_from='resume', max_iters=19)
     assert sorted(back) == list(range(15, 20))
     assert all(abs(back[i] - whole[i]) < 1e-5 for i in back), (back, whole)
+
+
+# -----------------------------------------------------------------------------
+# forged and damaged files
+
+FORGED = [None, 'x', b'x', -1, 0, 10**9, 2**70, 10**400, 1e308, math.nan, math.inf, True, [], {}, (1.0, 2.0),
+          torch.zeros(3), torch.tensor(math.nan), torch.empty(2, device='meta'), 1j, '\x1b[2J' * 50,
+          torch.zeros(1).expand(10**6, 10**6)]  # fmt: skip
+SECONDS = 5
+
+
+def places(ckpt: dict):
+    """Every value of a checkpoint once; of the tensors and moments the first few."""
+    for k, v in ckpt.items():
+        yield (k,)
+        few = list(v)[:4] if k in ('model', 'optimizer') else list(v) if isinstance(v, dict) else []
+        for k2 in few:
+            yield k, k2
+            if isinstance(v[k2], dict):
+                yield from ((k, k2, k3) for k3 in list(v[k2])[:4])
+
+
+def put(ckpt: dict, place, value):
+    """A copy of ckpt with another value in one place; `place` itself to leave it out."""
+    new = dict(ckpt)
+    at = new
+    for k in place[:-1]:
+        at[k] = dict(at[k])
+        at = at[k]
+    if value is place:
+        at.pop(place[-1], None)
+    else:
+        at[place[-1]] = value
+    return new
+
+
+def survives(path, what):
+    """Read and build: well, or one line about this file; at once, and in little memory."""
+    start, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        checkpoint.build(reader.load(path), path)
+        error = ''
+    except UserError as e:
+        error = str(e)
+        assert str(path) in error and error.isprintable() and len(error) < 1000, (what, error)
+    except BaseException as e:
+        raise AssertionError(f'{what}: {type(e).__name__}: {e}') from e
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10  # MiB
+    assert time.time() - start < SECONDS and grown < 300, (what, time.time() - start, grown)
+    return error
+
+
+@pytest.mark.parametrize('kind', ['dense', 'expanded', 'btt', 'nanogpt'])
+def test_a_forged_value_is_accepted_or_named_in_one_line(tmp_path, kind):
+    ckpt = nanogpts() if kind == 'nanogpt' else ours(linear=kind)
+    path, draw, n = tmp_path / 'c.pt', random.Random(0), 0
+    for place in [*places(ckpt), *(('model_args', k) for k in claims.FIELDS if k not in ckpt['model_args'])]:
+        for value in [*draw.sample(FORGED, 2), place]:
+            torch.save(put(ckpt, place, value), path)
+            survives(path, (place, '(left out)' if value is place else value))
+            n += 1
+    assert n > 200
+
+
+@pytest.mark.parametrize(
+    'place, value, message',
+    [
+        (('model_args', 'n_embd'), 10**7, 'n_embd = 10000000, and transformer.wte.weight is (96, 32)'),
+        (('model_args', 'n_layer'), 10**9, 'n_layer = 1000000000, and the weights of 2 blocks are there'),
+        (('model_args', 'n_layer'), 'two', "n_layer = two: must be of type int"),
+        (('model_args', 'bias'), 'yes', 'bias = yes: must be of type bool'),
+        (('model_args', 'n_head'), 0, 'n_head = 0: must be at least 1'),
+        (('model_args', 'dropout'), math.nan, 'dropout = nan'),
+        (('model_args', 'norm'), 'none', 'norm = none: must be one of'),
+        (('model_args', 'mlp_expansion_factor'), 1e12, 'mlp_expansion_factor = 1000000000000.0'),
+        (('model_args', 'expansion_depth'), 10**9, 'expansion_depth = 1000000000'),
+        (('model_args', 'expansion'), 10**12, 'weights do not fit the model: missing transformer.h'),
+        (('model_args', 'tie_head'), False, 'weights do not fit the model'),
+        (('iter_num',), -1, 'iter_num = -1: must be between 0 and'),
+        (('iter_num',), 1.5, 'iter_num = 1.5: must be of type int'),
+        (('best_val_loss',), math.nan, 'best_val_loss = nan'),
+        (('position',), 10**30, 'position = 1'),
+        (('seconds',), 'long', 'seconds = long: must be of type float'),
+        (('config',), [1], 'config is [1]: must be a dict'),
+        (('config', 'dataset'), 5, 'config has dataset = 5: must be of type str'),
+        (('config', 'n_layer'), None, 'config has n_layer = None: must be of type int'),
+        (('scaler',), {'scale': 1.0}, 'scaler is'),
+        (('rng',), {'cpu': [torch.zeros(3)], 'cuda': [None]}, 'rng.cpu[0] is no state of a random generator'),
+        (('transfer',), {'since': 0}, 'transfer has no seconds'),
+        (('optimizer', 'transformer.wte.weight'), {}, 'optimizer has for transformer.wte.weight'),
+        (('optimizer', 'transformer.wte.weight', 'exp_avg'), torch.zeros(3), '(3,) of torch.float32: must be (96, 32)'),
+        (('optimizer', 'transformer.wte.weight', 'step'), -1, "optimizer's step of transformer.wte.weight = -1"),
+        (('optimizer', 'elsewhere'), {}, 'optimizer has a state for elsewhere'),
+        (('model', 'transformer.h.0.ln_1.weight'), torch.zeros(32).long(), 'h.0.ln_1.weight is of type int64'),
+        (('model', 'transformer.h.0.ln_1.weight'), torch.zeros(31), 'h.0.ln_1.weight is (31,), not (32,)'),
+        (('model', 'lm_head.weight'), torch.zeros(96, 32), 'lm_head.weight is not transformer.wte.weight'),
+    ],
+)  # fmt: skip
+def test_what_a_file_claims_is_held_against_what_is_in_it(tmp_path, place, value, message):
+    ckpt = ours()
+    assert 'iter_num' in read(tmp_path, ckpt)
+    path = tmp_path / 'forged.pt'
+    torch.save(put(ckpt, place, value), path)
+    assert message in survives(path, place)
+
+
+@pytest.mark.parametrize('kind', ['cut', 'flip'])
+def test_a_cut_or_flipped_file_is_refused_in_one_line(tmp_path, kind):
+    torch.save(ours(), tmp_path / 'whole.pt')
+    data, path, draw = (tmp_path / 'whole.pt').read_bytes(), tmp_path / 'c.pt', random.Random(0)
+    refused = 0
+    for i in range(40):
+        # half of the flips hit the directory at the end or the first header
+        at = (
+            draw.randrange(len(data))
+            if i % 2
+            else draw.choice([draw.randrange(200), len(data) - 1 - draw.randrange(4000)])
+        )
+        bad = data[:at] if kind == 'cut' else data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+        path.write_bytes(bad)
+        refused += bool(survives(path, (kind, at)))
+    assert refused == 40 if kind == 'cut' else refused > 20  # a flip between two parts of the zip changes nothing
