@@ -121,8 +121,9 @@ def check_sizes(config, tensors: dict, path):
         if getattr(config, k) > max(len(tensors), FIELDS[k].default):
             fail(path, f'model_args has {k} = {shown(getattr(config, k))}, and {len(tensors)} tensors are there')
     width = config.mlp_expansion_factor
-    per_layer = len(width) == config.n_layer if isinstance(width, tuple) else True
-    if not per_layer or not all(config.hidden(i) <= WIDEST * config.n_embd for i in range(config.n_layer)):
+    each = width if isinstance(width, tuple) else (width,) * config.n_layer
+    fit = len(each) == config.n_layer and all(0 < f <= WIDEST for f in each)
+    if not fit or any(config.hidden(i) > WIDEST * config.n_embd for i in range(config.n_layer)):
         fail(path, f'model_args has mlp_expansion_factor = {shown(width)}, multiple_of = {shown(config.multiple_of)}:'
                    f' must be one factor, or {config.n_layer}, up to {WIDEST}')  # fmt: skip
 

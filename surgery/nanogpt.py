@@ -41,12 +41,12 @@ def adopt_optimizer(ckpt: dict, model):
     if isinstance(state, dict) and not state:
         return
     groups, config = in_groups(model), ckpt['config']
-    try:
-        theirs, moments = [list(g['params']) for g in state['param_groups']], state['state']
-        ok = all(isinstance(i, int) for i in sum(theirs, [])) and all(isinstance(i, int) for i in moments)
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):
-        ok = False
-    if not ok or not isinstance(moments, dict):
+    state = state if isinstance(state, dict) else {}
+    theirs, moments = state.get('param_groups'), state.get('state')
+    ok = isinstance(moments, dict) and isinstance(theirs, list | tuple) and all(isinstance(g, dict) for g in theirs)
+    theirs = [g.get('params') for g in theirs] if ok else []
+    ok = ok and all(isinstance(g, list) and all(isinstance(i, int) for i in g) for g in [*theirs, list(moments)])
+    if not ok:
         ckpt['unresumable'] = 'its optimizer state is not that of torch'
         return
     if [len(g) for g in theirs] != [len(g) for g in groups] or sorted(moments) != sorted(sum(theirs, [])):
