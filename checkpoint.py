@@ -81,9 +81,9 @@ def load(path: str | Path, map_location='cpu') -> dict:
         raise UserError(
             f'{path} is not a checkpoint of nanoMorph or nanoGPT: no model and model_args in it (has: {has})'
         )
-    if ckpt.get('format', FORMAT) != FORMAT:
+    if not isinstance(f := ckpt.get('format', FORMAT), str) or f != FORMAT:
         raise UserError(
-            f"{path} has format {ascii(ckpt['format'])[:40]}, this version reads '{FORMAT}'; use the version that wrote it"
+            f"{path} has format {ascii(f)[:40]}, this version reads '{FORMAT}'; use the version that wrote it"
         )
     ckpt['model'] = check_tensors(ckpt['model'], path)
     ckpt.setdefault('config', {})

@@ -152,7 +152,9 @@ def check_plain(ckpt: dict, path):
     if not isinstance(config, dict) or not all(isinstance(k, str) for k in config):
         fail(path, f'config is {shown(config)}: must be a dict of keys')
     for k, v in config.items():
-        if k in FIELDS and (k, v) != ('vocab_size', 0):  # 0: the data set's
+        if k == 'vocab_size' and isinstance(v, int) and v == 0:
+            continue  # the data set's
+        if k in FIELDS:
             config[k] = setting(path, k, v, 'config')
         elif CONFIG.get(k) is int:
             config[k] = number(path, f'config has {k}', v, int, 2**64)
