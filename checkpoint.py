@@ -16,8 +16,8 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     best_iter      iteration of best_val_loss
     scaler, rng    GradScaler state; random states {cpu: [per rank], cuda: [per rank]}
 
-A nanoGPT checkpoint (no `format`, perhaps `_orig_mod.` before its names) is read as well. surgery/reader.py reads these
-and a Hugging Face GPT-2.
+A nanoGPT checkpoint has no `format`. Commands read through surgery/reader.py, which takes these and a Hugging Face GPT-2,
+and checks that what a file claims fits what is in it.
 """
 
 import contextlib
@@ -78,32 +78,69 @@ def load(path: str | Path, map_location='cpu') -> dict:
     path = input_path(str(path))
     if not path.is_file():
         raise UserError(f'no checkpoint at {path}; train one first, or give the right --checkpoint / --out_dir')
-    try:
-        with zipfile.ZipFile(path) as z:
-            broken = z.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as e:
-        raise UserError(f'{path} is truncated or no checkpoint ({e}); restore it from a copy, or train again') from None
-    if broken:
-        raise UserError(f'{path} is corrupted (checksum of {broken} does not match); restore it from a copy')
+    check_zip(path)
     try:
         ckpt = torch.load(path, map_location=map_location, weights_only=True, mmap=True)  # save() never writes in place
     except Exception as e:  # whatever the unpickler says, the user needs one line
-        raise UserError(f'{path} is no checkpoint of tensors and plain values ({str(e).splitlines()[0]})') from None
-    if not isinstance(ckpt, dict) or not {'model', 'model_args'} <= set(ckpt):
-        has = ', '.join(map(str, list(ckpt)[:5])) if isinstance(ckpt, dict) else type(ckpt).__name__
+        raise UserError(f'{path} is no checkpoint of tensors and plain values ({first_line(e)})') from None
+    parts = [ckpt.get(k) for k in ('model', 'model_args')] if isinstance(ckpt, dict) else [None]
+    if not all(isinstance(p, dict) for p in parts):
+        has = ', '.join(ascii(k)[:40] for k in list(ckpt)[:5]) if isinstance(ckpt, dict) else type(ckpt).__name__
         raise UserError(
             f'{path} is not a checkpoint of nanoMorph or nanoGPT: no model and model_args in it (has: {has})'
         )
-    if ckpt.get('format', FORMAT) != FORMAT:
+    if not isinstance(f := ckpt.get('format', FORMAT), str) or f != FORMAT:
         raise UserError(
-            f"{path} has format '{ckpt['format']}', this version reads '{FORMAT}'; use the version that wrote it"
+            f"{path} has format {ascii(f)[:40]}, this version reads '{FORMAT}'; use the version that wrote it"
         )
-    whole = lambda v: v.float() if v.dtype in (torch.bfloat16, torch.float16) else v  # surgery in 16 bits is not exact
-    ckpt['model'] = {k.removeprefix('_orig_mod.'): whole(v) for k, v in ckpt['model'].items()}
+    ckpt['model'] = check_tensors(ckpt['model'], path)
     ckpt.setdefault('config', {})
     ckpt.setdefault('iter_num', 0)
     ckpt.setdefault('best_val_loss', float('inf'))
     return ckpt
+
+
+def check_zip(path: Path):
+    """UserError unless the zip file is whole and stored as torch stores it. Every checksum is tested (torch.load tests
+    none). torch maps the file into memory, so of a compressed one it would take the compressed bytes for numbers."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            packed = next((i.filename for i in z.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
+            beyond = sum(i.file_size for i in z.infolist()) > path.stat().st_size
+            broken = None if packed or beyond else z.testzip()
+    except Exception as e:  # zipfile has many ways to fail on damaged headers
+        raise UserError(
+            f'{path} is truncated or no checkpoint ({first_line(e)}); restore it from a copy, or train again'
+        ) from None
+    if packed:
+        raise UserError(
+            f'{path} was zipped again with compression ({ascii(packed)[:60]}); unpack it, and zip it without: zip -0 -r'
+        )
+    if beyond or broken:
+        what = f'checksum of {ascii(broken)[:60]} does not match' if broken else 'its parts are larger than the file'
+        raise UserError(f'{path} is corrupted ({what}); restore it from a copy')
+
+
+def check_tensors(model: dict, path) -> dict:
+    """{name: tensor on one piece of memory, in at least 32 bits}. UserError if a part is no tensor, or if the tensors
+    claim more numbers than the file holds (one number can be repeated for ever, by a stride of 0)."""
+    size, total = path.stat().st_size, 0
+    for k, v in model.items():
+        ok = isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided and not v.is_quantized
+        ok = ok and not v.is_meta and not v.is_complex()
+        total += v.numel() * v.element_size() if ok else 0
+        if not ok or v.numel() * v.element_size() > v.untyped_storage().nbytes() or total > 2 * size:
+            raise UserError(
+                f'{path}: {ascii(k)[:80]} in model is no tensor that this file holds; restore it from a copy'
+            )
+    whole = lambda v: v.float() if v.dtype in (torch.bfloat16, torch.float16) else v  # surgery in 16 bits is not exact
+    return {k: whole(v.detach()).contiguous() for k, v in model.items()}
+
+
+def first_line(e: Exception) -> str:
+    """What an exception says, in one short line."""
+    text = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+    return text if text.isprintable() else ascii(text)
 
 
 def read_args(ckpt: dict, path) -> dict:

@@ -5,6 +5,7 @@ Checkpoint in, checkpoint out.
     python transfer.py expand --checkpoint=out/x/best.pt --linear_layers='h.0.*' --out=out/x-expanded/ckpt.pt
     python transfer.py prune --checkpoint=out/x/best.pt --out=out/x-pruned/ckpt.pt
     python transfer.py export-hf --checkpoint=out/x/best.pt --out=out/x-hf
+    python transfer.py export-nanogpt --checkpoint=out/x/ckpt.pt --out=out/x-nanogpt/ckpt.pt
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
     python transfer.py grow --checkpoint=out/x/ckpt.pt --n_embd=768 --method=clone --noise=0.3 --out=out/x-large/ckpt.pt
     python transfer.py factorize --checkpoint=out/x/ckpt.pt --linear=kronecker --keep_dense='h.0.*' --out=out/x-kronecker/ckpt.pt
@@ -18,6 +19,7 @@ grow: a wider or deeper model out of a small one, see growth.py for the methods.
 factorize: plain matrices into structured ones, by hand or for a budget, see factorize.py.
 spectra: the singular values of every matrix, across checkpoints and model sizes.
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
+export-nanogpt: write a dense run's checkpoint, optimizer state included, so that nanoGPT's train.py resumes it.
 A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command says what it does to the function, on
 real tokens, and one that should keep it writes nothing if the logits differ.
 """
@@ -28,6 +30,7 @@ from configurator import UserError, load, run
 from lab.match import match
 from surgery.collapse import ExpandConfig, TransferConfig, collapse, expand, prune
 from surgery.export_hf import export_hf
+from surgery.export_nanogpt import export_nanogpt
 from surgery.factorize import FactorizeConfig, factorize
 from surgery.grow.growth import GrowConfig, grow
 from surgery.spectra import SpectraConfig, spectra
@@ -37,6 +40,7 @@ COMMANDS = {  # name: (keys, operation)
     'expand': (ExpandConfig, expand),
     'prune': (TransferConfig, prune),
     'export-hf': (TransferConfig, export_hf),
+    'export-nanogpt': (TransferConfig, export_nanogpt),
     'grow': (GrowConfig, grow),
     'factorize': (FactorizeConfig, factorize),
     'spectra': (SpectraConfig, spectra),

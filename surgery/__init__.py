@@ -2,6 +2,8 @@
 Checkpoint in, checkpoint out, and what a training run does to its own model.
 
     reader.py          any checkpoint by its path: ours, nanoGPT's, a Hugging Face GPT-2
+    claims.py          what a checkpoint says of itself, checked before anything is built from it
+    nanogpt.py         read nanoGPT's names and optimizer state; export_nanogpt.py writes them
     operation.py       what all operations share: open, say what was done to the function, write; single layers
     collapse.py        multiply factors out; the other way round; cut out closed gates
     factorize.py       plain matrices into structured ones, by hand or for a budget

@@ -38,14 +38,21 @@ def recall(path, wanted: dict, layers: dict) -> int:
     if not path.exists():
         return 0
     saved = checkpoint.load(path)
-    was = saved['settings']
+    was, done = saved.get('settings'), saved.get('done')
+    if not isinstance(was, dict) or not isinstance(done, int):
+        raise UserError(f'{path} is not of a distillation; delete it to begin anew')
     if other := [k for k in wanted if k not in ('device', 'windows') and was.get(k) != wanted[k]]:
         began = ', '.join(f'{k} = {was.get(k)}' for k in other[:3])
         raise UserError(f'{path} was begun with {began}; repeat that, or delete it to begin anew')
     for site in {k.rpartition('/')[0] for k in saved['model']}:
         mine = {k.rpartition('/')[2]: v for k, v in saved['model'].items() if k.startswith(f'{site}/')}
-        layers[site].load_state_dict(mine)
-    return saved['done']
+        try:
+            layers[site].load_state_dict(mine)
+        except (KeyError, RuntimeError):  # torch names keys and shapes on many lines
+            raise UserError(
+                f'{path}: {ascii(site)[:80]} does not fit the new layers; delete it to begin anew'
+            ) from None
+    return done
 
 
 def groups(members, lr: float) -> list[dict]:

@@ -24,7 +24,7 @@ EXPORTED = {  # what a folder of an export may hold, so that the next one may re
 def inexpressible(config) -> list[str]:
     """The keys of a config that keep its model from being a GPT-2, as 'key = value'."""
     allowed = dict(
-        mlp=('gelu', 'gelu_tanh'),
+        mlp=('gelu', 'gelu_tanh', 'relu2'),
         mlp_gate=(False,),
         n_kv_head=(0, config.n_head),
         qk_norm=(False,),
@@ -33,6 +33,7 @@ def inexpressible(config) -> list[str]:
         post_norm=(False,),
         attn_scale=(1.0,),
         logit_scale=(1.0,),
+        mup_base=(0,),
         position=('learned',),
         attention_window=(0,),
         linear=('dense',),
@@ -56,7 +57,7 @@ def to_gpt2(model):
         n_layer=c.n_layer,
         n_head=c.n_head,
         n_inner=c.hidden(0),
-        activation_function='gelu' if c.mlp == 'gelu' else 'gelu_new',
+        activation_function=dict(gelu='gelu', gelu_tanh='gelu_new', relu2='relu2')[c.mlp],
         resid_pdrop=c.dropout,
         embd_pdrop=c.dropout,
         attn_pdrop=c.dropout,

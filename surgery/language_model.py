@@ -16,8 +16,8 @@ import hardware
 from configurator import UserError, input_path, printable
 from surgery import reader
 from surgery.collapse import collapse_model
+from surgery.huggingface import pretrained
 from tokens import loader, tokenizer
-from tokens.tokenizer import transformers
 
 
 @dataclass
@@ -69,17 +69,7 @@ def interface(tok: tokenizer.Tokenizer) -> dict:
 def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:
     """A causal language model in a local folder of transformers; without tokenizer files GPT-2's encoding is taken.
     Code that lies in the folder is not run. Raises UserError if it does not load whole or is not causal."""
-    hf = transformers()
-    hf.utils.logging.disable_progress_bar()
-    try:
-        model, info = hf.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
-    except Exception as e:  # whatever transformers says, the user needs one line
-        raise UserError(f'{folder}: transformers cannot load it ({str(e).strip().splitlines()[0]})') from None
-    if missing := sorted(info['missing_keys']):
-        raise UserError(f'{folder}: weights are missing and would be random: {", ".join(missing[:4])}')
-    model.eval()
+    model = pretrained(folder, 'AutoModelForCausalLM')
     c = model.config.get_text_config()
     if not is_causal(lambda idx: model(input_ids=idx, use_cache=False).logits):
         raise UserError(

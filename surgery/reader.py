@@ -1,15 +1,18 @@
 """
 Any checkpoint by its path: a file of ours or of nanoGPT, a Hugging Face GPT-2 folder, or gpt2 ... gpt2-xl from the hub.
+Every command reads through here, so what a file claims is checked once and for all (claims.py).
 """
 
 import checkpoint
 from configurator import UserError, input_path
+from surgery import claims, nanogpt
 
 HUB_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
 
 
 def load(path) -> dict:
-    """What checkpoint.load gives: model, model_args, config, iter_num, best_val_loss. UserError if there is none."""
+    """What checkpoint.load gives: model, model_args, config, iter_num, best_val_loss. UserError if there is none, or if
+    what it claims does not fit what is in it."""
     found = input_path(str(path))
     if inside := [n for n in ('best.pt', 'ckpt.pt') if (found / n).exists()]:
         raise UserError(f'{found} is the folder of a run; name its checkpoint: {found / inside[0]}')
@@ -17,4 +20,12 @@ def load(path) -> dict:
         from surgery.huggingface import load_gpt2  # only here: transformers takes seconds to import
 
         return load_gpt2(str(found) if found.is_dir() else found.name)
-    return checkpoint.load(path)
+    ckpt = checkpoint.load(path)
+    theirs = 'format' not in ckpt
+    if theirs:
+        ckpt['model'] = nanogpt.names(ckpt['model'], path)
+    model = claims.check_model(ckpt, path)
+    if theirs:
+        nanogpt.adopt_optimizer(ckpt, model)
+    claims.check_resume(ckpt, model, path)
+    return ckpt

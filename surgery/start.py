@@ -37,8 +37,9 @@ def read(cfg) -> tuple:
     path = dict(resume=root_path(cfg.out_dir) / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
     ckpt = reader.load(path)
     if cfg.init_from == 'resume' and not {'optimizer', 'position'} <= set(ckpt):
+        why = f' ({ckpt["unresumable"]})' if 'unresumable' in ckpt else ''
         raise UserError(
-            f'{path} has weights but no optimizer state to resume from; to start from its weights:'
+            f'{path} has weights but no optimizer state to resume from{why}; to start from its weights:'
             f' --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
         )
     return path, ckpt
@@ -55,6 +56,13 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
         cfg = growth.prepare(cfg, ckpt)
     if found := cfg.problems(sized=True):
         raise UserError('\n'.join(found))
+    if cfg.init_from == 'resume' and 'format' not in ckpt and not quiet:
+        print(
+            f'a run of nanoGPT goes on at its iteration {ckpt["iter_num"]}, best val loss {ckpt["best_val_loss"]:.4f}; its'
+            f' order of the data is not known: this one starts at window {ckpt["position"]:,} of its own order,'
+            ' which is as many tokens as were consumed',
+            flush=True,
+        )
     return cfg
 
 

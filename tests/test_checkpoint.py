@@ -38,16 +38,6 @@ def test_round_trip_whatever_the_path(tmp_path, save_path, load_path):
     assert (model(tokens())[0] - back(tokens())[0]).abs().max() < 1e-5
 
 
-def test_nanogpt_checkpoints_load_with_and_without_prefix(tmp_path):
-    model = tiny_gpt(bias=True).eval()
-    for prefix in ('', '_orig_mod.'):
-        sd = {prefix + k: v for k, v in model.state_dict().items()}
-        args = {k: getattr(model.config, k) for k in NANOGPT_KEYS}
-        torch.save(dict(model=sd, model_args=args, iter_num=5, best_val_loss=torch.tensor(1.0)), tmp_path / 'n.pt')
-        back = checkpoint.build(checkpoint.load(tmp_path / 'n.pt'))
-        assert torch.equal(model(tokens())[0], back(tokens())[0])
-
-
 def test_collapsed_checkpoint_is_a_plain_nanogpt_one(tmp_path):
     model = tiny_gpt(linear='expanded', linear_layers='mlp+attn', expansion_depth=4, bias=True)
     checkpoint.save(tmp_path / 'run' / 'ckpt.pt', ckpt_of(model))
@@ -106,9 +96,34 @@ def flip_a_bit(path):
     path.write_bytes(data)
 
 
+def zip_again(path, compression):
+    with zipfile.ZipFile(path) as z:
+        parts = {i.filename: z.read(i) for i in z.infolist()}
+    with zipfile.ZipFile(path, 'w', compression) as z:
+        for name, data in parts.items():
+            z.writestr(name, data)
+
+
+def test_zipped_again_without_compression_holds_the_same_numbers(tmp_path):
+    model = tiny_gpt()
+    checkpoint.save(tmp_path / 'a.pt', ckpt_of(model))
+    zip_again(tmp_path / 'a.pt', zipfile.ZIP_STORED)
+    back = checkpoint.load(tmp_path / 'a.pt')['model']
+    assert all(torch.equal(v, back[k]) for k, v in model.state_dict().items())
+
+
+def repeat_one_number(path):
+    """A tensor of 4 bytes that claims to be a terabyte."""
+    model = tiny_gpt().state_dict() | {'transformer.wte.weight': torch.zeros(1).expand(500_000, 500_000)}
+    torch.save(dict(model=model, model_args={}), path)
+
+
 @pytest.mark.parametrize(
     'spoil, message',
     [
+        (lambda p: zip_again(p, zipfile.ZIP_DEFLATED), 'was zipped again with compression'),
+        (repeat_one_number, 'transformer.wte.weight'),
+        (lambda p: torch.save({'model': {'a': 1}, 'model_args': {}}, p), "'a' in model is no tensor"),
         (lambda p: p.unlink(), 'no checkpoint at'),
         (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), 'truncated or no checkpoint'),
         (lambda p: p.write_bytes(b''), 'truncated or no checkpoint'),
@@ -121,7 +136,22 @@ def flip_a_bit(path):
         (lambda p: torch.save(print, p), 'no checkpoint of tensors and plain values'),
         (lambda p: zipfile.ZipFile(p, 'w').writestr('a.txt', 'hello'), 'no checkpoint of tensors'),
     ],
-    ids=['missing', 'half', 'empty', 'bit', 'foreign', 'list', 'future', 'unknown-args', 'misfit', 'code', 'other-zip'],
+    ids=[
+        'compressed',
+        'repeated',
+        'number',
+        'missing',
+        'half',
+        'empty',
+        'bit',
+        'foreign',
+        'list',
+        'future',
+        'unknown-args',
+        'misfit',
+        'code',
+        'other-zip',
+    ],
 )
 def test_a_broken_or_foreign_checkpoint_gets_one_line(tmp_path, fails, spoil, message):
     path = tmp_path / 'd' / 'ckpt.pt'

@@ -421,7 +421,7 @@ def test_foreign_folders(hf, tmp_path, fails):
     fails(lambda: go(tmp_path / 'nowhere'), 'no checkpoint at')
     (tmp_path / 'odd').mkdir()
     (tmp_path / 'odd/config.json').write_text('{"model_type": "abacus"}')
-    fails(lambda: go(tmp_path / 'odd'), 'transformers cannot load it')
+    fails(lambda: go(tmp_path / 'odd'), 'cannot be read from a Hugging Face folder')
     fails(lambda: go(hf[0], '--tasks=val'), '--dataset=')
 
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=300, n_positions=16)

@@ -161,6 +161,7 @@ NANOGPT = Path(os.environ.get('NANOGPT_DIR', 'nowhere'))
 @pytest.mark.parametrize('bias', [True, False])
 def test_the_real_nanogpt_agrees(tmp_path, bias):
     """Both ways with the unmodified project: its checkpoint in ours, our collapsed one in its sample.py."""
+    from surgery import reader
     from surgery.collapse import collapse_model
 
     model = roughened(tiny_gpt(bias=bias, linear='expanded', vocab_size=50304)).eval()
@@ -180,7 +181,7 @@ torch.save(logits, {str(tmp_path / 'logits.pt')!r})
 """
     subprocess.run([sys.executable, '-c', code], check=True, cwd=NANOGPT)
     want = torch.load(tmp_path / 'logits.pt')
-    back = checkpoint.build(checkpoint.load(tmp_path / 'theirs.pt'))
+    back = checkpoint.build(reader.load(tmp_path / 'theirs.pt'))
     for m in (plain, back):
         assert (m(tokens(), last_only=False)[0] - want).abs().max() < 1e-4
     args = ['--device=cpu', f'--out_dir={tmp_path / "out"}', '--num_samples=1', '--max_new_tokens=5', '--start=hi']

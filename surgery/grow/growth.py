@@ -105,8 +105,6 @@ def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: st
     why, group = '', lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
     if 'optimizer' not in ckpt:
         why = 'the source has no optimizer state'
-    elif 'param_groups' in ckpt['optimizer']:
-        why = "the source has nanoGPT's optimizer state, which does not name its parameters"
     elif group(new) % group(old):
         why = 'key-value heads get query heads in other proportions, so their gradients are not copies'
     elif not how.rule.moments:

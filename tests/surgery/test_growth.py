@@ -352,7 +352,6 @@ def test_moments_that_would_be_wrong_start_anew():
     assert not choose(ours, dataclasses.replace(old, n_head=8, n_kv_head=8))
     with pytest.raises(UserError, match='query heads in other proportions'):
         choose(ours, dataclasses.replace(old, n_head=12, n_kv_head=4), 'move')
-    assert not choose(dict(optimizer=dict(state={}, param_groups=[])), old)  # nanoGPT's
 
 
 def test_what_cannot_grow_is_refused_by_name():

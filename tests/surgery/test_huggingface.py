@@ -1,5 +1,8 @@
 """Interchange with transformers: same logits, same generation, or a reason why not. Offline, random weights."""
 
+import json
+import zipfile
+
 import pytest
 import torch
 from conftest import tiny_gpt, tokens
@@ -7,12 +10,13 @@ from conftest import tiny_gpt, tokens
 import checkpoint
 import transfer
 from configurator import UserError
-from surgery import collapse, reader
+from surgery import collapse, huggingface, language_model, reader
 from surgery.export_hf import hf_tokenizer, to_gpt2
 from surgery.huggingface import load_gpt2
 from tokens import tokenizer
 
 transformers = pytest.importorskip('transformers')
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 
 def hf_gpt2(**keys):
@@ -24,8 +28,119 @@ def hf_gpt2(**keys):
     return model
 
 
+def saved(folder, kind, shard='10GB', **keys):
+    """A GPT-2 folder whose weights are safetensors, several of them, or torch's own file."""
+    hf = hf_gpt2(**keys)
+    hf.save_pretrained(folder, max_shard_size=shard if kind != 'sharded' else '40KB')
+    if kind == 'bin':
+        (folder / 'model.safetensors').unlink()
+        torch.save(hf.state_dict(), folder / 'pytorch_model.bin')
+    return hf
+
+
+def edit(folder, kind, change):
+    """Change the tensors, a dict, of a folder's file."""
+    if kind == 'bin':
+        sd = torch.load(folder / 'pytorch_model.bin')
+        change(sd)
+        return torch.save(sd, folder / 'pytorch_model.bin')
+    sd = load_file(folder / 'model.safetensors')
+    change(sd)
+    save_file(sd, folder / 'model.safetensors', metadata={'format': 'pt'})
+
+
+def configure(folder, **keys):
+    path = folder / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def both_readers(folder):
+    """The two ways in: what train, sample and transfer read, and what evaluate reads."""
+    return [lambda: reader.load(folder), lambda: language_model.hf_model(folder)]
+
+
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('kind', ['safetensors', 'sharded', 'bin'])
+def test_tied_and_untied_heads_in_every_kind_of_file(tmp_path, kind, tied):
+    hf = saved(tmp_path, kind, tie_word_embeddings=tied)
+    assert (len(list(tmp_path.glob('*.safetensors'))) > 1) == (kind == 'sharded')
+    ours = checkpoint.build(reader.load(tmp_path))
+    assert ours.config.tie_head == tied
+    assert (ours(tokens(), last_only=False)[0] - hf(tokens()).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'bin'])
+def test_a_head_of_its_own_in_a_tied_folder_stays_its_own(tmp_path, kind):
+    saved(tmp_path, kind, tie_word_embeddings=False)
+    configure(tmp_path, tie_word_embeddings=True)
+    hf = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    ours = checkpoint.build(reader.load(tmp_path))
+    assert not ours.config.tie_head
+    assert (ours(tokens(), last_only=False)[0] - hf(tokens()).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'bin'])
 @pytest.mark.parametrize(
-    'keys', [{}, dict(activation_function='gelu'), dict(n_inner=48), dict(tie_word_embeddings=False)]
+    'change, config, message',
+    [
+        (lambda sd: [sd.pop(k) for k in list(sd) if '.h.1.' in k], {}, 'weights are missing.*transformer.h.1.attn.c_attn'),
+        (lambda sd: None, dict(n_layer=3), 'weights are missing.*transformer.h.2.attn.c_attn'),
+        (lambda sd: sd.pop('lm_head.weight', None), dict(tie_word_embeddings=False), 'weights are missing.*lm_head'),
+        (lambda sd: None, dict(n_layer=1), 'weights are left over.*transformer.h.1.attn'),
+        (lambda sd: sd.update(extra=torch.ones(2)), {}, 'weights are left over and would be dropped: extra'),
+        (lambda sd: None, dict(n_positions=32), 'weights have another shape.*: transformer.wpe.weight'),
+        (lambda sd: None, dict(n_layer=10**9), '1000000000 layers, and .* tensors are there'),
+        (lambda sd: None, dict(n_embd=10**7), 'config.json describes .* parameters, and the weights are .* bytes'),
+        (lambda sd: None, dict(n_head=0), 'cannot be read'),
+        (lambda sd: None, dict(vocab_size='many'), 'cannot be read'),
+        (lambda sd: None, dict(auto_map={'AutoModelForCausalLM': 'mine.Mine'}), 'code of its own, which is never run'),
+        (lambda sd: None, dict(quantization_config={'quant_method': 'bitsandbytes'}), 'its weights are quantized'),
+    ],
+)  # fmt: skip
+def test_a_folder_whose_weights_are_not_those_of_its_config_is_refused_by_every_command(
+    tmp_path, kind, change, config, message
+):
+    saved(tmp_path, kind)
+    edit(tmp_path, kind, change)
+    configure(tmp_path, **config)
+    for read in both_readers(tmp_path):
+        with pytest.raises(UserError, match=message) as e:
+            read()
+        assert '\n' not in str(e.value)
+
+
+def test_a_missing_shard_and_a_compressed_file_are_refused(tmp_path):
+    saved(tmp_path / 'a', 'sharded')
+    sorted((tmp_path / 'a').glob('*.safetensors'))[1].unlink()
+    saved(tmp_path / 'b', 'bin')
+    with zipfile.ZipFile(tmp_path / 'b/pytorch_model.bin') as z:
+        parts = {i.filename: z.read(i) for i in z.infolist()}
+    with zipfile.ZipFile(tmp_path / 'b/pytorch_model.bin', 'w', zipfile.ZIP_DEFLATED) as z:
+        for name, data in parts.items():
+            z.writestr(name, data)
+    for folder, message in (('a', 'cannot be read'), ('b', 'zipped again with compression')):
+        for read in both_readers(tmp_path / folder):
+            with pytest.raises(UserError, match=message):
+                read()
+
+
+def test_dropouts_that_differ_are_said(tmp_path, capsys):
+    saved(tmp_path, 'safetensors', resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.1)
+    assert reader.load(tmp_path)['model_args']['dropout'] == 0.1
+    assert 'embd_pdrop = 0.2' in capsys.readouterr().err
+
+
+def test_whatever_changes_the_function_shows_in_the_logits(tmp_path, monkeypatch):
+    saved(tmp_path, 'safetensors', activation_function='relu')
+    monkeypatch.setitem(huggingface.ACTIVATIONS, 'relu', 'gelu')  # a key that nobody thought of
+    with pytest.raises(UserError, match='the logits differ by'):
+        reader.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'keys',
+    [{}, dict(n_inner=48), dict(tie_word_embeddings=False), dict(reorder_and_upcast_attn=True)]
+    + [dict(activation_function=a) for a in huggingface.ACTIVATIONS],
 )
 def test_a_hugging_face_folder_gives_the_same_logits_and_text(tmp_path, keys):
     hf = hf_gpt2(**keys)
@@ -90,7 +205,7 @@ def test_what_gpt2_cannot_express_is_named(tmp_path, fails):
 
 
 def test_a_folder_that_is_no_gpt2_is_refused(tmp_path):
-    with pytest.raises(UserError, match='cannot be read from a Hugging Face GPT-2 folder'):
+    with pytest.raises(UserError, match='cannot be read from a Hugging Face folder'):
         load_gpt2(str(tmp_path))
     hf_gpt2(scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path / 'a')
     with pytest.raises(UserError, match='scale_attn_by_inverse_layer_idx'):

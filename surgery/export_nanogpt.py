@@ -1,0 +1,47 @@
+"""
+Write the checkpoint of a dense run for nanoGPT: its train.py goes on from there with --init_from=resume, its sample.py
+samples it. A dense checkpoint of ours is one of nanoGPT's but for the optimizer state, which has no names there.
+"""
+
+import torch
+
+import checkpoint
+from configurator import UserError, input_path, root_path
+from model import NANOGPT_KEYS
+from surgery import reader
+from surgery.collapse import TransferConfig
+from surgery.nanogpt import in_groups
+from surgery.operation import write
+
+
+def nanogpts_state(moments: dict, model, config: dict) -> dict:
+    """AdamW's state_dict as nanoGPT's train.py saves it. moments: {name: {step, exp_avg, exp_avg_sq}}."""
+    groups = in_groups(model)
+    rates = dict(lr=config.get('learning_rate', 6e-4), betas=(config.get('beta1', 0.9), config.get('beta2', 0.95)))
+    parameters = dict(model.named_parameters())
+    decays = config.get('weight_decay', 0.1), 0.0
+    adamw = torch.optim.AdamW(
+        [dict(params=[parameters[n] for n in g], weight_decay=d) for g, d in zip(groups, decays)], **rates
+    )
+    return adamw.state_dict() | dict(state=dict(enumerate(moments[n] for n in sum(groups, []))))
+
+
+def export_nanogpt(cfg: TransferConfig):
+    """The checkpoint of a dense run for nanoGPT's train.py --init_from=resume."""
+    if root_path(cfg.out) == input_path(cfg.checkpoint):
+        raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
+    ckpt = reader.load(cfg.checkpoint)
+    model = checkpoint.build(ckpt, cfg.checkpoint)
+    if beyond := sorted(set(ckpt['model_args']) - set(NANOGPT_KEYS)):
+        hint = '; collapse it first: python transfer.py collapse' if 'linear' in beyond else ''
+        raise UserError(f'{cfg.checkpoint}: nanoGPT cannot express {", ".join(beyond)}{hint}')
+    if missing := [n for n in sum(in_groups(model), []) if n not in ckpt.get('optimizer', {})]:
+        raise UserError(
+            f'{cfg.checkpoint}: has no moments of {len(missing)} parameters, so nanoGPT could not resume it; take the'
+            ' ckpt.pt of a run'
+        )
+    theirs = {k: ckpt[k] for k in ('model', 'model_args', 'iter_num', 'best_val_loss', 'config')}
+    write(cfg, theirs | dict(optimizer=nanogpts_state(ckpt['optimizer'], model, ckpt['config'])))
+    print(
+        "to go on there: nanoGPT's train.py --init_from=resume with its folder as --out_dir; its data order is its own"
+    )
