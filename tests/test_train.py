@@ -394,7 +394,7 @@ def test_a_hook_of_ones_own_is_called_and_heard(run_train, monkeypatch, capsys, 
 
     plain = losses(run_train('--max_iters=6', '--dropout=0.1', *flags, out='plain'))
     hook, wraps, real = Counting(at=3), [], Trainer.wrap
-    monkeypatch.setattr(module, 'hooks', lambda *args: [hook])
+    monkeypatch.setattr(module, 'hooks', lambda *args, **keys: [hook])
     monkeypatch.setattr(Trainer, 'wrap', lambda self: (wraps.append(self.iter), real(self)))
     hooked = losses(run_train('--max_iters=6', '--dropout=0.1', *flags, out='hooked'))
     assert hook.before == [0, 1, 2, 3, 4, 5] and hook.after == [1, 2, 3, 4, 5, 6]
