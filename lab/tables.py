@@ -140,7 +140,7 @@ def cell(c, arm, size, chosen, runs, bench, records) -> Cell:
     lr, edge, rates = chosen
     values = {s: value(r, c['metric'], c['at']) for s, r in runs.items()}
     first = next(iter(runs.values()))
-    alone = {cell: b['ms'] for b in bench for cell in b.get('cells', [b.get('cell', b['arm'])])}
+    alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b.get('cell') or b['arm']]}
     timed = lambda r: alone.get(cell_name(r['arm'], r['size']), alone.get(c['arms'].get(r['arm'])))
     logged = [r['ms'] for r in runs.values() if r['ms']]
     legs = {s: origins(c, records, r) for s, r in runs.items()}
@@ -384,6 +384,8 @@ def cost_table(c: dict, found: list[Cell]) -> str:
             'rate': f'{x.lr:.3g}' if len({y.lr for y in found}) > 1 else '',
             'rates tried': str(len(x.rates)) if any(len(y.rates) > 1 for y in found) else '',
             'tokens': f'{x.cost["tokens"]:,.0f}' if not c.get('horizons') else '',
+            'FLOPs in all': f'{x.cost["flops"]:.3g}' if not c.get('horizons') else '',
+            'its own': f'{x.cost["flops"] - x.before[next(iter(x.runs)), "flops"]:.3g}' if not c.get('horizons') else '',
             'distilled on': f'{tokens:,}' if tokens else '',
             'at its loss': f'{x.saved:.1%}' if x.saved is not None else '',
         })  # fmt: skip

@@ -5,12 +5,12 @@ import json
 import math
 import shutil
 
+import compress
 import pytest
 import torch
 from conftest import ROOT, TINY, tiny_gpt, tokens
 
 import checkpoint
-import compress
 import linear
 import transfer
 from configurator import load
