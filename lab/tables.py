@@ -12,7 +12,7 @@ from configurator import UserError
 from lab import stats
 from lab.records import SWEEP, cell_name, read_lines, read_records, references
 
-FIGURES = ('ppl_token', 'ppl', 'acc')  # of evaluate.py, that tables show
+FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
 # -----------------------------------------------------------------------------

@@ -87,7 +87,12 @@ def flops(model, new, layers: dict, cfg) -> int:
     forward = lambda block: 2 * (sum(m.macs() for m in block.modules() if hasattr(m, 'macs')) + 2 * T * C)
     old, made = ([forward(b) for b in m.transformer.h] for m in (model, new))
     learning = {block_of(s, model.config) for s in layers} - {model.config.n_layer}
-    return cfg.distill_iters * cfg.distill_batch * T * sum(sum(old[: i + 1]) + sum(made[:i]) + 3 * made[i] for i in learning)
+    return (
+        cfg.distill_iters
+        * cfg.distill_batch
+        * T
+        * sum(sum(old[: i + 1]) + sum(made[:i]) + 3 * made[i] for i in learning)
+    )
 
 
 def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float, float]:

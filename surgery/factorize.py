@@ -46,6 +46,7 @@ from linear import factors, structured
 from linear.block_diagonal import BlockDiagonal
 from linear.expanded import Expanded
 from linear.structured import divisors
+from logger import relative
 from model import PARAMETERIZATION, GPTConfig
 from surgery import distill
 from surgery.operation import block_of, layer_of, open_model, put, report, twin, with_keys, write
@@ -501,6 +502,15 @@ def factorize(cfg: FactorizeConfig):
     write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf))
     learned = cfg.distill_iters and distill.flops(model, new, layers, cfg)
     seen = cfg.distill_iters * cfg.distill_batch * config.block_size * config.n_layer
-    facts = dict(settings=overrides(cfg), flops=learned, tokens=seen, params=n, params_dense=dense, loss_before=base, loss_all_of=groups, rows=rows)
+    facts = dict(
+        settings=relative(overrides(cfg)),
+        flops=learned,
+        tokens=seen,
+        params=n,
+        params_dense=dense,
+        loss_before=base,
+        loss_all_of=groups,
+        rows=rows,
+    )
     write_json(root_path(cfg.out).with_suffix('.json'), facts | dict(shape=shape_keys(config, cfg)))
     distill.forget(cfg)
