@@ -6,6 +6,7 @@ Comparisons: from a config to runs, records, verdicts and pages.
     records.py       one line per run
     stats.py         intervals, speed-ups, power laws
     tables.py        from records to figures, verdicts and tables
+    costs.py         what arms with preparing steps cost, source counted and free
     figures.py       pictures of a comparison
     page.py          its page, one self-contained HTML file
     report.py        RESULTS.md, and the check that documents and logs agree

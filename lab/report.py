@@ -19,7 +19,9 @@ from pathlib import Path
 
 from configurator import ROOT, UserError
 from files import write
-from lab.tables import cost_table, load, markdown, rates_tried, summary, table
+from lab import tables
+from lab.costs import cost_table
+from lab.tables import load, markdown, rates_tried, summary
 
 HEAD = """# Results
 
@@ -28,6 +30,12 @@ agree. A figure is the mean over seeds of arm minus baseline, paired by seed, wi
 better. **confirmed**: the interval lies below 0. **not confirmed**: it excludes a gain that would matter (`worth` in
 the comparison's config). **open**: neither, or the loser's learning rate was the lowest or highest tried.
 """
+
+
+def table(c: dict, found: list) -> str:
+    """The whole comparison in Markdown, the costs of its steps included."""
+    costs = cost_table(c, found)
+    return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
 
 
 def results_md(results: Path) -> str:

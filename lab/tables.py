@@ -119,20 +119,20 @@ def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
         runs = {r['seed']: r for r in mine if chosen and r['lr'] == chosen[0] and r['seed'] <= SWEEP}
         if runs and (size in sizes if sizes else c.get('horizons') or not size):
             found.append(cell(c, arm, size, chosen, dict(sorted(runs.items())), bench, records))
-    top = {x.size: x for x in reversed(found) if x.arm == arms[0]}  # baselines
+    base = {x.size: x for x in found if x.arm == arms[0]}
+    longest = next(iter(base.values()), None)  # with horizons all are timed to what it ends with
     for x in found:
-        longest = next((y for y in found if y.arm == arms[0]), None) if c.get('horizons') else top.get(x.size)
         rivals = [longest] if c.get('horizons') and longest else [y for y in found if y.size == x.size]
         finite = [v for y in rivals for v in y.values.values() if math.isfinite(v)]
         x.target = c.get('target') or max(finite, default=None)
     for x in found:
-        longest = found[0] if c.get('horizons') and found[0].arm == arms[0] else top.get(x.size)
-        if (base := top.get(x.size)) and x is not base:
-            against(x, base)
-        if longest and x is not longest:
-            speed(x, longest, c['metric'])
+        if x.size in base and x is not base[x.size]:
+            against(x, base[x.size])
+        rival = longest if c.get('horizons') else base.get(x.size)
+        if rival and x is not rival:
+            speed(x, rival, c['metric'])
         if c.get('horizons'):
-            x.saved = saved(x, [y for y in found if y.arm == arms[0]])
+            x.saved = saved(x, list(base.values()))
     return found
 
 
@@ -152,7 +152,7 @@ def cell(c, arm, size, chosen, runs, bench, records) -> Cell:
     x = Cell(arm, size, lr, edge, rates, runs, values, ms, ms_alone, mean, params, collapsed, dict(params=params))
     x.legs = legs
     for s, r in runs.items():
-        past = [spent(leg, timed(leg), legs[s][:i]) for i, leg in enumerate(legs[s])]
+        past = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in legs[s]]
         for axis in ('flops', 'seconds'):
             x.before[s, axis] = sum(p[axis] for p in past)
             x.growing[s, axis] = grown(r, axis, x.before[s, axis])
@@ -176,30 +176,30 @@ def origins(c: dict, records: dict, r: dict) -> list[dict]:
         same = [q for q in records.values() if (q['arm'], q['seed']) == (arm, seed) and q['size'] in (r['size'], '')]
         if not same:
             continue  # the comparison is not done
-        lr = (
-            choose([q for q in records.values() if q['arm'] == arm], c['metric'], c['at'])[0]
-            if '/' not in arm
-            else None
-        )
+        all_of_it = [q for q in records.values() if q['arm'] == arm]
+        lr = None if '/' in arm else choose(all_of_it, c['metric'], c['at'])[0]
         q = next((q for q in same if q['lr'] == lr), same[-1])
         found += [o for o in (*origins(c, records, q), q) if o not in found]
     return found
 
 
-def spent(r: dict, ms: float | None, legs: list[dict]) -> dict:
-    """{flops, seconds} of a whole step, without those before it; seconds as timed alone, or else as logged."""
+def flops_before(c: dict, records: dict, r: dict) -> float:
+    return sum(spent(q, None, flops_before(c, records, q))['flops'] for q in origins(c, records, r))
+
+
+def spent(r: dict, ms: float | None, before: float) -> dict:
+    """{flops, seconds} of a whole step, without the FLOPs before it; seconds as timed alone, or else as logged."""
     if 'eval' not in r:
         return dict(flops=r['facts']['flops'], seconds=r['facts'].get('seconds', 0))
     iters, logged = r['eval']['iter'][-1], r['eval'].get('seconds', [0])[-1]
-    past = sum(spent(leg, None, legs[:i])['flops'] for i, leg in enumerate(legs))
     return dict(
-        flops=iters * per_iter(r['facts'], None, 'flops') + grown(r, 'flops', past),
+        flops=iters * per_iter(r['facts'], None, 'flops') + grown(r, 'flops', before),
         seconds=(iters * ms / 1000 if ms else logged) + grown(r, 'seconds', 0),
     )
 
 
 def grown(r: dict, axis: str, before: float) -> float:
-    """What growing cost in itself; in FLOPs only learned growth (ligo) does. The log has FLOPs with those before."""
+    """What growing cost in itself; in FLOPs only learned growth (ligo) does. The log counts FLOPs with all those before."""
     past = r['facts'].get('transfer') or {}
     if axis == 'seconds':
         return past.get('growing', 0)
@@ -350,87 +350,12 @@ def table(c: dict, found: list[Cell]) -> str:
         notes.append(
             f'{arm}: {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {law.exponent.format(".4f")} over {law.sizes} sizes'
         )
-    prepared = f'\n```\n{costs}\n```\n' if (costs := cost_table(c, found)) else ''
-    return markdown(head, rows) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n' + prepared
+    return markdown(head, rows) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n'
 
 
 def rates_tried(c: dict, found: list[Cell]) -> list[str]:
     figures = lambda x: ', '.join(f'{lr:g}: {v:.4f}' for lr, v in x.rates.items())
     return [f'{x.name}, rate: {c["metric"]} {figures(x)}' for x in found if len(x.rates) > 1]
-
-
-def cost_table(c: dict, found: list[Cell]) -> str:
-    """What arms with preparing steps, horizons or tasks cost and measured, in columns; those that hold nothing are left
-    out. '' for comparisons without any of these."""
-    if not (c.get('steps') or c.get('horizons') or c.get('tasks')):
-        return ''
-    base, rows = found[0], []
-    steps = {leg['run']: leg for x in found for s in x.legs for leg in x.legs[s] if leg['arm'].startswith('steps/')}
-    for x in found:
-        cuts = [leg for leg in x.legs[next(iter(x.runs))] if 'error' in leg['facts']]
-        tokens = sum(leg['facts'].get('tokens', 0) for leg in x.legs[next(iter(x.runs))] if 'eval' not in leg)
-        mean = lambda axis, x=x: statistics.mean(x.reaches(s, axis, c['metric']) for s in x.runs)
-        one = stats.Estimate(1, math.nan, math.nan, 1)
-        gain = {a: (one, one) if x is base else (x.faster.get(a), x.free.get(a)) for a in ('flops', 'seconds')}
-        if not (x.ms_alone and base.ms_alone):
-            gain['seconds'] = None, None
-        rows.append({
-            'run': x.name,
-            'n': str(len(x.runs)) if len(x.runs) > 1 else '',
-            'parameters': f'{x.params:,}' if any(y.params != base.params for y in found) else '',
-            'error': f'{cuts[-1]["facts"]["error"]:.3f}' if cuts else '',
-            'at start': f'{statistics.mean(r["eval"][c["metric"]][0] for r in x.runs.values()):.4f}',
-            c['at']: f'{x.mean.value:.4f}',
-            'rate': f'{x.lr:.3g}' if len({y.lr for y in found}) > 1 else '',
-            'rates tried': str(len(x.rates)) if any(len(y.rates) > 1 for y in found) else '',
-            'tokens': f'{x.cost["tokens"]:,.0f}' if not c.get('horizons') else '',
-            'FLOPs in all': f'{x.cost["flops"]:.3g}' if not c.get('horizons') else '',
-            'its own': f'{x.cost["flops"] - x.before[next(iter(x.runs)), "flops"]:.3g}' if not c.get('horizons') else '',
-            'distilled on': f'{tokens:,}' if tokens else '',
-            'at its loss': f'{x.saved:.1%}' if x.saved is not None else '',
-        })  # fmt: skip
-        if gain['flops'][0] and math.isfinite(mean('iter')):
-            rows[-1]['iters'] = f'{mean("iter"):.0f}'
-            for axis, unit in (('flops', 'FLOPs'), ('seconds', 's')):
-                if gain[axis][0]:
-                    rows[-1][unit] = f'{mean(axis):.3g}'
-                    rows[-1][f'{unit} saved'], rows[-1][f'{unit} source free'] = map(share, gain[axis])
-    for leg in steps.values():
-        if 'eval' in leg and (leg['seed'] == 1 or len(base.runs) == 1):
-            losses = leg['eval'][c['metric']]
-            name = cell_name(leg['arm'], leg['size'])
-            rows.append(
-                {'run': name, 'at start': f'{losses[0]:.4f}', c['at']: f'{losses[-1]:.4f}', 'rate': f'{leg["lr"]:.3g}'}
-            )
-    text = f'{base.facts("device")[0]}; FLOPs and seconds with those of preparing steps, source free: without'
-    if any(r.get('iters') for r in rows):
-        text += f'; to {c["metric"]} {base.target:.4f}'
-    text += '; at its loss: FLOPs saved against a run of the baseline that ends there' if c.get('horizons') else ''
-    text += '' if base.ms_alone or not c.get('horizons') else '; seconds: not timed alone'
-    lines = [text, *columns(rows)]
-    heads = {k: None for x in found for k in x.tasks}
-    if heads:
-        measured = [
-            {'run': x.name} | {' '.join(k): x.tasks[k].format('.4f') if k in x.tasks else '' for k in heads}
-            for x in found
-        ]
-        lines += ['', *columns(measured)]
-    return '\n'.join(lines)
-
-
-def share(e: stats.Estimate | None) -> str:
-    """A speed-up as the share of the cost that it saves."""
-    if not e:
-        return ''
-    return stats.Estimate(1 - 1 / e.value, 1 - 1 / e.low, 1 - 1 / e.high, e.n).format('.1%')
-
-
-def columns(rows: list[dict]) -> list[str]:
-    """Lines of a table in columns, the first to the left; columns that hold nothing are left out."""
-    heads = [h for h in dict.fromkeys(k for r in rows for k in r) if any(r.get(h) for r in rows)]
-    cells = [heads, *[[r.get(h) or '-' for h in heads] for r in rows]]
-    wide = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    return ['  '.join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(line, wide))) for line in cells]
 
 
 def summary(name: str, c: dict, found: list[Cell]) -> list[list[str]]:

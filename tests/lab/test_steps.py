@@ -13,7 +13,9 @@ from fakes import FAKE, fake_script, found_cells, make_config, start, starts, wa
 
 import compare
 from configurator import load
-from lab import launch, plan, records, report, stats, tables
+from lab import costs, launch, plan, records, report, stats, tables
+from model import GPTConfig
+from surgery import factorize
 from surgery.grow import growth
 
 STEPS = dict(small='--batch_size=1 --level=3', middle='--batch_size=2 --transfer_from={small} --init_from=transfer')
@@ -65,7 +67,7 @@ def test_costs_are_those_of_all_legs_with_the_source_counted_and_free(steps, tmp
         ratios = [b / grown.reaches(s, 'flops', 'val_loss', free) for s, b in zip((1, 2), base)]
         assert e.value == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
     table = (tmp_path / 'results' / 'c' / 'table.md').read_text()
-    assert tables.share(grown.faster['flops']) in table and tables.share(grown.free['flops']) in table
+    assert costs.share(grown.faster['flops']) in table and costs.share(grown.free['flops']) in table
 
 
 def test_flops_of_growing_twice_are_the_sum_of_both_legs():
@@ -83,10 +85,10 @@ def test_flops_of_growing_twice_are_the_sum_of_both_legs():
 def test_learned_growth_and_surgery_cost_too():
     legs = [fake_record('steps/small', per_token=50, iters=20, ms=5.0)]  # 10,000 FLOPs
     r = fake_record('ligo', iters=40, transfer=dict(flops=15_000, growing=0.2))
-    assert tables.grown(r, 'flops', tables.spent(legs[0], None, [])['flops']) == 5000
-    assert tables.spent(r, 10.0, legs) == dict(flops=45_000, seconds=pytest.approx(0.6))
+    assert tables.grown(r, 'flops', tables.spent(legs[0], None, 0)['flops']) == 5000
+    assert tables.spent(r, 10.0, 10_000) == dict(flops=45_000, seconds=pytest.approx(0.6))
     cut = dict(facts=dict(flops=300, seconds=2.0))
-    assert tables.spent(cut, None, legs) == dict(flops=300, seconds=2.0)
+    assert tables.spent(cut, None, 0) == dict(flops=300, seconds=2.0)
 
 
 def test_a_checkpoint_that_is_gone_is_made_again(steps, tmp_path):
@@ -196,7 +198,7 @@ def rows(found: list, bench=(), **keys) -> dict:
         | keys
     )
     cells = tables.cells(c, {r['run']: r for r in found}, list(bench))
-    lines = [line.split('  ') for line in tables.cost_table(c, cells).splitlines()[1:]]
+    lines = [line.split('  ') for line in costs.cost_table(c, cells).splitlines()[1:]]
     head, *body = [[v.strip() for v in line if v.strip()] for line in lines]
     return {line[0]: dict(zip(head, line)) for line in body}
 
@@ -260,7 +262,7 @@ def test_what_evaluate_measured_is_in_the_table():
     c = dict(arms=dict(scratch=''), metric='val_loss', at='last', match='tokens', tasks='wikitext2')
     found = tables.cells(c, {r['run']: r for r in (RACE[0], tasks)}, [])
     assert found[0].tasks['wikitext2', 'ppl_token'].value == 12.5 and len(found[0].tasks) == 1
-    assert tables.cost_table(c, found).splitlines()[-1].split() == ['scratch', '12.5000']
+    assert costs.cost_table(c, found).splitlines()[-1].split() == ['scratch', '12.5000']
 
 
 # -----------------------------------------------------------------------------
@@ -291,6 +293,27 @@ def test_runs_have_what_makes_them_fair():
     assert plan.flags(plans, cut, 0.0, 3) == ['--seed=3']
     known = {p.arm for p in plans if p.known}
     assert known == {'steps/source', 'grown'}  # the others' shapes, or their teacher, come from a checkpoint
+
+
+def test_sources_and_shares_of_the_comparisons_are_what_they_say():
+    plans = {p.arm: p for p in growing('growth_small') if not p.size}
+    large, small = plans['scratch'].cfg, {a.removeprefix('steps/'): p.cfg for a, p in plans.items() if '/' in a}
+    assert {small[k].n_layer * 2 for k in ('shallow', 'shallow-early', 'staged')} == {large.n_layer}
+    assert {small[k].n_embd * 2 for k in ('narrow', 'narrow-early', 'random')} == {large.n_embd}
+    assert {small[k].max_iters * 4 for k in ('narrow', 'shallow', 'third')} == {large.max_iters}
+    assert {small[k].max_iters * 10 for k in ('narrow-early', 'shallow-early', 'third-early')} == {large.max_iters}
+    assert all(c.min_lr == c.learning_rate and c.seed_data == large.seed_data for c in small.values())
+    assert small['staged'].max_iters + small['quarter-early'].max_iters == small['shallow'].max_iters
+    dense = 124_439_808
+    for p in growing('kronecker_gutenberg'):
+        if p.script == 'transfer.py':
+            n = factorize.count(factorize.shaped(GPTConfig(vocab_size=50257), p.cfg), dense)
+            wanted = {'95M': 96_128_304, '81M': 81_972_576}.get(p.arm[6:9])
+            assert not wanted or 'but-0' in p.arm or n == pytest.approx(wanted, rel=2e-3)
+
+
+def growing(name: str) -> list:
+    return plan.make_plans(load(compare.CompareConfig, [str(ROOT / f'config/compare/{name}.py')]))
 
 
 @pytest.mark.parametrize(
