@@ -267,10 +267,8 @@ class Comparison:
         needed = Missing(self.cfg, self.plans, self.records).needs(r)
         paths = {name: str(self.checkpoint(n)) for name, n in zip(p.refers_to, needed)}
         argv = [REFERENCE.sub(lambda m: paths[m[1]], a) for a in self.argv(r)]
-        made = dict([('transfer.py', 'out=%s/ckpt.pt'), ('evaluate.py', 'out=%s/eval.json')]).get(
-            p.script, 'out_dir=%s'
-        )
-        argv.append(f'--{made}' % folder)
+        out = {'transfer.py': f'--out={folder}/ckpt.pt', 'evaluate.py': f'--out={folder}/eval.json'}
+        argv.append(out.get(p.script, f'--out_dir={folder}'))
         if self.batched:
             argv.append('--seeds=' + ','.join(str(r.seed) for r in runs))
         return [sys.executable, str(ROOT / p.script), *argv]
@@ -374,14 +372,16 @@ def last_line(folder: Path) -> str:
         return 'starting'
 
 
-def bench(plans: list[Plan], folder: Path, out: Path, engine) -> dict:
+def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
     """{cell: ms per step}, every arm and step alone on the machine and in turns, what has the same shapes once. Kept in
     results/<name>/bench.jsonl. Left out is what takes its shapes or a teacher from a checkpoint."""
     cells = {}  # flags: cells
     for p in plans:
         if p.known:
             fixed = [a for a in p.argv if not a.startswith(('--init_from=transfer', '--transfer_')) or not p.refers_to]
-            length = ('--max_iters=', '--lr_decay_iters=') if p.size and p.refers_to else ()
+            length = (
+                ('--max_iters=', '--lr_decay_iters=') if cfg.horizons else ()
+            )  # a step takes as long in all of them
             cells.setdefault(' '.join(a for a in fixed if not a.startswith(length)), []).append(p.name)
     rows = records.read_lines(folder / 'bench.jsonl')
     if [r.get('arm') for r in rows] != list(cells):
@@ -436,7 +436,7 @@ def compare(cfg):
     cluster, threads = cfg.cluster.replace('pool', 'local'), max(1, (os.cpu_count() or 1) // jobs)  # as the runs have
     alone = launch.engine(cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition, threads)
     if timed:
-        ms = bench(plans, state.folder, state.out, alone)
+        ms = bench(cfg, plans, state.folder, state.out, alone)
         if cfg.match == 'time':
             check_match(cfg, plans, ms)
     described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
