@@ -25,6 +25,7 @@ from configurator import UserError, input_path, key, load, overrides, root_path,
 from files import write
 from lab import bench_layers, mup
 from lab.steps import Arm, table
+from logger import relative
 from train import TrainConfig
 
 
@@ -70,7 +71,7 @@ def main():
         rows = [r | dict(peak_memory=None) for r in rows]
     print(table(rows))
     if bench.out:
-        write(root_path(bench.out), ''.join(json.dumps(r) + '\n' for r in rows).encode())
+        write(root_path(bench.out), ''.join(json.dumps(relative(r)) + '\n' for r in rows).encode())
 
 
 if __name__ == '__main__':

@@ -3,6 +3,8 @@ Compare ways to train: many runs, matched, each at its own best learning rate, w
 
     python compare.py config/compare/expansion.py --seeds=5             runs what is missing, then table, plots, page
     python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
+    python compare.py config/compare/growth_tiny.py                      arms with preparing steps, on a CPU
+    python compare.py --show=results/growth_small                        only the tables, from the logs
     python compare.py --report                                           RESULTS.md from all logs in results/
     python compare.py --check                                            do RESULTS.md and README.md agree with them?
 
@@ -11,10 +13,27 @@ the same order and the same start in every arm. With learning_rates each arm is 
 own; the best rate then meets the seeds that decide. The same command goes on after any interruption: finished runs
 (in out/ or in results/<name>/metrics.jsonl, so on another machine too) are kept, broken ones resumed.
 
+An arm may start from preparing steps: trainings of their own, or commands of transfer.py (grow, factorize, ...).
+
+    steps = dict(
+        small='config/gpt2.py --n_layer=6',                             # flags of common come before these
+        cut='transfer.py factorize --checkpoint={small} --linear=low_rank --init=nearest',
+    )
+    arms = dict(
+        scratch='config/gpt2.py',
+        stack='config/gpt2.py --init_from=transfer --transfer_from={small} --transfer_method=stack',
+        low_rank='config/gpt2.py --init_from={cut} --distill_from={small}',
+    )
+
+{NAME} is the checkpoint of a step, or of an arm listed before. Every random seed has steps of its own (shared_steps:
+one for all); arms of a seed share them. Their FLOPs and seconds count, and the tables have figures without them, too
+("source free"). A checkpoint that is wanted but not there (another machine, deleted) is made again.
+
 Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the config, 130 interrupted (runs have saved).
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shlex
@@ -26,11 +45,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoint
+import evaluate
 from configurator import ROOT, UserError, input_path, key, load, root_path, run
 from files import write, write_json
 from lab import launch, records, report, tables
-from lab.plan import SCRIPTS, Plan, Run, check_match, difference, flags, make_plans, settings, wanted
-from lab.records import SWEEP
+from lab.plan import (
+    SCRIPTS,
+    Missing,
+    Plan,
+    Run,
+    check_match,
+    difference,
+    flags,
+    make_plans,
+    settings,
+    wanted,
+)
+from lab.records import REFERENCE, SWEEP
 
 
 @dataclass
@@ -40,9 +71,20 @@ class CompareConfig:
     note: str = key('', 'a paragraph for RESULTS.md')
     script: str = key('train.py', 'what trains an arm', choices=tuple(SCRIPTS))
     common: str = key('', "flags of every arm; an arm's own come later and win")
+    steps: dict | None = key(None, "{name: 'config.py --flags' or 'transfer.py COMMAND --flags'}: what arms start from")
+    shared_steps: bool = key(False, 'steps run once, with seed 1: intervals then hold for these sources only')
+    horizons: tuple | dict = key(
+        (),
+        "runs of several lengths: shares of max_iters, for all arms or {arm: shares}; speed is against the baseline's longest",
+    )
+    tasks: str = key(
+        '', "what evaluate.py measures of the runs that decide: 'wikitext2,lambada --limit=100'; empty: nothing"
+    )
     sizes: dict | None = key(None, "{name: '--flags'}: every arm at every size; four or more give scaling laws")
     seeds: int = key(3, 'seeds 1, 2, ... that decide', low=1, high=SWEEP)
-    learning_rates: tuple | dict = key((), 'rates to sweep, for all arms or {arm: rates}; none: the rate of the config')
+    learning_rates: tuple | dict = key(
+        (), "rates to sweep, for all arms or {arm: rates}, or {arm or step: 'arm'} to take its rate; none: the config's"
+    )
     sweep_seeds: int = key(2, 'seeds per rate of the sweep, other ones than those that decide', low=1)
     extend: int = key(2, 'rates to add where the best one is on the edge of the sweep', low=0)
     metric: str = key('val_loss', 'key of the logged evaluations; lower is better')
@@ -54,37 +96,45 @@ class CompareConfig:
     bench: bool = key(True, 'train.py: time the steps of all arms, alone and in turns, before the runs')
     cluster: str = key(
         'local',
-        'local and slurm go through submitit; none starts the processes directly, where submitit is not installed; pool'
-        ' keeps them for one run after the other, which compile once: for many runs of seconds',
+        'local starts a process for each run; pool keeps them for one run after the other, which compile once: for many'
+        ' runs of seconds; slurm submits a job for each (submitit); none: the old name of local',
         choices=('local', 'slurm', 'none', 'pool'),
     )
     jobs: int = key(0, 'runs at once; 0: 4 per GPU (small runs leave it idle), or one per CPU core up to 8', low=0)
-    minutes: int = key(240, 'time limit of a run under submitit', low=1)
+    minutes: int = key(240, 'time limit of a run under Slurm', low=1)
     partition: str = key('', 'of Slurm')
     keep_checkpoints: bool = key(False, 'keep ckpt.pt and best.pt of finished runs')
     name: str = key('', "name of the folders under results and out; empty: the config file's")
     results: str = key('results', 'where logs, table, plots and page go, in <name>/')
     out: str = key('out/compare', 'where runs are trained, in <name>/')
     report: bool = key(False, 'only rewrite RESULTS.md, tables, plots and pages from the logs')
+    show: str = key('', 'only print the tables of such a folder of results')
     check: bool = key(False, 'only check RESULTS.md and README.md against the logs')
 
     def __post_init__(self):
-        self.arms, self.sizes, self.mismatch = self.arms or {}, self.sizes or {}, self.mismatch or {}
+        self.arms, self.steps, self.sizes = self.arms or {}, self.steps or {}, self.sizes or {}
+        self.mismatch = self.mismatch or {}
 
     def problems(self):
         found = []
-        if not (self.report or self.check) and len(self.arms) < 2:
+        if not (self.report or self.check or self.show) and len(self.arms) < 2:
             found.append('arms: give at least two in a config file, the baseline first; see config/compare/')
-        for name in [*self.arms, *self.sizes]:
-            if not isinstance(name, str) or not name or set(name) & set('/@ |'):
-                found.append(f"arms, sizes: '{name}': must be a text without space, /, @ or |")
+        for name in [*self.arms, *self.steps, *self.sizes]:
+            if not isinstance(name, str) or not name or set(name) & set('/@ |{}'):
+                found.append(f"arms, steps, sizes: '{name}': must be a text without space, /, @, | or braces")
+        found += [f'steps: {name}: is an arm as well; choose another name' for name in self.steps if name in self.arms]
+        if self.sizes and self.horizons:
+            found.append('horizons: not together with sizes; name each length as a size')
+        for shares in self.horizons.values() if isinstance(self.horizons, dict) else [self.horizons]:
+            if not isinstance(shares, tuple | list) or not all(isinstance(h, int | float) and h > 0 for h in shares):
+                found.append(f'horizons: {shares!r}: must be shares of max_iters in a tuple, such as (0.5, 1)')
         if '/' in self.name or self.name in ('.', '..'):
             found.append(f"name = '{self.name}': must be the name of a folder, without /")
-        for field in ('learning_rates', 'mismatch'):
-            if odd := [
-                a for a in getattr(self, field) if isinstance(getattr(self, field), dict) and a not in self.arms
-            ]:
-                found.append(f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join(self.arms)}')
+        for field in ('learning_rates', 'mismatch', 'horizons'):
+            there = [*self.arms, *(self.steps if field == 'learning_rates' else ())]
+            given = getattr(self, field)
+            if isinstance(given, dict) and (odd := [a for a in given if a not in there]):
+                found.append(f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join(there)}')
         return found
 
 
@@ -93,7 +143,7 @@ class CompareConfig:
 
 
 class Comparison:
-    """The state of one comparison: its folders, and the records of the runs that are over."""
+    """The state of one comparison: its folders, the records of the runs that are over, the checkpoints that are there."""
 
     def __init__(self, cfg, plans: list[Plan]):
         self.cfg, self.plans = cfg, plans
@@ -101,27 +151,64 @@ class Comparison:
         self.records, self.failed_write = {}, ''
         self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))
         self.settings, self.asked, self.started = {}, {}, {}
+        names = {n for p in plans for n in p.refers_to}
+        self.sources = {i for i, p in enumerate(plans) if p.arm.removeprefix('steps/') in names}
+        self.there = {}  # run: its checkpoint, which others may start from
 
     def wanted(self) -> list[Run]:
+        """What can be started now: missing runs, or where their checkpoints are not there the runs that make these."""
         self.read_back()
-        return wanted(self.cfg, self.plans, self.records)
+        return self.ready()
+
+    def ready(self) -> list[Run]:
+        missing, found = Missing(self.cfg, self.plans, self.records), {}
+
+        def visit(r: Run):
+            absent = [n for n in missing.needs(r) if n is None or n.name not in self.there]
+            for n in absent:
+                if n:
+                    visit(n)
+            if not absent:
+                found[r.name] = r
+
+        for r in missing.runs.values():
+            visit(r)
+        return list(found.values())
+
+    def argv(self, r: Run) -> list[str]:
+        p = self.plans[r.plan]
+        return [*p.argv, *flags(self.plans, p, r.lr, r.seed)]
 
     def run_settings(self, r: Run) -> dict:
-        p = self.plans[r.plan]
         if (r.plan, r.lr, r.seed) not in self.settings:
-            resolved = load(type(p.cfg), [*p.argv, *flags(p, r.lr, r.seed)])
-            self.settings[r.plan, r.lr, r.seed] = settings(resolved)
+            self.settings[r.plan, r.lr, r.seed] = self.resolved(r, self.argv(r))
         return self.settings[r.plan, r.lr, r.seed]
+
+    def resolved(self, r: Run, argv: list[str]) -> dict:
+        p = self.plans[r.plan]
+        if p.script != 'transfer.py':
+            return settings(load(type(p.cfg), argv))
+        return dict(command=argv[0]) | settings(load(type(p.cfg), [*argv[1:], '--out=ckpt.pt']))
+
+    def checkpoint(self, r: Run) -> Path:
+        best = self.plans[r.plan].is_arm and self.cfg.at == 'best'
+        return self.out / r.name / ('best.pt' if best else 'ckpt.pt')
 
     def read_back(self):
         """Take in whatever is over, in results/ and in out/, by us or by anyone."""
         for name, r in records.read_records(self.folder).items():
             self.records.setdefault(name, r)
+        self.there = {name: path for name, path in self.there.items() if path.exists()}
         news = 0
-        while fresh := [r for r in wanted(self.cfg, self.plans, self.records) if self.take(r)]:
+        while fresh := [r for r in self.ready() if self.take(r)]:
             news += len(fresh)
         if news or self.failed_write:
             self.write()
+        if self.sources and not self.cfg.keep_checkpoints and not wanted(self.cfg, self.plans, self.records):
+            if not any(launch.holder(lock.parent) for lock in self.out.rglob('lock')):  # of another compare.py
+                arms = {self.plans[i].arm for i in self.sources}
+                for name in [name for name, r in self.records.items() if r['arm'] in arms]:
+                    drop(self.out / name)
 
     def take(self, r: Run) -> bool:
         """Take in a run if it is over. Raises UserError if its folder belongs to a run of another kind."""
@@ -130,7 +217,7 @@ class Comparison:
             argv = json.loads((self.job_folder(r) / 'argv.json').read_text())
         except (OSError, ValueError):
             return False  # never started
-        have, mine = settings(load(type(p.cfg), argv)), self.run_settings(r)
+        have, mine = self.resolved(r, argv), self.run_settings(r)
         if have != mine:
             raise UserError(
                 f'{folder} holds a run with other settings ({difference(have, mine)}); choose another --name, or delete'
@@ -138,13 +225,20 @@ class Comparison:
             )
         if launch.holder(self.job_folder(r)):
             return False
-        found = records.record(folder, r.name, p.arm, p.size, r.lr, r.seed, self.run_settings(r))
-        if found:
-            self.records[r.name] = found
-            if not self.cfg.keep_checkpoints:
-                for path in (*folder.glob('*.pt'), *folder.glob('*.pt.tmp*')):
-                    path.unlink(missing_ok=True)
-        return bool(found)
+        read = records.READERS.get(p.script, records.record)
+        found = read(folder, r.name, p.arm, p.size, r.lr, r.seed, mine)
+        if not found:
+            return False
+        if r.plan in self.sources and found['state'] == 'finished':
+            if not self.checkpoint(r).exists():
+                return False
+            self.there[r.name] = self.checkpoint(r)
+        elif not p.is_arm and found['state'] == 'diverged':
+            return False  # nothing can start from it
+        elif not self.cfg.keep_checkpoints:
+            drop(folder)
+        self.records[r.name] = found
+        return True
 
     def write(self):
         """What is over goes to results/ at once. A disk that is full now may not be later: the runs go on."""
@@ -162,25 +256,30 @@ class Comparison:
         groups = {}
         for r in self.wanted():
             groups.setdefault(self.job_folder(r), []).append(r)
+            if r.plan in self.sources and not self.checkpoint(r).exists() and not launch.holder(self.out / r.name):
+                launch.forget(self.out / r.name)  # else it would be taken for over
         self.asked = groups
         return [(str(f.relative_to(self.out)), f, self.command(f, runs)) for f, runs in groups.items()]
 
     def command(self, folder: Path, runs: list[Run]) -> list[str]:
         r = runs[0]
         p = self.plans[r.plan]
-        more = [*flags(p, r.lr, r.seed), f'--out_dir={folder}']
+        needed = Missing(self.cfg, self.plans, self.records).needs(r)
+        paths = {name: str(self.checkpoint(n)) for name, n in zip(p.refers_to, needed)}
+        argv = [REFERENCE.sub(lambda m: paths[m[1]], a) for a in self.argv(r)]
+        out = {'transfer.py': f'--out={folder}/ckpt.pt', 'evaluate.py': f'--out={folder}/eval.json'}
+        argv.append(out.get(p.script, f'--out_dir={folder}'))
         if self.batched:
-            more.append('--seeds=' + ','.join(str(r.seed) for r in runs))
-        return [sys.executable, str(ROOT / self.cfg.script), *p.argv, *more]
+            argv.append('--seeds=' + ','.join(str(r.seed) for r in runs))
+        return [sys.executable, str(ROOT / p.script), *argv]
 
     def start(self, engine):
         def go(full: list[str], folder: Path, slot: int):
             """Before a run starts: note what it is, and whether it goes on from a checkpoint."""
-            self.started[folder] = self.asked[folder]
-            script = full.index(str(ROOT / self.cfg.script))
-            write_json(folder / 'argv.json', full[script + 1 :])
+            runs = self.started[folder] = self.asked[folder]
+            write_json(folder / 'argv.json', self.argv(runs[0]))
             ckpt = folder / 'ckpt.pt'
-            if ckpt.exists() and not launch.holder(folder):
+            if self.plans[runs[0].plan].trains and ckpt.exists() and not launch.holder(folder):
                 try:
                     checkpoint.load(ckpt)
                     full = [*full, '--init_from=resume']
@@ -190,10 +289,14 @@ class Comparison:
 
         return go
 
+    def over(self, r: Run) -> bool:
+        found = self.records.get(r.name)
+        return bool(found) and (r.plan not in self.sources or r.name in self.there or found['state'] == 'diverged')
+
     def done(self, name: str, code: int | None) -> str:
         """Called when a job has ended; '' if its runs are over."""
         self.read_back()
-        if all(r.name in self.records for r in self.started[self.out / name]):  # more may be wanted there by now
+        if all(map(self.over, self.started[self.out / name])):  # more may be wanted there by now
             self.say(f'{name}: done')
             return ''
         if code is None:
@@ -205,6 +308,12 @@ class Comparison:
     def say(self, text: str):
         if not sys.stdout.isatty():
             print(text, flush=True)
+
+
+def drop(folder: Path):
+    """Delete the checkpoints of what is over."""
+    for path in (*folder.rglob('*.pt'), *folder.rglob('*.pt.tmp*')):
+        path.unlink(missing_ok=True)
 
 
 class Live:
@@ -226,10 +335,10 @@ class Live:
 
     def text(self, running: dict) -> str:
         c, rows = self.c, []
-        missing = wanted(c.cfg, c.plans, c.records)
+        missing = {*wanted(c.cfg, c.plans, c.records), *c.ready()}
         for i, p in enumerate(c.plans):
             over = [r for r in c.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
-            chosen = tables.choose(over, c.cfg.metric, c.cfg.at)
+            chosen = tables.choose(over, c.cfg.metric, c.cfg.at) if p.is_arm else None
             deciding = [r for r in over if chosen and r['seed'] <= SWEEP and r['lr'] == chosen[0]]
             figures = [tables.value(r, c.cfg.metric, c.cfg.at) for r in deciding]
             rows.append(
@@ -264,15 +373,23 @@ def last_line(folder: Path) -> str:
 
 
 def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
-    """{cell: ms per step}, every arm alone on the machine and in turns. Kept in results/<name>/bench.jsonl."""
-    arms = [' '.join(p.argv) for p in plans]
+    """{cell: ms per step}, every arm and step alone on the machine and in turns, what has the same shapes once. Kept in
+    results/<name>/bench.jsonl. Left out is what takes its shapes or a teacher from a checkpoint."""
+    cells = {}  # flags: cells
+    for p in plans:
+        if p.known:
+            fixed = [a for a in p.argv if not a.startswith(('--init_from=transfer', '--transfer_')) or not p.refers_to]
+            length = (
+                ('--max_iters=', '--lr_decay_iters=') if cfg.horizons else ()
+            )  # a step takes as long in all of them
+            cells.setdefault(' '.join(a for a in fixed if not a.startswith(length)), []).append(p.name)
     rows = records.read_lines(folder / 'bench.jsonl')
-    if [r.get('arm') for r in rows] != arms:
-        fresh = out / f'bench-{zlib.crc32(json.dumps(arms).encode())}.jsonl'
+    if [r.get('arm') for r in rows] != list(cells):
+        fresh = out / f'bench-{zlib.crc32(json.dumps(list(cells)).encode())}.jsonl'
         command = [sys.executable, str(ROOT / 'bench.py')]
-        for i, p in enumerate(plans):
-            command += [*(['--'] if i else []), *p.argv, *([] if i else [f'--out={fresh}'])]
-        print(f'timing the steps of {len(plans)} arms, alone', flush=True)
+        for i, arm in enumerate(cells):
+            command += [*(['--'] if i else []), *arm.split(), *([] if i else [f'--out={fresh}'])]
+        print(f'timing the steps of {len(cells)} arms, alone', flush=True)
         failed = launch.run_all(
             lambda: [] if fresh.exists() else [('bench', out / 'bench', command)],
             lambda name, code: '' if fresh.exists() else f'exit code {code}',
@@ -280,9 +397,9 @@ def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
         )  # fmt: skip
         if failed:
             raise UserError(f'bench.py failed: {failed["bench"]} ({out / "bench" / "output.txt"}); or --bench=false')
-        rows = [r | dict(arm=a, cell=p.name) for r, a, p in zip(records.read_lines(fresh), arms, plans)]
+        rows = [r | dict(arm=a, cells=cells[a]) for r, a in zip(records.read_lines(fresh), cells)]
         write(folder / 'bench.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
-    return {r['cell']: r['ms'] for r in rows}
+    return {cell: r['ms'] for r in rows for cell in r.get('cells', [r.get('cell')])}
 
 
 def compare(cfg):
@@ -293,13 +410,12 @@ def compare(cfg):
     except OSError as e:
         raise UserError(f'cannot make the folder {state.out} ({e.strerror}); choose another --out') from None
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
-    if cfg.cluster in ('local', 'slurm'):
-        try:
-            import submitit  # noqa: F401
-        except ImportError:
-            raise UserError(
-                f'cluster = {cfg.cluster}: submitit is not installed; pip install submitit, or --cluster=none'
-            ) from None
+    if cfg.cluster == 'slurm' and not importlib.util.find_spec('submitit'):
+        raise UserError('cluster = slurm: submitit is not installed; pip install submitit')
+    if cfg.steps and state.batched:
+        raise UserError(f'steps: {cfg.script} trains its seeds at once and starts from nothing; leave them out')
+    for task in set(cfg.tasks.split(' ')[0].split(',')) & set(evaluate.SOURCES):
+        evaluate.read_source(task)  # a text that cannot be had is found out before anything is trained
     for name, r in records.read_records(state.folder).items():  # nothing starts beside runs of another comparison
         for i, p in enumerate(plans):
             if (r['arm'], r['size']) == (p.arm, p.size):
@@ -317,7 +433,7 @@ def compare(cfg):
         raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
     if cfg.match != 'time':
         check_match(cfg, plans, {})
-    cluster, threads = cfg.cluster.replace('pool', 'none'), max(1, (os.cpu_count() or 1) // jobs)  # as the runs have
+    cluster, threads = cfg.cluster.replace('pool', 'local'), max(1, (os.cpu_count() or 1) // jobs)  # as the runs have
     alone = launch.engine(cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition, threads)
     if timed:
         ms = bench(cfg, plans, state.folder, state.out, alone)
@@ -338,14 +454,14 @@ def compare(cfg):
                 f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed'
             )
         else:
-            print((state.folder / 'table.md').read_text() + f'\nwrote {state.folder}/: table.md, plots, index.html')
+            print(report.shown(state.folder) + f'\nwrote {state.folder}/: table.md, plots, index.html')
     if failed:
         print('\n'.join(f'failed: {name}: {wrong}' for name, wrong in failed.items()), file=sys.stderr)
         sys.exit(1)
 
 
 KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'learning_rates', 'sweep_seeds', 'metric', 'at',
-        'worth', 'target', 'match', 'mismatch')  # fmt: skip
+        'worth', 'target', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks')  # fmt: skip
 
 
 def said() -> str:
@@ -358,7 +474,9 @@ def main():
     argv = sys.argv[1:]
     cfg = load(CompareConfig, argv)
     results = root_path(cfg.results)
-    if cfg.check:
+    if cfg.show:
+        print(report.shown(input_path(cfg.show)))
+    elif cfg.check:
         if wrong := report.check(results, [ROOT / 'README.md']):
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
         print('RESULTS.md and README.md agree with the logs')
@@ -368,7 +486,10 @@ def main():
                 f'results = {cfg.results}: holds no comparison (*/comparison.json), RESULTS.md stays as it is'
             )
         for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-            if tables.load(folder)[1]:
+            c, found = tables.load(folder)
+            if not c['claim']:
+                continue  # only --show shows it
+            if found:
                 report.write_comparison(folder)
             else:
                 print(f'{folder.name}: no finished run yet')

@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 from configurator import ROOT, UserError, key, load, printable, root_path, run
 from files import write, write_json
-from logger import commit, git
+from logger import commit, git, relative
 from surgery.language_model import LM, open_model
 from tokens import loader, tokenizer
 from tokens.download import retrieve
@@ -431,7 +431,7 @@ def evaluate(cfg: EvalConfig) -> dict:
         seconds = round(time.perf_counter() - t0, 3)
         report['tasks'][name] = counts | dict(seconds=seconds, figures=figures(nats, greedy))
         print(table(name, report['tasks'][name]), flush=True)
-    write_json(out, report)
+    write_json(out, relative(report))
     print(f'wrote {out}')
     return report
 

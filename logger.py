@@ -41,6 +41,16 @@ def commit() -> str:
     return os.environ.get('NANOMORPH_COMMIT') or git('rev-parse', '--verify', '-q', 'HEAD') or 'unknown'
 
 
+def relative(value):
+    """A text, or texts in dicts and lists, with paths of this repository as they are from its folder: a record must not
+    depend on the machine that made it."""
+    if isinstance(value, dict):
+        return {k: relative(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [relative(v) for v in value]
+    return value.replace(f'{ROOT}/', '') if isinstance(value, str) else value
+
+
 def read_metrics(out_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl; a half-written last line (a crash) is left out."""
     path, lines = out_dir / 'metrics.jsonl', []
@@ -85,7 +95,7 @@ class Log:
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(f"out_dir = '{out_dir}': {e.strerror}; choose another --out_dir") from None
-        write_json(out_dir / 'config.json', dataclasses.asdict(cfg))
+        write_json(out_dir / 'config.json', relative(dataclasses.asdict(cfg)))
         new = not (start and (out_dir / 'meta.json').exists())  # a resumed run has the vocabulary that it had
         if meta and new:
             write(out_dir / 'meta.json', json.dumps(meta).encode())
@@ -96,7 +106,7 @@ class Log:
             earlier = json.loads((out_dir / 'manifest.json').read_text())
             earlier = [*earlier.pop('resumed', []), earlier]
         self.manifest = dict(
-            command=' '.join(['python', *sys.argv]),
+            command=relative(' '.join(['python', *sys.argv])),
             commit=commit(),
             dirty='NANOMORPH_COMMIT' not in os.environ and bool(git('status', '--porcelain')),
             started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
@@ -105,7 +115,7 @@ class Log:
             cuda=torch.version.cuda,
             cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None,
             start_iter=start,
-            **facts,
+            **relative(facts),
             resumed=earlier,
         )
         write_json(out_dir / 'manifest.json', self.manifest)

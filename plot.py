@@ -2,14 +2,13 @@
 Loss curves of runs, and a table of how they ended.
 
     python plot.py out/shakespeare-char out/expansive-shakespeare --out=out/loss.png
-    python plot.py results/expansion_250/*-s*
+    python plot.py results/expansion_250
 
-Runs whose names differ only in a final -sNUMBER are seeds of one arm: one line of the table, one colour.
+Runs whose names differ only in a final -sNUMBER are seeds of one arm: one line of the table, one colour. A folder of
+results/ stands for all of its runs.
 """
 
-import json
 import math
-import re
 import statistics
 import sys
 from dataclasses import dataclass
@@ -17,27 +16,12 @@ from pathlib import Path
 
 from configurator import UserError, input_path, key, load, root_path, run
 from files import save_picture
-from logger import read_metrics
+from lab.records import read_runs
 
 
 @dataclass
 class PlotConfig:
     out: str = key('out/loss.png', 'picture to write; empty: only the table')
-
-
-def read_run(name: str) -> dict:
-    folder = input_path(name)
-    lines = read_metrics(folder)
-    evals = [m for m in lines if m['kind'] == 'eval']
-    if not evals:
-        raise UserError(f'{folder} holds no evaluations; give the out_dir of a run')
-    train = [m for m in lines if m['kind'] == 'train']
-    try:
-        manifest = json.loads((folder / 'manifest.json').read_text())
-        manifest['params'], manifest['params_collapsed'], manifest['device']
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f'{folder}/manifest.json is damaged or missing ({e}); is this the out_dir of a run?') from None
-    return dict(arm=re.sub(r'-s\d+$', '', Path(name).name), evals=evals, train=train, manifest=manifest)
 
 
 def mean_std(values: list[float]) -> str:
@@ -89,7 +73,7 @@ def picture(runs: list[dict], out: Path):
 def main():
     args = sys.argv[1:]
     cfg = load(PlotConfig, [a for a in args if a.startswith('--')])
-    runs = [read_run(a) for a in args if not a.startswith('--')]
+    runs = [r for a in args if not a.startswith('--') for r in read_runs(input_path(a))]
     if not runs:
         raise UserError('no runs given; python plot.py out/RUN [out/RUN ...] --out=loss.png')
     print(table(runs))

@@ -9,6 +9,7 @@ Comparisons: from a config to runs, records, verdicts and pages.
     protocol.py      the rule by which a comparison is judged
     sigma.py         the spread over seeds, and the curves of sweeps
     tables.py        from records to figures, verdicts and tables
+    costs.py         what arms with preparing steps cost, source counted and free
     figures.py       pictures of a comparison
     page.py          its page, one self-contained HTML file
     report.py        RESULTS.md, and the check that documents and logs agree

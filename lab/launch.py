@@ -1,5 +1,5 @@
 """
-Many processes, N at once, on this machine or on Slurm: how compare.py, race.py and compress.py start their runs.
+Many processes, N at once, on this machine or on Slurm: how compare.py starts its runs.
 
     python -m lab.launch FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
     python -m lab.launch pool                or a process that does one such command after the other without starting anew
@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import select
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +23,6 @@ import weakref
 from pathlib import Path
 
 from configurator import ROOT, UserError
-from files import write
 
 LOCKED = 75  # exit code: another process is at this run
 
@@ -114,7 +112,9 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
 
 
 def over(folder: Path) -> bool:
-    """Whether the run in folder went to its end, or ran out of patience."""
+    """Whether the run in folder went to its end, or ran out of patience; or the last file of a command is there."""
+    if any((folder / name).exists() for name in ('ckpt.json', 'eval.json')):
+        return True
     try:
         manifest, config = (json.loads((folder / f).read_text()) for f in ('manifest.json', 'config.json'))
         ended = manifest['final_iter'] >= config['max_iters'] or manifest.get('out_of_patience', False)
@@ -123,17 +123,10 @@ def over(folder: Path) -> bool:
         return False
 
 
-def lost(work: Path, kept: Path) -> bool:
-    """Whether the run whose log was copied from work to kept must be trained again for its checkpoint: work was deleted,
-    or is on another machine. So it is until the new run's log is kept, too. A run that diverged leaves what it leaves."""
-    manifest = work / 'manifest.json'
-    if not over(kept):
-        return False
-    if (work / 'ckpt.pt').exists():
-        return manifest.exists() and manifest.read_bytes() != (kept / 'manifest.json').read_bytes()
-    if over(work):
-        manifest.unlink()  # it would say that there is nothing to do
-    return True
+def forget(folder: Path):
+    """Let the run in folder be done again: its checkpoint is wanted, and gone."""
+    for name in ('manifest.json', 'ckpt.json', 'eval.json'):
+        (folder / name).unlink(missing_ok=True)
 
 
 def holder(folder: Path) -> int | None:
@@ -151,17 +144,6 @@ def holder(folder: Path) -> int | None:
         os.close(lock)
 
 
-def settle(folder: Path, cfg, keys: tuple):
-    """Note in folder/settings.json what an experiment's runs depend on. UserError if it holds others' runs."""
-    settings, path = {k: getattr(cfg, k) for k in keys}, folder / 'settings.json'
-    there = json.loads(path.read_text()) if path.exists() else settings
-    other = {k: v for k, v in there.items() if k in settings and v != settings[k]}
-    if other and any(folder.glob('*/manifest.json')):  # else there is no run yet that they could be mixed with
-        what = ', '.join(f'{k} = {v} there, {settings[k]} here' for k, v in other.items())
-        raise UserError(f'{folder} holds runs with other settings ({what}); choose another --out and --work')
-    write(path, (json.dumps(settings, indent=1) + '\n').encode())
-
-
 # -----------------------------------------------------------------------------
 # engines: start(command, folder, slot) -> (poll, stop). poll() is None, or the exit code; stop() says if it could
 
@@ -175,7 +157,7 @@ def gpus() -> list[str]:
 
 
 def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = '', threads: int = 0):
-    """start() for cluster = none, pool, local or slurm; the slots of local runs are dealt out over the GPUs."""
+    """start() for cluster = local (or its old name none), pool or slurm; the slots of local runs are dealt out over the GPUs."""
     each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
     share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
     os.environ['PYTHONPATH'] = os.pathsep.join(  # for -m, wherever the shell stands
@@ -192,7 +174,7 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
         on = dict(CUDA_VISIBLE_DEVICES=devices[slot % len(devices)]) if devices else {}
         return dict(env=os.environ | share | on, start_new_session=True)
 
-    def none(command, run, slot):
+    def local(command, run, slot):
         p = subprocess.Popen(command, stdin=subprocess.DEVNULL, **environment(slot))
         return p.poll, lambda: stop_in(run)
 
@@ -223,24 +205,11 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
     def submit(command, run, slot):
         import submitit
 
-        executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
-        executor.update_parameters(timeout_min=minutes, name='nanomorph')
-        if cluster == 'slurm':
-            executor.update_parameters(gpus_per_node=1, cpus_per_task=8)
-            if partition:
-                executor.update_parameters(slurm_partition=partition)
-        elif devices:
-            executor.update_parameters(gpus_per_node=1, visible_gpus=[int(devices[slot % len(devices)])])
-        else:
-            executor.update_parameters(gpus_per_node=0)
-        if cluster == 'local':
-            os.environ.update(share)
-        # a controller that inherits "ignore" outlives the terminal's Ctrl-C, and sees its run to the saved checkpoint
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            job = executor.submit(subprocess.call, command)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        executor = submitit.AutoExecutor(folder=str(folder), cluster='slurm')
+        executor.update_parameters(timeout_min=minutes, name='nanomorph', gpus_per_node=1, cpus_per_task=8)
+        if partition:
+            executor.update_parameters(slurm_partition=partition)
+        job = executor.submit(subprocess.call, command)
 
         def poll():
             if not job.done():
@@ -250,9 +219,9 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
             except Exception:  # submitit has no result: the job was killed, or its machine
                 return 1
 
-        return poll, lambda: stop_in(run) if cluster == 'local' else not job.cancel(check=False)
+        return poll, lambda: not job.cancel(check=False)
 
-    return dict(none=none, pool=pooled).get(cluster, submit)
+    return dict(pool=pooled, slurm=submit).get(cluster, local)
 
 
 def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int = 2):
@@ -303,25 +272,6 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def run_here(todo, done, jobs: int, cluster: str = 'none'):
-    """run_all on this machine, saying what is started. UserError with all that went wrong."""
-    start = engine(cluster, jobs, ROOT)
-
-    def say_and_start(full, folder, slot):
-        script, *args = full[5:]
-        print(f'{folder.name}: python {Path(script).name} {shlex.join(args)}', flush=True)
-        return start(full, folder, slot)
-
-    try:
-        failed = run_all(todo, done, say_and_start, jobs)
-    except KeyboardInterrupt:
-        print('interrupted; start again to go on: nothing is repeated', flush=True)
-        sys.exit(130)
-    if failed:
-        wrong = [f'{name}: {why}' for name, why in failed.items()]
-        raise UserError('\n'.join([*wrong, 'mend the above and start again: nothing is repeated']))
 
 
 def last_words(folder: Path, code: int) -> str:

@@ -48,13 +48,13 @@ def cost(cfg, device) -> float:
         beside = Factors(model, cfg.tokens_per_iter)
     if cfg.match == 'params':
         return model.num_params(beside)
-    teacher = teacher_flops(cfg.distill_from, cfg.vocab_size, cfg.block_size) if cfg.distill_from else 0
+    teacher = teacher_flops(cfg.distill_from, cfg.vocab_size, cfg.block_size, cfg.dataset) if cfg.distill_from else 0
     return model.flops_per_token() + teacher + beside.flops_per_update() / cfg.tokens_per_iter
 
 
 @functools.cache  # the teacher is the same all along the grid
-def teacher_flops(path: str, vocab_size: int, block_size: int) -> int:
-    cfg = TrainConfig(distill_from=path, vocab_size=vocab_size, block_size=block_size)
+def teacher_flops(path: str, vocab_size: int, block_size: int, dataset: str) -> int:
+    cfg = TrainConfig(distill_from=path, vocab_size=vocab_size, block_size=block_size, dataset=dataset)
     return distill.teacher_flops(distill.open_teacher(cfg), cfg)
 
 

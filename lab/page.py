@@ -9,6 +9,7 @@ from pathlib import Path
 
 from files import write
 from lab import tables
+from lab.costs import cost_table
 from lab.figures import pareto_points
 from lab.stats import pareto
 
@@ -48,6 +49,7 @@ def write_page(title: str, c: dict, found: list, out: Path):
     plots |= {f'{c["metric"]} against {k}': front(c, found, k) for k in ('parameters (collapsed)', 'ms/step')}
     script, divs = components(plots)
     parts = [claims(c, found), to_html(tables.table(c, found))]
+    parts += [f'<pre class="scroll">{html.escape(t)}</pre>' for t in [cost_table(c, found)] if t]
     parts += [f'<h2>{html.escape(k)}</h2>\n<div class="plot">{div}</div>' for k, div in divs.items()]
     page = TEMPLATE.format(
         title=html.escape(title),

@@ -1,44 +1,70 @@
 """
-Which runs a comparison consists of: its arms resolved, what they cost, whether they match, and which runs are missing.
-compare.py runs them.
+Which runs a comparison consists of: its arms and preparing steps resolved, what they cost, whether they match, and
+which runs are missing. compare.py runs them.
+
+{NAME} in the text of an arm or a step is the checkpoint of the step or arm NAME, which is listed before it. A step is a
+training like an arm's, or a command of transfer.py. What arms share runs once for every random seed.
 """
 
 import dataclasses
 import importlib
 import json
+import math
 import shlex
 import sys
 from dataclasses import dataclass
 
 from configurator import ROOT, UserError, load, overrides
 from lab import tables
-from lab.records import SWEEP, cell_name, run_name
+from lab.records import SWEEP, cell_name, references, run_name
 
 SCRIPTS = {  # what an arm may be trained with, and the schema of its keys
     'train.py': 'TrainConfig',
     'toys/mnist.py': 'MnistConfig',
     'toys/letter_counting.py': 'LetterConfig',
 }
-NOT_SETTINGS = ('out_dir', 'init_from', 'note', 'backend', 'wandb_log', 'wandb_project', 'wandb_run_name', 'seeds')
+NOT_SETTINGS = ('out_dir', 'out', 'note', 'backend', 'wandb_log', 'wandb_project', 'wandb_run_name', 'seeds')
 # arms that differ in these see other data, or are judged by another measure
 SHARED = ('dataset', 'data_order', 'batch_size', 'block_size', 'gradient_accumulation_steps', 'eval_iters')
 
+PER_STEP = ('gradient_accumulation_steps', 'batch_size', 'block_size')
 JUDGED = ('eval_interval', 'patience')  # or by one of more evaluations, where the best one counts
+
+
+LEG = 1_000_000  # seed_data of a run that goes on from a checkpoint: it must see other batches than those before it did
 
 
 @dataclass
 class Plan:
-    """One arm at one size, resolved."""
+    """One arm, step or evaluation at one size (or horizon), resolved."""
 
-    arm: str
+    arm: str  # steps/NAME, tasks/NAME for those that are no arm
     size: str
-    argv: list  # its config and flags
+    argv: list  # its config and flags, with references
     cfg: object  # what they resolve to
     module: object  # of its script
+    script: str
 
     @property
     def name(self):
         return cell_name(self.arm, self.size)
+
+    @property
+    def is_arm(self):
+        return '/' not in self.arm
+
+    @property
+    def refers_to(self) -> list[str]:
+        return references(' '.join(self.argv))
+
+    @property
+    def trains(self):
+        return hasattr(self.cfg, 'learning_rate')
+
+    @property
+    def known(self):
+        """Whether its flags alone say what it costs: not where its shapes, or a teacher, come from a checkpoint."""
+        return self.trains and not any(a.startswith(('--init_from={', '--distill_from={')) for a in self.argv)
 
 
 @dataclass(frozen=True)
@@ -50,36 +76,107 @@ class Run:
 
 
 def make_plans(cfg) -> list[Plan]:
+    """Arms, then steps, then evaluations of the arms."""
     sys.path.insert(0, str(ROOT))
-    module = importlib.import_module(cfg.script.removesuffix('.py').replace('/', '.'))
-    schema = getattr(module, SCRIPTS[cfg.script])
+    arms, steps, before = [], [], []
+
+    def make(arm: str, size: str, text: str, more: str = '') -> Plan:
+        try:
+            script, *command = shlex.split(text) if text.startswith(('transfer.py ', 'evaluate.py ')) else [cfg.script]
+            module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
+            if script == 'transfer.py':
+                argv, schema = command, module.COMMANDS.get(command[0], (None,))[0]
+                if not schema:
+                    raise UserError(f"'{text}': must be a command of transfer.py: {', '.join(module.COMMANDS)}")
+                resolved = load(schema, [*argv[1:], '--out=ckpt.pt'])
+            elif script == 'evaluate.py':
+                argv, resolved = command, load(module.EvalConfig, command)
+            else:
+                argv = [*shlex.split(cfg.common), *shlex.split(more), *shlex.split(text)]
+                resolved = load(getattr(module, SCRIPTS[script]), argv)
+        except UserError as e:
+            raise UserError('\n'.join(f'{cell_name(arm, size)}: {line}' for line in str(e).split('\n'))) from None
+        except (ValueError, AttributeError, TypeError):  # an open quote, no text
+            raise UserError(f'{cell_name(arm, size)}: {text!r}: must be a text of flags, its quotes closed') from None
+        p = Plan(arm, size, argv, resolved, module, script)
+        if odd := [n for n in p.refers_to if n not in before and not arm.startswith('tasks/')]:
+            raise UserError(f'{p.name}: {{{odd[0]}}}: must name a step or an arm listed before it; {before or "none"}')
+        return p
+
+    for name, text in cfg.steps.items():
+        steps += [make(f'steps/{name}', size, text, more) for size, more in (cfg.sizes or {'': ''}).items()]
+        before.append(name)
+    for name, text in cfg.arms.items():
+        for size, more in (cfg.sizes or {'': ''}).items():
+            arms.append(make(name, size, text, more))
+        if not cfg.sizes:
+            arms[-1:] = at_horizons(cfg, arms[-1])
+        before.append(name)
+    arms.sort(key=lambda p: list(cfg.sizes).index(p.size) if cfg.sizes else 0)
+    for p in [
+        p for p in (*arms, *steps) if {p.arm.removeprefix('steps/')} & {n for q in (*arms, *steps) for n in q.refers_to}
+    ]:
+        if not getattr(p.cfg, 'save_checkpoint', True):
+            raise UserError(f'{p.name}: save_checkpoint = False, and others start from its checkpoint; leave it out')
+    base = [p.size for p in arms if p.arm == next(iter(cfg.arms))]
+    if odd := [p.name for p in arms if p.size not in base]:
+        raise UserError(
+            f'horizons: {odd[0]} has nothing to be compared with; give {next(iter(cfg.arms))} that one, too'
+        )
+    return [*arms, *steps, *[evaluation(cfg, p, make) for p in arms if cfg.tasks]]
+
+
+def evaluation(cfg, p: Plan, make) -> Plan:
+    """The plan of evaluate.py for the runs of an arm; windows that do not overlap."""
+    names, _, more = cfg.tasks.partition(' ')
+    text = f'evaluate.py --checkpoint={{{p.arm}}} --tasks={names} --stride={getattr(p.cfg, "block_size", 0)} {more}'
+    if not getattr(p.cfg, 'save_checkpoint', True):
+        raise UserError(f'{p.name}: save_checkpoint = False, and tasks needs its checkpoint; leave one of them out')
+    return make(f'tasks/{p.arm}', p.size, text)
+
+
+def at_horizons(cfg, p: Plan) -> list[Plan]:
+    """The arm at all its horizons, the longest first: shares of its max_iters, the schedule as long as the run."""
+    shares = cfg.horizons.get(p.arm, ()) if isinstance(cfg.horizons, dict) else cfg.horizons
     found = []
-    for size, size_flags in (cfg.sizes or {'': ''}).items():
-        for arm, text in cfg.arms.items():
-            try:
-                argv = [*shlex.split(cfg.common), *shlex.split(size_flags), *shlex.split(text)]
-                found.append(Plan(arm, size, argv, load(schema, argv), module))
-            except UserError as e:
-                raise UserError('\n'.join(f'{cell_name(arm, size)}: {line}' for line in str(e).split('\n'))) from None
-            except (ValueError, AttributeError, TypeError):  # an open quote, no text
-                raise UserError(
-                    f'{cell_name(arm, size)}: {text!r}: must be a text of flags, its quotes closed'
-                ) from None
+    for share in sorted(shares or (1,), reverse=True):
+        keys = [k for k in ('max_iters', 'lr_decay_iters') if hasattr(p.cfg, k)]
+        argv = [*p.argv, *(f'--{k}={max(1, round(share * getattr(p.cfg, k)))}' for k in keys if share != 1)]
+        size = f'x{share:g}' if share != 1 else ''
+        found.append(dataclasses.replace(p, size=size, argv=argv, cfg=load(type(p.cfg), argv)))
     return found
+
+
+def origins(plans: list[Plan], p: Plan) -> list[Plan]:
+    """The plans that p starts from, theirs included, each once."""
+    found = []
+    for name in p.refers_to:
+        q = named(plans, name, p.size)
+        found += [o for o in (*origins(plans, q), q) if o not in found]
+    return found
+
+
+def named(plans: list[Plan], name: str, size: str) -> Plan:
+    same = [q for q in plans if q.arm in (name, f'steps/{name}')]
+    return next((q for q in same if q.size == size), same[0])
 
 
 def costs(plan: Plan) -> dict:
     """{params, flops, tokens} of a whole run, from the shapes alone."""
     if hasattr(plan.module, 'costs'):
         return plan.module.costs(plan.cfg)
+    if not plan.trains:
+        return dict(params=0, flops=0, tokens=0)
     from lab import match
     from tokens import loader
 
     loader.prepare(plan.cfg.dataset)  # once, before many runs would
+    tokens = math.prod(getattr(plan.cfg, k) for k in ('max_iters', *PER_STEP))
+    if not plan.known:
+        return dict(tokens=tokens)
     cfg = load(match.MatchConfig, plan.argv)
     if not cfg.vocab_size:
         cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
-    tokens = cfg.max_iters * cfg.gradient_accumulation_steps * cfg.batch_size * cfg.block_size
     per_token, params = (match.cost(dataclasses.replace(cfg, match=axis), None) for axis in ('flops', 'params'))
     return dict(params=params, flops=tokens * per_token, tokens=tokens)
 
@@ -87,42 +184,64 @@ def costs(plan: Plan) -> dict:
 def check_match(cfg, plans: list[Plan], ms: dict):
     """Refuse arms that differ by more than 1% on the axis that shall be equal, or see other data, unless named."""
     problems = []
-    for size in dict.fromkeys(p.size for p in plans):
-        base, *others = [p for p in plans if p.size == size]
-        amount = {}
-        for p in (base, *others):
-            amount[p.arm] = ms[p.name] * p.cfg.max_iters if cfg.match == 'time' else costs(p)[cfg.match]
+    arms = [p for p in plans if p.is_arm]
+    for size in dict.fromkeys(p.size for p in arms):
+        base, *others = [p for p in arms if p.size == size]
+
+        def amount(p):
+            if cfg.match == 'time':
+                return ms[p.name] * p.cfg.max_iters
+            legs = (
+                [p, *origins(plans, p)] if cfg.match == 'flops' else [p]
+            )  # what it starts from has cost something, too
+            found = [costs(q).get(cfg.match) for q in legs]
+            return None if None in found else sum(found)
+
         if cfg.at == 'last' and any(getattr(p.cfg, 'patience', 0) for p in (base, *others)):
             problems.append("at = 'last': of runs that end out of patience the best evaluation counts; at = 'best'")
         for p in others:
-            off = amount[p.arm] / amount[base.arm] - 1
+            off = amount(p) / amount(base) - 1 if None not in (amount(p), amount(base)) else math.nan
             keys = (*SHARED, *JUDGED) if cfg.at == 'best' else SHARED
             differ = [k for k in keys if getattr(p.cfg, k, None) != getattr(base.cfg, k, None)]
             print(f'{p.name}: {cfg.match} {off:+.2%} against {base.name}', flush=True)
             if p.arm in cfg.mismatch:
                 continue
-            named = f"name it in the config: mismatch = {{'{p.arm}': 'why this is fair'}}"
-            if abs(off) > 0.01:
+            by_name = f"name it in the config: mismatch = {{'{p.arm}': 'why this is fair'}}"
+            if math.isnan(off):
+                problems.append(f"{p.name}: {cfg.match} is known only after its steps; match = 'tokens', or {by_name}")
+            elif abs(off) > 0.01:
                 fair = (
                     ''
                     if cfg.match == 'params'
                     else f'--max_iters={round(p.cfg.max_iters / (1 + off))} would match; or '
                 )
-                problems.append(f'{p.name}: {cfg.match} is {off:+.1%} off {base.name}; {fair}{named}')
+                problems.append(f'{p.name}: {cfg.match} is {off:+.1%} off {base.name}; {fair}{by_name}')
             if differ:
-                problems.append(f'{p.name}: has another {", ".join(differ)} than {base.name}; {named}')
+                problems.append(f'{p.name}: has another {", ".join(differ)} than {base.name}; {by_name}')
     if problems:
         raise UserError('\n'.join(problems))
 
 
-def rates(cfg, plan: Plan) -> list[float]:
-    given = cfg.learning_rates.get(plan.arm, ()) if isinstance(cfg.learning_rates, dict) else cfg.learning_rates
+def rates(cfg, plan: Plan) -> list[float] | str:
+    """The rates to sweep, one if there is nothing to choose, or the arm whose best rate it takes."""
+    if not plan.trains:
+        return [0.0]
+    name = plan.arm.removeprefix('steps/')
+    given = cfg.learning_rates
+    if isinstance(given, dict):
+        given = given.get(name, ())
+    elif not plan.is_arm:
+        given = ()
+    if isinstance(given, str):
+        return given
     try:
         found = sorted({float(lr) for lr in given})
     except (TypeError, ValueError):
         found = [0.0]
     if found and found[0] <= 0:
-        raise UserError(f'learning_rates: {given!r} of {plan.arm}: must be numbers above 0 in a tuple')
+        raise UserError(
+            f'learning_rates: {given!r} of {name}: must be numbers above 0 in a tuple, or the name of an arm'
+        )
     return found or [plan.cfg.learning_rate]
 
 
@@ -134,32 +253,74 @@ def beyond(grid: list[float], best: float) -> float | None:
     return float(f'{best * ratio if best == grid[-1] else best / ratio:.3g}')
 
 
-def wanted(cfg, plans: list[Plan], records: dict) -> list[Run]:
-    """The runs still missing, given those that are over: the sweep, the rates beyond its edge, the seeds that decide."""
-    missing = []
+class Missing:
+    """What is still to run, given the records of what is over: the sweep, the rates beyond its edge, the seeds that
+    decide, and what those start from."""
 
-    def runs(i, lr, seeds):
-        p = plans[i]
-        every = [Run(i, lr, s, run_name(p.arm, p.size, lr, s)) for s in seeds]
-        absent = [r for r in every if r.name not in records]
-        missing.extend(absent)
+    def __init__(self, cfg, plans: list[Plan], records: dict):
+        self.cfg, self.plans, self.records, self.runs, self.chosen = cfg, plans, records, {}, {}
+        for i, p in enumerate(plans):
+            lr = self.rate(i) if p.is_arm else None
+            if lr is not None and self.over(i, lr, range(1, cfg.seeds + 1)) and cfg.tasks:
+                i = next(j for j, q in enumerate(plans) if (q.arm, q.size) == (f'tasks/{p.arm}', p.size))
+                good = [
+                    r
+                    for r in records.values()
+                    if (r['arm'], r['size'], r['lr'], r['state']) == (p.arm, p.size, lr, 'finished')
+                ]
+                self.over(i, lr, sorted(r['seed'] for r in good if r['seed'] <= cfg.seeds))
+
+    def run(self, i: int, lr: float, seed: int) -> Run:
+        p = self.plans[i]
+        return Run(i, lr, seed, run_name(p.arm, p.size, lr, seed))
+
+    def over(self, i: int, lr: float, seeds) -> bool:
+        absent = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records]
+        self.runs |= {r.name: r for r in absent}
         return not absent
 
-    for i, p in enumerate(plans):
+    def rate(self, i: int) -> float | None:
+        """The learning rate of a plan; None while it is not known, and then what would tell is among the missing."""
+        if i not in self.chosen:
+            self.chosen[i] = self.choose(i)
+        return self.chosen[i]
+
+    def choose(self, i: int) -> float | None:
+        cfg, p = self.cfg, self.plans[i]
         given = rates(cfg, p)
-        lr = given[0]
-        if len(given) > 1:
-            done = [r for r in records.values() if (r['arm'], r['size']) == (p.arm, p.size) and r['seed'] > SWEEP]
-            grid = sorted({*given, *(r['lr'] for r in done)})
-            sweep = range(SWEEP + 1, SWEEP + 1 + cfg.sweep_seeds)
-            if not all([runs(i, rate, sweep) for rate in grid]):
-                continue
-            lr, edge, _ = tables.choose(done, cfg.metric, cfg.at)
-            if edge and len(grid) < len(given) + cfg.extend:
-                runs(i, beyond(grid, lr), sweep)
-                continue
-        runs(i, lr, range(1, cfg.seeds + 1))
-    return missing
+        same = lambda arm: [j for j, q in enumerate(self.plans) if q.arm == arm and (q.size == p.size or not cfg.sizes)]
+        if isinstance(given, str):
+            if given == p.arm or not same(given):
+                raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
+            return self.rate(same(given)[0])
+        if same(p.arm)[0] != i:  # chosen at the longest horizon
+            return self.rate(same(p.arm)[0])
+        if len(given) == 1:
+            return given[0]
+        done = [r for r in self.records.values() if (r['arm'], r['size']) == (p.arm, p.size) and r['seed'] > SWEEP]
+        grid, sweep = sorted({*given, *(r['lr'] for r in done)}), range(SWEEP + 1, SWEEP + 1 + cfg.sweep_seeds)
+        if not all([self.over(i, rate, sweep) for rate in grid]):
+            return None
+        lr, edge, _ = tables.choose(done, cfg.metric, cfg.at)
+        if edge and len(grid) < len(given) + cfg.extend:
+            self.over(i, beyond(grid, lr), sweep)
+            return None
+        return lr
+
+    def needs(self, r: Run) -> list[Run | None]:
+        """The runs whose checkpoints r starts from; None stands for one whose rate is not known yet."""
+        found, p = [], self.plans[r.plan]
+        for name in p.refers_to:
+            q = named(self.plans, name, p.size)
+            i = self.plans.index(q)
+            lr = r.lr if p.arm.startswith('tasks/') else self.rate(i)
+            seed = 1 if self.cfg.shared_steps and not q.is_arm else r.seed
+            found.append(None if lr is None else self.run(i, lr, seed))
+        return found
+
+
+def wanted(cfg, plans: list[Plan], records: dict) -> list[Run]:
+    return list(Missing(cfg, plans, records).runs.values())
 
 
 def settings(cfg) -> dict:
@@ -167,15 +328,20 @@ def settings(cfg) -> dict:
     return json.loads(json.dumps({k: v for k, v in overrides(cfg).items() if k not in NOT_SETTINGS}))
 
 
-def flags(plan: Plan, lr: float, seed: int) -> list[str]:
+def flags(plans: list[Plan], plan: Plan, lr: float, seed: int) -> list[str]:
+    """What makes a run of an arm or a step the one with this rate and this random seed."""
     names = {f.name for f in dataclasses.fields(plan.cfg)}
     found = []
-    if lr != plan.cfg.learning_rate:
+    if plan.trains and lr != plan.cfg.learning_rate:
         found.append(f'--learning_rate={lr!r}')
         if 'min_lr' in names:  # the schedule keeps its shape
             found.append(f'--min_lr={lr * plan.cfg.min_lr / plan.cfg.learning_rate!r}')
     if 'seed_model' in names:
-        found += [f'--seed_model={seed}', f'--seed_data={seed}']
+        goes_on = getattr(plan.cfg, 'init_from', 'transfer') != 'transfer'  # growing goes on in the data by itself
+        legs = sum(q.trains for q in origins(plans, plan)) if goes_on else 0
+        found += [f'--seed_model={seed}', f'--seed_data={seed + LEG * legs}']
+    elif 'seed' in names:
+        found.append(f'--seed={seed}')
     return found
 
 

@@ -1,12 +1,17 @@
 """
-Records of runs: one line of metrics.jsonl per run of a comparison.
+Records of runs: one line of metrics.jsonl per run of a comparison, its preparing steps and evaluations included.
+
+A run's arm is the name of an arm; steps/NAME for a preparing step, whose checkpoint others start from; tasks/NAME for
+what evaluate.py measured of a run of that arm. lab/report.py lists the keys of a record.
 """
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
+from configurator import UserError
 from files import write
 from logger import read_metrics
 
@@ -15,6 +20,8 @@ FACTS = (
     'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'params',
     'params_collapsed', 'collapse_difference', 'seeds_at_once', 'tokens_per_iter', 'flops_per_token', 'flops_per_update', 'peak_memory',
 )  # fmt: skip
+REFERENCE = re.compile(r'\{([^{}/@ |]+)\}')  # in the text of an arm or a step: the checkpoint of another one
+GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss_before', 'loss_after')
 
 
 def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
@@ -33,6 +40,9 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
     if not diverged and not (evals and (early or evals[-1]['iter'] >= last_iter) and manifest.get('finished')):
         return None
     ms = [m['ms'] for m in train if m.get('ms')]
+    facts = {k: manifest[k] for k in FACTS if k in manifest} | (dict(max_iters=last_iter) if early else {})
+    if grown := manifest.get('transfer'):
+        facts['transfer'] = {k: grown[k] for k in GROWTH if k in grown}
     return dict(
         run=run,
         arm=arm,
@@ -41,11 +51,40 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
         seed=seed,
         state='diverged' if diverged else 'finished',
         settings=settings,
-        facts={k: manifest[k] for k in FACTS if k in manifest} | (dict(max_iters=last_iter) if early else {}),
+        facts=facts,
         ms=float(f'{statistics.median(ms):.4g}') if ms else None,
         eval={k: [m.get(k) for m in evals] for k in (evals[0] if evals else ()) if k != 'kind'},
         train=thinned(train),
     )
+
+
+def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
+    """The record of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what factorize
+    says of itself (parameters, the FLOPs of its distillation, the mean error over matrices)."""
+    made = folder / 'ckpt.pt'
+    try:
+        seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime
+        said = json.loads((folder / 'ckpt.json').read_text()) if settings['command'] == 'factorize' else {}
+    except (OSError, ValueError):
+        return None
+    facts = dict(seconds=round(seconds, 2), flops=said.get('flops', 0), tokens=said.get('tokens', 0))
+    if said:
+        facts |= dict(params=said['params'], error=statistics.mean(r['error'] for r in said['rows']))
+    return dict(run=run, arm=arm, size=size, lr=lr, seed=seed, state='finished', settings=settings, facts=facts)
+
+
+def tasks(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
+    """The record of evaluate.py, which wrote folder/eval.json."""
+    try:
+        found = json.loads((folder / 'eval.json').read_text())
+    except (OSError, ValueError):
+        return None
+    facts = {k: found[k] for k in FACTS if k in found}
+    same = dict(run=run, arm=arm, size=size, lr=lr, seed=seed, state='finished', settings=settings, facts=facts)
+    return same | dict(tasks=found['tasks'])
+
+
+READERS = {'transfer.py': surgery, 'evaluate.py': tasks}  # of what a script leaves; others leave what train.py does
 
 
 def thinned(train: list[dict], most: int = 100) -> dict:
@@ -62,15 +101,38 @@ def read_records(folder: Path) -> dict:
     for r in read_lines(folder / 'metrics.jsonl'):
         if isinstance(r, dict) and 'run' in r:
             found[r['run']] = r
-    for path in sorted(folder.glob('*/manifest.json')):
-        config = json.loads((path.parent / 'config.json').read_text())
-        arm, _, seed = path.parent.name.rpartition('-s')
-        arm, seed = (arm, int(seed)) if seed.isdigit() else (path.parent.name, config['seed_model'])
-        lr = config['learning_rate']
-        run = run_name(arm, '', lr, seed)
-        if run not in found and (r := record(path.parent, run, arm, '', lr, seed, {})):
-            found[run] = r
     return found
+
+
+def read_runs(folder: Path) -> list[dict]:
+    """The runs of a folder for plots and lists: {arm, evals, train, manifest}, evals and train being lines as train.py
+    logs them. A run's out_dir holds one, named by the folder without its final -sSEED; a folder of results/ holds those
+    of its metrics.jsonl, with their learning rate in the name where an arm has several."""
+    found = [r for r in read_records(folder).values() if 'eval' in r]
+    if not found:
+        lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
+        evals, train = ([m for m in lines if m.get('kind') == kind] for kind in ('eval', 'train'))
+        try:
+            manifest = json.loads((folder / 'manifest.json').read_text())
+            manifest['params'], manifest['params_collapsed'], manifest['device']
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            if evals:
+                raise UserError(f'{folder}/manifest.json is damaged or missing ({e}); is this a run?') from None
+        if not evals:
+            raise UserError(f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/')
+        return [dict(arm=re.sub(r'-s\d+$', '', folder.name), evals=evals, train=train, manifest=manifest)]
+    cell = lambda r: cell_name(r['arm'], r['size'])
+    rates = {cell(r): {q['lr'] for q in found if cell(q) == cell(r)} for r in found}
+    lines = lambda columns: [dict(zip(columns, row)) for row in zip(*columns.values())]
+    return [
+        dict(
+            arm=cell(r) if len(rates[cell(r)]) == 1 else f'{cell(r)}-{r["lr"]:g}',
+            evals=lines(r['eval']),
+            train=lines(r['train']),
+            manifest=r['facts'],
+        )
+        for r in found
+    ]
 
 
 def read_lines(path: Path) -> list:
@@ -87,6 +149,10 @@ def read_lines(path: Path) -> list:
 def write_records(folder: Path, records: dict):
     text = ''.join(json.dumps(records[k], separators=(',', ':')) + '\n' for k in sorted(records))
     write(folder / 'metrics.jsonl', text.encode())
+
+
+def references(text: str) -> list[str]:
+    return list(dict.fromkeys(REFERENCE.findall(text)))
 
 
 def cell_name(arm: str, size: str) -> str:

@@ -6,7 +6,8 @@ results/<name>/ holds
     metrics.jsonl    a line per run: {"run": "dense/lr0.001/s1", "arm", "size", "lr", "seed", "state": "finished" or
                      "diverged", "settings": config keys that are not defaults, "facts": of the manifest, "ms": median,
                      "eval": {"iter": [...], "val_loss": [...], ...}, "train": {"iter": [...], "loss": [...]}};
-                     or, of older ones, a folder per run as train.py leaves it, named ARM-sSEED
+                     the arm of a preparing step is steps/NAME (a command of transfer.py has facts only), that of an
+                     evaluation tasks/ARM, with "tasks": {task: {"figures": {...}, ...}}
     bench.jsonl      step times of the arms, taken alone and in turns (bench.py), where that was possible
 and what is made from them: table.md, loss.png, pareto.png, scaling.png, index.html.
 """
@@ -18,7 +19,9 @@ from pathlib import Path
 
 from configurator import ROOT, UserError
 from files import write
-from lab.tables import load, markdown, summary, table
+from lab import tables
+from lab.costs import cost_table
+from lab.tables import load, markdown, rates_tried, summary
 
 HEAD = """# Results
 
@@ -29,11 +32,17 @@ the comparison's config). **open**: neither, or the loser's learning rate was th
 """
 
 
+def table(c: dict, found: list) -> str:
+    """The whole comparison in Markdown, the costs of its steps included."""
+    costs = cost_table(c, found)
+    return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
+
+
 def results_md(results: Path) -> str:
     rows, parts = [], []
     for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
         c, found = load(folder)
-        if not found:
+        if not found or not c['claim']:  # without a claim: compare.py --show shows it
             continue
         rows += summary(folder.name, c, found)
         picture = f'\n![{folder.name}](results/{folder.name}/loss.png)\n' if (folder / 'loss.png').exists() else ''
@@ -41,6 +50,16 @@ def results_md(results: Path) -> str:
         parts.append(f'## {folder.name}\n\n{note}{chr(10) * 2 if note else ""}{table(c, found)}{picture}')
     head = ['claim', 'figure', 'seeds', 'verdict', 'hardware', 'commit', 'command']
     return '\n'.join([HEAD, markdown(head, rows) + '\n', *parts])
+
+
+def shown(folder: Path) -> str:
+    """The tables of a comparison, for the terminal; of one without a claim only what its runs cost."""
+    c, found = load(folder)
+    if not found:
+        raise UserError(f'{folder} holds no finished runs to show')
+    if c['claim'] or not (costs := cost_table(c, found)):
+        return table(c, found)
+    return '\n'.join([costs, *(['', *rates] if (rates := rates_tried(c, found)) else [])])
 
 
 def write_comparison(folder: Path, pictures: bool = True):
@@ -86,7 +105,7 @@ def check(results: Path, documents: list[Path]) -> list[str]:
     pages = [(results.parent / 'RESULTS.md', fresh)]
     for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
         c, found = load(folder)
-        if found:
+        if found and c['claim']:
             pages.append((folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'))
     for path, expected in pages:
         have = path.read_text() if path.exists() else ''

@@ -127,6 +127,15 @@ def reached(xs, losses, target: float) -> float:
     return math.inf
 
 
+def same_loss(ends: list[tuple[float, float]], loss: float) -> float | None:
+    """The cost of a run that ends at this loss, given the (cost, last loss) of others: on a straight line over log cost
+    between the two next to it. None above or below all of them."""
+    for (x0, high), (x1, low) in itertools.pairwise(sorted(ends)):
+        if low <= loss <= high:
+            return x0 * (x1 / x0) ** ((high - loss) / (high - low) if high > low else 0)
+    return None
+
+
 def speedup(arm, baseline, level: float = LEVEL) -> Estimate | None:
     """How many times sooner the arm gets to the target: geometric mean over seeds of baseline's cost / arm's cost, with
     the bootstrap interval of its logarithm. None where a seed of either never gets there, or starts there."""

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from configurator import UserError
 from lab import stats
-from lab.records import SWEEP, cell_name, read_lines, read_records
+from lab.records import SWEEP, cell_name, read_lines, read_records, references
 
+FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
 # -----------------------------------------------------------------------------
@@ -61,6 +62,12 @@ class Cell:
     needed: int | None = None  # seeds that would resolve half of diff
     target: float | None = None
     faster: dict = field(default_factory=dict)  # axis: Estimate of the speed-up to target, or None
+    free: dict = field(default_factory=dict)  # the same, without what the arm starts from
+    legs: dict = field(default_factory=dict)  # seed: records of what its run starts from
+    before: dict = field(default_factory=dict)  # (seed, axis): what those cost
+    growing: dict = field(default_factory=dict)  # (seed, axis): what growing itself cost
+    saved: float | None = None  # share of the FLOPs of a run of the baseline that ends at the same loss
+    tasks: dict = field(default_factory=dict)  # (task, figure): Estimate
 
     @property
     def name(self):
@@ -70,10 +77,24 @@ class Cell:
         return list(dict.fromkeys(str(r['facts'].get(key)) for r in self.runs.values()))
 
     def at(self, r: dict, axis: str) -> list[float]:
-        """The evaluations of a run along an axis."""
+        """The evaluations of a run along an axis; FLOPs and seconds of what it starts from come before them."""
+        before = self.before.get((r['seed'], axis), 0) + self.growing.get((r['seed'], axis), 0)
+        return [before + x for x in self.own(r, axis)]
+
+    def own(self, r: dict, axis: str) -> list[float]:
         if axis in r['eval'] and not (axis == 'seconds' and self.ms_alone):
             return r['eval'][axis]
         return [i * per_iter(r['facts'], self.ms, axis) for i in r['eval']['iter']]
+
+    def reaches(self, seed: int, axis: str, metric: str, free: bool = False) -> float:
+        """What the run of a seed has cost when it reaches the target; inf and nan as stats.reached. free: without what
+        it starts from."""
+        r = self.runs[seed]
+        before = 0 if free else self.before.get((seed, axis), 0)
+        cost = (
+            stats.reached(self.own(r, axis), r['eval'][metric], self.target) if r['state'] == 'finished' else math.inf
+        )
+        return before + self.growing.get((seed, axis), 0) + cost
 
 
 def per_iter(facts: dict, ms: float | None, axis: str) -> float:
@@ -85,38 +106,117 @@ def per_iter(facts: dict, ms: float | None, axis: str) -> float:
 def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
     """All arms and sizes of comparison c that have runs to judge, in order; the first arm is the baseline."""
     found = []
-    for size in c.get('sizes') or {'': ''}:
-        for arm in c['arms']:
-            mine = [r for r in records.values() if (r['arm'], r['size']) == (arm, size)]
-            chosen = choose(mine, c['metric'], c['at'])
-            runs = {r['seed']: r for r in mine if chosen and r['lr'] == chosen[0] and r['seed'] <= SWEEP}
-            if runs:
-                found.append(cell(c, arm, size, chosen, dict(sorted(runs.items())), bench))
-    for size in dict.fromkeys(x.size for x in found):
-        same = [x for x in found if x.size == size]
-        base = next((x for x in same if x.arm == next(iter(c['arms']))), None)
-        finite = [v for x in same for v in x.values.values() if math.isfinite(v)]
-        for x in same:
-            x.target = c.get('target') or max(finite, default=None)
-            if base and x is not base:
-                against(x, base, c['metric'])
+    arms, sizes = list(c['arms']), list(c.get('sizes') or ())
+    known = {(r['arm'], r['size']): None for r in records.values() if r['arm'] in arms}
+    order = lambda k: (
+        sizes.index(k[1]) if k[1] in sizes else 0,
+        arms.index(k[0]),
+        -(float(k[1][1:]) if k[1] and not sizes else 1),
+    )
+    for arm, size in sorted(known, key=order):
+        mine = [r for r in records.values() if (r['arm'], r['size']) == (arm, size)]
+        chosen = choose(mine, c['metric'], c['at'])
+        runs = {r['seed']: r for r in mine if chosen and r['lr'] == chosen[0] and r['seed'] <= SWEEP}
+        if runs and (size in sizes if sizes else c.get('horizons') or not size):
+            found.append(cell(c, arm, size, chosen, dict(sorted(runs.items())), bench, records))
+    base = {x.size: x for x in found if x.arm == arms[0]}
+    longest = next(iter(base.values()), None)  # with horizons all are timed to what it ends with
+    for x in found:
+        rivals = [longest] if c.get('horizons') and longest else [y for y in found if y.size == x.size]
+        finite = [v for y in rivals for v in y.values.values() if math.isfinite(v)]
+        x.target = c.get('target') or max(finite, default=None)
+    for x in found:
+        if x.size in base and x is not base[x.size]:
+            against(x, base[x.size])
+        rival = longest if c.get('horizons') else base.get(x.size)
+        if rival and x is not rival:
+            speed(x, rival, c['metric'])
+        if c.get('horizons'):
+            x.saved = saved(x, list(base.values()))
     return found
 
 
-def cell(c, arm, size, chosen, runs, bench) -> Cell:
+def cell(c, arm, size, chosen, runs, bench, records) -> Cell:
     lr, edge, rates = chosen
     values = {s: value(r, c['metric'], c['at']) for s, r in runs.items()}
     first = next(iter(runs.values()))
-    alone = [b['ms'] for b in bench if b.get('cell', b['arm']) in (cell_name(arm, size), c['arms'][arm])]
+    alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b.get('cell') or b['arm']]}
+    timed = lambda r: alone.get(cell_name(r['arm'], r['size']), alone.get(c['arms'].get(r['arm'])))
     logged = [r['ms'] for r in runs.values() if r['ms']]
-    ms = alone[-1] if alone else statistics.median(logged) if logged else None
+    legs = {s: origins(c, records, r) for s, r in runs.items()}
+    ms = timed(first) or (statistics.median(logged) if logged else None)
+    ms_alone = all(timed(r) for r in (first, *legs[first['seed']]) if 'ms' in r)
     params, collapsed = first['facts']['params'], first['facts']['params_collapsed']
     good = [v for v in values.values() if math.isfinite(v)]
     mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
-    x = Cell(arm, size, lr, edge, rates, runs, values, ms, bool(alone), mean, params, collapsed, dict(params=params))
+    x = Cell(arm, size, lr, edge, rates, runs, values, ms, ms_alone, mean, params, collapsed, dict(params=params))
+    x.legs = legs
+    for s, r in runs.items():
+        past = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in legs[s]]
+        for axis in ('flops', 'seconds'):
+            x.before[s, axis] = sum(p[axis] for p in past)
+            x.growing[s, axis] = grown(r, axis, x.before[s, axis])
     whole = next((r for r in runs.values() if r['state'] == 'finished'), None)
-    x.cost |= {axis: x.at(whole, axis)[-1] * allowed(whole) if whole else 0 for axis in AXES}
+    for axis in AXES:
+        x.cost[axis] = x.at(whole, axis)[-1] + x.own(whole, axis)[-1] * (allowed(whole) - 1) if whole else 0
+    measured = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (f'tasks/{arm}', size, lr)]
+    names = {(t, f): None for r in measured for t, got in r['tasks'].items() for f in got['figures'] if f in FIGURES}
+    for t, f in names:
+        x.tasks[t, f] = stats.mean([r['tasks'][t]['figures'][f] for r in measured if t in r['tasks']])
     return x
+
+
+def origins(c: dict, records: dict, r: dict) -> list[dict]:
+    """The records of the steps and arms that a run starts from, theirs before them, each once."""
+    name = r['arm'].removeprefix('steps/')
+    found = []
+    for source in references({**c['arms'], **(c.get('steps') or {})}[name]):
+        arm = f'steps/{source}' if source in (c.get('steps') or {}) else source
+        seed = 1 if c.get('shared_steps') and '/' in arm else r['seed']
+        same = [q for q in records.values() if (q['arm'], q['seed']) == (arm, seed) and q['size'] in (r['size'], '')]
+        if not same:
+            continue  # the comparison is not done
+        all_of_it = [q for q in records.values() if q['arm'] == arm]
+        lr = None if '/' in arm else choose(all_of_it, c['metric'], c['at'])[0]
+        q = next((q for q in same if q['lr'] == lr), same[-1])
+        found += [o for o in (*origins(c, records, q), q) if o not in found]
+    return found
+
+
+def flops_before(c: dict, records: dict, r: dict) -> float:
+    return sum(spent(q, None, flops_before(c, records, q))['flops'] for q in origins(c, records, r))
+
+
+def spent(r: dict, ms: float | None, before: float) -> dict:
+    """{flops, seconds} of a whole step, without the FLOPs before it; seconds as timed alone, or else as logged."""
+    if 'eval' not in r:
+        return dict(flops=r['facts']['flops'], seconds=r['facts'].get('seconds', 0))
+    iters, logged = r['eval']['iter'][-1], r['eval'].get('seconds', [0])[-1]
+    return dict(
+        flops=iters * per_iter(r['facts'], None, 'flops') + grown(r, 'flops', before),
+        seconds=(iters * ms / 1000 if ms else logged) + grown(r, 'seconds', 0),
+    )
+
+
+def grown(r: dict, axis: str, before: float) -> float:
+    """What growing cost in itself; in FLOPs only learned growth (ligo) does. The log counts FLOPs with all those before."""
+    past = r['facts'].get('transfer') or {}
+    if axis == 'seconds':
+        return past.get('growing', 0)
+    return max(0, (past.get('flops') or 0) - before)
+
+
+def saved(x: Cell, baselines: list[Cell]) -> float | None:
+    """1 - FLOPs of a run, all that it starts from included, over those of a baseline run that ends at the same loss
+    (stats.same_loss); the mean over seeds, None where one of them ends above or below all baseline runs."""
+    shares = []
+    for seed, loss in x.values.items():
+        ended = [y for y in baselines if math.isfinite(y.values.get(seed, math.inf))]
+        like = stats.same_loss([(y.at(y.runs[seed], 'flops')[-1], y.values[seed]) for y in ended], loss)
+        if not like:
+            return None
+        shares.append(1 - x.at(x.runs[seed], 'flops')[-1] / like)
+    return statistics.mean(shares)
 
 
 def allowed(r: dict) -> float:
@@ -124,23 +224,24 @@ def allowed(r: dict) -> float:
     return r['facts'].get('max_iters', r['eval']['iter'][-1]) / (r['eval']['iter'][-1] or 1)
 
 
-def against(x: Cell, base: Cell, metric: str):
-    """Fill in x's comparison with the baseline, over the seeds both have."""
-    seeds = [s for s in x.values if s in base.values]
-    pairs = [(x.values[s], base.values[s]) for s in seeds]
+def against(x: Cell, base: Cell):
+    """Fill in x's difference to the baseline, over the seeds both have."""
+    pairs = [(x.values[s], base.values[s]) for s in x.values if s in base.values]
     if not pairs or not all(math.isfinite(v) for p in pairs for v in p):
         return
-    a, b = zip(*pairs)
-    x.diff = stats.paired_difference(a, b)
+    x.diff = stats.paired_difference(*zip(*pairs))
     x.needed = stats.seeds_needed([u - v for u, v in pairs])
+
+
+def speed(x: Cell, base: Cell, metric: str):
+    """Fill in how many times sooner x reaches the target than the baseline, over the seeds both have."""
+    seeds = [s for s in x.values if s in base.values]
     for axis in ('iter', 'flops', 'seconds'):
         if axis == 'seconds' and x.ms_alone != base.ms_alone:
             continue  # one was timed alone, the other beside other runs
-        times = [
-            [stats.reached(y.at(y.runs[s], axis), y.runs[s]['eval'][metric], x.target) for s in seeds]
-            for y in (x, base)
-        ]
-        x.faster[axis] = stats.speedup(*times)
+        costs = lambda y, free, axis=axis: [y.reaches(s, axis, metric, free) for s in seeds]
+        x.faster[axis] = stats.speedup(costs(x, False), costs(base, False))
+        x.free[axis] = stats.speedup(costs(x, True), costs(base, True))
 
 
 def verdict(x: Cell, base: Cell, worth: float) -> tuple[str, str]:
@@ -244,14 +345,17 @@ def table(c: dict, found: list[Cell]) -> str:
         notes.append(
             f'matched, and in the column FLOPs, is what a run may use; patience ended them at iteration: {ends}'
         )
-    for x in found:
-        if len(x.rates) > 1:
-            notes.append(f'{x.name}, rate: {c["metric"]} ' + ', '.join(f'{k:g}: {v:.4f}' for k, v in x.rates.items()))
+    notes += rates_tried(c, found)
     for arm, (_, _, law) in scaling(c, found).items():
         notes.append(
             f'{arm}: {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {law.exponent.format(".4f")} over {law.sizes} sizes'
         )
     return markdown(head, rows) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n'
+
+
+def rates_tried(c: dict, found: list[Cell]) -> list[str]:
+    figures = lambda x: ', '.join(f'{lr:g}: {v:.4f}' for lr, v in x.rates.items())
+    return [f'{x.name}, rate: {c["metric"]} {figures(x)}' for x in found if len(x.rates) > 1]
 
 
 def summary(name: str, c: dict, found: list[Cell]) -> list[list[str]]:

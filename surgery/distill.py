@@ -88,6 +88,21 @@ def distill(model, new, layers: dict, cfg, settings: dict, dataset: str, look):
         checkpoint.save(path, dict(model=kept, model_args={}, done=i + 1, settings=settings))
 
 
+def flops(model, new, layers: dict, cfg) -> int:
+    """FLOPs of a whole distillation, 2 per multiply-add: for each block that learns all old blocks up to it, the new ones
+    before it, and the forward and backward pass of the new block."""
+    T, C = model.config.block_size, model.config.n_embd
+    forward = lambda block: 2 * (sum(m.macs() for m in block.modules() if hasattr(m, 'macs')) + 2 * T * C)
+    old, made = ([forward(b) for b in m.transformer.h] for m in (model, new))
+    learning = {block_of(s, model.config) for s in layers} - {model.config.n_layer}
+    return (
+        cfg.distill_iters
+        * cfg.distill_batch
+        * T
+        * sum(sum(old[: i + 1]) + sum(made[:i]) + 3 * made[i] for i in learning)
+    )
+
+
 def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float, float]:
     """Train block i of new; (mean error of the first tenth of the steps, of the last)."""
     for m in members:

@@ -45,6 +45,7 @@ import linear
 from configurator import UserError, key, overrides, root_path
 from files import write_json
 from linear import factors
+from logger import relative
 from surgery import distill
 from surgery.operation import block_of, layer_of, open_model, put, report, twin, with_keys, write
 from tokens import loader
@@ -455,6 +456,17 @@ def factorize(cfg: FactorizeConfig):
     new.cpu()
     settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
     write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf, tokenizer=ckpt['tokenizer']))
-    facts = dict(settings=overrides(cfg), params=n, params_dense=dense, loss_before=base, loss_all_of=groups, rows=rows)
+    learned = cfg.distill_iters and distill.flops(model, new, layers, cfg)
+    seen = cfg.distill_iters * cfg.distill_batch * config.block_size * config.n_layer
+    facts = dict(
+        settings=relative(overrides(cfg)),
+        flops=learned,
+        tokens=seen,
+        params=n,
+        params_dense=dense,
+        loss_before=base,
+        loss_all_of=groups,
+        rows=rows,
+    )
     write_json(root_path(cfg.out).with_suffix('.json'), facts | dict(shape=shape_keys(config, cfg)))
     distill.forget(cfg)

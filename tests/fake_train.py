@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from configurator import key, load, root_path, run  # noqa: E402
+from configurator import UserError, key, load, root_path, run  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -26,6 +26,9 @@ class FakeConfig:
     diverge_above: float = key(1.0, 'learning rate that ends in nan')
     long: int = key(0, 'characters to add to every line')
     sleep: float = key(0.0, 'seconds per iteration')
+    init_from: str = key('scratch', 'transfer, resume, or the checkpoint of a run like this, which makes it better')
+    transfer_from: str = key('', 'the same, for transfer')
+    save_checkpoint: bool = key(True, '')
     patience: int = key(0, 'ends so many iterations after half of max_iters')
 
 
@@ -44,10 +47,17 @@ def train(cfg):
         device='fake', processes=1, params=100, params_collapsed=100, tokens_per_iter=cfg.batch_size,
         flops_per_token=600, flops_per_update=0, commit='0' * 40,
     )  # fmt: skip
+    flops, level = 0, cfg.level
+    if source := cfg.transfer_from or cfg.init_from.replace('scratch', '').replace('resume', ''):
+        if not Path(source).exists():
+            raise UserError(f'no checkpoint {source}')
+        flops, level = json.loads(Path(source).read_text())['flops'], level - 0.1
+    if cfg.transfer_from:
+        facts |= dict(transfer=dict(flops=flops, growing=0.5, source=source))
     (out / 'manifest.json').write_text(json.dumps(facts))
     noise = random.Random(cfg.seed_data).gauss(0, 0.01)  # of the seed, the same in every arm
     own = random.Random(f'{cfg.seed_data} {cfg.level}').gauss(0, 0.001)
-    end = cfg.level + noise + own + abs(cfg.learning_rate / cfg.best_rate - 1) * 0.1
+    end = level + noise + own + abs(cfg.learning_rate / cfg.best_rate - 1) * 0.1
     with open(out / 'metrics.jsonl', 'w') as f:
         for i in range(cfg.max_iters + 1):
             loss = end + 2 * 0.5 ** (10 * i / cfg.max_iters) if cfg.learning_rate <= cfg.diverge_above else float('nan')
@@ -65,6 +75,8 @@ def train(cfg):
                 f.write('{"kind": "eval", "iter": 9, "val_lo')
                 f.flush()
                 os._exit(1)
+    if cfg.save_checkpoint:
+        (out / 'ckpt.pt').write_text(json.dumps(dict(flops=flops + i * cfg.batch_size * 600)))
     (out / 'manifest.json').write_text(json.dumps(facts | dict(finished='now', final_iter=i)))
 
 

@@ -17,7 +17,7 @@ checkpoint optim logger
 surgery
 train sample evaluate
 lab toys
-transfer compare bench plot race compress
+transfer compare bench plot
 """.split('\n')[1:-1]
 LEVEL = {name: i for i, line in enumerate(HOUSE) for name in line.split()}
 
@@ -78,6 +78,11 @@ def test_a_rooms_table_names_its_files(room):
     text = ast.get_docstring(ast.parse((ROOT / room / '__init__.py').read_text()))
     files = {p.name for p in (ROOT / room).glob('*.py')} - {'__init__.py'}
     assert not (missing := sorted(f for f in files if f not in text)), f'{room}/__init__.py does not name {missing}'
+
+
+def test_the_root_is_small():
+    """What a user of nanoGPT looks for, the commands, what the loop stands on; the rest is in rooms."""
+    assert len([n for n in modules() if '.' not in n and (ROOT / f'{n}.py').exists()]) <= 14
 
 
 def test_sampling_and_evaluating_load_no_trainer():

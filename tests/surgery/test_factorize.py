@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import math
-import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, TINY, tiny_gpt, tokens
 
 import checkpoint
-import compress
 import linear
 import transfer
 from configurator import load
-from lab import launch
 from linear.dense import Dense
 from linear.factors import Factors
 from model import NANOGPT_KEYS, GPTConfig
@@ -422,135 +420,24 @@ def test_distillation_is_one_compiled_graph():
     torch.testing.assert_close(compiled(x, x, soft=soft)[1], student(x, x, soft=soft)[1])
 
 
-# -----------------------------------------------------------------------------
-# the experiment
-
-
-def fake_arm(folder, arm, rate, losses, iters=10, start=None, tasks=None):
-    run = folder / f'{arm}-{rate:g}'
-    run.mkdir(parents=True)
-    facts = dict(params=100, tokens_per_iter=64, device='cpu', final_iter=iters, finished='now')
-    (run / 'manifest.json').write_text(json.dumps(facts))
-    config = dict(learning_rate=rate, max_iters=10, block_size=32, n_layer=2)
-    (run / 'config.json').write_text(json.dumps(config))
-    lines = [dict(kind='eval', iter=i, val_loss=v) for i, v in enumerate(losses)]
-    (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    (folder / arm).mkdir(exist_ok=True)
-    (folder / arm / 'done.json').write_text(json.dumps(dict(best=run.name)))
-    if start:
-        (folder / arm / 'start.json').write_text(json.dumps(start))
-    if tasks:
-        (folder / arm / 'eval.json').write_text(json.dumps(dict(tasks=tasks)))
-
-
-def fake_source(folder):
-    fake_arm(folder, 'source', 1, [4.0])
-    shutil.rmtree(folder / 'source')
-    (folder / 'source-1').rename(folder / 'source')
-
-
-def copy_run(kept, work, **facts):
-    """A run as it lies in work, with its checkpoint."""
-    shutil.copytree(kept, work, dirs_exist_ok=True)
-    manifest = json.loads((work / 'manifest.json').read_text())
-    (work / 'manifest.json').write_text(json.dumps(manifest | facts))
-    (work / 'ckpt.pt').write_text('')
-
-
-def test_the_table_of_starts_says_what_the_logs_say(tmp_path):
-    fake_arm(tmp_path, 'dense', 1e-3, [3.0, 2.9], tasks=dict(lambada=dict(figures=dict(ppl=50.0, acc=0.25))))
-    start = dict(rows=[dict(error=0.5), dict(error=0.7)], settings=dict(distill_iters=5, distill_batch=4))
-    fake_arm(tmp_path, '81M-distilled', 3e-4, [4.0, 3.5], start=start)
-    fake_arm(tmp_path, '81M-random', 3e-4, [4.0, 3.5], iters=6)
-    fake_source(tmp_path)
-    for rate, loss in ((9e-5, 3.6), (3e-4, 3.4)):  # neither evaluated nor at all of its rates yet
-        fake_arm(tmp_path, '81M-prune', rate, [4.0, loss])
-    (tmp_path / '81M-prune' / 'done.json').unlink()
-    first, second = (
-        {line.split()[0]: line.split()[1:] for line in part.splitlines()}
-        for part in compress.table(tmp_path).split('\n\n')
-    )
-    assert first['81M-distilled'] == ['100', '0.600', '4.0000', '3.5000', '3e-04', '640', '1,280', '1']
-    assert first['81M-random'][3] == 'inf'  # it diverged
-    assert first['81M-prune'] == ['100', '0.000', '4.0000', '3.4000', '3e-04', '640', '0', '2', 'so', 'far']
-    assert second['dense'] == ['50.0000', '0.2500'] and second['81M-prune'] == ['-', '-']
-    assert list(second) == ['arm', 'dense', '81M-prune', '81M-distilled', '81M-random']
-    assert compress.final(tmp_path / '81M-random-0.0003') == math.inf
-
-
-def test_arms_of_the_experiment_are_of_equal_shares():
-    cfg = compress.CompressConfig(size='gpt2')
-    for name, (surgery_flags, _) in compress.ARMS.items():
-        if surgery_flags:
-            flags = compress.filled(surgery_flags, cfg).split()
-            c = load(FactorizeConfig, [*flags, '--checkpoint=x', '--out=y'])
-            n = factorize.count(factorize.shaped(GPTConfig(vocab_size=50257), c), 124_439_808)
-            wanted = {'95M': 96_128_304, '81M': 81_972_576}.get(name.split('-')[0])
-            if wanted and 'keep0' not in name:
-                assert n == pytest.approx(wanted, rel=2e-3)
-
-
-def test_what_an_experiment_starts_next(tmp_path):
-    cfg = compress.CompressConfig(size='tiny', rates=(1e-4, 1e-3), extend=1, arms='dense,81M-prune', tasks='lambada',
-                                  out=str(tmp_path / 'logs'), work=str(tmp_path / 'work'))  # fmt: skip
-    out, work = tmp_path / 'logs', tmp_path / 'work'
-    names = lambda: [name for name, *_ in compress.missing(cfg)]
-    assert names() == ['source at 0.0006']
-    fake_source(out)
-    copy_run(out / 'source', work / 'source')
-    assert names() == ['dense at 0.0001', 'dense at 0.001', '81M-prune surgery']
-    write = lambda arm, rate, losses: (fake_arm(out, arm, rate, losses), (out / arm / 'done.json').unlink())
-    write('dense', 1e-4, [4.0, 3.0])
-    write('dense', 1e-3, [4.0, 3.5])
-    assert names() == ['dense at 1e-05', '81M-prune surgery']  # the best was at the edge
-    write('dense', 1e-5, [4.0, 3.9])
-    for rate in ('0.0001', '0.001', '1e-05'):
-        copy_run(out / f'dense-{rate}', work / f'dense-{rate}')
-    assert names() == ['dense tasks', '81M-prune surgery']
-    assert (
-        not (work / 'dense-0.001' / 'ckpt.pt').exists() and (work / 'dense-0.0001' / 'ckpt.pt').exists()
-    )  # for its tasks
-    (out / 'dense' / 'eval.json').write_text(json.dumps(dict(tasks={})))
-    assert names() == ['81M-prune surgery'] and not list(work.glob('dense-*/ckpt.pt'))
-    assert json.loads((out / 'dense' / 'done.json').read_text()) == dict(best='dense-0.0001')
-
-
-def test_what_an_experiment_lost_with_its_checkpoints_is_made_again(tmp_path):
-    """Logs on another machine: first the source, then the surgery, then the best run, which is all that is looked at."""
-    cfg = compress.CompressConfig(size='tiny', rates=(1e-4, 1e-3, 1e-2), arms='81M-prune,81M-vanloan', tasks='lambada',
-                                  out=str(tmp_path / 'logs'), work=str(tmp_path / 'work'))  # fmt: skip
-    out, work = tmp_path / 'logs', tmp_path / 'work'
-    names = lambda: [name for name, *_ in compress.missing(cfg)]
-    fake_source(out)
-    for arm in ('81M-prune', '81M-vanloan'):
-        for rate, loss in ((1e-4, 3.5), (1e-3, 3.0), (1e-2, 3.5)):
-            fake_arm(out, arm, rate, [4.0, loss], start=dict(rows=[], settings={}))
-        (out / arm / 'done.json').unlink()
-    (out / '81M-vanloan' / 'eval.json').write_text(json.dumps(dict(tasks={})))  # this one needs nothing any more
-    assert names() == ['source at 0.0006']
-    copy_run(out / 'source', work / 'source')
-    (work / 'source' / 'ckpt.pt').unlink()
-    assert names() == ['source at 0.0006']
-    assert not launch.over(work / 'source')  # else nothing would be trained
-    copy_run(out / 'source', work / 'source', started='later')  # while it is trained
-    assert names() == ['source at 0.0006']
-    compress.keep(out / 'source', work / 'source' / 'manifest.json')
-    assert names() == ['81M-prune surgery']
-    (work / '81M-prune').mkdir()
-    (work / '81M-prune' / 'start.pt').write_text('')
-    assert names() == ['81M-prune at 0.001']
-    copy_run(out / '81M-prune-0.001', work / '81M-prune-0.001')
-    assert names() == ['81M-prune tasks']
-
-
-def test_what_an_experiment_cannot_measure_is_said_before_it_trains(tmp_path, monkeypatch, fails):
-    monkeypatch.setenv('NANOMORPH_DATA', str(tmp_path))
-    monkeypatch.setattr('evaluate.ROOT', tmp_path)
-    monkeypatch.setattr('evaluate.retrieve', lambda *a: 1 / 0)
-    monkeypatch.setattr('lab.launch.run_here', lambda *a: pytest.fail('something was started'))
-    cfg = compress.CompressConfig(size='tiny', tasks='val,lambada', out=str(tmp_path / 'logs'))
-    fails(lambda: compress.compress(cfg), 'lambada_test.jsonl is missing', f'place it at {tmp_path}/lambada')
-    fails(lambda: compress.load(compress.CompressConfig, ['--tasks=lambda']), "did you mean 'lambada'")
+def test_flops_of_a_distillation_are_those_of_its_blocks():
+    """Block 0: old forward, new three times; block 1: both old ones, new block 0, new block 1 three times."""
+    model = tiny_gpt()
+    config = dataclasses.replace(model.config, linear='low_rank', rank=3)
+    new = factorize.twin(model)
+    layers = {s: new_layer(config, s, layer_of(model, s)) for s in linear.sites(config) if s.startswith('h.')}
+    for site, member in layers.items():
+        put(new, site, member)
+    T, C = model.config.block_size, model.config.n_embd
+    old = 2 * (sum(m.macs() for m in model.transformer.h[0].modules() if hasattr(m, 'macs')) + 2 * T * C)
+    made = 2 * (sum(m.macs() for m in layers.values()) // 2 + 2 * T * C)
+    keys = SimpleNamespace(distill_iters=5, distill_batch=4)
+    assert distill.flops(model, new, layers, keys) == 5 * 4 * T * (3 * old + 7 * made) and old != made
+    only = {s: m for s, m in layers.items() if s.startswith('h.1')}
+    put_back = {s: layer_of(model, s) for s in layers if s.startswith('h.0')}
+    for site, member in put_back.items():
+        put(new, site, member)
+    assert distill.flops(model, new, only, keys) == 5 * 4 * T * (3 * old + 3 * made)
 
 
 def test_second_moments_are_those_of_what_each_layer_takes():
@@ -583,20 +470,6 @@ def test_losses_are_taken_with_the_matrix_where_factors_cost_more():
     torch.testing.assert_close(seen(idx)[0], put_in(idx)[0], rtol=1e-10, atol=1e-10)
     cheap = new_layer(dataclasses.replace(config, rank=1), 'h.0.mlp.c_fc', layer_of(model, 'h.0.mlp.c_fc'))
     assert layer_of(factorize.fitted(model, {'h.0.mlp.c_fc': cheap}), 'h.0.mlp.c_fc') is cheap
-
-
-@pytest.mark.slow
-def test_a_small_experiment_runs_once(script, tmp_path):
-    args = ['--size=tiny', '--source_iters=4', '--iters=2', '--rates=1e-3', '--distill_iters=2', '--tasks=val',
-            '--arms=81M-distilled', '--flags=--dataset=shakespeare_char', '--cluster=pool', '--jobs=2',
-            f'--out={tmp_path}/logs']  # fmt: skip
-    r = script('compress.py', *args, f'--work={tmp_path}/work')
-    for name in ('source', '81M-distilled', '81M-distilled-0.001'):
-        assert f'{name}: python t' in r.stdout
-    assert json.loads((tmp_path / 'logs/81M-distilled/eval.json').read_text())['tasks']['val']['figures']
-    again = script('compress.py', *args, f'--work={tmp_path}/work').stdout
-    assert 'python t' not in again and again in r.stdout
-    assert script('compress.py', f'--show={tmp_path}/logs').stdout == again
 
 
 def test_help_and_dispatch(script):

@@ -300,7 +300,8 @@ def test_transformers_never_asks_whether_to_run_a_folders_code(tmp_path, fails):
     config |= dict(model_type='mine', auto_map=dict(AutoConfig='code.C', AutoModelForCausalLM='code.M'))
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'code.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")')
-    fails(lambda: evaluate.evaluate(load(EvalConfig, [f'--checkpoint={folder}', '--device=cpu'])), 'which is never run')
+    with pytest.raises(UserError, match='which is never run'):
+        evaluate.evaluate(load(EvalConfig, [f'--checkpoint={folder}', '--device=cpu']))
     assert not (tmp_path / 'ran').exists()
     calls = [
         call

@@ -1,0 +1,84 @@
+"""
+The table of what arms with preparing steps, horizons or evaluations cost, and of what was measured of them.
+"""
+
+import math
+import statistics
+
+from lab import stats
+from lab.records import cell_name
+from lab.tables import Cell
+
+
+def cost_table(c: dict, found: list[Cell]) -> str:
+    """What arms with preparing steps, horizons or tasks cost and measured, in columns; those that hold nothing are left
+    out. '' for comparisons without any of these."""
+    if not (c.get('steps') or c.get('horizons') or c.get('tasks')):
+        return ''
+    base, rows = found[0], []
+    steps = {leg['run']: leg for x in found for s in x.legs for leg in x.legs[s] if leg['arm'].startswith('steps/')}
+    for x in found:
+        cuts = [leg for leg in x.legs[next(iter(x.runs))] if 'error' in leg['facts']]
+        tokens = sum(leg['facts'].get('tokens', 0) for leg in x.legs[next(iter(x.runs))] if 'eval' not in leg)
+        mean = lambda axis, x=x: statistics.mean(x.reaches(s, axis, c['metric']) for s in x.runs)
+        one = stats.Estimate(1, math.nan, math.nan, 1)
+        gain = {a: (one, one) if x is base else (x.faster.get(a), x.free.get(a)) for a in ('flops', 'seconds')}
+        if not (x.ms_alone and base.ms_alone):
+            gain['seconds'] = None, None
+        rows.append({
+            'run': x.name,
+            'n': str(len(x.runs)) if len(x.runs) > 1 else '',
+            'parameters': f'{x.params:,}' if any(y.params != base.params for y in found) else '',
+            'error': f'{cuts[-1]["facts"]["error"]:.3f}' if cuts else '',
+            'at start': f'{statistics.mean(r["eval"][c["metric"]][0] for r in x.runs.values()):.4f}',
+            c['at']: f'{x.mean.value:.4f}',
+            'rate': f'{x.lr:.3g}' if len({y.lr for y in found}) > 1 else '',
+            'rates tried': str(len(x.rates)) if any(len(y.rates) > 1 for y in found) else '',
+            'tokens': f'{x.cost["tokens"]:,.0f}' if not c.get('horizons') else '',
+            'FLOPs in all': f'{x.cost["flops"]:.3g}' if not c.get('horizons') else '',
+            'its own': f'{x.cost["flops"] - x.before[next(iter(x.runs)), "flops"]:.3g}' if not c.get('horizons') else '',
+            'distilled on': f'{tokens:,}' if tokens else '',
+            'at its loss': f'{x.saved:.1%}' if x.saved is not None else '',
+        })  # fmt: skip
+        if gain['flops'][0] and math.isfinite(mean('iter')):
+            rows[-1]['iters'] = f'{mean("iter"):.0f}'
+            for axis, unit in (('flops', 'FLOPs'), ('seconds', 's')):
+                if gain[axis][0]:
+                    rows[-1][unit] = f'{mean(axis):.3g}'
+                    rows[-1][f'{unit} saved'], rows[-1][f'{unit} source free'] = map(share, gain[axis])
+    for leg in steps.values():
+        if 'eval' in leg and (leg['seed'] == 1 or len(base.runs) == 1):
+            losses = leg['eval'][c['metric']]
+            name = cell_name(leg['arm'], leg['size'])
+            rows.append(
+                {'run': name, 'at start': f'{losses[0]:.4f}', c['at']: f'{losses[-1]:.4f}', 'rate': f'{leg["lr"]:.3g}'}
+            )
+    text = f'{base.facts("device")[0]}; FLOPs and seconds with those of preparing steps, source free: without'
+    if any(r.get('iters') for r in rows):
+        text += f'; to {c["metric"]} {base.target:.4f}'
+    text += '; at its loss: FLOPs saved against a run of the baseline that ends there' if c.get('horizons') else ''
+    text += '' if base.ms_alone or not c.get('horizons') else '; seconds: not timed alone'
+    lines = [text, *columns(rows)]
+    heads = {k: None for x in found for k in x.tasks}
+    if heads:
+        measured = [
+            {'run': x.name} | {' '.join(k): x.tasks[k].format('.4f') if k in x.tasks else '' for k in heads}
+            for x in found
+        ]
+        lines += ['', *columns(measured)]
+    return '\n'.join(lines)
+
+
+def share(e: stats.Estimate | None) -> str:
+    """A speed-up as the share of the cost that it saves."""
+    if not e:
+        return ''
+    return stats.Estimate(1 - 1 / e.value, 1 - 1 / e.low, 1 - 1 / e.high, e.n).format('.1%')
+
+
+def columns(rows: list[dict]) -> list[str]:
+    """Lines of a table in columns, the first to the left; columns that hold nothing are left out."""
+    heads = [h for h in dict.fromkeys(k for r in rows for k in r) if any(r.get(h) for r in rows)]
+    cells = [heads, *[[r.get(h) or '-' for h in heads] for r in rows]]
+    wide = [max(len(line[i]) for line in cells) for i in range(len(heads))]
+    return ['  '.join(v.rjust(w) if i else v.ljust(w) for i, (v, w) in enumerate(zip(line, wide))) for line in cells]
