@@ -28,18 +28,19 @@ PARAMETERIZATION = (
 
 @dataclass
 class GPTConfig:
-    block_size: int = key(1024, 'context length in tokens', low=1)
+    block_size: int = key(1024, 'context length in tokens', low=1, group='size of the model')
     vocab_size: int = key(50304, 'vocabulary; GPT-2 has 50257, padded to a multiple of 64 for speed', low=1)
     n_layer: int = key(12, 'transformer blocks', low=1)
     n_head: int = key(12, 'attention heads', low=1)
     n_embd: int = key(768, 'width of the residual stream', low=1)
     dropout: float = key(0.0, 'for pretraining 0 is good, for finetuning try 0.1+', low=0.0, high=0.999)
     bias: bool = key(True, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
-    # architecture; the defaults are GPT-2
+    # the defaults are GPT-2
     mlp: str = key(
         'gelu',
         'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU, mixture of experts',
         choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2', 'moe'),
+        group='architecture',
     )
     mlp_expansion_factor: float | tuple = key(4.0, 'hidden units of the MLP over n_embd; one number, or one per layer')
     multiple_of: int = key(1, 'hidden units are rounded to the nearest multiple of this', low=1)
@@ -69,7 +70,12 @@ class GPTConfig:
         1.0, 'factor on the logits; growth sets it where a head is tied without norm weights', above=0
     )
     # how the weight matrices of the blocks are parameterized, see linear.py
-    linear: str = key('dense', 'parameterization of the layers named by linear_layers', choices=tuple(linear.LINEAR))
+    linear: str = key(
+        'dense',
+        'parameterization of the layers named by linear_layers',
+        choices=tuple(linear.LINEAR),
+        group='linear layers',
+    )
     linear_layers: str = key(
         'mlp', 'where: mlp, attn, head (untied only), or globs such as h.*.mlp.c_fc, joined by + or commas'
     )
@@ -87,6 +93,7 @@ class GPTConfig:
         'share of the dense parameters that a structured layer takes where rank, blocks or shape are 0',
         above=0,
         high=1,
+        group='structured layers: low_rank, monarch, btt, kronecker, tensor_train, block_dense, block_diagonal, einsum',
     )
     rank: int = key(
         0, 'of low_rank, btt, tensor_train, inner width of block_dense; 0: about a third of the parameters', low=0
@@ -116,7 +123,9 @@ class GPTConfig:
         low=0,
     )
     mup_base: int = key(0, 'mu-parametrization: n_embd at which learning_rate was tuned; 0: off', low=0)
-    expansion: int = key(0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0)
+    expansion: int = key(
+        0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0, group='linear = expanded'
+    )
     expansion_depth: int = key(2, 'number of factors of an expanded layer', low=2)
     expansion_init: str = key(
         'gaussian',
