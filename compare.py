@@ -4,7 +4,7 @@ Compare ways to train: many runs, matched, each at its own best learning rate, w
     python compare.py config/compare/expansion.py --seeds=5             runs what is missing, then table, plots, page
     python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
     python compare.py --report                                           RESULTS.md from all logs in results/
-    python compare.py --check                                            do RESULTS.md and README.md agree with them?
+    python compare.py --check                                            do RESULTS.md and the documents agree with them?
 
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
 the same order and the same start in every arm. With learning_rates each arm is first swept over them on seeds of their
@@ -66,7 +66,7 @@ class CompareConfig:
     results: str = key('results', 'where logs, table, plots and page go, in <name>/')
     out: str = key('out/compare', 'where runs are trained, in <name>/')
     report: bool = key(False, 'only rewrite RESULTS.md, tables, plots and pages from the logs')
-    check: bool = key(False, 'only check RESULTS.md and README.md against the logs')
+    check: bool = key(False, 'only check RESULTS.md and the documents against the logs')
 
     def __post_init__(self):
         self.arms, self.sizes, self.mismatch = self.arms or {}, self.sizes or {}, self.mismatch or {}
@@ -359,9 +359,9 @@ def main():
     cfg = load(CompareConfig, argv)
     results = root_path(cfg.results)
     if cfg.check:
-        if wrong := report.check(results, [ROOT / 'README.md']):
+        if wrong := report.check(results):
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
-        print('RESULTS.md and README.md agree with the logs')
+        print('RESULTS.md and the documents agree with the logs')
     elif cfg.report:
         if not any(results.glob('*/comparison.json')):
             raise UserError(
