@@ -5,6 +5,7 @@ Which runs are there, how did they end, and what do their loss curves look like?
     python plot.py out/compare                           every run under that folder
     python plot.py out/shakespeare-char out/expansive-shakespeare --out=out/loss.png
     python plot.py results/d12_finalists/*-s* --out=     only the table
+    python plot.py results/expansion_shakespeare --rates --out=docs/rates.png    loss against learning rate of a comparison
 
 A folder with evaluations of its own is a run: runs are drawn and tabled. Runs whose names differ only in a final -sNUMBER
 are the random seeds of one arm: one line of the table, one colour. Without a run, what lies under the folders is listed. A
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from configurator import UserError, input_path, key, load, root_path, run
 from files import save_picture
+from lab import tables
 from lab.records import read_records
 from logger import read_metrics
 
@@ -29,6 +31,7 @@ from logger import read_metrics
 @dataclass
 class PlotConfig:
     out: str = key('out/loss.png', 'picture to write; empty: only the table')
+    rates: bool = key(False, "draw a comparison's sweep: its metric against the learning rate, an arm each")
     best: bool = key(False, 'print only the folder of the run with the lowest val loss')
     story: bool = key(
         False,
@@ -84,6 +87,33 @@ def table(runs: list[dict]) -> str:
             f' {mean_std([r["evals"][-1]["val_loss"] for r in mine]):>16}'
         )
     return '\n'.join(rows)
+
+
+def rates_picture(folder: Path, out: Path):
+    """Of a comparison: the mean over the sweep's seeds at every rate, a line per arm; and, as a point with its 95%
+    interval, the mean over the seeds that decide, at the best rate."""
+    c, cells = tables.load(folder)
+    if not any(len(x.rates) > 1 for x in cells):
+        raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(8, 4.5))
+    for i, x in enumerate(x for x in cells if len(x.rates) > 1):
+        finite = {lr: v for lr, v in x.rates.items() if math.isfinite(v)}
+        ax.plot(*zip(*finite.items()), 'o-', ms=4, color=f'C{i}', label=x.name)
+        e = [[x.mean.value - x.mean.low], [x.mean.high - x.mean.value]]
+        ax.errorbar(x.lr, x.mean.value, yerr=e, fmt='D', ms=6, capsize=4, color=f'C{i}', mec='black')
+    ax.set(xscale='log', xlabel='learning rate', ylabel=c['metric'])
+    ax.set_title('lines: sweep; diamonds: other random seeds at the best rate, with 95% interval', fontsize=9)
+    ticks = sorted({lr for x in cells for lr in x.rates})
+    ax.set_xticks(ticks, [f'{lr:g}' for lr in ticks], fontsize=8)
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend()
+    save_picture(fig, out)
 
 
 def story(runs: list[dict]) -> str:
@@ -195,6 +225,10 @@ def main():
     args = sys.argv[1:]
     cfg = load(PlotConfig, [a for a in args if a.startswith('--')])
     names = [a for a in args if not a.startswith('--')] or ['out']
+    if cfg.rates:
+        rates_picture(input_path(names[0]), root_path(cfg.out))
+        print(f'wrote {root_path(cfg.out)}')
+        return
     if not any((input_path(n) / 'manifest.json').exists() for n in names):
         print('\n\n'.join(listing(input_path(n)) for n in names))
         return

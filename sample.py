@@ -37,19 +37,30 @@ class SampleConfig:
     compile: bool = key(False, 'torch.compile; pays only for long or many samples')
 
 
+def from_checkpoint(path, device='cpu'):
+    """A checkpoint of any kind, ready to generate: (model, encode: text -> ids, decode: ids -> bytes, vocabulary: the
+    tokenizer's number of ids). Factors are multiplied out. UserError if there is no such checkpoint.
+
+        model, encode, decode, vocabulary = from_checkpoint('out/x/best.pt')
+        new = model.generate(torch.tensor([encode('ROMEO:')]), 100, vocabulary=vocabulary)
+        print(decode([t.item() for t in new]).decode(errors='replace'))
+    """
+    path = input_path(str(path))
+    ckpt = reader.load(path)
+    model = checkpoint.build(ckpt, path)
+    if model.config.linear != 'dense':
+        model = collapse_model(model)
+    return model.to(device).eval(), *tokenizer(path, ckpt)
+
+
 def sample(cfg: SampleConfig):
     path = input_path(cfg.checkpoint) if cfg.checkpoint else root_path(cfg.out_dir) / 'best.pt'
     if not cfg.checkpoint and not path.exists():
         path = path.with_name('ckpt.pt')
     device = hardware.choose_device(cfg.device)
-    ckpt = reader.load(path)
-    model = checkpoint.build(ckpt, path)
-    if model.config.linear != 'dense':
-        model = collapse_model(model)
-    model.to(device)
+    model, encode, decode, vocabulary = from_checkpoint(path, device)
     if cfg.compile:
         model.compile(dynamic=True)
-    encode, decode, vocabulary = tokenizer(path, ckpt)
     start = cfg.start
     if start.startswith('FILE:'):
         try:
