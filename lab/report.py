@@ -63,7 +63,8 @@ def write_comparison(folder: Path, pictures: bool = True):
 BLOCK = re.compile(r'<!-- python (\S+) (.*?) -->\n```\n(.*?)\n```', re.S)
 COMMENT = re.compile(r'<!-- (source|cited): (.*?) -->', re.S)
 NO_PROSE = re.compile(  # code, addresses, versions, papers, intervals' level: no measured figures
-    r'```.*?```|`[^`]*`|\[[\d.]+\]\(|\]\([^)]*\)|https?://\S+|<!--.*?-->|(?:Python|torch|arXiv)[: ][\d.]+|\d+% (?=interval|t-)', re.S
+    r'```.*?```|`[^`]*`|\[[\d.]+\]\(|\]\([^)]*\)|https?://\S+|<!--.*?-->|(?:Python|torch|arXiv)[: ][\d.]+|\d+% (?=interval|t-)',
+    re.S,
 )
 FIGURE = re.compile(
     r'(?<![\w.,/-])(?:\d[\d,]*\.\d+(?:[kMB]\b|x\b|(?![\w.]|\.\d))|\d[\d,]*(?= ?%| (?:ms|nats|times|MiB|GiB|seconds|minutes)\b))'
