@@ -183,11 +183,12 @@ def clone(tmp_path):
     demo = here / 'config' / 'compare' / 'demo.py'
     demo.write_text(re.sub(r'(max|decay)_iters=200', r'\1_iters=20', demo.read_text()))
     (tmp_path / 'bin').mkdir()
-    (tmp_path / 'bin' / 'python').symlink_to(sys.executable)
+    (tmp_path / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / 'bin' / 'python').chmod(0o755)
 
     def go(line, **more):
         env = os.environ | dict(
-            PATH=f'{tmp_path}/bin:{Path(sys.executable).parent}:{os.environ["PATH"]}',
+            PATH=f'{tmp_path}/bin:{os.environ["PATH"]}',
             OMP_NUM_THREADS='1',
             CUDA_VISIBLE_DEVICES='',
         )
