@@ -1,8 +1,8 @@
 """
 Write text with a trained model.
 
-    python sample.py --checkpoint=out/expansive-shakespeare/best.pt --start="ROMEO:" --temperature=0.8
-    python sample.py --out_dir=out/expansive-shakespeare --start=FILE:prompt.txt --num_samples=3
+    python sample.py --checkpoint=out/mine/best.pt --start="ROMEO:" --temperature=0.8
+    python sample.py --out_dir=out/mine --start=FILE:prompt.txt --num_samples=3
 
 Any checkpoint of this repository or of nanoGPT. Expanded layers are collapsed first.
 """
