@@ -158,9 +158,9 @@ def test_a_wrong_command_is_noticed(monkeypatch):
 # a newcomer's walk, word for word, with a small preset that is smaller still
 
 TINY = """
-n_layer, n_head, n_embd, block_size, batch_size = 2, 2, 32, 32, 4
-max_iters = lr_decay_iters = 8
-eval_interval, eval_iters, log_interval, warmup_iters = 4, 1, 2, 2
+n_layer, n_head, n_embd, block_size, batch_size = 2, 2, 32, 64, 4
+max_iters = lr_decay_iters = 40
+eval_interval, eval_iters, log_interval, warmup_iters = 10, 1, 10, 2
 """
 
 
