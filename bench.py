@@ -35,7 +35,6 @@ class BenchConfig(TrainConfig):
     warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
     out: str = key('', 'file for the figures, a JSON line per arm; empty: none')
     show: str = key('', 'only print the table of such a file')
-    GROUPS = ('timing', *TrainConfig.GROUPS)
 
 
 def main():

@@ -228,17 +228,19 @@ def load(schema, argv: list[str]):
 
 def groups(schema) -> dict[str, list]:
     """{heading: fields} of a schema, for --help. A heading is the `group` of a key and holds for the keys after it; where
-    the keys of another class begin, it is the first line of that class's docstring. The schema's GROUPS, if it has them,
-    are the headings that come first, in order."""
-    found, heading, owner = {}, '', None
+    the keys of another class begin, it is the first line of that class's docstring. GROUPS of a class are the headings
+    that come first, in order; a class that builds on it puts its own headings before them."""
+    found, own, heading, owner = {}, [], '', None
     for f in dataclasses.fields(schema):
         declared = next(c for c in reversed(schema.__mro__) if f.name in c.__dict__.get('__annotations__', ()))
         if declared is not owner:
             doc = (declared.__doc__ or '').strip().split('\n')[0]
             heading = '' if doc.startswith(f'{declared.__name__}(') else doc  # the docstring that dataclass() makes
         heading, owner = f.metadata.get('group') or heading, declared
+        if heading not in found and declared is schema:
+            own.append(heading)
         found.setdefault(heading, []).append(f)
-    first = getattr(schema, 'GROUPS', ())
+    first = schema.__dict__.get('GROUPS') or [*own, *getattr(schema, 'GROUPS', ())]
     return dict(sorted(found.items(), key=lambda g: first.index(g[0]) if g[0] in first else len(first)))
 
 

@@ -34,7 +34,6 @@ class MatchConfig(TrainConfig):
     solve: str = key('n_embd', 'which key to vary', choices=('n_embd', 'mlp_expansion_factor', 'expansion'))
     steps: int = key(5, 'match = time: steps in a timed block', low=1)
     rounds: int = key(5, 'match = time: timed blocks, the median counts', low=1)
-    GROUPS = ('matching', *TrainConfig.GROUPS)
 
 
 def cost(cfg, device) -> float:

@@ -156,5 +156,13 @@ def test_a_group_may_come_from_the_class_that_declares_the_key():
         pace: int = key(4, 'another default, in the place it had')
         GROUPS = ('rare',)
 
-    found = {heading: [f.name for f in fields] for heading, fields in groups(Command).items()}
-    assert found == {'rare': ['rest'], 'linear = mine: what it is.': ['pace'], '': ['own']}
+    @dataclasses.dataclass
+    class Longer(Command):
+        more: int = key(5, 'five', group='mine')
+
+    def found(schema):
+        return {heading: [f.name for f in fields] for heading, fields in groups(schema).items()}
+
+    assert list(found(Command)) == ['rare', 'linear = mine: what it is.', '']
+    assert found(Command) == {'rare': ['rest'], 'linear = mine: what it is.': ['pace'], '': ['own']}
+    assert list(found(Longer)) == ['mine', 'rare', 'linear = mine: what it is.', '']
