@@ -11,8 +11,10 @@ results/<name>/ holds
 and what is made from them: table.md, loss.png, pareto.png, scaling.png, index.html.
 """
 
+import contextlib
+import io
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -60,7 +62,7 @@ def write_comparison(folder: Path, pictures: bool = True):
 # -----------------------------------------------------------------------------
 # the check
 
-BLOCK = re.compile(r'<!-- python (\S+) (.*?) -->\n```\n(.*?)\n```', re.S)
+BLOCK = re.compile(r'<!-- python (\S+) ([^\n]*?) -->\n```\n(.*?)\n```', re.S)
 COMMENT = re.compile(r'<!-- (source|cited): (.*?) -->', re.S)
 NO_PROSE = re.compile(  # code, addresses, versions, papers, intervals' level: no measured figures
     r'```.*?```|`[^`]*`|\[[\d.]+\]\(|\]\([^)]*\)|https?://\S+|<!--.*?-->|(?:Python|torch|arXiv)[: ][\d.]+|\d+% (?=interval|t-)',
@@ -74,9 +76,16 @@ SIZES = dict(k=1e3, M=1e6, B=1e9)
 
 
 def printed(script: str, args: str) -> str:
+    """What the command prints, run in this process: a dozen of them would import torch anew."""
     paths = [q for a in args.split() for q in (sorted(ROOT.glob(a)) if '*' in a or '?' in a else [a])]
-    command = [sys.executable, str(ROOT / script), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip('\n')
+    argv, said = sys.argv, io.StringIO()
+    sys.argv = [script, *map(str, paths)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            runpy.run_path(str(ROOT / script), run_name='__main__')
+    finally:
+        sys.argv = argv
+    return said.getvalue().strip('\n')
 
 
 def numbers(text: str) -> list[float]:
