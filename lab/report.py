@@ -69,7 +69,7 @@ NO_PROSE = re.compile(  # code, addresses, versions, papers, intervals' level: n
     re.S,
 )
 FIGURE = re.compile(
-    r'(?<![\w.,/-])(?:\d[\d,]*\.\d+(?:[kMB]\b|x\b|(?![\w.]|\.\d))|\d[\d,]*(?= ?%| (?:ms|nats|times|MiB|GiB|seconds|minutes)\b))'
+    r'(?<![\w.,/])(?<![A-Za-z]-)(?:\d[\d,]*\.\d+(?:[kMB]\b|x\b|(?![\w.]|\.\d))|\d[\d,]*(?= ?%| (?:ms|nats|times|MiB|GiB|seconds|minutes)\b))'
 )
 NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?')
 SIZES = dict(k=1e3, M=1e6, B=1e9)

@@ -413,6 +413,7 @@ def test_the_check_finds_an_altered_number(tmp_path):
         ('behind by 0.1 <!-- source: log.md; 0.1 = 3.0 - 2.9 -->', 'with A and B from the other sources'),
         ('98% of it <!-- source: log.md; 98 = 2.0348 / 2.0749 -->', ''),
         ('98% of it', '98 has no source'),
+        ('by -0.0123', '0.0123 has no source'),
         ('10.65M parameters <!-- source: log.md -->', ''),
         ('10.66M parameters <!-- source: log.md -->', '10.66M has no source'),
         ('torch 2.11, `--lr=0.123`, arXiv 2410.21262, a 95% interval, [x](a/1.23.md)\n\n```\n1.234\n```', ''),
