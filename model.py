@@ -19,15 +19,11 @@ from configurator import key
 from linear import factors, moe
 from linear.kernels import fused
 
-# how the keys begin that say how a linear layer is parameterized, and nothing else of the model
-PARAMETERIZATION = (
-    'linear', 'keep_dense', 'rank', 'blocks', 'theta', 'einsum_shape', 'kronecker_', 'tt_cores', 'structured_', 'guide_iters',
-    'expansion',
-)  # fmt: skip
-
 
 @dataclass
-class GPTConfig:
+class GPTConfig(
+    linear.Keys
+):  # how linear layers are parameterized: keys of linear/__init__.py and of its layers' files
     block_size: int = key(1024, 'context length in tokens', low=1, group='size of the model')
     vocab_size: int = key(50304, 'vocabulary; GPT-2 has 50257, padded to a multiple of 64 for speed', low=1)
     n_layer: int = key(12, 'transformer blocks', low=1)
@@ -47,11 +43,6 @@ class GPTConfig:
     swiglu_match: bool = key(
         True, 'SwiGLU: two thirds of the hidden units, so that its three matrices cost what two do'
     )
-    experts: int = key(8, 'experts of mlp = moe and of linear = btt_moe', low=2)
-    experts_active: int = key(2, 'experts that a token is sent to', low=1)
-    router_loss: float = key(
-        0.01, "weight of the routers' loss (balance and size of the logits), mean over routers", low=0
-    )
     mlp_gate: bool = key(
         False, 'learn the factor: a gate on each hidden unit; transfer.py prune removes the closed ones'
     )
@@ -69,77 +60,6 @@ class GPTConfig:
     logit_scale: float = key(
         1.0, 'factor on the logits; growth sets it where a head is tied without norm weights', above=0
     )
-    # how the weight matrices of the blocks are parameterized, see linear.py
-    linear: str = key(
-        'dense',
-        'parameterization of the layers named by linear_layers',
-        choices=tuple(linear.LINEAR),
-        group='linear layers',
-    )
-    linear_layers: str = key(
-        'mlp', 'where: mlp, attn, head (untied only), or globs such as h.*.mlp.c_fc, joined by + or commas'
-    )
-    keep_dense: str = key('', 'layers to leave dense all the same, such as h.0.*; as linear_layers')
-    linear_path: str = key(
-        'auto',
-        'form W once per step (materialised), push activations through the factors (factored), or the cheaper',
-        choices=('auto', 'materialised', 'factored'),
-    )
-    fuse_mlp: bool = key(
-        True, "on a GPU: compute an MLP's activation inside the products of its layers, dense or factored, without bias"
-    )
-    structured_share: float = key(
-        1 / 3,
-        'share of the dense parameters that a structured layer takes where rank, blocks or shape are 0',
-        above=0,
-        high=1,
-        group='structured layers: low_rank, monarch, btt, kronecker, tensor_train, block_dense, block_diagonal, einsum',
-    )
-    rank: int = key(
-        0, 'of low_rank, btt, tensor_train, inner width of block_dense; 0: about a third of the parameters', low=0
-    )
-    blocks: int = key(0, 'of monarch, btt, block_dense, block_diagonal; 0: chosen', low=0)
-    theta: tuple = key((), 'einsum: seven exponents, of alpha beta gamma, delta epsilon phi, rho')
-    einsum_shape: tuple = key((), 'einsum: the seven integers themselves')
-    kronecker_shape: tuple = key(
-        (),
-        '(rows, columns) of the first Kronecker factor, turned round where a layer narrows; empty: about a third of the'
-        ' parameters',
-    )
-    kronecker_terms: int = key(1, 'Kronecker products in the sum', low=1)
-    tt_cores: int = key(2, 'cores of tensor_train', low=2)
-    structured_lr: str = key(
-        'paper', "the paper's rate for each factor, or the same for all", choices=('paper', 'none')
-    )
-    structured_decay: str = key(
-        'product',
-        'weight_decay acts on the factors, on their product as in the dense twin, or on none',
-        choices=('factors', 'product', 'none'),
-    )
-    structured_norm: bool = key(False, 'cap the RMS of each factor at its initial value, times a learned gain')
-    guide_iters: int = key(
-        0,
-        'structured layers start as their dense twin, which fades out over this many iterations (cosine); 0: at once',
-        low=0,
-    )
-    mup_base: int = key(0, 'mu-parametrization: n_embd at which learning_rate was tuned; 0: off', low=0)
-    expansion: int = key(
-        0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0, group='linear = expanded'
-    )
-    expansion_depth: int = key(2, 'number of factors of an expanded layer', low=2)
-    expansion_init: str = key(
-        'gaussian',
-        "product of Gaussians; or exactly the dense twin's matrix (svd needs k >= rank for that)",
-        choices=('gaussian', 'orthogonal', 'svd'),
-    )
-    expansion_decay: str = key(
-        'factors',
-        'weight_decay acts on the factors, on their product as in the dense twin, or on none',
-        choices=('factors', 'product', 'none'),
-    )
-    expansion_lr: str = key(
-        'none', "matched: divide the factors' learning rate by the effective-rate ratio", choices=('none', 'matched')
-    )
 
     @property
     def tokens_per_step(self) -> float:
@@ -156,21 +76,19 @@ class GPTConfig:
 
     def idle(self) -> dict:
         """Keys that are set but mean nothing beside the others."""
-        off = {
-            PARAMETERIZATION: self.linear == 'dense',
-            ('expansion',): self.linear != 'expanded',
-            ('structured_', 'guide_iters'): self.linear in ('dense', 'expanded'),
-            ('rank',): self.linear not in ('einsum', 'low_rank', 'block_dense', 'btt', 'tensor_train'),
-            ('blocks',): self.linear not in ('monarch', 'btt', 'block_dense', 'block_diagonal'),
-            ('theta', 'einsum_shape'): self.linear != 'einsum',
-            ('kronecker_',): self.linear != 'kronecker',
-            ('tt_cores',): self.linear != 'tensor_train',
-            ('experts', 'router_loss'): self.mlp != 'moe' and self.linear != 'btt_moe',
-            ('gate_',): not self.mlp_gate,
-            ('swiglu_match',): self.mlp != 'swiglu',
+        read = linear.keys_of(self.linear)
+        off = {k for k in linear.all_keys() if k not in read}
+        if self.mlp != 'moe':
+            off |= {f.name for f in dataclasses.fields(moe.Experts)} - set(read)
+        if not self.mlp_gate:
+            off |= {'gate_budget', 'gate_penalty'}
+        if self.mlp != 'swiglu':
+            off.add('swiglu_match')
+        return {
+            f.name: v
+            for f in dataclasses.fields(GPTConfig)
+            if (v := getattr(self, f.name)) != f.default and f.name in off
         }
-        changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(self, f.name)) != f.default}
-        return {k: v for k, v in changed.items() if any(o and k.startswith(names) for names, o in off.items())}
 
     def problems(self) -> list[str]:
         found, factors = [], self.mlp_expansion_factor
@@ -181,18 +99,12 @@ class GPTConfig:
             )
         if not all(0 < f < math.inf for f in (factors if isinstance(factors, tuple) else [factors])):
             found.append(f'mlp_expansion_factor = {factors}: must be above 0')
-        for k, n in (('theta', 7), ('einsum_shape', 7), ('kronecker_shape', 2)):
-            v = getattr(self, k)
-            if v and (len(v) != n or k != 'theta' and not all(i > 0 and float(i).is_integer() for i in v)):
-                found.append(f'{k} = {v}: must be {n} {"numbers" if k == "theta" else "positive integers"}')
         if self.experts_active > self.experts:
             found.append(f'experts_active = {self.experts_active}: must be at most experts ({self.experts})')
         if self.mlp == 'moe' and self.mlp_gate:
             found.append(
                 'mlp_gate = True: gates the hidden units of one MLP, mlp = moe has several; choose one of them'
             )
-        if self.theta and self.einsum_shape:
-            found.append('theta and einsum_shape: give one of them, both say what the shape is')
         if self.n_embd % self.n_head:
             fits = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
             near = sorted(sorted(fits, key=lambda h: abs(h - self.n_head))[:3])
@@ -213,9 +125,10 @@ NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size
 
 def model_args(config) -> dict:
     """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
-    whatever it can express."""
+    whatever it can express. Of the keys of linear layers, those that its own layers read."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
-    drop = {*NANOGPT_KEYS, *COMPUTING, *(k for k in config.idle() if k.startswith(PARAMETERIZATION))}
+    foreign = set(linear.all_keys()) - set(linear.keys_of(config.linear))
+    drop = {*NANOGPT_KEYS, *COMPUTING, *foreign}
     changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(config, f.name)) != f.default}
     return args | {k: v for k, v in changed.items() if k not in drop}
 
@@ -257,7 +170,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head or config.n_head
         self.head_width = n // config.n_head
         self.widths = [n, self.n_kv_head * self.head_width, self.n_kv_head * self.head_width]  # of q, k, v
-        self.c_attn = linear.make(config, f'{site}.c_attn', n, sum(self.widths))  # all of them in one product
+        self.c_attn = linear.make(config, f'{site}.c_attn', n, sum(self.widths), parts=self.widths)  # one product
         self.c_proj = linear.make(config, f'{site}.c_proj', n, n, residual=True)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.dropout = config.dropout

@@ -4,7 +4,10 @@ Comparisons: from a config to runs, records, verdicts and pages.
     plan.py          which runs a comparison consists of, what they cost, whether they match
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
-    stats.py         intervals, speed-ups, power laws
+    stats.py         intervals, tests, speed-ups, power laws
+    rates.py         the learning rate of an arm, from its sweep
+    protocol.py      the rule by which a comparison is judged
+    sigma.py         the spread over seeds, and the curves of sweeps
     tables.py        from records to figures, verdicts and tables
     figures.py       pictures of a comparison
     page.py          its page, one self-contained HTML file

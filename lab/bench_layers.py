@@ -23,7 +23,7 @@ import hardware
 import linear
 from configurator import UserError, input_path, key, root_path
 from files import write
-from linear import LINEAR, factors
+from linear import LAYERS, factors
 from linear.dense import Dense
 from linear.kernels import fused
 from logger import commit
@@ -53,13 +53,13 @@ def structures(cfg):
         f'{"member":15} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu path          shape'
     )
     shared = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}
-    for name in LINEAR:
-        if name in ('dense', 'expanded'):
+    for name in LAYERS:
+        if name == 'dense':
             continue
         config = Tokens(**shared | dict(linear=name))
         try:
             with torch.device('meta'):
-                m = LINEAR[name](d_in, d_out, config)
+                m = LAYERS[name](d_in, d_out, config)
                 dense = Dense(d_in, d_out)
         except UserError as e:
             print(f'{name:15} none: {e}')
@@ -96,7 +96,7 @@ class MLPBenchConfig:
     show: str = key('', 'only print the table of such a file')
 
     def problems(self):
-        names = ['dense_fused', *LINEAR]
+        names = ['dense_fused', *LAYERS]
         odd = [n for n in self.members.split(',') if n not in names]
         return [f'members: {", ".join(odd)} unknown; use any of {", ".join(names)}'] if odd else []
 

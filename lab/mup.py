@@ -37,8 +37,8 @@ class MupConfig:
     out: str = key('out/mup/coordinates.png', 'picture, or (rates, show) JSON lines, to which rates adds')
 
     def problems(self):
-        odd = [m for m in self.members.split(',') if m not in linear.LINEAR]
-        return [f'members: {", ".join(odd)} unknown; use any of {", ".join(linear.LINEAR)}'] if odd else []
+        odd = [m for m in self.members.split(',') if m not in linear.LAYERS]
+        return [f'members: {", ".join(odd)} unknown; use any of {", ".join(linear.LAYERS)}'] if odd else []
 
 
 def moved(member: str, n: int, base: int, **keys) -> float:

@@ -82,7 +82,10 @@ def printed(script: str, args: str) -> str:
     sys.argv = [script, *map(str, paths)]
     try:
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            runpy.run_path(str(ROOT / script), run_name='__main__')
+            if script == '-m':
+                runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
+            else:
+                runpy.run_path(str(ROOT / script), run_name='__main__')
     finally:
         sys.argv = argv
     return said.getvalue().strip('\n')

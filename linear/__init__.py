@@ -1,55 +1,151 @@
 """
-Every way to parameterize a linear layer of the blocks, behind one registry.
+Every way to parameterize a linear layer, behind one registry. A layer is one file, and one line in LAYERS.
 
+    base.py            the contract: class Layer, complete, with defaults; Matrix: which matrices a tensor holds
     dense.py           a plain matrix
     expanded.py        a matrix as a product of larger ones
-    structured.py      what structured layers share, and the two-factor einsum family
-    tensor_train.py    tensor trains of three cores and more
+    structured.py      what structured layers share: keys, rates, decay, cap, guide, helpers
+    einsum.py          the two-factor einsum family, any point of it
+    low_rank.py        a point of the family: W = B A
+    block_dense.py     a point of the family: block-diagonal, then dense
+    monarch.py         a point of the family: two block-diagonal factors around a permutation
+    btt.py             a point of the family: Block Tensor-Train
+    kronecker.py       a point of the family: Kronecker products and their sums
+    tensor_train.py    tensor trains; with two cores a point of the family
     block_diagonal.py  blocks on the diagonal
-    moe.py             mixtures of experts: inside a layer (btt_moe), and of whole MLPs
+    btt_moe.py         a mixture of Block Tensor-Trains inside a layer
+    blast.py           blocks that share factors, with diagonal couplings
+    low_rank_sparse.py low rank plus a sparse matrix on a fixed random support
+    moe.py             routing, and the mixture of whole MLPs
     factors.py         a model with factors in it or beside it: leaves, state, forming W
     kernels/           products that torch does not have
 
-A layer maps x (..., d_in) to y (..., d_out), y = x W^T + b, and is made by `make(config, site, ...)`, where a site is a
-name such as 'h.0.mlp.c_fc'. The contract of a member of LINEAR, an nn.Module built as Member(d_in, d_out, config):
+A layer maps x (..., d_in) to y (..., d_out), y = x W^T + b. In a GPT it is made by `make(config, site, ...)`, where a site
+is a name such as 'h.0.mlp.c_fc'. This folder and configurator.py also work alone, in another project:
 
-    forward(x)          x @ W^T + bias through its own factors
-    to_dense()          W (d_out, d_in), differentiable, in the factors' dtype
-    from_dense(W)       set the factors so that to_dense() is W, or as near as the member can come
-    start(W0, std, gen, residual)  initialise: W0 is the matrix the dense twin starts from, std its target, gen a
-                        torch.Generator, residual: the layer writes to the residual stream
-    macs()              multiply-adds per token of forward
-    form_macs()         multiply-adds to form W once
-    moves()             features per token that forward writes and reads again between its input and its output
-    decay_scale()       factors on weight_decay, one per factor
-    lr_scale            buffer: factors on the learning rate, one per factor or one for all
-    describe()          the shape it has chosen, in a few words
+    import torch, linear
+    layer = linear.LAYERS['btt'](64, 128, linear.Keys(rank=2))
+    layer.start(None, 0.02, torch.Generator().manual_seed(0))  # its tensors are empty before
+    y = layer(torch.randn(10, 64))
 
 There are two ways to train such a layer (`linear_path`):
-  factored       the member sits in the model and pushes activations through its factors.
+  factored       the layer sits in the model and pushes activations through its factors.
   materialised   the model holds a plain matrix W, so the compiled graph, DDP and accumulation see a dense model; the
-                 member lives beside it (`Dense.beside`). Once per optimizer step the chain rule turns W's gradient
+                 factors live beside it (`Dense.beside`). Once per optimizer step the chain rule turns W's gradient
                  into the factors' gradients, the optimizer moves the factors and W is formed again.
 Both give the same gradients; `auto` takes the cheaper by `choose_path`.
 """
 
+import dataclasses
 import fnmatch
 import math
 import zlib
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 
-from configurator import UserError
-from linear import block_diagonal, moe, structured, tensor_train
+from configurator import key
+from linear import moe, structured
+from linear.blast import Blast
+from linear.block_dense import BlockDense
+from linear.block_diagonal import BlockDiagonal
+from linear.btt import BTT
+from linear.btt_moe import BttMoE
 from linear.dense import Dense
+from linear.einsum import Einsum
 from linear.expanded import Expanded
+from linear.kronecker import Kronecker
+from linear.low_rank import LowRank
+from linear.low_rank_sparse import LowRankSparse
+from linear.monarch import Monarch
+from linear.tensor_train import TensorTrain
 
+LAYERS = {
+    'dense': Dense,
+    'expanded': Expanded,
+    'einsum': Einsum,
+    'low_rank': LowRank,
+    'block_dense': BlockDense,
+    'monarch': Monarch,
+    'btt': BTT,
+    'kronecker': Kronecker,
+    'tensor_train': TensorTrain,
+    'block_diagonal': BlockDiagonal,
+    'btt_moe': BttMoE,
+    'blast': Blast,
+    'low_rank_sparse': LowRankSparse,
+}
 MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
 # other a second (measured)
-MEMBERS = {name: structured.Einsum for name in structured.SHAPES}  # structured matrices
-MEMBERS |= {'tensor_train': tensor_train.by_cores, 'block_diagonal': block_diagonal.BlockDiagonal}
-LINEAR = {'dense': Dense, 'expanded': Expanded} | MEMBERS | {'btt_moe': moe.BttMoE}
+
+
+# -----------------------------------------------------------------------------
+# keys
+
+
+@dataclass
+class Common:
+    """Which layer stands where, and how it is computed."""
+
+    linear: str = key('dense', 'parameterization of the layers named by linear_layers', choices=tuple(LAYERS))
+    linear_layers: str = key(
+        'mlp', 'where: mlp, attn, head (untied only), or globs such as h.*.mlp.c_fc, joined by + or commas'
+    )
+    keep_dense: str = key('', 'layers to leave dense all the same, such as h.0.*; as linear_layers')
+    linear_path: str = key(
+        'auto',
+        'form W once per step (materialised), push activations through the factors (factored), or the cheaper',
+        choices=('auto', 'materialised', 'factored'),
+    )
+    fuse_mlp: bool = key(
+        True, "on a GPU: compute an MLP's activation inside the products of its layers, dense or factored, without bias"
+    )
+    mup_base: int = key(0, 'mu-parametrization: n_embd at which learning_rate was tuned; 0: off', low=0)
+
+
+def gather() -> list:
+    """(name, type, field) of the keys of all layers and of Common. The help of a key says which layers read it."""
+    found, readers = {f.name: f for f in dataclasses.fields(Common)}, {}
+    for name, layer in LAYERS.items():
+        for f in dataclasses.fields(layer.Keys):
+            if found.setdefault(f.name, f) is not f:
+                other = readers.get(f.name, ['all layers'])[0]
+                raise TypeError(
+                    f"key '{f.name}' is declared twice, for {other} and for {name}: rename it, or let both Keys inherit"
+                    ' the class that declares it'
+                )
+            readers.setdefault(f.name, []).append(name)
+    shared = {f.name for f in dataclasses.fields(structured.Keys)}
+    keys = []
+    for f in found.values():
+        of = '' if f.name in shared or f.name not in readers else f'{", ".join(readers[f.name])}: '
+        group = (
+            'structured layers'
+            if f.name in shared
+            else f'linear = {", ".join(readers[f.name])}'
+            if f.name in readers
+            else 'linear layers'
+        )
+        meta = f.metadata | dict(help=of + f.metadata['help'], group=group)
+        keys.append((f.name, f.type, dataclasses.field(default=f.default, metadata=meta)))
+    return keys
+
+
+Keys = dataclasses.make_dataclass('Keys', gather())  # of all layers, flat; GPTConfig inherits it
+Keys.__module__ = __name__
+CHOOSING = ('linear', 'linear_layers', 'keep_dense', 'linear_path')  # mean something for every layer but a dense one
+
+
+def keys_of(name: str) -> list[str]:
+    """The keys that say how the layers of linear = name are parameterized."""
+    return [] if name == 'dense' else [*CHOOSING, *(f.name for f in dataclasses.fields(LAYERS[name].Keys))]
+
+
+def all_keys() -> list[str]:
+    """All keys that say how a linear layer is parameterized, and nothing else of a model (as those of mlp = moe do)."""
+    others = {f.name for f in dataclasses.fields(moe.Experts)}
+    return [k for k in dict.fromkeys(k for name in LAYERS for k in keys_of(name)) if k not in others]
 
 
 # -----------------------------------------------------------------------------
@@ -94,7 +190,7 @@ def chosen(config) -> dict[str, tuple[int, int]]:
 
 def problems(config) -> list[str]:
     """What is wrong with the keys of a config that shape its linear layers, one line each."""
-    if config.linear == 'dense' or config.linear not in LINEAR:
+    if config.linear == 'dense' or config.linear not in LAYERS:
         return []
     found = []
     for k in ('linear_layers', 'keep_dense'):
@@ -106,26 +202,14 @@ def problems(config) -> list[str]:
                     f"{k} = '{getattr(config, k)}': '{p}' matches no layer; use mlp, attn, mlp+attn{head}, or globs over"
                     f' {globs}'
                 )
-    if config.linear == 'btt_moe' and config.linear_path == 'materialised':
-        found.append('linear_path = materialised: a mixture (linear = btt_moe) is no matrix; use factored or auto')
-    if config.linear == 'expanded' and config.expansion_init == 'orthogonal' and 0 < config.expansion < config.n_embd:
-        found.append(
-            f'expansion = {config.expansion}: expansion_init = orthogonal needs expansion >= n_embd ({config.n_embd});'
-            ' use svd (keeps the best rank-k part) or gaussian'
-        )
-    if not found and config.linear not in ('dense', 'expanded'):
-        for name, (d_in, d_out) in {d: (n, d) for n, d in reversed(chosen(config).items()) if all(d)}.values():
-            try:
-                with torch.device('meta'):
-                    LINEAR[config.linear](d_in, d_out, config)
-            except UserError as e:
-                found.append(f'{e} (layer {name}, {d_in} -> {d_out})')
-    return found
+    if not LAYERS[config.linear].is_matrix and config.linear_path == 'materialised':
+        found.append(f'linear_path = materialised: linear = {config.linear} is no matrix; use factored or auto')
+    return found or LAYERS[config.linear].problems(config, chosen(config))
 
 
-def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn.Module:
+def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts=()) -> nn.Module:
     """The layer of a site. residual: it writes to the residual stream, so its std is 0.02/sqrt(2*n_layer) (GPT-2);
-    otherwise 0.02. W0 comes from the global random stream, as the dense twin's; factors draw from one of their own.
+    otherwise 0.02. parts: outputs of the layers that it is side by side (q, k and v). W0 comes from the global random stream, as the dense twin's; factors draw from one of their own.
     With mup_base the std is that of the mu-parametrization and rates fall with width (Yang & Hu 2021, arXiv 2203.03466).
     """
     bias = config.bias and site != 'lm_head'
@@ -137,12 +221,12 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn
     nn.init.normal_(layer.weight, mean=0.0, std=std)
     if config.mup_base and residual:
         nn.init.zeros_(layer.weight)
-    layer.rate = rate
+    layer.rate, layer.parts = rate, tuple(parts)
     if bias:
         nn.init.zeros_(layer.bias)
     if site not in chosen(config):
         return layer
-    member = LINEAR[config.linear](d_in, d_out, config)
+    member = LAYERS[config.linear](d_in, d_out, config)
     member.start(
         layer.weight.data,
         std,
@@ -150,7 +234,7 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn
         residual,
     )
     member.lr_scale *= rate
-    member.rate = rate
+    member.rate, member.parts = rate, tuple(parts)
     if config.guide_iters and hasattr(member, 'follow'):
         member.follow(layer.weight.data)
     if choose_path(config, member, layer) == 'factored':
@@ -165,7 +249,7 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False) -> nn
 def choose_path(config, member, dense) -> str:
     """auto: push T tokens through the factors if T*(macs() + MOVE*moves()) is below T*d_in*d_out + form_macs(); backward
     doubles both sides."""
-    if config.linear == 'btt_moe':  # no matrix could stand for it
+    if not member.is_matrix:  # none could stand for it
         return 'factored'
     if config.linear_path != 'auto':
         return config.linear_path

@@ -1,15 +1,25 @@
 """Block-diagonal matrices: independent layers side by side."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 
+from linear import structured
+from linear.base import Matrix
 from linear.kernels import blocks
 from linear.structured import Structured, divisors, fail, gemm_std, near, nearest
 
 
 class BlockDiagonal(Structured):
     """`blocks` independent layers side by side, D (k, d_in / k, d_out / k)."""
+
+    @dataclass
+    class Keys(structured.Blocks, structured.Share, structured.Keys):
+        pass
+
+    sizes = ('structured_share', 'blocks')
+    starts = ('whitened',)
 
     def __init__(self, d_in, d_out, config):
         valid = [k for k in divisors(math.gcd(d_in, d_out)) if k > 1] or [1]
@@ -31,11 +41,16 @@ class BlockDiagonal(Structured):
         self.place([torch.stack([W[j * o : (j + 1) * o, j * i : (j + 1) * i].T for j in range(k)])])
 
     @torch.no_grad()
+    def whitened(self, W, C):
+        """The least E|Wx - W'x|^2 for C = E[x x^T]: each block of outputs regressed on its own inputs."""
+        k, i, o = self.factors[0].shape
+        C, rows, cols = structured.whitened_by(C), W.double().split(o), range(0, k * i, i)
+        new = [torch.linalg.solve(C[c : c + i, c : c + i], C[c : c + i] @ w.T).T for c, w in zip(cols, rows)]
+        self.from_dense(torch.block_diag(*new))
+
+    @torch.no_grad()
     def start(self, W0, std, gen, residual=False):
         self.draw([gemm_std(*self.factors[0].shape[1:])], gen, residual)
-
-    def macs(self):
-        return self.factors[0].numel()
 
     def form_macs(self):
         return 0
@@ -43,8 +58,13 @@ class BlockDiagonal(Structured):
     def moves(self):
         return 0
 
-    def rank(self):
-        return min(self.d_in, self.d_out)
-
     def describe(self):
         return f'{self.factors[0].size(0)} blocks'
+
+    def matrices(self):
+        """The blocks."""
+        return super().matrices() | {'factors.0': Matrix(tuple(self.factors[0].shape), (2,), (1,), (0,))}
+
+    @classmethod
+    def variants(cls, d_in, d_out):
+        return [dict(blocks=k) for k in divisors(math.gcd(d_in, d_out)) if k > 1]

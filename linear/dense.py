@@ -5,12 +5,19 @@ A plain matrix.
 import torch
 import torch.nn as nn
 
+from linear.base import Layer, Matrix
 
-class Dense(nn.Linear):
-    """A plain matrix. `beside` holds the factors it is formed from, out of sight of parameters() and state_dict()."""
+
+class Dense(Layer, nn.Linear):
+    """A plain matrix, `weight` (d_out, d_in): an nn.Linear, whose checkpoints it shares. `beside` holds the factors it is
+    formed from, out of sight of parameters() and state_dict()."""
 
     beside = None
-    rate = 1.0  # factor on the learning rate
+    forward = nn.Linear.forward
+
+    def __init__(self, d_in, d_out, config=None, bias=False):
+        nn.Linear.__init__(self, d_in, d_out, bias=bias)
+        self.d_in, self.d_out, self.guide = d_in, d_out, None
 
     def reset_parameters(self):  # make() initialises; torch's own draw would only move the random stream
         pass
@@ -27,5 +34,24 @@ class Dense(nn.Linear):
     def from_dense(self, W):
         self.weight.copy_(W)
 
+    @torch.no_grad()
+    def start(self, W0, std, gen, residual=False):
+        self.weight.copy_(torch.randn(self.weight.shape, generator=gen) * std if W0 is None else W0)
+
     def macs(self):
-        return self.in_features * self.out_features
+        return self.d_in * self.d_out
+
+    def form_macs(self):
+        return 0
+
+    def moves(self):
+        return 0
+
+    def describe(self):
+        return 'dense'
+
+    def decay_scale(self):
+        return [1.0]
+
+    def matrices(self):
+        return dict(weight=Matrix(tuple(self.weight.shape), (0,), (1,), split=self.parts))

@@ -2,30 +2,63 @@
 Expanded layers: a matrix as a product of larger ones.
 """
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn as nn
 from torch.nn import functional as F
 
+from configurator import key
 from linear import structured
+from linear.base import Layer, Matrix
 
 
-class Expanded(nn.Module):
+class Expanded(Layer):
     """W = W_N ... W_1 without a nonlinearity: inner width `expansion` (k), `expansion_depth` (N) factors.
 
     factors[0] is W_1 (k, d_in), applied first, then (k, k) ..., last W_N (d_out, k). The bias sits on the last only, so
     that collapse is exact. Arora, Cohen & Hazan 2018 (arXiv 1802.06509): depth acts as a preconditioner on W's gradient.
     """
 
+    @dataclass
+    class Keys:
+        expansion: int = key(0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0)
+        expansion_depth: int = key(2, 'number of factors of an expanded layer', low=2)
+        expansion_init: str = key(
+            'gaussian',
+            "product of Gaussians; or exactly the dense twin's matrix (svd needs k >= rank for that)",
+            choices=('gaussian', 'orthogonal', 'svd'),
+        )
+        expansion_decay: str = key(
+            'factors',
+            'weight_decay acts on the factors, on their product as in the dense twin, or on none',
+            choices=('factors', 'product', 'none'),
+        )
+        expansion_lr: str = key(
+            'none',
+            "matched: divide the factors' learning rate by the effective-rate ratio",
+            choices=('none', 'matched'),
+        )
+
+    sizes = ('expansion',)
+    knob = 'expansion'
+    starts = ('whitened',)
+
     def __init__(self, d_in, d_out, config):
-        super().__init__()
         k = config.expansion or 4 * min(d_in, d_out)  # 4x: the Gaussian product is well-conditioned (k = min is not)
-        self.d_in, self.d_out, self.k, self.depth = d_in, d_out, k, config.expansion_depth
-        self.init, self.decay, self.lr_rule = config.expansion_init, config.expansion_decay, config.expansion_lr
-        widths = [d_in] + [k] * (self.depth - 1) + [d_out]
-        self.factors = nn.ParameterList(torch.empty(o, i) for i, o in zip(widths, widths[1:]))
-        self.bias = None
-        self.register_buffer('lr_scale', torch.tensor(1.0))
-        self.rate = 1.0  # of its dense twin, see make()
+        widths = [d_in] + [k] * (config.expansion_depth - 1) + [d_out]
+        super().__init__(d_in, d_out, [(o, i) for i, o in zip(widths, widths[1:])], decay=config.expansion_decay)
+        self.k, self.depth = k, config.expansion_depth
+        self.init, self.lr_rule = config.expansion_init, config.expansion_lr
+
+    @classmethod
+    def problems(cls, config, sites):
+        full = max((min(d) for d in sites.values()), default=0)
+        if config.expansion_init == 'orthogonal' and 0 < config.expansion < full:
+            return [
+                f'expansion = {config.expansion}: expansion_init = orthogonal needs expansion >= {full}, the smaller side'
+                ' of its layers; use svd (keeps the best rank-k part) or gaussian'
+            ]
+        return super().problems(config, sites)
 
     def forward(self, x):
         for i in range(self.depth - 1):  # by index: torch 2.11's compiler cannot slice a ParameterList
@@ -67,6 +100,13 @@ class Expanded(nn.Module):
         self.match()
         self.lr_scale *= self.rate
 
+    @torch.no_grad()
+    def whitened(self, W, C):
+        """The least E|Wx - W'x|^2 of rank k for C = E[x x^T]: W' = U U^T W, see structured.output_space."""
+        W = W.double()
+        U = structured.output_space(W, structured.whitened_by(C), self.k)
+        self.from_dense(U @ (U.T @ W))
+
     def set_orthogonal(self, W0, gen):
         """W_1 ... W_{N-1} orthonormal and W_N = W0 Q^T, or mirrored where d_out < d_in; the product is W0."""
         flip = self.d_out < self.d_in
@@ -90,23 +130,25 @@ class Expanded(nn.Module):
         for j, (W, share) in enumerate(zip(self.factors, structured.shares(S[:r], self.depth))):
             W.copy_((bases[j + 1] * share) @ bases[j].T)
 
-    def macs(self):
-        return sum(W.numel() for W in self.factors)
-
     def form_macs(self):
         return (self.depth - 2) * self.k**2 * min(self.d_in, self.d_out) + self.k * self.d_in * self.d_out
 
     def moves(self):
         return 2 * self.k * (self.depth - 1)
 
+    def rank(self):
+        return min(self.d_in, self.d_out, self.k)
+
     def describe(self):
         return f'{self.depth} factors, k = {self.k}'
 
-    def decay_scale(self):
-        """AdamW shrinks every factor by 1 - lr*wd, hence W by its N-th power. 'product' shrinks W as its dense twin's
-        (to first order in lr*wd), whatever lr_scale is."""
-        one = {'factors': 1.0, 'product': self.rate / (self.depth * self.lr_scale.item()), 'none': 0.0}[self.decay]
-        return [one] * self.depth
+    def matrices(self):
+        """Every factor, as it lies: (outputs, inputs)."""
+        last = len(self.factors) - 1
+        return super().matrices() | {
+            f'factors.{i}': Matrix(tuple(W.shape), (0,), (1,), split=self.parts if i == last else ())
+            for i, W in enumerate(self.factors)
+        }
 
 
 def float64(W):

@@ -1,23 +1,46 @@
 """
-Tensor trains of more than two cores.
-
-A matrix as a tensor with an axis pair (n_i, m_i) per core, n over outputs and m over inputs:
+Tensor trains: a matrix as a tensor with an axis pair (n_i, m_i) per core, n over outputs and m over inputs,
 
     W[n_1 ... n_c, m_1 ... m_c] = G_1[n_1, m_1] G_2[n_2, m_2] ... G_c[n_c, m_c],   G_i[n, m] of shape (r_i, r_{i+1})
 
-A train of two cores is a point of the family in structured.py.
+(Oseledets 2011; Novikov et al. 2015, arXiv 1509.06569). A train of two cores is a point of the einsum family: the sum of
+as many Kronecker products as its rank.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
-from linear.structured import Einsum, Structured, fail, gemm_std
+from configurator import key
+from linear import structured
+from linear.base import Matrix
+from linear.einsum import Einsum, Shape, to_share
+from linear.structured import Structured, divisors, fail, gemm_std, near
+
+
+class TwoCores(Einsum):
+    """A train of two cores, split at the square root: B is the first core, A the second."""
+
+    @staticmethod
+    def choose(d_in, d_out, c):
+        a, d = (near(math.sqrt(n), divisors(n)) for n in (d_in, d_out))
+        return to_share(Shape(a, d_in // a, 1, d, d_out // d, 1, 1), c, c.rank)
 
 
 class TensorTrain(Structured):
-    """A tensor train of more than two cores: core i (r_i, n_i, m_i, r_{i+1}), n over outputs, m over inputs, ranks 1 at
-    both ends (Oseledets 2011; Novikov et al. 2015, arXiv 1509.06569)."""
+    """A tensor train of tt_cores cores: core i (r_i, n_i, m_i, r_{i+1}), n over outputs, m over inputs, ranks 1 at both
+    ends. With two cores the layer is a TwoCores."""
+
+    @dataclass
+    class Keys(structured.Rank, structured.Share, structured.Keys):
+        tt_cores: int = key(2, 'cores of tensor_train', low=2)
+
+    sizes = ('structured_share', 'rank')
+    knob = 'rank'
+
+    def __new__(cls, d_in=0, d_out=0, config=None):  # without arguments when it is copied
+        return TwoCores(d_in, d_out, config) if config and config.tt_cores == 2 else super().__new__(cls)
 
     def __init__(self, d_in, d_out, config):
         c = config.tt_cores
@@ -122,6 +145,12 @@ class TensorTrain(Structured):
     def describe(self):
         return f'inputs {"x".join(map(str, self.m))}, outputs {"x".join(map(str, self.n))}, ranks {self.ranks[1:-1]}'
 
+    def matrices(self):
+        """A core (r, n, m, s) is the map (r m) -> (n s)."""
+        return super().matrices() | {
+            f'factors.{i}': Matrix(tuple(W.shape), (1, 3), (0, 2)) for i, W in enumerate(self.factors)
+        }
+
 
 def balanced(d: int, c: int) -> list[int]:
     """c integers with product d, as equal as its prime factors allow."""
@@ -135,8 +164,3 @@ def balanced(d: int, c: int) -> list[int]:
     for p in reversed(primes):
         out[out.index(min(out))] *= p
     return sorted(out)
-
-
-def by_cores(d_in, d_out, config):
-    """The member of tt_cores cores."""
-    return (Einsum if config.tt_cores == 2 else TensorTrain)(d_in, d_out, config)

@@ -1,5 +1,5 @@
 """
-Plain matrices into structured ones, any member of linear.LINEAR.
+Plain matrices into structured ones, any layer of linear.LAYERS.
 
     python transfer.py factorize --checkpoint=out/x/best.pt --linear=kronecker --out=out/x-kronecker/ckpt.pt
     python transfer.py factorize config/kronecker/81m.py --checkpoint=gpt2 --dataset=gutenberg --out=out/81m/ckpt.pt
@@ -12,8 +12,9 @@ Which layers, and into what, is said with the keys that train.py has for it; sha
 the smallest Frobenius error, judged by how much the loss on training tokens rises when one block at a time has them,
 summed over blocks; then the same with the blocks left dense that resist most.
 
---init  nearest   in the Frobenius norm: the member's from_dense, by exact SVD (of Van Loan & Pitsianis' rearrangement
-                  for Kronecker sums, of W for low_rank, of every tile for btt and monarch)
+--init  nearest   in the Frobenius norm: the layer's from_dense, by exact SVD (of Van Loan & Pitsianis' rearrangement
+                  for Kronecker sums, of W for low_rank, of every tile for btt and monarch), by iteration where there is
+                  no closed form
         whitened  nearest in what the layer puts out on training tokens, E|Wx - W'x|^2, where that has a closed form:
                   low_rank, expanded, block_diagonal
         prune     Kronecker sums: as many entries of each tile as there are terms, the others zero. Of a second factor
@@ -29,6 +30,7 @@ no use before it has been trained on. Van Loan & Pitsianis 1993; Ayad, Mitrovic 
 """
 
 import dataclasses
+import inspect
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -42,38 +44,26 @@ import hardware
 import linear
 from configurator import UserError, key, overrides, root_path
 from files import write_json
-from linear import factors, structured
-from linear.block_diagonal import BlockDiagonal
-from linear.expanded import Expanded
-from linear.structured import divisors
-from model import PARAMETERIZATION, GPTConfig
+from linear import factors
 from surgery import distill
 from surgery.operation import block_of, layer_of, open_model, put, report, twin, with_keys, write
 from tokens import loader
 
 CALIBRATION = 8192  # training tokens that --init=whitened looks at
-TERMS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of Kronecker sums, that are tried
 SHORTLIST = 4  # shapes whose loss is measured, for each number of blocks left dense
 
 # -----------------------------------------------------------------------------
-# keys: those of GPTConfig that shape linear layers, and what to do with them
+# keys: those that shape linear layers, and what to do with them
 
-SHAPE = [f for f in dataclasses.fields(GPTConfig) if f.name.startswith(PARAMETERIZATION) and f.name != 'linear_path']
-SIZES = (
-    'structured_share',
-    'rank',
-    'blocks',
-    'theta',
-    'einsum_shape',
-    'kronecker_shape',
-    'kronecker_terms',
-    'expansion',
-)
+SHAPE = [k for k in linear.all_keys() if k != 'linear_path']
+STARTS = {'nearest': 'from_dense'} | {
+    s: s for L in linear.LAYERS.values() for s in L.starts
+}  # {init: method of a layer}
 
 
 @dataclass
-class FactorizeConfig(with_keys(*PARAMETERIZATION)):
-    init: str = key('nearest', 'how the factors start', choices=('nearest', 'whitened', 'prune', 'random'))
+class FactorizeConfig(with_keys(*SHAPE)):
+    init: str = key('nearest', 'how the factors start', choices=(*STARTS, 'random'))
     rescale: bool = key(False, 'scale the new matrix to the norm of the old one')
     params: str = key('', 'at most so many parameters, such as 81M or 80500000; shapes are chosen')
     distill_iters: int = key(0, 'steps of training each new block to do as the old one; 0: none', low=0)
@@ -85,14 +75,16 @@ class FactorizeConfig(with_keys(*PARAMETERIZATION)):
 
     def problems(self):
         found = super().problems()
+        layer = linear.LAYERS[self.linear]
         if self.linear == 'dense':
-            found.append(f'linear: must be given, one of {", ".join(k for k in linear.LINEAR if k != "dense")}')
-        if self.linear == 'btt_moe':
-            found.append('linear = btt_moe: its matrix differs from token to token, so no one matrix can become it')
-        if self.init == 'prune' and self.linear != 'kronecker':
-            found.append(f'init = prune: is for linear = kronecker, not for {self.linear}')
-        if self.init == 'whitened' and self.linear not in WHITENED:
-            found.append(f'init = whitened: has a closed form for {", ".join(WHITENED)} only, not for {self.linear}')
+            found.append(f'linear: must be given, one of {", ".join(k for k in linear.LAYERS if k != "dense")}')
+        if not layer.is_matrix:
+            found.append(
+                f'linear = {self.linear}: its matrix differs from token to token, so no one matrix can become it'
+            )
+        if self.init not in ('nearest', 'random', *layer.starts):
+            have = ', '.join(k for k, L in linear.LAYERS.items() if self.init in L.starts)
+            found.append(f'init = {self.init}: is for linear = {have}, not for {self.linear}')
         if self.guide_iters:
             found.append('guide_iters: a guide leads a start from scratch, this one has its matrices; leave it out')
         if self.init == 'random' and self.rescale:
@@ -103,8 +95,13 @@ class FactorizeConfig(with_keys(*PARAMETERIZATION)):
             except (ValueError, OverflowError):
                 found.append(f"params = '{self.params}': must be a number such as 81M, 80.5M or 80500000")
             given = overrides(self)
-            found += [f'{k}: is what params chooses; give one of them' for k in SIZES if k in given]
+            found += [f'{k}: is what params chooses; give one of them' for k in layer.sizes if k in given]
         return found
+
+
+def wants_inputs(layer, init: str) -> bool:
+    """Whether that start of a layer, or of its class, looks at C = E[x x^T] of what the layer takes."""
+    return init in layer.starts and 'C' in inspect.signature(getattr(layer, init)).parameters
 
 
 def parameters(text: str) -> int:
@@ -115,7 +112,7 @@ def parameters(text: str) -> int:
 
 def shaped(config, cfg: FactorizeConfig, **choice):
     """The model's config with its layers as cfg says. Raises UserError naming what does not fit, or has no effect."""
-    new = dataclasses.replace(config, **{f.name: getattr(cfg, f.name) for f in SHAPE} | choice)
+    new = dataclasses.replace(config, **{k: getattr(cfg, k) for k in SHAPE} | choice)
     if found := new.problems():
         raise UserError('\n'.join(found))
     if idle := {k: v for k, v in new.idle().items() if k in overrides(cfg)}:
@@ -130,50 +127,6 @@ def shaped(config, cfg: FactorizeConfig, **choice):
 # one matrix
 
 
-def nearest(member, W, C=None):
-    member.from_dense(W)
-
-
-def prune(member, W, C=None):
-    """Term r keeps entry r of every tile (d, a) of W, in the order of rows; with a d terms it is W. Krony-PT's start of
-    the 95M model has one term and a tile of two."""
-    s = member.shape
-    A, B = torch.zeros(s.a, s.r, s.d), torch.zeros(s.r, s.b, s.e)
-    tiles = W.view(s.e, s.d, s.b, s.a)
-    for r in range(s.r):
-        A[r % s.a, r, r // s.a] = 1
-        B[r] = tiles[:, r // s.a, :, r % s.a].T
-    member.place([A.view(member.factors[0].shape), B.view(member.factors[1].shape)])
-
-
-def whitened(member, W, C):
-    """The least E|Wx - W'x|^2 for C = E[x x^T]. Of rank r: W' = U U^T W, U the first r left singular vectors of
-    W C^(1/2). Block-diagonal: each block of outputs regressed on its own inputs."""
-    C = C.double()
-    C = C + 1e-6 * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)  # inputs that never varied
-    W = W.double()
-    if isinstance(member, BlockDiagonal):
-        k, i, o = member.factors[0].shape
-        rows, cols = W.split(o), range(0, k * i, i)
-        blocks = [torch.linalg.solve(C[c : c + i, c : c + i], C[c : c + i] @ w.T).T for c, w in zip(cols, rows)]
-        return member.from_dense(torch.block_diag(*blocks))
-    r = member.k if hasattr(member, 'k') else member.shape.r
-    if len(W) <= len(C):
-        U = torch.linalg.eigh(W @ C @ W.T).eigenvectors[:, -r:]
-    else:
-        S = W @ torch.linalg.cholesky(C)
-        U = torch.linalg.qr(S @ torch.linalg.eigh(S.T @ S).eigenvectors[:, -r:]).Q
-    if isinstance(member, Expanded):
-        return member.from_dense(U @ (U.T @ W))
-    u, s, Vh = torch.linalg.svd(U.T @ W, full_matrices=False)  # of U U^T W, for less
-    first, last = structured.shares(s, 2)
-    member.place([(Vh.T * first)[None], (U @ u * last).T[None]])
-
-
-INITS = dict(nearest=nearest, prune=prune, whitened=whitened)
-WHITENED = ('low_rank', 'expanded', 'block_diagonal')
-
-
 @torch.no_grad()
 def new_layer(config, site: str, old, init='nearest', C=None, rescale=False):
     """The member that takes the place of a plain layer, on the CPU; its bias is a copy of the old one's."""
@@ -181,9 +134,11 @@ def new_layer(config, site: str, old, init='nearest', C=None, rescale=False):
     factored = dataclasses.replace(config, linear_path='factored')
     member = linear.make(factored, site, W.size(1), W.size(0), residual=site.endswith('c_proj'))
     if init != 'random':
-        INITS[init](member, W, C)
+        data = (C,) if wants_inputs(member, init) else ()
+        set_to = getattr(member, STARTS[init])
+        set_to(W, *data)
         if rescale:  # all of these are homogeneous
-            INITS[init](member, W * (W.norm() / member.to_dense().norm().clamp_min(1e-30)), C)
+            set_to(W * (W.norm() / member.to_dense().norm().clamp_min(1e-30)), *data)
     if old.bias is not None:
         member.bias.copy_(old.bias)
     return member
@@ -324,7 +279,7 @@ def count(config, dense: int) -> int:
     n = dense
     for (d_in, d_out), times in Counter(linear.chosen(config).values()).items():
         with torch.device('meta'):
-            member = linear.LINEAR[config.linear](d_in, d_out, config)
+            member = linear.LAYERS[config.linear](d_in, d_out, config)
         n += times * (sum(p.numel() for p in member.parameters()) - d_in * d_out)
     return n
 
@@ -338,23 +293,19 @@ def shapes(config, budget: int, dense: int) -> list[tuple[int, dict]]:
         except UserError:
             return math.inf
 
+    layer, options = linear.LAYERS[config.linear], []
     narrow, wide = sorted(max(linear.chosen(config).values(), key=math.prod))
-    if config.linear == 'kronecker':
-        pairs = [(e, b) for e in divisors(wide) for b in divisors(narrow)]
-        options = [dict(kronecker_shape=p, kronecker_terms=k) for p in pairs for k in TERMS]
-    elif config.linear in ('monarch', 'block_diagonal'):
-        options = [dict(blocks=k) for k in divisors(math.gcd(wide, narrow)) if k > 1]
-    else:  # one key makes it larger
-        knob, options = 'expansion' if config.linear == 'expanded' else 'rank', []
-        tiles = dict(btt=(0, 2, 4, 8, 16, 32), block_dense=(2, 4, 8, 16, 32)).get(config.linear, (0,))
-        for blocks in tiles:
-            step = blocks if config.linear == 'block_dense' else 1
-            low, high = 0, 4 * narrow // step
-            while high - low > 1:
-                middle = (low + high) // 2
-                fits = size(blocks=blocks, **{knob: middle * step}) <= budget
-                low, high = (middle, high) if fits else (low, middle)
-            options += [dict(blocks=blocks, **{knob: low * step})] if low else []
+    for keys in layer.variants(narrow, wide):
+        if not layer.knob:
+            options.append(keys)
+            continue
+        step = layer.step(keys)
+        low, high = 0, 4 * narrow // step
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = size(**keys, **{layer.knob: middle * step}) <= budget
+            low, high = (middle, high) if fits else (low, middle)
+        options += [keys | {layer.knob: low * step}] if low else []
     found = sorted(((size(**o), o) for o in options), key=lambda f: -f[0] if f[0] < math.inf else 0)
     found = [f for f in found if f[0] <= budget]
     return [f for f in found if f[0] >= found[0][0] - 0.01 * dense]
@@ -389,8 +340,10 @@ def damage(model, config, init: str, tokens, device) -> dict:
 def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
     """The config whose layers fit cfg.params with the least damage; see the head of this file."""
     budget, best, kept, resistance = parameters(cfg.params), None, [], Counter()
+    layer = linear.LAYERS[cfg.linear]
     first = shaped(model.config, cfg)
-    init = 'prune' if cfg.init == 'prune' else 'nearest'  # what a start costs to find out
+    own = cfg.init in layer.starts and not wants_inputs(layer, cfg.init)
+    init = cfg.init if own else 'nearest'  # what can be tried without looking at inputs
     print(f'{"parameters":>11} {"summed rise":>11}  shape')
     while True:
         keep = ','.join(
@@ -424,7 +377,11 @@ def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
 
 def shape_keys(config, cfg) -> str:
     """The keys that params has chosen, as flags."""
-    values = {k: getattr(config, k) for k in (*SIZES, 'keep_dense') if getattr(config, k) != getattr(cfg, k)}
+    values = {
+        k: getattr(config, k)
+        for k in (*linear.LAYERS[cfg.linear].sizes, 'keep_dense')
+        if getattr(config, k) != getattr(cfg, k)
+    }
     text = lambda v: ','.join(f'{i:g}' for i in v) if isinstance(v, tuple) else v
     return ' '.join(f'--{k}={text(v)}' for k, v in values.items())
 
@@ -473,7 +430,7 @@ def factorize(cfg: FactorizeConfig):
         config = shaped(model.config, cfg)
 
     calibration = None
-    if cfg.init == 'whitened':
+    if wants_inputs(linear.LAYERS[cfg.linear], cfg.init):
         calibration = training_windows(dataset, config, CALIBRATION, cfg.seed, device)[0]
     print(f'{cfg.linear}, init {cfg.init}; loss on {look[0].numel():,} validation tokens')
     say(None)
@@ -485,7 +442,7 @@ def factorize(cfg: FactorizeConfig):
     new = twin(model)
     new.config = dataclasses.replace(config, linear_path='auto')
     if cfg.distill_iters:
-        shape = {f.name: getattr(config, f.name) for f in SHAPE}
+        shape = {k: getattr(config, k) for k in SHAPE}
         settings = dataclasses.asdict(cfg) | shape | dict(iter_num=ckpt['iter_num'])
         distill.distill(model, new, layers, cfg, settings, dataset, look)
     for site, member in layers.items():

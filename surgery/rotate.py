@@ -23,7 +23,7 @@ import torch.distributed as dist
 import linear
 from linear import factors
 from linear.expanded import Expanded, float64
-from model import GPT, PARAMETERIZATION
+from model import GPT
 from surgery.operation import layer_of, path
 
 
@@ -68,7 +68,7 @@ def resumed(ckpt: dict) -> dict:
     config = ckpt['config']
     if config.get('expansion_schedule', 'all') == 'all' or config['linear'] != 'expanded':
         return dict(expansion_schedule='all')
-    return {k: v for k, v in config.items() if k.startswith(PARAMETERIZATION)}
+    return {k: v for k, v in config.items() if k in linear.all_keys() or k.startswith('expansion_')}
 
 
 def due(cfg, it: int) -> bool:

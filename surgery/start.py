@@ -9,8 +9,9 @@ import torch
 
 import checkpoint
 import hardware
+import linear
 from configurator import UserError, overrides, root_path
-from model import COMPUTING, PARAMETERIZATION
+from model import COMPUTING
 from surgery import reader, rotate
 
 
@@ -20,7 +21,7 @@ def take_model_keys(cfg, ckpt: dict, path):
     args = checkpoint.read_args(ckpt, path)
     drop = ['dropout', *COMPUTING]
     if cfg.init_from != 'resume':
-        shape = [k for k in args if k.startswith(PARAMETERIZATION) and k != 'linear_path']
+        shape = [k for k in linear.all_keys() if k != 'linear_path']
         if args['linear'] == 'dense':
             drop += shape
         elif cfg.expansion_schedule != 'all':

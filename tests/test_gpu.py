@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import hardware
 from configurator import load
-from linear import MEMBERS, make, moe
+from linear import LAYERS, make, moe
 from linear.kernels import fused
 from model import GPTConfig
 from toys.letter_counting import Transformer
@@ -118,7 +118,7 @@ def kernels_of(step) -> list[str]:
 def test_structured_layers_permute_nothing(name):
     """Forward and backward in bfloat16 launch matrix products only: no copy, no elementwise kernel."""
     keys = dict(blocks=4) if name == 'btt' else {}
-    m = MEMBERS[name](512, 2048, GPTConfig(linear=name, **keys))
+    m = LAYERS[name](512, 2048, GPTConfig(linear=name, **keys))
     m.start(None, 0.02, torch.Generator().manual_seed(0))
     m = m.cuda().bfloat16()
     x = torch.randn(4096, 512, device='cuda', dtype=torch.bfloat16, requires_grad=True)

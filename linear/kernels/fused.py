@@ -21,8 +21,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from linear.einsum import Einsum
 from linear.kernels import blocks
-from linear.structured import Einsum
 
 try:
     import triton

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import ROOT
 
-from lab import stats
+from lab import records, sigma, stats
 
 SIMULATIONS = 500
 
@@ -110,3 +111,14 @@ def test_the_power_law_of_exact_points_is_found_and_needs_four_sizes():
 def test_pareto_fronts_leave_out_what_is_beaten():
     points = [(10, 2.0), (20, 1.5), (15, 2.1), (20, 1.6), (30, 1.5), (40, 1.2)]
     assert stats.pareto(points) == [0, 1, 5]
+
+
+def test_the_spread_of_committed_runs_is_shown(capsys):
+    sigma.show(ROOT / 'results' / 'sigma')
+    out = capsys.readouterr().out
+    rows = [
+        r['eval']['val_a'][-1]
+        for r in records.read_records(ROOT / 'results' / 'sigma').values()
+        if r['arm'] == 'shakespeare_250'
+    ]
+    assert len(rows) == 8 and f'std of val_a {np.std(rows, ddof=1):.4f}' in out

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import UserError
-from linear.moe import BttMoE, MoE, route
+from linear.btt_moe import BttMoE
+from linear.moe import MoE, route
 from model import GPTConfig
 from surgery import collapse
 

@@ -1,0 +1,16 @@
+# How far do seeds alone move the last loss? Dense at each setting that comparisons use, eight seeds, one rate. No arm is
+# compared with another one here: an arm is a setting.
+#
+#   python compare.py config/compare/sigma.py --cluster=pool --jobs=8
+#   python -m lab.sigma results/sigma           standard deviations, of both halves of the validation windows too
+
+claim = '{arm} and {baseline} are two settings; there is no claim about them'
+common = '--save_checkpoint=false'
+arms = dict(
+    gutenberg_128='config/structured/gutenberg_bpe.py',
+    shakespeare_250='config/shakespeare_char.py --max_iters=250',
+)
+mismatch = dict(shakespeare_250='another setting, not compared')
+seeds = 8
+match = 'tokens'
+bench = False

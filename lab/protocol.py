@@ -1,0 +1,282 @@
+"""
+The rule by which a comparison is judged, from seeds to one of five words; docs/protocol.md gives the reasons.
+rates.py chooses the learning rates first.
+
+    sigma, plan, rule        before the runs: the noise of the baseline, how many seeds, what a claim will need
+    halves, figure           which half of the validation set chooses and which one is reported
+    judge                    after each pair of seeds: every arm's interval, p and word
+    with_rates, contradicts  what an uncertain learning rate does to a word
+
+Lower figures are better, effects are arm minus baseline, `worth` is the smallest gain that matters. Functions take plain
+numbers, a value per seed in the order of the seeds; nothing here reads a file.
+"""
+
+import bisect
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from configurator import UserError
+from lab import stats
+from lab.rates import Rate
+
+ALPHA = 0.05  # of a comparison: all its arms, looks and both sides
+POWER = 0.8
+FIRST, STEP = 4, 2  # seeds at the first look, and from look to look
+SIGMA_SEEDS = 8  # of the baseline, before any arm is judged
+CORRELATION = 0.3  # of the sweep's seeds, above which arms are paired
+BY_WORTH, BETTER, NO_GAIN, WORSE, UNDECIDED = WORDS = (
+    'better by worth', 'better', 'no gain that matters', 'worse', 'undecided',
+)  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# before the runs
+
+
+def sigma(values) -> stats.Estimate:
+    """Standard deviation over the baseline's seeds, with its chi-square interval."""
+    n = len(values)
+    if n < SIGMA_SEEDS:
+        raise UserError(f'sigma from {n} seeds of the baseline: the noise is known from {SIGMA_SEEDS} on; add seeds')
+    s, chi2 = float(np.std(values, ddof=1)), stats.scipy_stats().chi2
+    low, high = (s * math.sqrt((n - 1) / chi2.ppf(q, n - 1)) for q in ((1 + stats.LEVEL) / 2, (1 - stats.LEVEL) / 2))
+    return stats.Estimate(s, low, high, n)
+
+
+def looks_to(n: int) -> tuple:
+    """Seeds per arm at each look, the last one n."""
+    return (*range(FIRST, n, STEP), n)
+
+
+def fractions(looks: tuple, base_seeds: int = SIGMA_SEEDS) -> tuple:
+    """Information at each look over that at the last one; the baseline has base_seeds from the start (1: paired)."""
+    information = [1 / (1 / n + 1 / max(n, base_seeds)) for n in looks]
+    return tuple(i / information[-1] for i in information)
+
+
+def cautious(df, smaller: int):
+    """Degrees of freedom between Welch's and those of the smaller sample alone (their harmonic mean): with four seeds
+    of an arm that is three times as noisy as the baseline, Welch's let 7% pass for 5%."""
+    return 2 / (1 / df + 1 / (smaller - 1))
+
+
+def needs(n: int, p: float, base_seeds: int = SIGMA_SEEDS) -> float:
+    """The difference, in sigma, from which on the test of n seeds an arm falls below p."""
+    m = max(n, base_seeds)
+    return float(stats.scipy_stats().t.isf(p / 2, cautious(n + m - 2, n))) * math.sqrt(1 / n + 1 / m)
+
+
+def detects(n: int, p: float, power: float = POWER, base_seeds: int = SIGMA_SEEDS) -> float:
+    """The true difference, in sigma, that this test finds with this probability (noncentral t, by bisection)."""
+    s, m = stats.scipy_stats(), max(n, base_seeds)
+    se = math.sqrt(1 / n + 1 / m)
+    critical = needs(n, p, base_seeds) / se
+    low, high = 0.0, 4 * critical + 8
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if s.nct.sf(critical, n + m - 2, middle) >= power else (middle, high)
+    return high * se
+
+
+def plan(sigma: float, worth: float, arms: int, most: int = 100) -> tuple | None:
+    """Looks up to the seeds per arm with which a gain of `worth` is found with 80% although `arms` arms are tested.
+    None: more than `most` seeds, so `worth` or the noise has to be mended before the runs."""
+
+    def enough(n):
+        looks = looks_to(n)
+        return detects(n, stats.bounds(fractions(looks), (ALPHA / arms,))[-1, 0]) * sigma <= worth
+
+    sizes = range(FIRST, most + 1, STEP)
+    i = bisect.bisect_left(sizes, True, key=enough)
+    return looks_to(sizes[i]) if i < len(sizes) else None
+
+
+def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
+    """What a claim will need, in words, to be printed before the runs."""
+    nominal = stats.bounds(fractions(looks), (ALPHA / arms,))[:, 0]
+    lines = [
+        f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arms against the baseline,'
+        f' error rate {ALPHA:.0%} for all of them and all looks together',
+        'seeds   a claim needs p <   and a difference of     finds with 80% one of',
+    ]
+    for n, p in zip(looks, nominal):
+        need, found = needs(n, p), detects(n, p)
+        lines.append(
+            f'{n:5}   {p:16.2g}   {need:5.2f} sigma = {need * sigma:<8.4g}  {found:5.2f} sigma = {found * sigma:.4g}'
+        )
+    return '\n'.join(lines)
+
+
+# -----------------------------------------------------------------------------
+# halves of the validation set
+
+
+def halves(evaluations: dict, metric: str = 'val_loss') -> tuple[str, str]:
+    """(key that chooses rates and evaluations, key that is reported) of a record's evaluations; both the metric itself
+    where its halves were not logged."""
+    return ('val_a', 'val_b') if metric == 'val_loss' and {'val_a', 'val_b'} <= set(evaluations) else (metric, metric)
+
+
+def figure(evaluations: dict, chooses: str, reports: str, at: str = 'last') -> float:
+    """A run's figure: `reports` at the last evaluation, or at the one where `chooses` is lowest."""
+    values = evaluations[reports]
+    return values[-1] if at == 'last' else values[int(np.argmin(evaluations[chooses]))]
+
+
+# -----------------------------------------------------------------------------
+# after the runs
+
+
+def correlation(arm: dict, base: dict) -> float | None:
+    """Mean correlation of the seeds of two sweeps {rate: {seed: figure}} over the rates they share; None where there are
+    too few: fewer than four degrees of freedom say nothing."""
+    found, df = [], []
+    for lr in arm.keys() & base.keys():
+        seeds = sorted(arm[lr].keys() & base[lr].keys())
+        a, b = ([y[lr][s] for s in seeds] for y in (arm, base))
+        if len(seeds) > 2 and np.isfinite([*a, *b]).all() and np.std(a) and np.std(b):
+            found.append(float(np.corrcoef(a, b)[0, 1]))
+            df.append(len(seeds) - 1)
+    return float(np.average(found, weights=df)) if sum(df) >= 4 else None
+
+
+def t_test(arm, base, center: str = 'mean', pairs: bool = False):
+    """(effect, standard error, degrees of freedom) of a t test, arms (..., seeds); center = 'log': of the logarithms."""
+    a, b = np.asarray(arm, float), np.asarray(base, float)
+    if center == 'log':
+        if a.min() <= 0 or b.min() <= 0:
+            raise UserError("center = 'log': needs figures above 0; center = 'median' takes any")
+        a, b = np.log(a), np.log(b)
+    if pairs:
+        return stats.paired(a, b)
+    effect, se, df = stats.welch(a, b)
+    return effect, se, cautious(df, min(a.shape[-1], b.shape[-1]))
+
+
+def p_value(arm, base, null: float = 0.0, center: str = 'mean', pairs: bool = False):
+    """Two-sided p of the hypothesis that the effect is `null`."""
+    if center == 'median':
+        return stats.mann_whitney(arm, base, null)
+    effect, se, df = t_test(arm, base, center, pairs)
+    return 2 * stats.scipy_stats().t.sf(np.abs(effect - null) / se, df)
+
+
+def interval(arm, base, alpha: float, center: str = 'mean', pairs: bool = False) -> stats.Estimate:
+    """The effect and the values that p_value does not reject at alpha."""
+    if center == 'median':
+        return stats.hodges_lehmann(arm, base, 1 - alpha)
+    effect, se, df = t_test(arm, base, center, pairs)
+    half = stats.scipy_stats().t.isf(alpha / 2, df) * se
+    return stats.Estimate(effect, effect - half, effect + half, np.shape(arm)[-1])
+
+
+def word(low, high, worth: float):
+    """The index in WORDS by the bounds of the interval."""
+    return np.select([high < -worth, high < 0, low > 0, low > -worth], [0, 1, 3, 2], 4)
+
+
+def clip(low, high, value, p_zero, p_worth, worth: float):
+    """Holm's method may exclude 0 or -worth where the simultaneous interval still holds it: the interval then ends
+    there, so that the word can be read off its bounds (Guilbaud 2008)."""
+    for null, p in ((0.0, p_zero), (-worth, p_worth)):
+        out = p <= ALPHA
+        high = np.where(out & (value < null), np.minimum(high, np.nextafter(null, -np.inf)), high)
+        low = np.where(out & (value > null), np.maximum(low, np.nextafter(null, np.inf)), low)
+    return low, high
+
+
+@dataclass
+class Verdict:
+    """One arm against the baseline."""
+
+    word: str
+    value: float  # the effect; with center = 'log' in relative terms: -0.3 is 30% lower
+    low: float
+    high: float  # simultaneous over arms and looks
+    p: float  # of no difference, adjusted for arms and looks
+    n: int
+    base_n: int
+    how: str  # 'Welch', 'paired', 'Mann-Whitney', 'Welch of logarithms'
+    more: int | None = None  # undecided: seeds to add if effect and spread stay as they are
+    note: str = ''
+
+
+def judge(
+    arms: dict, base, worth: float, looks: tuple | None = None, center: str = 'mean', pairs: Collection = ()
+) -> dict[str, Verdict]:
+    """{arm: Verdict} from the figures of the deciding seeds, {arm: [...]} and those of the baseline; an arm stops taking
+    seeds once its word is not 'undecided'. looks: the plan, seeds per arm at each look (None: one look at all there is).
+    center: 'mean'; 'median' for errors with two humps; 'log', where worth is a share of the baseline's error. pairs: arms
+    whose correlation with the baseline in the sweep exceeds CORRELATION. Everything is recomputed from the figures, so
+    the verdicts do not depend on when this was called."""
+    if center not in ('mean', 'median', 'log'):
+        raise UserError(f"center = '{center}': must be mean, median or log")
+    null = math.log1p(-worth) if center == 'log' else -worth
+    if center == 'median':  # a run that diverged is the worst there is; ranks are never paired
+        pairs, arms, base = (), {a: np.minimum(v, 1e30) for a, v in arms.items()}, np.minimum(base, 1e30)
+    broken = {a for a, v in arms.items() if not np.isfinite(v).all()}
+    names = dict(mean='Welch', median='Mann-Whitney', log='Welch of logarithms')
+    found, zero, gain = {}, [], []
+    for arm, values in arms.items():
+        steps = looks or (max(2, len(values)),)
+        start = SIGMA_SEEDS if looks else len(base)
+        part = fractions(steps, 1 if arm in pairs else start)
+        found[arm] = Verdict(UNDECIDED, math.nan, -math.inf, math.inf, 1.0, len(values), len(base), '')
+        p_zero = p_gain = 1.0
+        for k, n in enumerate(steps):
+            m = n if arm in pairs else max(n, start)
+            if len(values) < n or len(base) < m or arm in broken or not np.isfinite(base).all():
+                break
+            a, b, kind = values[:n], base[:m], dict(center=center, pairs=arm in pairs)
+            p_zero = min(p_zero, float(stats.sequential_p(p_value(a, b, 0.0, **kind), part, k)))
+            p_gain = min(p_gain, float(stats.sequential_p(p_value(a, b, null, **kind), part, k)))
+            level = ALPHA / len(arms) if len(steps) == 1 else stats.bounds(part, (ALPHA / len(arms),))[k, 0]
+            e = interval(a, b, level, **kind)
+            how = 'paired' if arm in pairs else names[center]
+            found[arm] = replace(found[arm], value=e.value, low=e.low, high=e.high, n=n, base_n=m, how=how)
+        zero.append(p_zero)
+        gain.append(p_gain)
+    for (arm, v), p0, pw in zip(found.items(), stats.holm(zero), stats.holm(gain)):
+        low, high = clip(v.low, v.high, v.value, p0, pw, -null)
+        which = WORDS[int(word(low, high, -null))]
+        more = more_seeds(v, low, high, -null) if which == UNDECIDED and v.how else None
+        value, low, high = (math.expm1(y) if center == 'log' else float(y) for y in (v.value, low, high))
+        found[arm] = replace(v, word=which, value=value, low=low, high=high, p=float(p0), more=more)
+        if arm in broken:
+            bad = sum(not math.isfinite(y) for y in arms[arm])
+            found[arm] = replace(found[arm], word=WORSE, note=f'{bad} of {len(arms[arm])} seeds diverged')
+        elif not v.how:
+            ok = np.isfinite(base).all()
+            found[arm].note = 'too few seeds for the first look' if ok else 'seeds of the baseline diverged'
+    return found
+
+
+def more_seeds(v: Verdict, low: float, high: float, worth: float) -> int | None:
+    """Seeds per arm to add until the interval, shrinking with the root of their number, excludes 0 or -worth, whichever
+    lies further from the effect: if effect and spread stay as they are. None where the interval is infinite."""
+    half = max(high - v.value, v.value - low)
+    if not math.isfinite(half):
+        return None
+    return max(1, math.ceil(v.n * (half / max(abs(v.value), abs(v.value + worth))) ** 2) - v.n)
+
+
+def contradicts(chosen, second) -> bool:
+    """Do the deciding seeds say that the second best rate is better after all? The choice stays with the sweep, so that
+    no figure is judged by the seeds that chose it; a verdict on such a rate waits for more sweep seeds."""
+    if min(len(chosen), len(second)) < 2 or not np.isfinite([*chosen, *second]).all():
+        return False
+    return interval(second, chosen, ALPHA).high < 0
+
+
+def with_rates(v: Verdict, arm: Rate | None, base: Rate | None, check: bool = False) -> Verdict:
+    """A verdict stays undecided while the loser's best rate may lie beyond the rates tried, or while the deciding seeds
+    contradict the choice of a rate (check)."""
+    loser, name = (base, 'the baseline') if v.word in (BY_WORTH, BETTER) else (arm, 'the arm')
+    if v.word != UNDECIDED and loser and loser.edge in ('low', 'high'):
+        return replace(v, word=UNDECIDED, note=f'{name} has its best rate at the {loser.edge} end of those tried')
+    if v.word != UNDECIDED and check:
+        return replace(v, word=UNDECIDED, note='the second best rate did better on the deciding seeds; add sweep seeds')
+    return v

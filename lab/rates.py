@@ -1,0 +1,115 @@
+"""
+The learning rate of an arm, from its sweep alone: a parabola through the figures against the logarithm of the rate.
+docs/protocol.md gives the reasons.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Rate:
+    """What a sweep says about the learning rate of an arm."""
+
+    lr: float
+    edge: str  # '' inside the range tried; 'low', 'high': at its end; 'divergence': next to a rate that diverged
+    how: str  # 'quadratic', or 'lowest within one standard error' where no quadratic fits
+    second: float | None  # the rate tried that is best apart from lr: it meets the deciding seeds as a check
+    seeds: int  # in the smallest sample of a rate
+    cost: float  # what the uncertainty of the rate costs on average, in the figure's unit; nan without a quadratic
+    means: dict  # {rate: mean figure}, inf where a seed diverged
+
+
+def noise(values) -> tuple:
+    """(means, variances of the means) of figures (..., rates, seeds), rates ascending; nan: no such seed, inf: a run that
+    diverged, and with it its rate. A run may also diverge and stay finite: a rate counts as diverged, its mean inf, if it
+    lies ten times as high above the lowest mean as every lower rate and the noise. A variance of three seeds is worth
+    little, so each is drawn towards the median one with the weight of four degrees of freedom."""
+    n = np.sum(~np.isnan(values), -1)
+    usable = np.isfinite(np.nansum(values, -1)) & (n > 0)
+    safe = np.where(usable[..., None] & ~np.isnan(values), values, 0.0)
+    means = safe.sum(-1) / np.maximum(n, 1)
+    squares = np.where(np.isnan(values), 0.0, (safe - means[..., None]) ** 2).sum(-1)
+    df = np.maximum(n - 1, 0)
+    own = np.where(usable & (df > 0), squares / np.maximum(df, 1), np.nan)
+    with np.errstate(all='ignore'):
+        typical = np.nanmedian(own, -1, keepdims=True) if np.isfinite(own).any() else np.zeros_like(means[..., :1])
+    variances = (squares + 4 * np.nan_to_num(typical)) / (df + 4)
+    variances = variances / np.maximum(n, 1)
+    means = np.where(usable, means, np.inf)
+    with np.errstate(invalid='ignore'):  # all diverged
+        height = means - means.min(-1, keepdims=True)
+    highest = np.maximum.accumulate(np.where(usable, height, 0.0), -1)[..., :-1]
+    cliff = (height[..., 1:] > 10 * (highest + np.sqrt(typical))) & (highest > 0)
+    means[..., 1:] = np.where(np.logical_or.accumulate(cliff, -1), np.inf, means[..., 1:])
+    return means, variances
+
+
+def quadratic(x, values):
+    """(vertex, error variance of the vertex, curvature, usable) of the parabola through figures against the logarithm x
+    of the rate, by weighted least squares. x: (rates,), values: (..., rates, seeds). A parabola holds near the minimum
+    only: a point's weight is 1 / (variance of its mean + (half its height above the lowest mean)^2)."""
+    means, variances = noise(values)
+    finite = np.isfinite(means)
+    height = np.where(finite, means - means.min(-1, keepdims=True), 0.0)
+    weights = np.where(finite, 1 / (variances + (height / 2) ** 2 + 1e-18), 0.0)
+    centre = x[np.argmin(means, -1)][..., None]
+    design = np.stack([np.ones_like(x - centre), x - centre, (x - centre) ** 2], -1)  # (..., rates, 3)
+    normal = np.einsum('...r,...ri,...rj->...ij', weights, design, design)
+    usable = finite.sum(-1) >= 3
+    normal[~usable] = np.eye(3)
+    right = np.einsum('...r,...ri->...i', weights * np.where(finite, means, 0.0), design)
+    covariance = np.linalg.inv(normal)
+    b, a = np.moveaxis(np.einsum('...ij,...j->...i', covariance, right)[..., 1:], -1, 0)
+    convex = usable & (a > 0)
+    a = np.where(convex, a, 1.0)
+    gradient = np.stack([np.zeros_like(a), -1 / (2 * a), b / (2 * a**2)], -1)
+    variance = np.einsum('...i,...ij,...j->...', gradient, covariance, gradient)
+    return centre[..., 0] - b / (2 * a), variance, a, convex
+
+
+def best_rate(x, values):
+    """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the ascending logarithms x.
+    The vertex, clipped to the neighbours of the lowest mean that did not diverge; where no parabola opens upwards, the
+    lowest rate whose mean lies within one standard error of the lowest mean."""
+    means, variances = noise(values)
+    finite = np.isfinite(means)
+    vertex, _, _, convex = quadratic(x, values)
+    best = np.argmin(means, -1)[..., None]
+    near = finite & (np.abs(np.arange(len(x)) - best) <= 1)
+    low, high = np.where(near, x, np.inf).min(-1), np.where(near, x, -np.inf).max(-1)
+    limit = np.take_along_axis(means, best, -1) + np.sqrt(np.take_along_axis(variances, best, -1))
+    tie = x[np.argmax(means <= limit, -1)]  # the first that is
+    return np.where(convex, np.clip(vertex, low, high), tie), convex
+
+
+def choose_rate(figures: dict) -> Rate | None:
+    """The rate of an arm from the figures of its sweep alone, {rate: [a value per sweep seed]}; inf is a run that
+    diverged. None if every rate diverged."""
+    rates = sorted(figures)
+    values = np.full((len(rates), max(len(v) for v in figures.values())), np.nan)
+    for i, lr in enumerate(rates):
+        values[i, : len(figures[lr])] = figures[lr]
+    x, (means, _) = np.log(rates), noise(values)
+    if not np.isfinite(means).any():
+        return None
+    chosen, convex = best_rate(x, values)
+    _, variance, curvature, _ = quadratic(x, values)
+    good = np.flatnonzero(np.isfinite(means))
+    edge = ''
+    if len(rates) > 1:
+        ends = {x[good[0]]: 'divergence', x[good[-1]]: 'divergence'} | {x[0]: 'low', x[-1]: 'high'}
+        edge = ends.get(float(chosen), '')
+    step = float(np.median(np.diff(x))) if len(x) > 1 else 0.0
+    others = [i for i in good if abs(x[i] - chosen) >= step / 2 and len(x) > 1]
+    return Rate(
+        lr=float(f'{math.exp(chosen):.3g}'),
+        edge=edge,
+        how='quadratic' if convex else 'lowest within one standard error',
+        second=rates[min(others, key=lambda i: means[i])] if others else None,
+        seeds=min(len(v) for v in figures.values()),
+        cost=float(variance * curvature) if convex and not edge else math.nan,
+        means={lr: float(np.mean(v)) for lr, v in figures.items()},
+    )

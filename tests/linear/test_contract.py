@@ -1,0 +1,144 @@
+"""The contract of a layer, for every layer of the registry: what base.py promises, and that linear/ works alone."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from conftest import ROOT, tiny_gpt
+
+import linear
+from linear import factors
+from linear.base import Layer
+from model import GPTConfig, model_args
+
+LAYERS = [*linear.LAYERS, 'tensor_train of 3', 'expanded of 3']
+SPECIAL = {'tensor_train of 3': dict(tt_cores=3), 'expanded of 3': dict(expansion_depth=3)}
+
+
+def made(name, d_in=36, d_out=54, **keys):
+    m = linear.LAYERS[name.split()[0]](d_in, d_out, linear.Keys(**SPECIAL.get(name, {}) | keys))
+    m.start(None, 0.02, torch.Generator().manual_seed(0))
+    return m
+
+
+@pytest.mark.parametrize('name', LAYERS)
+@pytest.mark.parametrize('size', [(36, 54), (54, 36)])
+def test_matrices_fold_back_and_cover_every_factor(name, size):
+    m = made(name, *size)
+    found, tensors = m.matrices(), dict(m.named_parameters())
+    assert found and found.keys() <= tensors.keys()
+    for key, matrix in found.items():
+        t = tensors[key].detach()
+        parts = matrix.unfold(t)
+        assert torch.equal(matrix.fold(parts), t) and sum(p.numel() for p in parts) == t.numel()
+        assert all(p.dim() == 3 for p in parts)
+    for key, t in tensors.items():  # what is left out is no matrix
+        assert key in found or t.dim() < 2 or 1 in t.shape or not m.is_matrix, key
+
+
+def test_matrices_are_those_of_the_docstrings():
+    shapes = lambda m: [
+        [tuple(p.shape) for p in M.unfold(dict(m.named_parameters())[k])] for k, M in m.matrices().items()
+    ]
+    assert shapes(made('dense')) == [[(1, 54, 36)]]
+    assert shapes(made('expanded', expansion=40, expansion_depth=3)) == [[(1, 40, 36)], [(1, 40, 40)], [(1, 54, 40)]]
+    assert shapes(made('block_diagonal', blocks=3)) == [[(3, 18, 12)]]
+    assert shapes(made('low_rank', rank=5)) == [[(1, 5, 36)], [(1, 54, 5)]]
+    assert shapes(made('monarch', blocks=3)) == [[(3, 12, 12)], [(3, 18, 12)]]
+    assert shapes(made('kronecker', kronecker_shape=(6, 4), kronecker_terms=2)) == [[(2, 9, 9)], [(2, 6, 4)]]
+    train = made('tensor_train', tt_cores=3, rank=4)
+    assert shapes(train) == [[(1, n * s, r * m)] for r, n, m, s in (W.shape for W in train.factors)]
+    m, x = made('kronecker', kronecker_shape=(6, 4), kronecker_terms=2), torch.randn(36)
+    (A,), (B,) = (M.unfold(m.factors[i]) for i, M in enumerate(m.matrices().values()))
+    torch.testing.assert_close(sum(torch.kron(b, a) for a, b in zip(A, B)) @ x, m(x))  # they are the maps they claim
+
+
+@pytest.mark.parametrize('kind', ['dense', 'expanded', 'low_rank'])
+def test_queries_keys_and_values_are_three_matrices(kind):
+    model = tiny_gpt(linear=kind, linear_layers='attn', n_kv_head=1, linear_path='factored')
+    layer = model.transformer.h[0].attn.c_attn
+    *_, (name, matrix) = layer.matrices().items()
+    parts = matrix.unfold(dict(layer.named_parameters())[name])
+    assert [p.size(1) for p in parts] == [32, 16, 16]
+    formed = tiny_gpt(linear='low_rank', linear_layers='attn', linear_path='materialised').transformer.h[0].attn.c_attn
+    assert [
+        len(m.matrices()['weight' if m is formed else 'factors.1'].split) for m in (formed, factors.member_of(formed))
+    ] == [3, 3]
+
+
+@pytest.mark.parametrize('name', linear.LAYERS)
+def test_every_layer_fulfils_the_contract(name):
+    m, L = made(name), linear.LAYERS[name]
+    assert isinstance(m, Layer) and (m.d_in, m.d_out) == (36, 54) and m.guide is None
+    assert m(torch.randn(2, 3, 36)).shape == (2, 3, 54)
+    assert m.macs() > 0 and m.moves() >= 0 and m.form_macs() >= 0 and 0 < m.rank() <= 36 and m.describe()
+    keys = {f.name for f in dataclasses.fields(L.Keys)}
+    assert all(f.metadata['help'] for f in dataclasses.fields(L.Keys))
+    assert {*L.sizes, *([L.knob] if L.knob else [])} <= keys
+    assert all(callable(getattr(L, s)) for s in L.starts)
+    for variant in L.variants(36, 54):
+        assert variant.keys() <= keys and L.step(variant) >= 1
+    if L is not linear.LAYERS['dense']:
+        assert len(m.decay_scale()) == len(m.factors) and m.lr_scale.numel() in (1, len(m.factors))
+
+
+@pytest.mark.parametrize('name', linear.LAYERS)
+def test_a_checkpoint_says_what_its_layers_read_and_nothing_of_others(name):
+    """Every key set to something: those of other layers are without effect, and are not saved."""
+    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5, tuple: lambda v: (4.0, 4.0)}
+    keys = {}
+    for f in dataclasses.fields(linear.Keys):
+        if f.name in linear.all_keys() and f.name not in linear.CHOOSING:
+            choices = [c for c in f.metadata['choices'] if c != f.default]
+            keys[f.name] = choices[0] if choices else other[f.type](f.default)
+    config = GPTConfig(linear=name, **keys)
+    mine = set(linear.keys_of(name))
+    saved, idle = model_args(config), config.idle()
+    for k in keys:
+        assert (k in saved) == (k in mine) and (k in idle) == (k not in mine), k
+
+
+def test_a_key_that_two_layers_declare_apart_is_refused(monkeypatch):
+    @dataclasses.dataclass
+    class Keys:
+        rank: int = linear.key(3, 'another rank')
+
+    monkeypatch.setitem(linear.LAYERS, 'mine', types.SimpleNamespace(Keys=Keys))
+    with pytest.raises(TypeError, match="'rank' is declared twice, for einsum and for mine"):
+        linear.gather()
+
+
+ALONE = """
+import sys, torch, linear
+from linear import LAYERS, Keys
+torch.manual_seed(0)
+for second in ('dense', 'btt', 'expanded'):
+    layers = [LAYERS['dense'](16, 32, Keys()), LAYERS[second](32, 16, Keys(rank=2))]
+    for m in layers:
+        m.start(None, 0.2, torch.Generator().manual_seed(1))
+    adam = torch.optim.Adam([p for m in layers for p in m.parameters()], lr=1e-2)
+    x, losses = torch.randn(64, 16), []
+    for _ in range(20):
+        loss = (layers[1](layers[0](x).relu()) - x.roll(1, 1)).square().mean()
+        losses.append(loss.item())
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert losses[-1] < 0.9 * losses[0], (second, losses)
+print(linear.__file__, sorted(m for m in sys.modules if m in ('model', 'files', 'train')))
+"""
+
+
+def test_linear_and_the_configurator_work_alone(tmp_path):
+    shutil.copytree(ROOT / 'linear', tmp_path / 'linear', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(ROOT / 'configurator.py', tmp_path)
+    r = subprocess.run(
+        [sys.executable, '-c', ALONE], cwd=tmp_path, env=dict(PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'), text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert r.returncode == 0, r.stderr
+    assert r.stdout.split() == [str(tmp_path / 'linear' / '__init__.py'), '[]']
