@@ -1,5 +1,6 @@
-# make run    train an expanded GPT and its dense twin on Shakespeare, collapse, plot, sample
-# make test   lint and all tests, with the check of RESULTS.md and README.md against the logs
+# make run    dense and expanded GPT at one learning rate, dense at its own: three runs, a text, a table, two sentences;
+#             interrupted, the same command goes on; what is done stays done: rm -r out/run to start anew
+# make test   lint and all tests, with the check of RESULTS.md and the documents against the logs
 # make test-fast   the tests that take less than a minute together
 # make compare-demo   a small comparison on a CPU: two arms, three seeds, learning rates swept; table, plots, page
 # All set up .venv with the pinned packages first. PYTHON chooses the interpreter (3.11 or later).
@@ -15,12 +16,19 @@ PY = .venv/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-run: .venv/ready
-	$(PY) train.py config/shakespeare_char.py --out_dir=out/run/dense
-	$(PY) train.py config/expansive_shakespeare.py --out_dir=out/run/expanded
-	$(PY) plot.py out/run/dense out/run/expanded --out=out/run/loss.png
-	$(PY) transfer.py collapse --checkpoint=out/run/expanded/best.pt --out=out/run/collapsed/ckpt.pt
-	$(PY) sample.py --checkpoint=out/run/collapsed/ckpt.pt
+RUNS = out/run/dense out/run/expanded out/run/dense-own-rate
+
+run: .venv/ready $(RUNS:%=%/done)
+	$(PY) sample.py --out_dir=$$($(PY) plot.py $(RUNS) --best)
+	$(PY) plot.py $(RUNS) --story --out=out/run/loss.png
+
+out/run/dense/done: CONFIG = config/shakespeare_char.py
+out/run/expanded/done: CONFIG = config/expansive_shakespeare.py
+out/run/dense-own-rate/done: CONFIG = config/shakespeare_char_own_rate.py
+
+out/run/%/done: | .venv/ready
+	$(PY) train.py $(CONFIG) --out_dir=$(@D) $(if $(wildcard $(@D)/ckpt.pt),--init_from=resume)
+	touch $@
 
 compare-demo: .venv/ready
 	$(PY) compare.py config/compare/demo.py

@@ -31,7 +31,7 @@ from train import TrainConfig
 
 @dataclass
 class BenchConfig(TrainConfig):
-    steps: int = key(20, 'steps in a timed block', low=1)
+    steps: int = key(20, 'steps in a timed block', low=1, group='timing')
     rounds: int = key(10, 'timed blocks of each arm', low=1)
     warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
     out: str = key('', 'file for the figures, a JSON line per arm; empty: none')

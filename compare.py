@@ -6,7 +6,7 @@ Compare ways to train: many runs, matched, each at its own best learning rate, w
     python compare.py config/compare/growth_tiny.py                      arms with preparing steps, on a CPU
     python compare.py --show=results/growth_small                        only the tables, from the logs
     python compare.py --report                                           RESULTS.md from all logs in results/
-    python compare.py --check                                            do RESULTS.md and README.md agree with them?
+    python compare.py --check                                            do RESULTS.md and the documents agree with them?
 
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
 the same order and the same start in every arm. With learning_rates each arm is first swept over them on seeds of their
@@ -109,7 +109,7 @@ class CompareConfig:
     out: str = key('out/compare', 'where runs are trained, in <name>/')
     report: bool = key(False, 'only rewrite RESULTS.md, tables, plots and pages from the logs')
     show: str = key('', 'only print the tables of such a folder of results')
-    check: bool = key(False, 'only check RESULTS.md and README.md against the logs')
+    check: bool = key(False, 'only check RESULTS.md and the documents against the logs')
 
     def __post_init__(self):
         self.arms, self.steps, self.sizes = self.arms or {}, self.steps or {}, self.sizes or {}
@@ -477,9 +477,9 @@ def main():
     if cfg.show:
         print(report.shown(input_path(cfg.show)))
     elif cfg.check:
-        if wrong := report.check(results, [ROOT / 'README.md']):
+        if wrong := report.check(results):
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
-        print('RESULTS.md and README.md agree with the logs')
+        print('RESULTS.md and the documents agree with the logs')
     elif cfg.report:
         if not any(results.glob('*/comparison.json')):
             raise UserError(

@@ -5,7 +5,7 @@ Poor man's configurator, with a seat belt.
 
 As in nanoGPT a config file is plain Python assignments and flags override it. Unlike there, a dataclass is the
 schema: a key that is not in it, a wrong type or a value out of range stops the run, all mistakes reported at once.
-A field is declared with `key(default, help, ...)`; its annotation is its type.
+A field is declared with `key(default, help, ...)`; its annotation is its type. `--help` prints the keys in groups: see `groups`.
 
 A config file may compute what it likes; names that start with an underscore, modules, functions and classes are not
 keys. `include('other.py')` runs another config first (its path is relative to the including file).
@@ -34,10 +34,11 @@ class Diverged(UserError):
     exit_code = 3
 
 
-def key(default, help: str, *, choices=(), low=None, high=None, above=None):
-    """A config key: its default, one line of meaning, and what is allowed (low <= value <= high, value > above)."""
+def key(default, help: str, *, choices=(), low=None, high=None, above=None, group=''):
+    """A config key: its default, one line of meaning, and what is allowed (low <= value <= high, value > above).
+    group: heading in --help of this key and of those that follow it in its class."""
     return dataclasses.field(
-        default=default, metadata=dict(help=help, choices=choices, low=low, high=high, above=above)
+        default=default, metadata=dict(help=help, choices=choices, low=low, high=high, above=above, group=group)
     )
 
 
@@ -47,7 +48,7 @@ def root_path(path: str) -> Path:
 
 
 def input_path(path: str) -> Path:
-    """A file the user names to be read: under the repository, or else where the shell stands."""
+    """Resolve an input path: the repository first, then the working directory."""
     inside, here = root_path(path), Path(path).expanduser()
     return here if here.exists() and not inside.exists() else inside
 
@@ -234,17 +235,35 @@ def load(schema, argv: list[str]):
     return cfg
 
 
+def groups(schema) -> dict[str, list]:
+    """{heading: fields} of a schema, for --help. A heading is the `group` of a key and holds for the keys after it; where
+    the keys of another class begin, it is the first line of that class's docstring. GROUPS of a class are the headings
+    that come first, in order; a class that builds on it puts its own headings before them."""
+    found, own, heading, owner = {}, [], '', None
+    for f in dataclasses.fields(schema):
+        declared = next(c for c in reversed(schema.__mro__) if f.name in c.__dict__.get('__annotations__', ()))
+        if declared is not owner:
+            doc = (declared.__doc__ or '').strip().split('\n')[0]
+            heading = '' if doc.startswith(f'{declared.__name__}(') else doc  # the docstring that dataclass() makes
+        heading, owner = f.metadata.get('group') or heading, declared
+        if heading not in found and declared is schema:
+            own.append(heading)
+        found.setdefault(heading, []).append(f)
+    first = schema.__dict__.get('GROUPS') or [*own, *getattr(schema, 'GROUPS', ())]
+    return dict(sorted(found.items(), key=lambda g: first.index(g[0]) if g[0] in first else len(first)))
+
+
 def print_help(schema):
     print(
         (sys.modules[schema.__module__].__doc__ or '').strip()
         + '\n\nkeys (--key=value, or key = value in a config file):'
     )
-    for f in dataclasses.fields(schema):
-        m = f.metadata
-        choices = f' [{" | ".join(map(str, m["choices"]))}]' if m.get('choices') else ''
-        print(
-            f'  --{f.name}={f.default if f.default is not None else "none"}  ({type_name(f.type)}) {m["help"]}{choices}'
-        )
+    for heading, fields in groups(schema).items():
+        print(f'\n{heading}' if heading else '')
+        for f in fields:
+            m, default = f.metadata, f.default if f.default is not None else 'none'
+            choices = f' [{" | ".join(map(str, m["choices"]))}]' if m.get('choices') else ''
+            print(f'  --{f.name}={default}  ({type_name(f.type)}) {m["help"]}{choices}')
 
 
 def overrides(cfg) -> dict:

@@ -24,18 +24,19 @@ from linear.kernels import fused
 class GPTConfig(
     linear.Keys
 ):  # how linear layers are parameterized: keys of linear/__init__.py and of its layers' files
-    block_size: int = key(1024, 'context length in tokens', low=1)
+    block_size: int = key(1024, 'context length in tokens', low=1, group='size of the model')
     vocab_size: int = key(50304, 'vocabulary; GPT-2 has 50257, padded to a multiple of 64 for speed', low=1)
     n_layer: int = key(12, 'transformer blocks', low=1)
     n_head: int = key(12, 'attention heads', low=1)
     n_embd: int = key(768, 'width of the residual stream', low=1)
     dropout: float = key(0.0, 'for pretraining 0 is good, for finetuning try 0.1+', low=0.0, high=0.999)
     bias: bool = key(True, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
-    # architecture; the defaults are GPT-2
+    # the defaults are GPT-2
     mlp: str = key(
         'gelu',
         'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU, mixture of experts',
         choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2', 'moe'),
+        group='architecture',
     )
     mlp_expansion_factor: float | tuple = key(4.0, 'hidden units of the MLP over n_embd; one number, or one per layer')
     multiple_of: int = key(1, 'hidden units are rounded to the nearest multiple of this', low=1)

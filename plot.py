@@ -1,27 +1,47 @@
 """
-Loss curves of runs, and a table of how they ended.
+Which runs are there, how did they end, and what do their loss curves look like?
 
+    python plot.py                                       every run under out/: state, iterations, losses, device, date
+    python plot.py out/compare                           every run under that folder
     python plot.py out/shakespeare-char out/expansive-shakespeare --out=out/loss.png
-    python plot.py results/expansion_250
+    python plot.py results/d12_finalists --out=          only the table
+    python plot.py results/expansion_shakespeare --rates --out=docs/rates.png    loss against learning rate of a comparison
 
-Runs whose names differ only in a final -sNUMBER are seeds of one arm: one line of the table, one colour. A folder of
-results/ stands for all of its runs.
+A folder with evaluations of its own is a run; a folder of results/ stands for all of its runs. Runs are drawn and tabled.
+Runs whose names differ only in a final -sNUMBER are the random seeds of one arm: one line of the table, one colour. Without
+a run, what lies under the folders is listed. A run that has not ended counts as running if it wrote its log in the last ten
+minutes.
 """
 
+import json
 import math
 import statistics
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import UserError, input_path, key, load, root_path, run
 from files import save_picture
-from lab.records import read_runs
+from lab import tables
+from lab.records import read_records, read_runs
+from logger import read_metrics
 
 
 @dataclass
 class PlotConfig:
     out: str = key('out/loss.png', 'picture to write; empty: only the table')
+    rates: bool = key(False, "draw a comparison's sweep: its metric against the learning rate, an arm each")
+    best: bool = key(False, 'print only the folder of the run with the lowest val loss')
+    story: bool = key(
+        False,
+        'of three arms (A and B at a shared rate, A at its own): two sentences under the table, how far B is ahead and'
+        ' whether that comes from the rate',
+    )
+
+
+def best_loss(r: dict) -> float:
+    return min(m['val_loss'] for m in r['evals'])
 
 
 def mean_std(values: list[float]) -> str:
@@ -31,20 +51,131 @@ def mean_std(values: list[float]) -> str:
 
 
 def table(runs: list[dict]) -> str:
-    """One line per arm: seeds, parameters while training and after collapse, losses of the validation split."""
+    """One line per arm: seeds, parameters while training and after collapse, rate, losses of the validation split."""
     rows = [
-        f'{"arm":16} {"n":>2} {"parameters":>12} {"collapsed":>12} {"best val":>16} {"at iter":>8} {"last val":>16}'
+        f'{"arm":16} {"n":>2} {"parameters":>12} {"collapsed":>12} {"rate":>7} {"best val":>16} {"at iter":>8}'
+        f' {"last val":>16}'
     ]
     for arm in dict.fromkeys(r['arm'] for r in runs):
         mine = [r for r in runs if r['arm'] == arm]
         best = [min(r['evals'], key=lambda m: m['val_loss']) for r in mine]
-        m = mine[0]['manifest']
+        m, rates = mine[0]['manifest'], {r['rate'] for r in mine}
+        rate = f'{mine[0]["rate"]:g}' if len(rates) == 1 and None not in rates else '-'
         rows.append(
-            f'{arm:16} {len(mine):2} {m["params"]:12,} {m["params_collapsed"]:12,}'
+            f'{arm:16} {len(mine):2} {m["params"]:12,} {m["params_collapsed"]:12,} {rate:>7}'
             f' {mean_std([b["val_loss"] for b in best]):>16} {statistics.median(b["iter"] for b in best):8.0f}'
             f' {mean_std([r["evals"][-1]["val_loss"] for r in mine]):>16}'
         )
     return '\n'.join(rows)
+
+
+def rates_picture(folder: Path, out: Path):
+    """Of a comparison: the mean over the sweep's seeds at every rate, a line per arm; and, as a point with its 95%
+    interval, the mean over the seeds that decide, at the best rate."""
+    c, cells = tables.load(folder)
+    if not any(len(x.rates) > 1 for x in cells):
+        raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(8, 4.5))
+    for i, x in enumerate(x for x in cells if len(x.rates) > 1):
+        finite = {lr: v for lr, v in x.rates.items() if math.isfinite(v)}
+        ax.plot(*zip(*finite.items()), 'o-', ms=4, color=f'C{i}', label=x.name)
+        e = [[x.mean.value - x.mean.low], [x.mean.high - x.mean.value]]
+        ax.errorbar(x.lr, x.mean.value, yerr=e, fmt='D', ms=6, capsize=4, color=f'C{i}', mec='black')
+    ax.set(xscale='log', xlabel='learning rate', ylabel=c['metric'])
+    ax.set_title('lines: sweep; diamonds: other random seeds at the best rate, with 95% interval', fontsize=9)
+    ticks = sorted({lr for x in cells for lr in x.rates})
+    ax.set_xticks(ticks, [f'{lr:g}' for lr in ticks], fontsize=8)
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend()
+    save_picture(fig, out)
+
+
+def story(runs: list[dict]) -> str:
+    """Is B ahead of A at the shared rate, and is A, at its own rate, ahead of that? Of the means over each arm's seeds."""
+    arms = list(dict.fromkeys(r['arm'] for r in runs))
+    rates = [{r['rate'] for r in runs if r['arm'] == arm} for arm in arms]
+    if len(arms) != 3 or rates[0] != rates[1] or any(len(r) != 1 for r in rates):
+        raise UserError('story: needs three arms: two at one shared learning rate, and the first one at another rate')
+    a, b, own = (statistics.mean(best_loss(r) for r in runs if r['arm'] == arm) for arm in arms)
+    (shared,), (rate,) = rates[0], rates[2]
+    gap, gain = a - b, a - own
+    first = f'At the shared rate {shared:g} {arms[1]} is {gap:.4f} nats ahead of {arms[0]} ({b:.4f} against {a:.4f}).'
+    second = f'At the rate {rate:g} {arms[0]} itself gains {gain:.4f} ({own:.4f}): '
+    if gap <= 0:
+        first = f'At the shared rate {shared:g} {arms[1]} is not ahead of {arms[0]} ({b:.4f} against {a:.4f}).'
+        second += 'here there is no gap that a rate could explain.'
+    elif gain >= gap:
+        second += f'the gap comes from the rate, and {arms[0]} is ahead once it has its own.'
+    elif gain > 0:
+        second += f'{gain / gap:.0%} of the gap comes from the rate, the rest does not.'
+    else:
+        second = f'At the rate {rate:g} {arms[0]} is no better ({own:.4f}): the gap does not come from the rate.'
+    n = min(len([r for r in runs if r['arm'] == arm]) for arm in arms)
+    return f'{first}\n{second}' + (' (One random seed; several: results/story.)' if n == 1 else '')
+
+
+# -----------------------------------------------------------------------------
+# the list of runs
+
+
+def state(folder: Path, lines: list[dict]) -> str:
+    """finished, running, interrupted at iteration N, or diverged at iteration N."""
+    try:
+        manifest, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('manifest', 'config'))
+    except (OSError, ValueError):
+        return 'damaged'
+    last = max((m['iter'] for m in lines), default=0)
+    if not all(math.isfinite(m.get('loss', m.get('val_loss', 0.0))) for m in lines):
+        return f'diverged at {last}'
+    evaluated = max((m['iter'] for m in lines if m['kind'] == 'eval'), default=-1)
+    if manifest.get('out_of_patience') or evaluated >= config.get('max_iters', math.inf):
+        return 'finished'
+    if 'finished' not in manifest and time.time() - (folder / 'metrics.jsonl').stat().st_mtime < 600:
+        return 'running'
+    return f'interrupted at {manifest.get("final_iter", last)}'
+
+
+def found_under(folder: Path) -> list[tuple]:
+    """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below."""
+    rows = []
+    for path in sorted(p.parent for p in folder.rglob('metrics.jsonl')):
+        lines = [m for m in read_metrics(path) if isinstance(m, dict)]
+        name = path.relative_to(folder)
+        if (path / 'manifest.json').exists():
+            lines = [m for m in lines if 'kind' in m]
+            evals = [m.get('val_loss', math.nan) for m in lines if m['kind'] == 'eval']
+            try:
+                facts = json.loads((path / 'manifest.json').read_text())
+            except ValueError:
+                facts = {}
+            done, at = state(path, lines), max((m['iter'] for m in lines), default=0)
+            rows.append((str(name), done, at, evals, facts))
+        else:  # of compare.py: a line per run
+            for run_, r in read_records(path).items():
+                evals = r['eval'].get('val_loss', [])
+                rows.append((str(name / run_), r['state'], max(r['eval'].get('iter', [0])), evals, r['facts']))
+    return rows
+
+
+def listing(folder: Path) -> str:
+    rows = found_under(folder)
+    if not rows:
+        raise UserError(
+            f'{folder} holds no runs and no evaluations; python train.py config/shakespeare_char.py makes one'
+        )
+    wide = max(len(r[0]) for r in rows)
+    text = [f'{"run":{wide}} {"state":20} {"iters":>7} {"best val":>9} {"last val":>9}  {"date":10}  device']
+    for name, done, at, evals, facts in rows:
+        losses = [f'{v:9.4f}' if evals else f'{"-":>9}' for v in ((min(evals), evals[-1]) if evals else (0, 0))]
+        date = facts.get('started', '-')[:10]
+        text.append(f'{name:{wide}} {done:20} {at:7,} {losses[0]} {losses[1]}  {date:10}  {facts.get("device", "-")}')
+    return '\n'.join(text)
 
 
 def picture(runs: list[dict], out: Path):
@@ -73,13 +204,24 @@ def picture(runs: list[dict], out: Path):
 def main():
     args = sys.argv[1:]
     cfg = load(PlotConfig, [a for a in args if a.startswith('--')])
-    runs = [r for a in args if not a.startswith('--') for r in read_runs(input_path(a))]
-    if not runs:
-        raise UserError('no runs given; python plot.py out/RUN [out/RUN ...] --out=loss.png')
+    names = [a for a in args if not a.startswith('--')] or ['out']
+    if cfg.rates:
+        rates_picture(input_path(names[0]), root_path(cfg.out))
+        print(f'wrote {root_path(cfg.out)}')
+        return
+    if not any((input_path(n) / 'metrics.jsonl').exists() for n in names):
+        print('\n\n'.join(listing(input_path(n)) for n in names))
+        return
+    runs = [r for n in names for r in read_runs(input_path(n))]
+    if cfg.best:
+        print(min(runs, key=best_loss)['name'])
+        return
     print(table(runs))
+    if cfg.story:
+        print(f'\n{story(runs)}')
     if cfg.out:
         picture(runs, root_path(cfg.out))
-        print(f'wrote {root_path(cfg.out)}')
+        print(f'\nwrote {root_path(cfg.out)}')
 
 
 if __name__ == '__main__':

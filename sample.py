@@ -1,8 +1,8 @@
 """
 Write text with a trained model.
 
-    python sample.py --checkpoint=out/expansive-shakespeare/best.pt --start="ROMEO:" --temperature=0.8
-    python sample.py --out_dir=out/expansive-shakespeare --start=FILE:prompt.txt --num_samples=3
+    python sample.py --checkpoint=out/mine/best.pt --start="ROMEO:" --temperature=0.8
+    python sample.py --out_dir=out/mine --start=FILE:prompt.txt --num_samples=3
 
 Any checkpoint of this repository or of nanoGPT. Expanded layers are collapsed first.
 """
@@ -36,19 +36,30 @@ class SampleConfig:
     compile: bool = key(False, 'torch.compile; pays only for long or many samples')
 
 
+def from_checkpoint(path, device='cpu'):
+    """(model, tokenizer) of a checkpoint of any kind, ready to generate. Factors are multiplied out. The tokenizer has
+    encode (text -> ids), decode (ids -> bytes) and vocabulary (how many ids). UserError if there is no such checkpoint.
+
+        model, tok = from_checkpoint('out/x/best.pt')
+        new = model.generate(torch.tensor([tok.encode('ROMEO:')]), 100, vocabulary=tok.vocabulary)
+        print(tok.decode([t.item() for t in new]).decode(errors='replace'))
+    """
+    path = input_path(str(path))
+    ckpt = reader.load(path)
+    model = checkpoint.build(ckpt, path)
+    if model.config.linear != 'dense':
+        model = collapse_model(model)
+    return model.to(device).eval(), tokenizer.load(path, ckpt)
+
+
 def sample(cfg: SampleConfig):
     path = input_path(cfg.checkpoint) if cfg.checkpoint else root_path(cfg.out_dir) / 'best.pt'
     if not cfg.checkpoint and not path.exists():
         path = path.with_name('ckpt.pt')
     device = hardware.choose_device(cfg.device)
-    ckpt = reader.load(path)
-    model = checkpoint.build(ckpt, path)
-    if model.config.linear != 'dense':
-        model = collapse_model(model)
-    model.to(device)
+    model, tok = from_checkpoint(path, device)
     if cfg.compile:
         model.compile(dynamic=True)
-    tok = tokenizer.load(path, ckpt)
     start = cfg.start
     if start.startswith('FILE:'):
         try:

@@ -37,8 +37,7 @@ from tokens import loader, losses
 class TrainConfig(GPTConfig):
     vocab_size: int = key(0, "vocabulary of the model; 0: the data set's", low=0)
     bias: bool = key(False, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
-    # I/O; relative paths lie in the repository
-    out_dir: str = key('out', 'where checkpoints and logs go')
+    out_dir: str = key('out', 'where checkpoints and logs go', group='run and output')
     eval_interval: int = key(2000, 'iterations between evaluations, each followed by a checkpoint', low=1)
     log_interval: int = key(1, 'iterations between lines of the log', low=1)
     eval_iters: int = key(200, 'batches per evaluation, the same for every run; 0: the whole split', low=0)
@@ -53,7 +52,11 @@ class TrainConfig(GPTConfig):
         "scratch, resume (out_dir's ckpt.pt), transfer (grow a small model), a checkpoint, a Hugging Face GPT-2 folder,"
         ' gpt2 ... gpt2-xl',
     )
-    transfer_from: str = key('', 'transfer: checkpoint of the small model, or the config that trains it first')
+    transfer_from: str = key(
+        '',
+        'transfer: checkpoint of the small model, or the config that trains it first',
+        group='init_from = transfer: growing a small model',
+    )
     transfer_method: str = key('', 'transfer: how it grows, such as clone or clone+stack; see growth.py')
     transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
     transfer_moments: str = key(
@@ -64,17 +67,17 @@ class TrainConfig(GPTConfig):
     other_vocabulary: bool = key(
         False, 'init_from a checkpoint, transfer: allow data whose token ids mean something else to that model'
     )
-    distill_from: str = key('', 'checkpoint of a model whose logits the loss follows too; empty: none')
+    distill_from: str = key(
+        '', 'checkpoint of a model whose logits the loss follows too; empty: none', group='distillation'
+    )
     distill_weight: float = key(
         0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
     )
-    note: str = key('', 'printed at the start; config files say here which preset they chose')
-    # wandb
+    note: str = key('', 'printed at the start; config files say here which preset they chose', group='notes and wandb')
     wandb_log: bool = key(False, 'log to wandb as well')
     wandb_project: str = key('owt', 'wandb project')
     wandb_run_name: str = key('gpt2', 'wandb run name')
-    # data
-    dataset: str = key('openwebtext', 'folder under data/')
+    dataset: str = key('openwebtext', 'folder under data/', group='data')
     gradient_accumulation_steps: int = key(40, 'micro-batches per step, shared out among the processes', low=1)
     batch_size: int = key(12, 'micro-batch size in sequences', low=1)
     data_order: str = key(
@@ -84,19 +87,18 @@ class TrainConfig(GPTConfig):
     )
     seed_data: int = key(1337, 'seed of the order of the data', low=0, high=2**64 - 1)
     seed_model: int = key(1337, 'seed of initialisation and dropout', low=0, high=2**40)
-    # AdamW
-    learning_rate: float = key(6e-4, 'peak learning rate', above=0)
+    learning_rate: float = key(6e-4, 'peak learning rate', above=0, group='optimizer')
     max_iters: int = key(600000, 'optimizer steps', low=0)
     hidden_lr: float = key(1.0, "factor on the learning rate (not the decay) of the blocks' matrices", above=0)
     weight_decay: float = key(1e-1, 'AdamW decay of matrices', low=0)
     beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
     beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
     grad_clip: float = key(1.0, 'largest norm of the gradient of the matrices the network computes with; 0: off', low=0)
-    # linear = expanded: which layers at which iteration, see rotate.py
     expansion_schedule: str = key(
         'all',
         'expanded layers: all of them, one after the other (rotate), or none, with the restarts of rotate (reset)',
         choices=('all', 'rotate', 'reset'),
+        group='linear = expanded, which layers at which iteration: see surgery/rotate.py',
     )
     expansion_every: int = key(100, 'rotate, reset: iterations until the next layer', low=1)
     expansion_moments: str = key(
@@ -104,16 +106,16 @@ class TrainConfig(GPTConfig):
         "rotate: Adam's moments of the two layers that change start anew (reset) or are carried over (map)",
         choices=('reset', 'map'),
     )
-    # schedule
-    decay_lr: bool = key(True, 'follow the schedule; false: constant learning_rate, no warmup')
+    decay_lr: bool = key(
+        True, 'follow the schedule; false: constant learning_rate, no warmup', group='schedule of the learning rate'
+    )
     schedule: str = key('cosine', 'shape of the decay (wsd: warmup, stable, decay)', choices=('cosine', 'wsd'))
     warmup_iters: int = key(2000, 'steps of linear warmup', low=0)
     lr_decay_iters: int = key(600000, 'step at which min_lr is reached; about max_iters', low=0)
     wsd_decay_iters: int = key(60000, 'wsd: length of the final linear decay', low=0)
     min_lr: float = key(6e-5, 'final learning rate; about learning_rate / 10', low=0)
-    # system
+    device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is', group='device and speed')
     backend: str = key('auto', 'of torchrun processes: nccl on GPUs, gloo on CPUs', choices=('auto', 'nccl', 'gloo'))
-    device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
     dtype: str = key(
         'auto',
         'precision of matrix products; auto: bfloat16 on a GPU that has it (else float16), float32 elsewhere',
@@ -122,6 +124,16 @@ class TrainConfig(GPTConfig):
     compile: bool | None = key(None, 'torch.compile; none: on CUDA')
     cuda_graph: bool = key(
         False, 'replay the step as CUDA graphs: faster for models that leave the GPU idle; one process'
+    )
+
+    GROUPS = (  # what --help shows first
+        'run and output',
+        'data',
+        'size of the model',
+        'optimizer',
+        'schedule of the learning rate',
+        'architecture',
+        'device and speed',
     )
 
     @property

@@ -35,7 +35,7 @@ TOKENS = 32768  # of a step
 
 @dataclass
 class StructuresConfig(GPTConfig):
-    d_in: int = key(768, 'input features', low=1)
+    d_in: int = key(768, 'input features', low=1, group='the layer')
     d_out: int = key(3072, 'output features', low=1)
 
 

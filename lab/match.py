@@ -28,7 +28,10 @@ from train import TrainConfig
 @dataclass
 class MatchConfig(TrainConfig):
     match: str = key(
-        'params', 'what shall be equal (time: of a training step, measured here)', choices=('params', 'flops', 'time')
+        'params',
+        'what shall be equal (time: of a training step, measured here)',
+        choices=('params', 'flops', 'time'),
+        group='matching',
     )
     solve: str = key('n_embd', 'which key to vary', choices=('n_embd', 'mlp_expansion_factor', 'expansion'))
     steps: int = key(5, 'match = time: steps in a timed block', low=1)

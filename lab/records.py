@@ -105,7 +105,7 @@ def read_records(folder: Path) -> dict:
 
 
 def read_runs(folder: Path) -> list[dict]:
-    """The runs of a folder for plots and lists: {arm, evals, train, manifest}, evals and train being lines as train.py
+    """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}, evals and train being lines as train.py
     logs them. A run's out_dir holds one, named by the folder without its final -sSEED; a folder of results/ holds those
     of its metrics.jsonl, with their learning rate in the name where an arm has several."""
     found = [r for r in read_records(folder).values() if 'eval' in r]
@@ -120,12 +120,16 @@ def read_runs(folder: Path) -> list[dict]:
                 raise UserError(f'{folder}/manifest.json is damaged or missing ({e}); is this a run?') from None
         if not evals:
             raise UserError(f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/')
-        return [dict(arm=re.sub(r'-s\d+$', '', folder.name), evals=evals, train=train, manifest=manifest)]
+        rate = json.loads((folder / 'config.json').read_text())['learning_rate']
+        arm = re.sub(r'-s\d+$', '', folder.name)
+        return [dict(name=str(folder), arm=arm, evals=evals, train=train, manifest=manifest, rate=rate)]
     cell = lambda r: cell_name(r['arm'], r['size'])
     rates = {cell(r): {q['lr'] for q in found if cell(q) == cell(r)} for r in found}
     lines = lambda columns: [dict(zip(columns, row)) for row in zip(*columns.values())]
     return [
         dict(
+            name=r['run'],
+            rate=r['lr'],
             arm=cell(r) if len(rates[cell(r)]) == 1 else f'{cell(r)}-{r["lr"]:g}',
             evals=lines(r['eval']),
             train=lines(r['train']),

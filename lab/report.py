@@ -12,8 +12,10 @@ results/<name>/ holds
 and what is made from them: table.md, loss.png, pareto.png, scaling.png, index.html.
 """
 
+import contextlib
+import io
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -79,49 +81,131 @@ def write_comparison(folder: Path, pictures: bool = True):
 # -----------------------------------------------------------------------------
 # the check
 
-BLOCK = re.compile(r'<!-- python (\S+) (.*?) -->\n```\n(.*?)\n```', re.S)
-FROM_ELSEWHERE = re.compile(r'<!-- not from our logs: (.*?) -->', re.S)
-FIGURE = re.compile(r'(?<![\w.])\d+\.\d{3,}(?!\.?\w)|(?<![\w.])\d+\.\d+(?=x?(?: ?(?:ms|%|times|nats)))')
+BLOCK = re.compile(r'<!-- python (\S+) ([^\n]*?) -->\n```\n(.*?)\n```', re.S)
+COMMENT = re.compile(r'<!-- (source|cited): (.*?) -->', re.S)
+NO_PROSE = re.compile(  # code, addresses, versions, papers, intervals' level: no measured figures
+    r'```.*?```|`[^`]*`|\[[\d.]+\]\(|\]\([^)]*\)|https?://\S+|<!--.*?-->|(?:Python|torch|arXiv)[: ][\d.]+|\d+% (?=interval|t-)',
+    re.S,
+)
+FIGURE = re.compile(
+    r'(?<![\w.,/])(?<![A-Za-z]-)(?:\d[\d,]*\.\d+(?:[kMB]\b|x\b|(?![\w.]|\.\d))|\d[\d,]*(?= ?%| (?:ms|nats|times|MiB|GiB|seconds|minutes)\b))'
+)
+NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?')
+SIZES = dict(k=1e3, M=1e6, B=1e9)
 
 
 def printed(script: str, args: str) -> str:
+    """What the command prints, run in this process: a dozen of them would import torch anew."""
     paths = [q for a in args.split() for q in (sorted(ROOT.glob(a)) if '*' in a or '?' in a else [a])]
-    command = [sys.executable, str(ROOT / script), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip('\n')
+    argv, said = sys.argv, io.StringIO()
+    sys.argv = [script, *map(str, paths)]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            if script == '-m':
+                runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)
+            else:
+                runpy.run_path(str(ROOT / script), run_name='__main__')
+    finally:
+        sys.argv = argv
+    return said.getvalue().strip('\n')
 
 
-def untraced(text: str, sources: str) -> list[str]:
-    """The figures of a document's prose (losses, and numbers of ms, %, times, nats) that occur neither in our logs'
-    tables nor in its comment `not from our logs: ...`. Tables that a command prints are checked by running it."""
-    elsewhere = ' '.join(FROM_ELSEWHERE.findall(text))
-    prose = FROM_ELSEWHERE.sub('', BLOCK.sub('', text))
-    known = set(re.findall(r'\d+\.\d+', sources + ' ' + elsewhere))
-    return [n for n in dict.fromkeys(FIGURE.findall(prose)) if n not in known]
+def numbers(text: str) -> list[float]:
+    return [float(n.rstrip(',').replace(',', '')) for n in NUMBER.findall(text)]
 
 
-def check(results: Path, documents: list[Path]) -> list[str]:
+def rounds_to(value: float, figure: str) -> bool:
+    """Whether value, written with as many decimals (and k, M or B) as figure, is figure."""
+    size = SIZES.get(figure[-1], 1)
+    digits = figure.rstrip('kMBx').replace(',', '')
+    half = 0.5 * 10.0 ** -len(digits.partition('.')[2])
+    return any(abs(v / size - float(digits)) <= half * (1 + 1e-9) for v in (value, -value))
+
+
+def source_text(item: str, root: Path, blocks: dict) -> str:
+    """What a source says: `FILE`, or `python SCRIPT ARGS` as printed in the same document, and behind a colon a text
+    that its lines must hold. UserError if there is no such file, command or line."""
+    name, _, row = (part.strip() for part in item.partition(': '))
+    if name.startswith('python '):
+        if name not in blocks:
+            raise UserError(f'the document prints no table of `{name}`')
+        text = blocks[name]
+    elif (root / name).is_file():
+        text = (root / name).read_text()
+    else:
+        raise UserError(f'there is no file {name}')
+    lines = [line for line in text.split('\n') if row in line]
+    if not lines:
+        raise UserError(f'{name} has no line with "{row}"')
+    return '\n'.join(lines)
+
+
+def untraced(text: str, root: Path, blocks: dict) -> list[str]:
+    """The figures of a document's prose and tables that have no source, one message each. Figures are numbers with
+    decimals, and those before %, ms, times, nats, MiB, seconds, minutes; not in code. The sources of a paragraph are in
+    comments inside it, joined by semicolons:
+
+        <!-- source: results/x/table.md: k2000; 0.062 = 4.165 - 4.103 -->    a line of a file; a sum of figures there
+        <!-- cited: 10.8 (its author's README) -->                           a figure that is not ours
+
+    A figure must be a number of its paragraph's sources, rounded to the decimals that it shows."""
+    wrong = []
+    prose = re.sub(r'^```.*?^```$', '', BLOCK.sub('', text), flags=re.S | re.M)
+    for paragraph in re.split(r'\n\s*\n', prose):
+        known, sums = [], []
+        for kind, items in COMMENT.findall(paragraph):
+            for item in items.split(';') if kind == 'source' else ():
+                if ' = ' in item:
+                    sums.append(item)
+                    continue
+                try:
+                    known += numbers(source_text(item.strip(), root, blocks))
+                except UserError as e:
+                    wrong.append(f'source of "{paragraph.strip()[:60]}...": {e}')
+            if kind == 'cited':
+                known += numbers(items)
+        for item in sums:
+            figure, _, terms = (part.strip() for part in item.partition(' = '))
+            parts = re.fullmatch(r'([\d.,]+) ([-+*/]) ([\d.,]+)', terms)
+            if not parts or not all(any(rounds_to(v, n) for v in known) for n in (parts[1], parts[3])):
+                wrong.append(f'"{item.strip()}": write FIGURE = A - B (or + * /) with A and B from the other sources')
+                continue
+            a, b = numbers(parts[1])[0], numbers(parts[3])[0]
+            value = {'-': a - b, '+': a + b, '*': a * b, '/': a / b}[parts[2]]
+            if rounds_to(value, figure) or rounds_to(100 * value, figure):
+                known.append(float(figure))
+            else:
+                wrong.append(f'"{item.strip()}": is {value:.6g}')
+        for figure in dict.fromkeys(FIGURE.findall(NO_PROSE.sub(' ', paragraph))):
+            if not any(rounds_to(v, figure) for v in known):
+                wrong.append(f'{figure} has no source in "{" ".join(paragraph.split())[:60]}..."')
+    return wrong
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    return [root / 'README.md', *sorted((root / 'docs').glob('*.md')), root / 'results' / 'README.md']
+
+
+def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     """What in RESULTS.md, the tables and the documents differs from the logs; [] if all is well."""
-    wrong, fresh = [], results_md(results)
-    pages = [(results.parent / 'RESULTS.md', fresh)]
+    wrong, root = [], results.parent
+    written = [(root / 'RESULTS.md', results_md(results))]
     for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
         c, found = load(folder)
         if found and c['claim']:
-            pages.append((folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'))
-    for path, expected in pages:
+            written.append((folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'))
+    for path, expected in written:
         have = path.read_text() if path.exists() else ''
         if have != expected:
             pairs = zip(have.splitlines() + [''], expected.splitlines() + [''])
             line, (is_, want) = next(((i, p) for i, p in enumerate(pairs, 1) if p[0] != p[1]), (1, ('', '')))
             wrong.append(f'{path.name}, line {line}: "{is_[:200]}" where the logs say "{want[:200]}"')
-    texts = [p.read_text() for p in sorted(results.rglob('*.txt')) + sorted(results.glob('README.md'))]
-    for path in documents:
-        text = path.read_text()
-        blocks = []
+    for path in documents(root) if pages is None else pages:
+        text, blocks = path.read_text(), {}
         for script, args, block in BLOCK.findall(text):
-            blocks.append(printed(script, args))
-            if blocks[-1] != block:
+            fresh = blocks[f'python {script} {args}'] = printed(script, args)
+            if fresh != block:
                 wrong.append(f'{path.name}: the table of `python {script} {args}` is not what that prints')
-        for number in untraced(text, '\n'.join([fresh, *texts, *blocks])):
-            wrong.append(f'{path.name}: {number} is in no log or table (a cited figure belongs in the comment '
-                         '"<!-- not from our logs: ... -->")')  # fmt: skip
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        wrong += [f'{name}: {problem}' for problem in untraced(text, root, blocks)]
     return wrong

@@ -120,7 +120,14 @@ def gather() -> list:
     keys = []
     for f in found.values():
         of = '' if f.name in shared or f.name not in readers else f'{", ".join(readers[f.name])}: '
-        meta = f.metadata | dict(help=of + f.metadata['help'])
+        group = (
+            'structured layers'
+            if f.name in shared
+            else f'linear = {", ".join(readers[f.name])}'
+            if f.name in readers
+            else 'linear layers'
+        )
+        meta = f.metadata | dict(help=of + f.metadata['help'], group=group)
         keys.append((f.name, f.type, dataclasses.field(default=f.default, metadata=meta)))
     return keys
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from configurator import UserError, load
+from configurator import UserError, groups, key, load
 from train import TrainConfig
 
 BASE = ['--dataset=shakespeare_char']
@@ -39,7 +39,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
     with pytest.raises(UserError) as e:
         cfg(str(tmp_path / 'c.py'), '--n_embd=100', '--n_head=7', '--batch_size=0', '--schedule=cosin', '--nonsense=1')
     lines = str(e.value).split('\n')
-    for key, value, allowed in [
+    for name, value, allowed in [
         ('n_layer', '2.5', 'of type int'),
         ('learning_rate', 'high', 'of type float'),
         ('dropout', 'True', 'of type float'),
@@ -49,7 +49,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ('n_embd', '100', 'divisible by n_head'),
         ('nonsense', '', 'unknown key'),
     ]:
-        assert any(key in line and value in line and allowed in line for line in lines), (key, lines)
+        assert any(name in line and value in line and allowed in line for line in lines), (name, lines)
     assert len(lines) == 8
 
 
@@ -121,3 +121,48 @@ def test_a_mistake_ends_with_exit_code_2_and_no_traceback_from_any_directory(scr
     assert r.returncode == 2
     assert 'Traceback' not in r.stderr and r.stderr.count('error: ') == 2
     assert "did you mean 'learning_rate'" in r.stderr and 'n_head = 5' in r.stderr
+
+
+def headings(capsys, schema):
+    with pytest.raises(SystemExit):
+        load(schema, ['--help'])
+    text = capsys.readouterr().out.split('keys (')[1]
+    return [line for line in text.split('\n')[1:] if line and not line.startswith(' ')]
+
+
+def test_help_is_in_groups_with_a_commands_own_keys_first(capsys):
+    import bench
+
+    train = headings(capsys, TrainConfig)
+    assert train[:4] == ['run and output', 'data', 'size of the model', 'optimizer'] and len(train) > 8
+    assert headings(capsys, bench.BenchConfig) == ['timing', *train]
+    sizes = [len(fields) for fields in groups(TrainConfig).values()]
+    assert sum(sizes) == len(dataclasses.fields(TrainConfig)) and max(sizes) <= 24
+
+
+def test_a_group_may_come_from_the_class_that_declares_the_key():
+    @dataclasses.dataclass
+    class Layer:
+        """linear = mine: what it is.
+
+        More words."""
+
+        pace: int = key(1, 'one')
+        rest: int = key(2, 'two', group='rare')
+
+    @dataclasses.dataclass
+    class Command(Layer):
+        own: int = key(3, 'three')
+        pace: int = key(4, 'another default, in the place it had')
+        GROUPS = ('rare',)
+
+    @dataclasses.dataclass
+    class Longer(Command):
+        more: int = key(5, 'five', group='mine')
+
+    def found(schema):
+        return {heading: [f.name for f in fields] for heading, fields in groups(schema).items()}
+
+    assert list(found(Command)) == ['rare', 'linear = mine: what it is.', '']
+    assert found(Command) == {'rare': ['rest'], 'linear = mine: what it is.': ['pace'], '': ['own']}
+    assert list(found(Longer)) == ['mine', 'rare', 'linear = mine: what it is.', '']

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, TINY
 
 import files
+import plot
 import transfer
 from configurator import UserError
 from surgery import collapse
@@ -35,9 +36,8 @@ def test_no_tool_gives_a_key_of_training_another_meaning():
 
 def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_path, monkeypatch):
     import compare
-    import plot
     from configurator import load
-    from lab import figures, mup
+    from lab import figures, mup, records
     from surgery import reader
     from train import TrainConfig
 
@@ -55,7 +55,7 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
         files.write(tmp_path / 'file' / 'x', b'')
     fails(lambda: mup.show(mup.MupConfig(out=str(tmp_path / 'file'))), 'not a file that rates wrote')
     (out / 'manifest.json').write_text('{}')
-    fails(lambda: plot.read_run(str(out)), 'manifest.json is damaged')
+    fails(lambda: records.read_runs(out), 'manifest.json is damaged')
     with pytest.raises(UserError, match='is the folder of a run; name its checkpoint'):
         reader.load(out)
 
@@ -68,7 +68,7 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
         (['sample.py', '--temprature=1'], "did you mean 'temperature'"),
         (['transfer.py', 'colapse'], "unknown command 'colapse'"),
         (['transfer.py', 'collapse'], '--checkpoint=PATH'),
-        (['plot.py', 'nowhere'], 'holds no evaluations'),
+        (['plot.py', 'nowhere'], 'holds no runs'),
         (['bench.py', '--steps=0'], 'steps = '),
         (['bench.py', '--n_layer=2', '--', '--rounds=3'], 'rounds: belongs to the first arm'),
     ],
@@ -89,6 +89,47 @@ def test_plot_draws_the_runs_it_tables(run_train, script, tmp_path):
     assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
     val = [json.loads(line)['val_loss'] for line in open(runs[1] / 'metrics.jsonl') if '"eval"' in line]
     assert f'{min(val):.4f}' in r.stdout
+
+
+def test_plot_lists_runs_with_their_state(run_train, capsys, monkeypatch, tmp_path):
+    run_train('--max_iters=2', out='runs/done')
+    for name, change in (('stopped', dict(final_iter=2)), ('going', {})):
+        folder = run_train('--max_iters=2', out=f'runs/{name}')
+        config, manifest = (json.loads((folder / f'{n}.json').read_text()) for n in ('config', 'manifest'))
+        (folder / 'config.json').write_text(json.dumps(config | dict(max_iters=9)))
+        del manifest['finished'], manifest['final_iter']
+        ended = dict(finished='2026-01-01T00:00:00Z') if change else {}
+        (folder / 'manifest.json').write_text(json.dumps(manifest | change | ended))
+    broken = run_train('--max_iters=2', out='runs/broken')
+    with open(broken / 'metrics.jsonl', 'a') as f:
+        f.write('{"kind": "train", "iter": 2, "loss": NaN}\n')
+    monkeypatch.setattr('sys.argv', ['plot.py', str(tmp_path / 'runs')])
+    plot.main()
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert 'finished' in lines['done'] and 'interrupted at 2' in lines['stopped'] and 'running' in lines['going']
+    assert 'diverged at 2' in lines['broken']
+    best = min(json.loads(t)['val_loss'] for t in open(tmp_path / 'runs/done/metrics.jsonl') if '"eval"' in t)
+    assert f'{best:.4f}' in lines['done'] and 'cpu' in lines['done']
+
+
+@pytest.mark.parametrize(
+    'losses, says',
+    [
+        ((2.0, 1.9, 1.8), ['0.1000 nats ahead', 'gains 0.2000', 'the gap comes from the rate', 'is ahead once']),
+        ((2.0, 1.8, 1.9), ['0.2000 nats ahead', '50% of the gap comes from the rate, the rest does not']),
+        ((2.0, 1.9, 2.1), ['0.1000 nats ahead', 'the gap does not come from the rate']),
+        ((2.0, 2.1, 1.9), ['is not ahead', 'no gap that a rate could explain']),
+    ],
+)
+def test_the_story_says_what_the_logs_say(losses, says):
+    runs = [
+        dict(arm=arm, rate=rate, evals=[dict(val_loss=loss)])
+        for arm, rate, loss in zip(('dense', 'expanded', 'own'), (1e-3, 1e-3, 8e-3), losses)
+    ]
+    text = plot.story(runs)
+    assert all(part in text for part in says), text
+    with pytest.raises(UserError, match='two at one shared'):
+        plot.story(runs[:2])
 
 
 def test_bench_times_arms_in_turns(script, tmp_path):

@@ -118,7 +118,7 @@ def test_growth_is_the_seeds():
     padded = [[1, 0, 0, 0], [3, 4, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     assert letter_counting.onehot(small, large)[0].tolist() == padded
     small[0, 0, 0] = 0
-    assert letter_counting.onehot(small, large)[0, 0, 0] == 1  # the seed's code fills every zero of the diagonal
+    assert letter_counting.onehot(small, large)[0, 0, 0] == 1  # the author's code fills every zero of the diagonal
     q = torch.randn(1, 2, 4)  # d/2 x d of a small model
     rows, columns = torch.eye(2).repeat_interleave(2, 0), torch.eye(4).repeat_interleave(2, 0)
     assert torch.equal(letter_counting.double(q, None)[0], rows @ q[0] @ columns.T)

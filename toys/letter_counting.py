@@ -1,5 +1,5 @@
 """
-The letter-counting experiment of the transfer seed (brianakl/bootstrapped_model_up_scaling, 2024): train a small
+The letter-counting experiment of small-to-large transfer (github.com/brianakl/bootstrapped_model_up_scaling, 2024): train a small
 transformer, enlarge its attention matrices into one twice as wide, train that on.
 
     python toys/letter_counting.py --d_model=64 --method=onehot --seeds=1,2,3
@@ -11,13 +11,13 @@ more. The model, in float64: embedding + fixed sinusoids, one attention head (Q,
 128, 20 epochs of the small model (d/2), then 30 of the large one with a new optimizer, against 50 from scratch.
 
 method   scratch        50 epochs, nothing transferred
-         onehot         the seed's: W_Q, W_K, W_V in the upper left corner, 1 on the diagonal where 0 is left
-         double         the seed's other one: every row and column of the three twice
+         onehot         the author's: W_Q, W_K, W_V in the upper left corner, 1 on the diagonal where 0 is left
+         double         the author's other one: every row and column of the three twice
   what it lacked:
          random_onehot  onehot of a small model that was not trained, 50 epochs: is the padding the gain?
          all            onehot, and all other matrices of the small model in the corner of the large one's, too
-The seed took the best dev accuracy over epochs; the figures here are those after the last epoch. Its rate for scratch
-was not tuned; compare.py sweeps it. Its table: 64: 81.42% -> 86.81%, ..., 1024: 93.70% -> 99.10%.
+The author took the best dev accuracy over epochs; the figures here are those after the last epoch. The rate for scratch
+was not tuned; compare.py sweeps it. The author's table: 64: 81.42% -> 86.81%, ..., 1024: 93.70% -> 99.10%.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ class LetterConfig:
 
 
 def text() -> tuple[str, str]:
-    """(letters and spaces, where from): text8 as the seed, if data/text8/text8 or NANOMORPH_DATA/text8/text8 is there,
+    """(letters and spaces, where from): text8 as the author, if data/text8/text8 or NANOMORPH_DATA/text8/text8 is there,
     else Tiny Shakespeare in lower case with everything else as a space: another text, the same task."""
     places = [ROOT / 'data' / 'text8' / 'text8']
     if folder := os.environ.get('NANOMORPH_DATA'):
@@ -148,7 +148,7 @@ def onehot(small, large, diagonal=True):
 
 
 def double(small, large):
-    """Every row and column twice, side by side: no division, as the seed's code has it."""
+    """Every row and column twice, side by side: no division, as the author's code has it."""
     return small.repeat_interleave(2, -2).repeat_interleave(2, -1)
 
 

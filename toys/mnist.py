@@ -1,5 +1,5 @@
 """
-The expansive seed's MNIST experiment (Eternalyze0/expansive_networks, 2025): a chain of linear maps on a skip, trained
+The MNIST experiment of expansive networks (github.com/Eternalyze0/expansive_networks, 2025): a chain of linear maps on a skip, trained
 beside a small network and multiplied into it for testing.
 
     python toys/mnist.py --seeds=1,2,3                         scikit-learn's digits: 8x8 pixels, needs no download
@@ -9,7 +9,7 @@ beside a small network and multiplied into it for testing.
 mlp: 784-128-10; with chain = 20, x <- x + E20...E1 x between fc1 and the ReLU, each E 128x128 without bias.
 cnn: PyTorch's MNIST example; with chain = 5, x <- x + E5...E1 x behind fc1's ReLU, 128-1000-1000-1000-1000-128 (the
 bias of these maps is not on record; here they have none).
-AdamW 1e-3, betas 0.95 and 0.95, batch 64, rate x 0.7 after each epoch, 20 epochs. The seed reported 99.12% -> 99.24%
+AdamW 1e-3, betas 0.95 and 0.95, batch 64, rate x 0.7 after each epoch, 20 epochs. Its author reported 99.12% -> 99.24%
 (cnn) and +27 of 10,000 (mlp), one run each. All seeds of an arm train at once; errors are those after the last epoch.
 """
 

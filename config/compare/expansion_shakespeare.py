@@ -1,5 +1,5 @@
-# What is left of the expansive seed's gain when every arm has its own best learning rate? nanoGPT on Tiny Shakespeare,
-# every MLP matrix a product of 2, 3 or 5 factors, 250 iterations as in the seed's table.
+# What is left of the gain of expansive networks when every arm has its own best learning rate? nanoGPT on Tiny Shakespeare,
+# every MLP matrix a product of 2, 3 or 5 factors, 250 iterations as in its author's table.
 #
 #   python compare.py config/compare/expansion_shakespeare.py --cluster=pool --jobs=8
 #
@@ -14,7 +14,7 @@ claim = (
     ' after 250 iterations'
 )
 note = (
-    'Every MLP matrix as a product of factors (k: their inner width; 3 and 5 factors: k = 2000 throughout). The seed'
+    'Every MLP matrix as a product of factors (k: their inner width; 3 and 5 factors: k = 2000 throughout). Its author'
     ' compared arms at the shared rate 1e-3 (expansion_250); here each has the best rate of its own sweep.'
 )
 # save_checkpoint: 2.8 GB at k = 10000, for runs of seconds
@@ -29,5 +29,5 @@ arms = dict(
 learning_rates = (7e-4, 1e-3, 1.5e-3, 2.2e-3, 3.3e-3, 5e-3)
 sweep_seeds = 2
 seeds = 5
-worth = 0.01  # nats; a fifth of what the seed claims
+worth = 0.01  # nats; a fifth of what its author claims
 match = 'tokens'

@@ -1,4 +1,4 @@
-# letter_counting.py at the seed's two largest sizes: two arms and five seeds, for what a GPU does in minutes. 190
+# letter_counting.py at the author's two largest sizes: two arms and five seeds, for what a GPU does in minutes. 190
 # seconds of an H100. All of it: --seeds=25 --sweep_seeds=3, with letter_counting.py's arms and rates.
 #
 #   python compare.py config/compare/letter_counting_large.py --cluster=pool --jobs=2

@@ -1,6 +1,6 @@
-# The transfer seed's comparison as it was run: its two methods, learning rate 1e-4 for all arms. Different from there: the
+# The comparison of small-to-large transfer as its author ran it: the two methods, learning rate 1e-4 for all arms. Different from there: the
 # figure is the one after the last epoch, not the best of all. Its runs are none of letter_counting.py's, which trains the
-# seeds that decide at the best rate only; 77 and 89 seconds on an H100 (the sizes apart).
+# random seeds that decide at the best rate only; 77 and 89 seconds on an H100 (the sizes apart).
 #
 #   python compare.py config/compare/letter_counting_seed.py --cluster=pool --jobs=2
 

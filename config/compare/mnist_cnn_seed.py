@@ -1,4 +1,4 @@
-# mnist_cnn.py with both arms at the seed's learning rate, 1e-3.
+# mnist_cnn.py with both arms at the author's learning rate, 1e-3.
 #
 #   python compare.py config/compare/mnist_cnn_seed.py
 

@@ -1,7 +1,7 @@
-# The expansive seed's MLP on MNIST, each arm at its own best learning rate: 784-128-10 with a chain of 20 linear maps on a
-# skip around the first layer's output, against the same net without. The seed reported +27 of 10,000, one run.
+# The MLP of expansive networks on MNIST, each arm at its own best learning rate: 784-128-10 with a chain of 20 linear maps on a
+# skip around the first layer's output, against the same net without. Its author reported +27 of 10,000, one run.
 #
-#   python compare.py config/compare/mnist_mlp.py          mnist_mlp_seed.py: both at the seed's rate
+#   python compare.py config/compare/mnist_mlp.py          mnist_mlp_seed.py: both at the author's rate
 #
 # All seeds of an arm train in one process; estimated at a few minutes on a GPU for all arms and rates.
 

@@ -1,4 +1,4 @@
-# The seed's 81M GPT-2: every MLP matrix one Kronecker product, a quarter of its parameters.
+# Krony-PT's 81M GPT-2: every MLP matrix one Kronecker product, a quarter of its parameters.
 #
 #   python transfer.py factorize config/kronecker/81m.py --checkpoint=gpt2 --dataset=gutenberg --out=out/kronecker-81m/ckpt.pt
 #   python train.py config/gpt2.py config/kronecker/81m.py --out_dir=out/kronecker-81m-scratch      its dense twin: config/gpt2.py

@@ -1,4 +1,4 @@
-# The seed's 95M GPT-2: every MLP matrix one Kronecker product, half of its parameters. Its author starts it by pruning,
+# Krony-PT's 95M GPT-2: every MLP matrix one Kronecker product, half of its parameters. Its author starts it by pruning,
 # every other input of c_fc and output of c_proj:
 #
 #   python transfer.py factorize config/kronecker/95m.py --init=prune --checkpoint=gpt2 --dataset=gutenberg --out=out/kronecker-95m/ckpt.pt

@@ -5,7 +5,7 @@
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss with four blocks (--blocks=4): 2.1175 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 8.4799
-# after 60 of the small preset. One seed and one rate for all, so this ranks nothing: results/structured/training.txt.
+# after 60 of the small preset. One random seed and one rate for all, so this ranks nothing: results/structured/training.txt.
 
 include('../shakespeare_char.py')
 

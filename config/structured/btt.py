@@ -5,7 +5,7 @@
 #
 # The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
 # Val loss: 2.0072 after 250 iterations at the rate 1e-3 (dense: 2.0733), on Gutenberg 5.3735 after 200 (dense:
-# 5.4209). One seed and one rate for all, so this ranks nothing: results/structured/training.txt.
+# 5.4209). One random seed and one rate for all, so this ranks nothing: results/structured/training.txt.
 
 include('../shakespeare_char.py')
 

@@ -315,10 +315,10 @@ def test_the_check_finds_an_altered_number(tmp_path):
     shutil.copytree(ROOT / 'results', results)
     shutil.copy(ROOT / 'RESULTS.md', tmp_path)
     readme = tmp_path / 'README.md'
-    readme.write_text('2.0348 after 250 steps, 17 ms, cited 1.2345 <!-- not from our logs: 1.2345 -->, 3.11 no figure')
+    readme.write_text('k2000: 2.0348 <!-- source: results/expansion_250/table.md: k2000 | 5 -->')
     assert report.check(results, [readme]) == []
     readme.write_text(readme.read_text().replace('2.0348', '2.0347'))
-    assert '2.0347' in report.check(results, [readme])[0]
+    assert 'README.md: 2.0347 has no source' in report.check(results, [readme])[0]
     text = (tmp_path / 'RESULTS.md').read_text()
     (tmp_path / 'RESULTS.md').write_text(text.replace('2.0348', '2.0346', 1))
     assert any('RESULTS.md, line' in w for w in report.check(results, []))
@@ -331,6 +331,31 @@ def test_the_check_finds_an_altered_number(tmp_path):
     assert edited != lines
     log.write_text('\n'.join(edited) + '\n')
     assert len(report.check(results, [])) == 2  # RESULTS.md and the table no longer agree with the logs
+
+
+@pytest.mark.parametrize(
+    'text, finds',
+    [
+        ('2.035 <!-- source: log.md: k2000 -->, as cited 10.8 times <!-- cited: 10.8 (its README) -->', ''),
+        ('2.0749 <!-- source: log.md: k2000 -->', '2.0749 has no source'),  # in the file, in another line
+        ('2.035\n\nnext <!-- source: log.md: k2000 -->', '2.035 has no source'),  # in another paragraph
+        ('behind by 0.0401 <!-- source: log.md; 0.0401 = 2.0749 - 2.0348 -->', ''),
+        ('behind by 0.0402 <!-- source: log.md; 0.0402 = 2.0749 - 2.0348 -->', 'is 0.0401'),
+        ('behind by 0.1 <!-- source: log.md; 0.1 = 3.0 - 2.9 -->', 'with A and B from the other sources'),
+        ('98% of it <!-- source: log.md; 98 = 2.0348 / 2.0749 -->', ''),
+        ('98% of it', '98 has no source'),
+        ('by -0.0123', '0.0123 has no source'),
+        ('10.65M parameters <!-- source: log.md -->', ''),
+        ('10.66M parameters <!-- source: log.md -->', '10.66M has no source'),
+        ('torch 2.11, `--lr=0.123`, arXiv 2410.21262, a 95% interval, [x](a/1.23.md)\n\n```\n1.234\n```', ''),
+        ('1.5 <!-- source: nowhere.md -->', 'there is no file nowhere.md'),
+        ('1.5 <!-- source: log.md: k1 -->', 'no line with "k1"'),
+    ],
+)
+def test_a_figure_must_be_in_the_source_beside_it(tmp_path, text, finds):
+    (tmp_path / 'log.md').write_text('| dense | 2.0749 |\n| k2000 | 2.0348 | 10,646,784 |\n')
+    found = report.untraced(text, tmp_path, {})
+    assert any(finds in f for f in found) if finds else found == []
 
 
 def test_every_comparison_config_loads():
