@@ -409,5 +409,9 @@ def check_finite(loss: float, t):
         raise Diverged(f'the loss is {loss} at iteration {t.iter}: lower learning_rate or grad_clip; {kept}')
 
 
+def main():
+    train(load(TrainConfig, sys.argv[1:]))
+
+
 if __name__ == '__main__':
-    run(lambda: train(load(TrainConfig, sys.argv[1:])))
+    run(main)

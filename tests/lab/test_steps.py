@@ -72,13 +72,13 @@ def test_costs_are_those_of_all_legs_with_the_source_counted_and_free(steps, tmp
 
 def test_flops_of_growing_twice_are_the_sum_of_both_legs():
     """As a checkpoint tells it, and as the tables take it apart again."""
-    model = SimpleNamespace(flops_per_token=lambda: 7, flops_per_update=lambda: 11)
+    model = SimpleNamespace(flops_per_token=lambda: 7)
     how = SimpleNamespace(width='', depth='stack')
     cfg = dict(gradient_accumulation_steps=2, batch_size=3, block_size=5)
     first = growth.history(dict(config=cfg, iter_num=10, seconds=4.0), model, how, 'a')
-    assert first['flops'] == 10 * (2 * 3 * 5 * 7 + 11) and first['seconds'] == 4
+    assert first['flops'] == 10 * 2 * 3 * 5 * 7 and first['seconds'] == 4
     second = dict(config=cfg, iter_num=20, seconds=6.0, transfer=first | dict(since=0))
-    assert growth.history(second, model, how, 'b')['flops'] == first['flops'] + 20 * (2 * 3 * 5 * 7 + 11)
+    assert growth.history(second, model, how, 'b')['flops'] == first['flops'] + 20 * 2 * 3 * 5 * 7
     assert growth.history(second, model, how, 'b')['seconds'] == 10
 
 

@@ -46,7 +46,7 @@ def ours(**keys) -> dict:
     rng = dict(cpu=[torch.get_rng_state()], cuda=[None])
     config = dict(dataset='shakespeare_char', batch_size=4, gradient_accumulation_steps=1, block_size=16, n_layer=2)
     past = dict(since=0, seconds=1.0, flops=None)
-    return checkpoint.pack(model, config, 7, 1.5, optimizer=opt.state_dict(), position=28, seconds=2.5, best_iter=5,
+    return checkpoint.pack(model, config, 7, 1.5, factors=opt.factors, optimizer=opt.state_dict(), position=28, seconds=2.5, best_iter=5,
                            scaler={}, rng=rng, transfer=past)  # fmt: skip
 
 
