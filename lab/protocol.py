@@ -181,10 +181,11 @@ def word(low, high, worth: float):
 def clip(low, high, value, p_zero, p_worth, worth: float):
     """Holm's method may exclude 0 or -worth where the simultaneous interval still holds it: the interval then ends
     there, so that the word can be read off its bounds (Guilbaud 2008)."""
+    tiny = np.finfo(float).tiny  # below 0 the next number is denormal, which a CPU that trains flushes to 0
     for null, p in ((0.0, p_zero), (-worth, p_worth)):
         out = p <= ALPHA
-        high = np.where(out & (value < null), np.minimum(high, np.nextafter(null, -np.inf)), high)
-        low = np.where(out & (value > null), np.maximum(low, np.nextafter(null, np.inf)), low)
+        high = np.where(out & (value < null), np.minimum(high, min(np.nextafter(null, -np.inf), null - tiny)), high)
+        low = np.where(out & (value > null), np.maximum(low, max(np.nextafter(null, np.inf), null + tiny)), low)
     return low, high
 
 
