@@ -8,9 +8,9 @@ again. The factors live beside the matrix (linear/factors.py). So the compiled g
 backward pass see the same dense model throughout, and training holds the factors, moments and gradients of only one
 expansion.
 
-The idea is from expansive networks (docs/references.md); the code of that work left these layers without a gradient most
-of the time. Adam's moments of the two layers that change start anew (expansion_moments = 'reset') or are carried over
-('map': spread and gather). A layer that starts anew moves by the whole learning rate at its first step.
+The idea is from expansive networks (docs/references.md); the code of that work left these layers without a gradient
+most of the time. Adam's moments of the two layers that change start anew (expansion_moments = 'reset') or are carried
+over ('map': spread and gather). A layer that starts anew moves by the whole learning rate at its first step.
 expansion_schedule = 'reset' is the control: a dense model with the same restarts at the same layers and iterations.
 """
 
@@ -135,8 +135,8 @@ def expand(cfg, model, factors: Factors, site: str, moments: dict, seed: int):
 
 @torch.no_grad()
 def expansion(layer, config, site: str, seed: int) -> Expanded:
-    """The factors of a plain layer. Their product is its present matrix (in float64 to 1e-13) if k is at least its rank.
-    The random numbers come from a generator of its own."""
+    """The factors of a plain layer. Their product is its present matrix (in float64 to 1e-13) if k is at least its
+    rank. The random numbers come from a generator of its own."""
     member = Expanded(layer.in_features, layer.out_features, config).to(layer.weight)
     gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
     member.start(layer.weight, None, gen)
@@ -227,7 +227,8 @@ def footprint(model, beside=None) -> int:
 
 
 def describe(cfg, model, factors: Factors) -> list[str]:
-    """Lines for the start of a run: which layers take turns, and what one expansion costs compared with all and none."""
+    """Lines for the start of a run: which layers take turns, and what one expansion costs compared with all and
+    none."""
     sites = list(linear.chosen(cfg))
     turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
     if cfg.expansion_schedule == 'reset':

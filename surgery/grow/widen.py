@@ -91,9 +91,9 @@ def attention_axes(old, new, choose, gen) -> dict[str, Axis]:
 
 
 def stream_axes(old, new, unit, pad: int) -> dict[str, Axis]:
-    """The axes of the residual stream: stream (embeddings and projections write it; a norm reads it), normed (after ln_1
-    and ln_2), final (after ln_f), logits (an untied head reads it), the weights and biases of the norms. The last `pad`
-    units are padding.
+    """The axes of the residual stream: stream (embeddings and projections write it; a norm reads it), normed (after
+    ln_1 and ln_2), final (after ln_f), logits (an untied head reads it), the weights and biases of the norms. The last
+    `pad` units are padding.
 
     Padding shrinks the variance by kd/D; all that is written grows by c = sqrt(D/kd), so that a norm's epsilon and its
     statistics stay, and its output is c times too large: the norm's weight takes 1/c, or else its readers do."""
@@ -191,8 +191,8 @@ def copy(p: Part):
 
 
 def padded(p: Part, W):
-    """Give the weights that read padding small random values: padding is exactly 0, so the function stays, and weights of
-    0 would never learn."""
+    """Give the weights that read padding small random values: padding is exactly 0, so the function stays, and weights
+    of 0 would never learn."""
     axis, way = p.sides[-1]
     if way == '<' and axis is not None and W.dim() == 2:
         pad = axis.unit == p.W.size(1)
@@ -201,8 +201,8 @@ def padded(p: Part, W):
 
 
 def paired_noise(p: Part):
-    """Noise: +N on one copy of a column, -N on the next (an odd last copy gets none), N independent in every row. The sum
-    of the copies stays, and so does the function."""
+    """Noise: +N on one copy of a column, -N on the next (an odd last copy gets none), N independent in every row. The
+    sum of the copies stays, and so does the function."""
     axis, way = p.sides[-1]
     if not p.how.noise or way != '<' or axis is None:
         return 0
@@ -301,8 +301,8 @@ def rotation(D, seed):
 
 
 def random_lift(p: Part):
-    """A control: clone, then turn the residual stream into a random basis (after fold_norms). With RMSNorm that keeps the
-    function, except for the ln_f of a tied head. With LayerNorm it does not: the mean depends on the basis."""
+    """A control: clone, then turn the residual stream into a random basis (after fold_norms). With RMSNorm that keeps
+    the function, except for the ln_f of a tied head. With LayerNorm it does not: the mean depends on the basis."""
     W = copy(p)
     if p.axes[0] in ('>scale', '>final_scale', '>post'):
         return torch.full_like(W, W.mean())
