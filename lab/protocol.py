@@ -7,8 +7,8 @@ rates.py chooses the learning rates first.
     judge                    after each pair of seeds: every arm's interval, p and word
     with_rates, contradicts  what an uncertain learning rate does to a word
 
-Lower figures are better, effects are arm minus baseline, `worth` is the smallest gain that matters. Functions take
-plain numbers, a value per seed in the order of the seeds; nothing here reads a file.
+Lower figures are better, effects are arm minus baseline, `worth` is the smallest gain that matters. Functions take plain
+numbers, a value per seed in the order of the seeds; nothing here reads a file.
 """
 
 import bisect
@@ -131,8 +131,8 @@ def figure(evaluations: dict, chooses: str, reports: str, at: str = 'last') -> f
 
 
 def correlation(arm: dict, base: dict) -> float | None:
-    """Mean correlation of the seeds of two sweeps {rate: {seed: figure}} over the rates they share; None where there
-    are too few: fewer than four degrees of freedom say nothing."""
+    """Mean correlation of the seeds of two sweeps {rate: {seed: figure}} over the rates they share; None where there are
+    too few: fewer than four degrees of freedom say nothing."""
     found, df = [], []
     for lr in arm.keys() & base.keys():
         seeds = sorted(arm[lr].keys() & base[lr].keys())
@@ -144,8 +144,7 @@ def correlation(arm: dict, base: dict) -> float | None:
 
 
 def t_test(arm, base, center: str = 'mean', pairs: bool = False):
-    """(effect, standard error, degrees of freedom) of a t test, arms (..., seeds); center = 'log': of the
-    logarithms."""
+    """(effect, standard error, degrees of freedom) of a t test, arms (..., seeds); center = 'log': of the logarithms."""
     a, b = np.asarray(arm, float), np.asarray(base, float)
     if center == 'log':
         if a.min() <= 0 or b.min() <= 0:
@@ -209,11 +208,11 @@ class Verdict:
 def judge(
     arms: dict, base, worth: float, looks: tuple | None = None, center: str = 'mean', pairs: Collection = ()
 ) -> dict[str, Verdict]:
-    """{arm: Verdict} from the figures of the deciding seeds, {arm: [...]} and those of the baseline; an arm stops
-    taking seeds once its word is not 'undecided'. looks: the plan, seeds per arm at each look (None: one look at all
-    there is). center: 'mean'; 'median' for errors with two humps; 'log', where worth is a share of the baseline's
-    error. pairs: arms whose correlation with the baseline in the sweep exceeds CORRELATION. Everything is recomputed
-    from the figures, so the verdicts do not depend on when this was called."""
+    """{arm: Verdict} from the figures of the deciding seeds, {arm: [...]} and those of the baseline; an arm stops taking
+    seeds once its word is not 'undecided'. looks: the plan, seeds per arm at each look (None: one look at all there is).
+    center: 'mean'; 'median' for errors with two humps; 'log', where worth is a share of the baseline's error. pairs: arms
+    whose correlation with the baseline in the sweep exceeds CORRELATION. Everything is recomputed from the figures, so
+    the verdicts do not depend on when this was called."""
     if center not in ('mean', 'median', 'log'):
         raise UserError(f"center = '{center}': must be mean, median or log")
     null = math.log1p(-worth) if center == 'log' else -worth

@@ -23,10 +23,10 @@ class Rate:
 
 
 def noise(values) -> tuple:
-    """(means, variances of the means) of figures (..., rates, seeds), rates ascending; nan: no such seed, inf: a run
-    that diverged, and with it its rate. A run may also diverge and stay finite: a rate counts as diverged, its mean
-    inf, if it lies ten times as high above the lowest mean as every lower rate and the noise. A variance of three seeds
-    is worth little, so each is drawn towards the median one with the weight of four degrees of freedom."""
+    """(means, variances of the means) of figures (..., rates, seeds), rates ascending; nan: no such seed, inf: a run that
+    diverged, and with it its rate. A run may also diverge and stay finite: a rate counts as diverged, its mean inf, if it
+    lies ten times as high above the lowest mean as every lower rate and the noise. A variance of three seeds is worth
+    little, so each is drawn towards the median one with the weight of four degrees of freedom."""
     n = np.sum(~np.isnan(values), -1)
     usable = np.isfinite(np.nansum(values, -1)) & (n > 0)
     safe = np.where(usable[..., None] & ~np.isnan(values), values, 0.0)
@@ -71,9 +71,9 @@ def quadratic(x, values):
 
 
 def best_rate(x, values):
-    """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the ascending logarithms
-    x. The vertex, clipped to the neighbours of the lowest mean that did not diverge; where no parabola opens upwards,
-    the lowest rate whose mean lies within one standard error of the lowest mean."""
+    """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the ascending logarithms x.
+    The vertex, clipped to the neighbours of the lowest mean that did not diverge; where no parabola opens upwards, the
+    lowest rate whose mean lies within one standard error of the lowest mean."""
     means, variances = noise(values)
     finite = np.isfinite(means)
     vertex, _, _, convex = quadratic(x, values)

@@ -2,8 +2,8 @@
 Statistics of runs: what a handful of seeds can say, with intervals that mean what they state.
 
 Every function takes plain lists, a value per seed; where two arms are paired, it is by position. Intervals are
-two-sided. tests/lab/test_stats.py and test_protocol.py simulate them: 95% cover the truth in 95% of cases. What the
-rule of a comparison needs (docs/protocol.md) takes arrays with the seeds on the last axis.
+two-sided. tests/lab/test_stats.py and test_protocol.py simulate them: 95% cover the truth in 95% of cases. What the rule
+of a comparison needs (docs/protocol.md) takes arrays with the seeds on the last axis.
 """
 
 import functools
@@ -225,8 +225,7 @@ def mann_whitney(arm, base, null: float = 0.0) -> float:
 
 def hodges_lehmann(arm, base, level: float = LEVEL) -> Estimate:
     """By how much arm is shifted against base: the median of all differences of a seed of one and a seed of the other
-    (Hodges & Lehmann 1963), and the interval that inverts the Mann-Whitney test; infinite where so few seeds give
-    none."""
+    (Hodges & Lehmann 1963), and the interval that inverts the Mann-Whitney test; infinite where so few seeds give none."""
     d = np.sort(np.subtract.outer(np.asarray(arm, float), np.asarray(base, float)), axis=None)
     below = int(np.searchsorted(rank_null(len(arm), len(base)), (1 - level) / 2, side='right'))  # values to leave out
     low, high = (d[below - 1], d[-below]) if below else (-math.inf, math.inf)
@@ -247,18 +246,18 @@ def holm(p) -> np.ndarray:
 
 
 def spent(alpha, fraction: float):
-    """How much of a two-sided alpha may be used up when this fraction of the information is there: the function of Lan
-    & DeMets (1983) that resembles Pocock's bounds. The other one of theirs, which resembles O'Brien & Fleming's, takes
-    more seeds where an effect is large, and hardly fewer where there is none."""
+    """How much of a two-sided alpha may be used up when this fraction of the information is there: the function of Lan &
+    DeMets (1983) that resembles Pocock's bounds. The other one of theirs, which resembles O'Brien & Fleming's, takes more
+    seeds where an effect is large, and hardly fewer where there is none."""
     return np.asarray(alpha) * math.log(1 + (math.e - 1) * fraction)
 
 
 @functools.cache
 def bounds(fractions: tuple, alpha: tuple) -> np.ndarray:
-    """The two-sided p that a test must fall below at each look, so that all looks together reject a true hypothesis
-    with probability alpha. fractions: information at each look over that at the last one, ascending to 1. alpha: one or
-    more; returns (looks, alphas). The statistic is a Brownian motion seen at the fractions; the density of what has
-    crossed no bound is integrated from look to look (Armitage, McPherson & Rowe 1969) by Gauss-Legendre."""
+    """The two-sided p that a test must fall below at each look, so that all looks together reject a true hypothesis with
+    probability alpha. fractions: information at each look over that at the last one, ascending to 1. alpha: one or more;
+    returns (looks, alphas). The statistic is a Brownian motion seen at the fractions; the density of what has crossed no
+    bound is integrated from look to look (Armitage, McPherson & Rowe 1969) by Gauss-Legendre."""
     scipy_stats()
     from scipy.special import ndtr
 
@@ -324,9 +323,9 @@ class Faster:
 def faster(arm, base, target: float, level: float = LEVEL, resamples: int = 4000, seed: int = 0) -> Faster:
     """Speed-up of an arm to a preset loss: geometric mean of the baseline's costs over that of the arm's, with the
     studentized bootstrap of both arms' seeds on the logarithm (Efron & Tibshirani 1993, section 16.2); with fewer than
-    four seeds in an arm Welch's t. arm, base: a curve (costs, losses) per seed. A seed that never gets there counts
-    with the cost of its whole run, and one that is there at the first evaluation with the cost up to that: each makes
-    the speed-up a bound."""
+    four seeds in an arm Welch's t. arm, base: a curve (costs, losses) per seed. A seed that never gets there counts with
+    the cost of its whole run, and one that is there at the first evaluation with the cost up to that: each makes the
+    speed-up a bound."""
     logs, shares, open_low, open_high = [], [], False, False
     for curves, is_arm in ((arm, True), (base, False)):
         costs = [reached(xs, losses, target) for xs, losses in curves]

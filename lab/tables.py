@@ -200,8 +200,8 @@ def spent(r: dict, ms: float | None, before: float) -> dict:
 
 
 def grown(r: dict, axis: str, before: float) -> float:
-    """What growing cost in itself; in FLOPs only learned growth (ligo) does. The log counts FLOPs with all those
-    before."""
+    """FLOPs or seconds of growing alone. Only learned growth (ligo) takes FLOPs. The log adds the FLOPs of all training
+    before it."""
     past = r['facts'].get('transfer') or {}
     if axis == 'seconds':
         return past.get('growing', 0)
@@ -222,8 +222,7 @@ def saved(x: Cell, baselines: list[Cell]) -> float | None:
 
 
 def allowed(r: dict) -> float:
-    """How many times longer a run that ran out of patience could have gone on: arms are matched in what they may
-    use."""
+    """How many times longer a run that patience ended could have been: arms are matched in what they may use."""
     return r['facts'].get('max_iters', r['eval']['iter'][-1]) / (r['eval']['iter'][-1] or 1)
 
 
