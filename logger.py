@@ -126,16 +126,16 @@ def take_folder(t) -> str:
     return f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
 
 
-def kept(t) -> str:
+def kept(t, stopped: bool) -> str:
     """Which checkpoints there are at the end."""
-    if not t.cfg.save_checkpoint:
-        return 'nothing saved (save_checkpoint = False)'
-    if t.saved is None:
-        return 'nothing saved'
-    text = f'saved {relative(str(t.out_dir / "ckpt.pt"))} at iteration {t.saved}'
+    head = 'interrupted: ' if stopped else ''
+    if t.cfg.eval_only or not t.cfg.save_checkpoint or t.saved is None:
+        why = ' (save_checkpoint = False)' if not t.cfg.save_checkpoint else ''
+        return f'{head}nothing saved{why}' if not t.cfg.eval_only else ''
+    text = f'{head}saved {relative(str(t.out_dir / "ckpt.pt"))} at iteration {t.saved}'
     if (t.out_dir / 'best.pt').exists():
         text += f', best.pt of iteration {t.best_iter} (val loss {t.best_val_loss:.4f})'
-    return text
+    return text + ('; go on with --init_from=resume' if stopped else '')
 
 
 def windows(t, steps: int) -> str:
@@ -218,7 +218,7 @@ class Log:
             return keep, []
 
     def say(self, text: str):
-        if not self.quiet:
+        if text and not self.quiet:
             tqdm.write(text) if not self.bar.disable else print(text, flush=True)
 
     def head(self, cfg, facts: dict, lines: list[str]):

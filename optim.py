@@ -49,7 +49,7 @@ def problems(cfg) -> list[str]:
 
 def notes(cfg) -> list[str]:
     """What is worth saying of the schedule, one line each."""
-    if not cfg.decay_lr or not 0 < cfg.max_iters < cfg.lr_decay_iters:
+    if cfg.eval_only or not cfg.decay_lr or not 0 < cfg.max_iters < cfg.lr_decay_iters:
         return []
     last = lr_at(cfg, cfg.max_iters - 1)
     return [

@@ -192,7 +192,7 @@ class Trainer:
         self.iter, self.best_val_loss, self.best_iter = 0, math.inf, 0
         self.seconds, self.tokens = 0.0, 0  # spent training, without evaluations; consumed
         self.out_of_patience, self.saved, self.best_is_now = False, None, False  # saved: iteration of ckpt.pt
-        self.skipped = 0  # updates left out in a row, the last ones
+        self.skipped = 0  # updates left out in a row, up to now
         self.progress = lambda split, batch, of: None  # called at every batch of an evaluation
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
         self.autocast = hardware.autocast(device, self.dtype)
@@ -305,22 +305,15 @@ class Trainer:
 
     def save(self, improved: bool):
         """ckpt.pt, best.pt if val loss improved, and the last keep_last."""
-        if not self.cfg.save_checkpoint:
+        if not self.cfg.save_checkpoint or self.cfg.eval_only:
             return
         rng, (loss_sum, loss_count) = hardware.random_states(self.device), self.train_loss()
+        self.saved = self.iter
         if self.rank:
             return
-        resume = dict(
-            optimizer=self.optimizer.state_dict(),
-            position=self.position,
-            seconds=self.seconds,
-            tokens=self.tokens,
-            best_iter=self.best_iter,
-            scaler=self.scaler.state_dict(),
-            rng=rng,
-            transfer=self.history,
-            tokenizer=self.vocabulary,
-        )
+        resume = {k: getattr(self, k) for k in ('position', 'seconds', 'tokens', 'best_iter')}
+        resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
+        resume |= dict(transfer=self.history, tokenizer=self.vocabulary)
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
@@ -329,7 +322,6 @@ class Trainer:
         if improved:
             files.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
         checkpoint.keep(self.out_dir, self.iter, self.cfg.keep_last)
-        self.saved = self.iter
 
     def restore(self, ckpt: dict):
         """Go on as if there had been no interruption: bit-exact on a CPU, with the same number of processes."""
@@ -357,13 +349,14 @@ def train(cfg):
     mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
     with mine, hardware.processes(device, cfg.backend):
         t = Trainer(cfg, device)
-        about, said = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
+        about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
-        lines = [*filter(None, said), *optim.notes(t.cfg), *factors.table(t.model, t.optimizer.factors)]
+        lines += [*optim.notes(t.cfg), *factors.table(t.model, t.optimizer.factors)]
         lines += [line for hook in t.hooks for line in hook.describe(t.model, t.optimizer)]
         log.head(t.cfg, about, lines)
         with log.closing(lambda: ending(t)):
             stopped = loop(t, log)
+            log.say(kept(t, stopped))
     if stopped:
         sys.exit(130)
 
@@ -393,16 +386,11 @@ def loop(t: Trainer, log: Log) -> bool:
             mark = time.time()
             log.eval_seconds = mark - e0
             t0 += mark - e0
-        if stop:
+        if stop and t.saved != t.iter:
             t.seconds += time.time() - mark
-            if not cfg.eval_only:
-                t.save(improved=False)
-                log.say(f'interrupted: {kept(t)}; go on with --init_from=resume')
-            return True
-        if done or cfg.eval_only:
-            if not cfg.eval_only:
-                log.say(kept(t))
-            return False
+            t.save(improved=False)
+        if stop or done or cfg.eval_only:
+            return stop
 
         t.step()
         if cfg.on_nan == 'skip' and t.skipped:
