@@ -134,17 +134,29 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+class Stopped(Exception):
+    """Raised by Interrupt.leave(): an evaluation was left in the middle."""
+
+
 class Interrupt:
     """SIGINT and SIGTERM ask for an end between two steps; a second one kills."""
 
-    def __init__(self):
-        self.asked = False
+    def __init__(self, quiet=False):
+        self.asked, self.quiet = False, quiet
         for s in (signal.SIGINT, signal.SIGTERM):
             signal.signal(s, self.note)
 
     def note(self, s, frame):
         self.asked = True
         signal.signal(s, signal.SIG_DFL)
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                os.write(1, b'\nstopping after this step, then saving; again: now\n')  # print() may be at work itself
+
+    def leave(self):
+        """Raise Stopped if an end was asked for. Several processes would have to agree first: they do not leave here."""
+        if self.asked and not dist.is_initialized():
+            raise Stopped
 
     def agreed(self, device: torch.device, ask: bool) -> bool:
         """Whether to end now. Of several processes all end at the same step: one where all of them ask each other."""
