@@ -186,12 +186,15 @@ def violations(field, value) -> str:
 # where values come from
 
 
-def read_config(path: Path) -> dict:
-    """The assignments a config file makes. Raises UserError naming file and line when it does not run."""
+def read_config(path: Path, above: tuple = ()) -> dict:
+    """The assignments a config file makes. Raises UserError naming file and line when it does not run. above: the files
+    that include it."""
     values = {}
+    if path in above:
+        raise UserError(f'config file {path} includes itself, by way of {", ".join(p.name for p in above)}')
 
     def include(other):
-        values.update(read_config(path.parent / checked(other)))
+        values.update(read_config(path.parent / checked(other), (*above, path)))
 
     try:
         source = read_source(path)
@@ -283,7 +286,8 @@ def load(schema, argv: list[str]):
         if name not in fields:
             problems.append(f"unknown key '{brief(str(name))}'{where}{hint(str(name), fields)}")
             continue
-        shown = repr(brief(value)) if isinstance(value, str) else brief(value)
+        text = isinstance(value, str) and (str in kinds(fields[name].type) or name not in flags)
+        shown = repr(brief(value)) if text else brief(value)
         try:
             fit = coerce(value, fields[name].type)
             wrong = violations(fields[name], fit)
@@ -297,7 +301,7 @@ def load(schema, argv: list[str]):
     cfg = schema(**values)  # a default stands in for a broken value: what that would say of it is left out
     problems += [p for p in getattr(cfg, 'problems', list)() if not broken & set(re.findall(r'\w+', p))]
     if problems:
-        raise UserError('\n'.join(problems))
+        raise UserError('\n'.join(brief(p, 800) for p in problems))
     return cfg
 
 

@@ -13,6 +13,7 @@ The terminal gets a progress bar, anything else (a pipe, a file) plain lines. wa
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ class Log:
             earlier = json.loads((out_dir / 'manifest.json').read_text())
             earlier = [*earlier.pop('resumed', []), earlier]
         self.manifest = dict(
-            command=relative(' '.join(['python', *sys.argv])),
+            command=relative(shlex.join(['python', *sys.argv])),
             commit=commit(),
             dirty='NANOMORPH_COMMIT' not in os.environ and bool(git('status', '--porcelain')),
             started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),

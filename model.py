@@ -64,9 +64,10 @@ class GPTConfig(
     )
 
     def about(self, factor: float) -> float:
-        """At most so many parameters, were it dense and its widest MLP of this factor in all layers; nothing is built."""
+        """About so many parameters, were the model dense and all of its MLPs of this factor; nothing is built."""
         hidden = factor * self.n_embd + self.multiple_of
-        block = 4 * self.n_embd + 3 * hidden * (self.experts if self.mlp == 'moe' else 1)
+        matrices = dict(swiglu=3, moe=2 * self.experts).get(self.mlp, 2)
+        block = 4 * self.n_embd + matrices * hidden
         return float(self.n_embd) * (self.n_layer * block + 2 * self.vocab_size + self.block_size)
 
     def hidden(self, layer: int) -> int:
