@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -176,7 +177,7 @@ class Log:
         if meta.get('tokenizer') == 'bpe' and new:
             write(out_dir / 'tokenizer.json', (data_dir(cfg.dataset) / 'tokenizer.json').read_bytes())
         self.manifest = dict(
-            command=relative(' '.join(['python', *sys.argv])),
+            command=relative(shlex.join(['python', *sys.argv])),
             commit=commit(),
             dirty='NANOMORPH_COMMIT' not in os.environ and bool(git('status', '--porcelain')),
             started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),

@@ -126,6 +126,9 @@ class TrainConfig(GPTConfig):
     min_lr: float = key(6e-5, 'final learning rate; about learning_rate / 10', low=0)
     device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is', group='device and speed')
     backend: str = key('auto', 'of torchrun processes: nccl on GPUs, gloo on CPUs', choices=('auto', 'nccl', 'gloo'))
+    ddp_timeout: int = key(
+        600, 'seconds after which a torchrun process that does not answer ends the run', low=1, high=10**6
+    )
     dtype: str = key(
         'auto',
         'precision of matrix products; auto: bfloat16 on a GPU that has it (else float16), float32 elsewhere',
@@ -347,7 +350,7 @@ def train(cfg):
             hardware.start_afresh()  # its memory is free for the large model
     device, rank = hardware.choose_device(cfg.device), hardware.rank_world()[0]
     mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
-    with mine, hardware.processes(device, cfg.backend):
+    with mine, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
         t = Trainer(cfg, device)
         about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)

@@ -143,6 +143,8 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
     """start() for cluster = local (or its old name none), pool or slurm; the slots of local runs are dealt out over the GPUs."""
     each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
     share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
+    if jobs > 1:  # a thread that waits by spinning takes its core from the other runs
+        share['OMP_WAIT_POLICY'] = os.environ.get('OMP_WAIT_POLICY', 'passive')
     os.environ['PYTHONPATH'] = os.pathsep.join(  # for -m, wherever the shell stands
         dict.fromkeys([str(ROOT), *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))])
     )
