@@ -86,7 +86,8 @@ def test_model_args_of_a_plain_model_hold_only_nanogpts_keys():
     assert model_args(tiny_gpt(linear='expanded', expansion=50).config)['expansion'] == 50
 
 
-def test_dropout_and_heads_keep_parameter_counts():
+def test_parameters_are_counted_with_and_without_factors():
+    assert tiny_gpt(dropout=0.5, n_head=4).num_params() == tiny_gpt().num_params()
     model = tiny_gpt(linear='expanded', expansion=100)
     assert model.num_params_collapsed() == tiny_gpt().num_params()
     assert model.num_params() - tiny_gpt().num_params() == 2 * 2 * (100 * (32 + 128) - 32 * 128)

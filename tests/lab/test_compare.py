@@ -20,7 +20,7 @@ from lab import launch, plan, records, report, stats, tables
 from logger import read_metrics
 
 
-@pytest.mark.parametrize('cluster', ['local', 'pool'])
+@pytest.mark.parametrize('cluster', ['local', pytest.param('pool', marks=pytest.mark.slow)])
 def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, cluster):
     cfg = config(cluster=cluster, seeds=2)
     compare.compare(cfg)
@@ -79,8 +79,9 @@ def test_slurm_gets_a_job_per_run(config, tmp_path, monkeypatch):
         assert options.count(option) == 4
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_pool_leave_when_all_is_done(config):
-    compare.compare(config(seeds=2, cluster='pool'))
+    compare.compare(config(seeds=1, cluster='pool'))
     until = time.time() + 20
     while pools := [c for c in children() if 'lab.launch pool' in c]:
         assert time.time() < until, pools

@@ -15,7 +15,7 @@ import transfer
 from configurator import load
 from linear.dense import Dense
 from linear.factors import Factors
-from model import NANOGPT_KEYS, GPTConfig
+from model import GPT, NANOGPT_KEYS, GPTConfig
 from surgery import collapse, distill, factorize, operation
 from surgery.factorize import FactorizeConfig, new_layer
 from surgery.operation import block_of, layer_of, put
@@ -68,9 +68,23 @@ def test_presets_have_the_published_parameters(file, flags, added, total):
     assert len(linear.chosen(config)) == 24
 
 
-def test_a_preset_is_the_same_model_in_train_py():
-    for name in ('67m', '81m', '95m', 'finetune', 'finetune_distilled'):
-        load(TrainConfig, [str(ROOT / 'config' / 'kronecker' / f'{name}.py')])
+@pytest.mark.parametrize('name', ['67m', '81m', '95m'])
+def test_a_preset_is_the_same_model_in_train_py(name):
+    path = str(ROOT / 'config' / 'kronecker' / f'{name}.py')
+    gpt2 = GPTConfig(vocab_size=50257)
+    of_factorize = factorize.shaped(gpt2, load(FactorizeConfig, [path, '--checkpoint=x', '--out=y']))
+    of_train = dataclasses.replace(load(TrainConfig, [path]), vocab_size=50257)
+    states = []
+    for config in (of_factorize, of_train):
+        with torch.device('meta'):
+            states.append({k: v.shape for k, v in GPT(config).state_dict().items() if not k.endswith('bias')})
+    assert states[0] == states[1]
+    assert linear.chosen(of_train) == linear.chosen(of_factorize)
+
+
+def test_the_presets_of_finetuning_load():
+    for name in ('finetune', 'finetune_distilled'):
+        assert load(TrainConfig, [str(ROOT / 'config' / 'kronecker' / f'{name}.py')]).init_from != 'scratch'
 
 
 def test_the_layer_that_narrows_takes_the_shape_turned_round():

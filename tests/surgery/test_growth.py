@@ -493,7 +493,14 @@ def test_spectra_take_zeros_and_mixtures(run_train, tmp_path, capsys):
     capsys.readouterr()
     paths = ','.join(f'{p}/ckpt.pt' for p in (tmp_path / 'deep', a, b))
     spectra.spectra(spectra.SpectraConfig(checkpoints=paths, out=''))
-    assert 'attn.c_proj' in capsys.readouterr().out
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {(line[0], line[1]): line[2:] for line in lines if len(line) == 7 and '-' in line[1]}
+    assert {kind for kind, pair in rows if pair == 'A-B'} == {
+        'wte', 'attn.q', 'attn.k', 'attn.v', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj'
+    }  # fmt: skip
+    assert not any('mlp' in kind for kind, pair in rows if pair == 'B-C')  # experts are no single matrix
+    assert rows['attn.q', 'A-B'][0] == rows['wte', 'A-B'][0] == '0.0000'  # the same matrices, twice
+    assert rows['attn.c_proj', 'A-B'][3] == 'nan' and float(rows['attn.c_proj', 'B-C'][3]) > 0  # zeros have no size
 
 
 def test_the_distance_of_spectra_is_of_shapes():

@@ -81,7 +81,11 @@ def test_a_share_of_validation_is_spread_over_the_split(dataset):
 
 def test_a_text_barely_longer_than_a_block_works(dataset):
     data = Loader(dataset(train=12), 'train', 10, 4, 1000)
-    assert all(data.batch(p)[0].max() < 12 for p in range(0, 40, 4))
+    starts = {data.starts(p)[i] for p in range(0, 80, 4) for i in range(4)}
+    assert starts == {0, 1}  # 12 tokens hold two windows of 10 and the token after it
+    for p in range(0, 40, 4):
+        x, y = data.batch(p)
+        assert torch.equal(x, torch.tensor(data.starts(p))[:, None] + torch.arange(10)) and torch.equal(y, x + 1)
 
 
 @pytest.mark.parametrize(
