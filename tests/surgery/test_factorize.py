@@ -19,6 +19,7 @@ from model import GPT, NANOGPT_KEYS, GPTConfig
 from surgery import collapse, distill, factorize, operation
 from surgery.factorize import FactorizeConfig, new_layer
 from surgery.operation import block_of, layer_of, put
+from tokens import loader
 from train import TrainConfig, train
 
 
@@ -350,6 +351,47 @@ def test_distilled_blocks_do_as_those_they_replace(tmp_path, trained, capsys):
     for name, p in new.named_parameters():  # only the new layers moved
         if '.mlp.' not in name:
             assert torch.equal(p, old[name])
+
+
+def test_a_new_block_learns_on_its_own_data_from_what_the_new_blocks_before_it_make(tmp_path, trained, monkeypatch):
+    """Every position is drawn once over all blocks; what block 1 takes is what the new block 0 puts out."""
+    drawn, taken, batch = [], [], loader.Loader.batch
+    monkeypatch.setattr(loader.Loader, 'batch', lambda self, p: (drawn.append(p), batch(self, p))[1])
+    train_block = distill.train_block
+
+    def watched(model, new, i, *rest):
+        if i == 1:
+            made = []
+            hooks = [new.transformer.h[0].register_forward_hook(lambda m, args, y: made.append(y)),
+                     new.transformer.h[1].register_forward_pre_hook(lambda m, args: taken.append((args[0], made[-1])))]  # fmt: skip
+        found = train_block(model, new, i, *rest)
+        if i == 1:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    monkeypatch.setattr(distill, 'train_block', watched)
+    run_factorize(tmp_path, trained, *DISTILL[:2], '--distill_iters=3', '--distill_batch=2')
+    assert drawn == list(range(0, 2 * 3 * 2, 2))
+    assert len(taken) == 3 and all(torch.equal(x, y) for x, y in taken)
+
+
+def test_shapes_for_a_budget_are_chosen_on_training_tokens(tmp_path, trained, monkeypatch):
+    class Chosen(Exception):
+        pass
+
+    def choose(model, cfg, dense, tokens, device):
+        raise Chosen(tokens)
+
+    monkeypatch.setattr(factorize, 'choose', choose)
+    with pytest.raises(Chosen) as e:
+        run_factorize(tmp_path, trained, '--linear=low_rank', '--params=20K')
+    idx, targets = e.value.args[0]
+    data = ROOT / 'data' / 'shakespeare_char'
+    read = {split: (data / f'{split}.bin').read_bytes() for split in ('train', 'val')}
+    for x, y in zip(idx, targets):
+        row = torch.cat((x, y[-1:])).numpy().astype('uint16').tobytes()
+        assert row in read['train'] and row not in read['val']
 
 
 def test_an_interrupted_distillation_goes_on_to_the_same_end(tmp_path, trained, monkeypatch, fails, capsys):
