@@ -29,9 +29,11 @@ the default is bfloat16, which rounds logits to about three digits; use --dtype=
 import bz2
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import os
+import shlex
 import sys
 import time
 import zipfile
@@ -92,7 +94,7 @@ class EvalConfig:
     batch_size: int = key(32, 'rows at once, fewer where their logits would exceed 1 GB', low=1)
     device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
     dtype: str = key('auto', 'precision of matrix products', choices=('auto', 'float32', 'bfloat16', 'float16'))
-    out: str = key('', "JSON to write; empty: eval.json in the checkpoint's folder")
+    out: str = key('', "JSON to write, or to add tasks to; empty: eval.json in the checkpoint's folder")
     dataset: str = key('', "data set for val; empty: the checkpoint's own")
 
     def names(self) -> list[str]:
@@ -415,11 +417,14 @@ def evaluate(cfg: EvalConfig) -> dict:
         dirty=bool(git('status', '--porcelain')),
         torch=torch.__version__,
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-        command=' '.join(['python', *sys.argv]),
+        command=shlex.join(['python', *sys.argv]),
         tasks={},
     )
     f = report
-    print(f'{printable(f["checkpoint"])}: {f["kind"]}, {f["parameters"]:,} parameters, tokenizer {f["tokenizer"]}')
+    collapsed = f' ({f["params_collapsed"]:,} collapsed)' if f['params_collapsed'] != f['params'] else ''
+    print(
+        f'{printable(f["checkpoint"])}: {f["kind"]}, {f["params"]:,} parameters{collapsed}, tokenizer {f["tokenizer"]}'
+    )
     print(f'{f["device"]}, {f["dtype"]}, commit {f["commit"][:10]}' + (f', limit {cfg.limit}' if cfg.limit else ''))
     print(table('', {}), flush=True)
     for name, (rows, counts, figures) in prepared.items():
@@ -430,9 +435,32 @@ def evaluate(cfg: EvalConfig) -> dict:
         seconds = round(time.perf_counter() - t0, 3)
         report['tasks'][name] = counts | dict(seconds=seconds, figures=figures(nats, greedy))
         print(table(name, report['tasks'][name]), flush=True)
-    write_json(out, relative(report))
+    report = relative(report)
+    for task in report['tasks'].values():
+        task |= {k: report[k] for k in ('commit', 'started')}
+    write_json(out, add_to(out, report))
     print(f'wrote {out}')
     return report
+
+
+def add_to(out: Path, report: dict) -> dict:
+    """The report, with the tasks that were measured before of the same model in the same way. A report on another model,
+    or with another limit, is moved aside first: nothing is lost."""
+    try:
+        old = json.loads(out.read_text())
+        if all(old[k] == v for k, v in report.items() if k not in RUN):
+            return report | dict(tasks=old['tasks'] | report['tasks'])
+    except (OSError, ValueError, LookupError, TypeError):  # none, or no report
+        pass
+    if out.exists():
+        n = next(n for n in itertools.count(1) if not out.with_name(f'{out.stem}.{n}{out.suffix}').exists())
+        aside = out.with_name(f'{out.stem}.{n}{out.suffix}')
+        os.replace(out, aside)
+        print(f'{out.name} there is of another model, device or limit: it is called {aside.name} now')
+    return report
+
+
+RUN = ('tasks', 'batch_size', 'commit', 'dirty', 'torch', 'started', 'command')  # facts of a call, not of the model
 
 
 def main():

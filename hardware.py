@@ -3,6 +3,7 @@ The machine: which device and precision a run gets, its processes, and what it c
 """
 
 import contextlib
+import datetime
 import gc
 import os
 import re
@@ -112,19 +113,37 @@ def autocast(device: torch.device, dtype: torch.dtype):
     return torch.amp.autocast(device_type=device.type, dtype=dtype)
 
 
+class Lost(UserError):
+    """Another process of the run ended or does not answer: no mistake of the user's, so exit code 1."""
+
+    exit_code = 1
+
+
 @contextlib.contextmanager
-def processes(device: torch.device, backend: str):
-    """torchrun's process group, if this process is one of several."""
+def processes(device: torch.device, backend: str, timeout: int = 600):
+    """torchrun's process group, if this process is one of several. Raises Lost where another one has ended, or does not
+    answer for `timeout` seconds (with NCCL the library itself ends the process then)."""
     if rank_world()[1] == 1:
         yield
         return
     if backend == 'auto':
         backend = 'nccl' if device.type == 'cuda' else 'gloo'
-    dist.init_process_group(backend, device_id=device if device.type == 'cuda' else None)
+    wait = datetime.timedelta(seconds=timeout)
     try:
+        dist.init_process_group(backend, device_id=device if device.type == 'cuda' else None, timeout=wait)
         yield
+    except RuntimeError as e:  # of torch.distributed, which has no class for it
+        if not isinstance(e, dist.DistError) and not re.search(
+            r'gloo|Connection (closed|reset|refused)|[Tt]imed out|NCCL', str(e)
+        ):
+            raise
+        raise Lost(
+            f'another process of this run has ended, or did not answer for ddp_timeout = {timeout} seconds'
+            f' ({str(e).splitlines()[0][:200]}); its own output says why; go on with --init_from=resume'
+        ) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -134,17 +153,29 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+class Stopped(Exception):
+    """Raised by Interrupt.leave(): an evaluation was left in the middle."""
+
+
 class Interrupt:
     """SIGINT and SIGTERM ask for an end between two steps; a second one kills."""
 
-    def __init__(self):
-        self.asked = False
+    def __init__(self, quiet=False):
+        self.asked, self.quiet = False, quiet
         for s in (signal.SIGINT, signal.SIGTERM):
             signal.signal(s, self.note)
 
     def note(self, s, frame):
         self.asked = True
         signal.signal(s, signal.SIG_DFL)
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                os.write(1, b'\nstopping after this step, then saving; again: now\n')  # print() may be at work itself
+
+    def leave(self):
+        """Raise Stopped if an end was asked for. Several processes would have to agree first: they do not leave here."""
+        if self.asked and not dist.is_initialized():
+            raise Stopped
 
     def agreed(self, device: torch.device, ask: bool) -> bool:
         """Whether to end now. Of several processes all end at the same step: one where all of them ask each other."""

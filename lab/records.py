@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from configurator import UserError
-from files import write
+from files import read_lines, write
 from logger import read_metrics
 
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
@@ -138,17 +138,6 @@ def read_runs(folder: Path) -> list[dict]:
         )
         for r in found
     ]
-
-
-def read_lines(path: Path) -> list:
-    lines = []
-    if path.exists():
-        for text in path.read_text(errors='replace').splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return lines
 
 
 def write_records(folder: Path, records: dict):

@@ -20,7 +20,8 @@ ROPE = 2**20  # longest context whose table of angles is built; no tensor in the
 WIDEST = 1000  # hidden units over n_embd
 
 # values that are no key of GPTConfig: type, and the largest that makes sense; none is negative
-NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), position=(int, MOST), seconds=(float, MOST))
+NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), position=(int, MOST), seconds=(float, MOST),
+               tokens=(int, MOST), loss_sum=(float, MOST), loss_count=(int, MOST))  # fmt: skip
 CONFIG = dict(dataset=str, batch_size=int, gradient_accumulation_steps=int, seed_data=int, expansion_schedule=str,
               expansion_every=int)  # fmt: skip
 

@@ -68,7 +68,9 @@ STARTS = {'nearest': 'from_dense'} | {
 class FactorizeConfig(with_keys(*SHAPE)):
     init: str = key('nearest', 'how the factors start', choices=(*STARTS, 'random'))
     rescale: bool = key(False, 'scale the new matrix to the norm of the old one')
-    params: str = key('', 'at most so many parameters, such as 81M or 80500000; shapes are chosen')
+    params: str = key(
+        '', 'at most so many parameters, position embeddings included, such as 81M or 80500000; shapes are chosen'
+    )
     distill_iters: int = key(0, 'steps of training each new block to do as the old one; 0: none', low=0)
     distill_lr: float = key(3e-2, 'its peak learning rate, relative to the size of a factor', above=0)
     distill_batch: int = key(8, 'its windows of block_size training tokens per step', low=1)
@@ -425,6 +427,11 @@ def factorize(cfg: FactorizeConfig):
     look = first(tokens, cfg.look)
     dense = sum(p.numel() for p in model.parameters())
     if cfg.params:
+        if parameters(cfg.params) >= dense:
+            raise UserError(
+                f'params = {cfg.params}: {cfg.checkpoint} has {dense:,} parameters already, position embeddings'
+                ' included; give fewer, or grow it: python transfer.py grow'
+            )
         some = first(training_windows(dataset, model.config, cfg.look, cfg.seed, device), cfg.look)
         config = choose(model, cfg, dense, some, device)
         print(f'chosen: {shape_keys(config, cfg)}')
@@ -453,7 +460,7 @@ def factorize(cfg: FactorizeConfig):
     for line in factors.table(new):
         print(line)
     n = sum(p.numel() for p in new.parameters())
-    print(f'{dense:,} parameters -> {n:,}, position embeddings included')
+    print(f'{dense:,} parameters -> {n:,}, position embeddings included; without them {new.num_params():,}')
     report(cfg, model, fitted(new, layers), tokens, limit=None)
     new.cpu()
     settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
@@ -464,8 +471,9 @@ def factorize(cfg: FactorizeConfig):
         settings=relative(overrides(cfg)),
         flops=learned,
         tokens=seen,
-        params=n,
-        params_dense=dense,
+        params=new.num_params(),
+        params_all=n,
+        params_dense_all=dense,
         loss_before=base,
         loss_all_of=groups,
         rows=rows,
