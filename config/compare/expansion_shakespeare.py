@@ -6,8 +6,8 @@
 # These are 85 runs, each of which keeps an H100 busy for two or three seconds. Starting and compiling takes longer, so
 # --cluster=pool runs several processes at once, and each does many runs. Where scipy or bokeh are not installed, only
 # the logs are written, and `python compare.py --report` makes the tables on another machine. Copy
-# results/expansion_shakespeare from a rented machine in any case: with it the same command goes on, on any machine with
-# a GPU, without repeating a run.
+# out/results/expansion_shakespeare from a rented machine in any case: with it the same command goes on, on any machine
+# with a GPU, without repeating a run.
 
 claim = (
     'With its learning rate tuned as well as the dense one, {arm} has a lower loss than {baseline} on Tiny Shakespeare'
