@@ -1,11 +1,11 @@
 """
-Many processes, N at once, on this machine or on Slurm: how compare.py starts its runs.
+How compare.py starts its runs: many processes, N at once, on this machine or on Slurm.
 
-    python -m lab.launch FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
-    python -m lab.launch pool                or a process that does one such command after the other without starting anew
+    python -m lab.launch FOLDER COMMAND...   runs COMMAND in place of this process, output in FOLDER/output.txt
+    python -m lab.launch pool                runs one such command after the other in the same process
 
-FOLDER/lock is held (flock) for as long as COMMAND lives (files.lock), so that no run is ever trained twice at once, whoever was
-started twice or left behind.
+FOLDER/lock is held (files.lock) while COMMAND lives. So no run is ever trained by two processes at once, even if
+compare.py was started twice, or left a process behind.
 """
 
 import gc
@@ -59,8 +59,8 @@ def begin(folder: Path) -> int:
 
 def pool():
     """Do the runs that stdin names, a JSON line [folder, python, script, flags...] each, and answer each with [its exit
-    code, whether this process leaves]. What a run of seconds spends on starting (imports, the GPU's context, the
-    compiler's graphs) is spent once. After a run that failed, or kept memory of the GPU, another process goes on."""
+    code, whether this process leaves]. Imports, the GPU's context and the compiler's graphs, which take longer than a run
+    of seconds, are then needed only once. After a run that failed, or kept memory of the GPU, another process goes on."""
     answers = os.fdopen(os.dup(1), 'w', buffering=1)
     while line := sys.stdin.readline():
         folder, _, script, *argv = json.loads(line)
@@ -110,7 +110,7 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
 
 
 def over(folder: Path) -> bool:
-    """Whether the run in folder went to its end, or ran out of patience; or the last file of a command is there."""
+    """Whether the run in folder reached its end, or patience ended it; for a command, whether its last file is there."""
     if any((folder / name).exists() for name in ('ckpt.json', 'eval.json')):
         return True
     try:
@@ -122,7 +122,7 @@ def over(folder: Path) -> bool:
 
 
 def forget(folder: Path):
-    """Let the run in folder be done again: its checkpoint is wanted, and gone."""
+    """Mark the run in folder as not done: its checkpoint is needed, but was deleted."""
     for name in ('manifest.json', 'ckpt.json', 'eval.json'):
         (folder / name).unlink(missing_ok=True)
 
@@ -210,11 +210,12 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
 
 
 def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int = 2):
-    """Run what todo() lists (it is asked again whenever a run ends) until it lists nothing that is left to do.
+    """Run what todo() lists until it lists nothing more. It is called again whenever a run ends.
 
-    todo() -> [(name, folder, command)]; done(name, exit code) -> '' if the run is over, else what went wrong; a run
-    that broke is tried again, one that ends with exit code 2 (a user's mistake) is not.
-    Returns {name: what went wrong}. Ctrl-C and SIGTERM stop the runs, wait until they have saved, and go on up."""
+    todo() -> [(name, folder, command)]; done(name, exit code) -> '' if the run is over, else what went wrong. A run that
+    broke is tried again; one that ends with exit code 2 (a user's mistake) is not.
+    Returns {name: what went wrong}. Ctrl-C and SIGTERM stop the runs and wait until they have saved; then the exception
+    is raised again."""
     running, failed, attempts, wait, left = {}, {}, {}, {}, None
 
     def interrupt(*_):
