@@ -6,8 +6,8 @@
 # 85 runs that keep an H100 busy for two or three seconds each: starting and compiling takes longer, hence many at once in
 # processes that do one after the other. pool needs no submitit: a machine lent for an hour often has torch and nothing to
 # install from. Where scipy or bokeh are missing as well, only the logs are written: `python compare.py --report` makes the
-# tables elsewhere. Bring results/expansion_shakespeare back in any case: with it the same command goes on, on any machine
-# with a GPU, without repeating a run.
+# tables elsewhere. Bring out/results/expansion_shakespeare back in any case: with it the same command goes on, on any
+# machine with a GPU, without repeating a run.
 
 claim = (
     'With its learning rate tuned as well as the dense one, {arm} has a lower loss than {baseline} on Tiny Shakespeare'
