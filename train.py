@@ -1,7 +1,7 @@
 """
-Train a GPT, plain or with expanded linear layers.
+Train a GPT whose linear layers are dense matrices or products of factors.
 
-    python train.py config/expansive_shakespeare.py                              one device, whatever there is
+    python train.py config/expansive_shakespeare.py                              on one device, the best there is
     python train.py config/expansive_shakespeare.py --max_iters=500 --seed_model=2
     torchrun --standalone --nproc_per_node=4 train.py config/expansive_shakespeare.py
     python train.py config/expansive_shakespeare.py --init_from=resume           go on exactly where it stopped

@@ -1,9 +1,9 @@
 """
 What a checkpoint says of itself, checked before anything is built from it.
 
-A file can be damaged, forged, or edited by hand. A model of n_layer = 1e9 never ends to build, and n_embd = 1e7 asks for a
-petabyte. So every value is checked for its type and range, and every size against the tensors that are really there.
-The model is then built on torch's meta device, which holds shapes and no numbers, and compared name by name.
+A file can be damaged, forged, or edited by hand. A model of n_layer = 1e9 never ends to build, and n_embd = 1e7 asks
+for a petabyte. So every value is checked for its type and range, and every size against the tensors that are really
+there. The model is then built on torch's meta device, which holds shapes and no numbers, and compared name by name.
 """
 
 import dataclasses
@@ -230,7 +230,8 @@ def check_rng(rng, path):
 
 
 def dense(v) -> bool:
-    """Whether v is an ordinary tensor on the CPU whose numbers are all in its storage, not one number that is repeated."""
+    """Whether v is an ordinary tensor on the CPU whose numbers are all in its storage, not one number that is
+    repeated."""
     if not isinstance(v, torch.Tensor) or v.layout != torch.strided or v.device.type != 'cpu' or v.is_quantized:
         return False
     return v.numel() * v.element_size() <= v.untyped_storage().nbytes()

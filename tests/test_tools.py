@@ -58,6 +58,9 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
     fails(lambda: records.read_runs(out), 'manifest.json is damaged')
     with pytest.raises(UserError, match='is the folder of a run; name its checkpoint'):
         reader.load(out)
+    (out / 'best.pt').unlink()
+    with pytest.raises(UserError, match=r'no checkpoint at .*best\.pt: .* take .*ckpt\.pt'):
+        reader.load(out / 'best.pt')
 
 
 @pytest.mark.slow
