@@ -21,19 +21,30 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import hardware
-from configurator import ROOT, UserError, overrides, printable
+from configurator import ROOT, UserError, key, overrides, printable
 from files import copy, launched, read_lines, remove_stale, write, write_json
 from tokens.loader import data_dir
 
 RECORD = (  # of a run in its out_dir
     'ckpt.pt', 'best.pt', 'ckpt.json', 'config.json', 'manifest.json', 'metrics.jsonl', 'meta.json', 'tokenizer.json', 'eval.json',
 )  # fmt: skip
+
+
+@dataclass
+class Keys:
+    """What is said of a run beside its losses."""
+
+    note: str = key('', 'printed at the start; config files say here which preset they chose', group='notes and wandb')
+    wandb_log: bool = key(False, 'log to wandb as well')
+    wandb_project: str = key('owt', 'wandb project')
+    wandb_run_name: str = key('gpt2', 'wandb run name')
 
 
 def git(*args) -> str:

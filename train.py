@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import checkpoint
 import files
 import hardware
+import logger
 import optim
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from linear import factors
@@ -37,7 +38,7 @@ SKIPS = 100  # updates left out in a row: no accident any more
 
 
 @dataclass
-class TrainConfig(GPTConfig):
+class TrainConfig(start.Keys, distill.Keys, rotate.Keys, logger.Keys, hardware.Keys, GPTConfig):
     vocab_size: int = key(0, "vocabulary of the model; 0: the data set's", low=0)
     bias: bool = key(False, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
     out_dir: str = key('out', 'where checkpoints and logs go', group='run and output')
@@ -57,36 +58,6 @@ class TrainConfig(GPTConfig):
         f' (skip; the end after {SKIPS} in a row; every step waits for the GPU)',
         choices=('stop', 'skip'),
     )
-    init_from: str = key(
-        'scratch',
-        "scratch, resume (out_dir's ckpt.pt), transfer (grow a small model), a checkpoint, a Hugging Face GPT-2 folder,"
-        ' gpt2 ... gpt2-xl',
-    )
-    transfer_from: str = key(
-        '',
-        'transfer: checkpoint of the small model, or the config that trains it first',
-        group='init_from = transfer: growing a small model',
-    )
-    transfer_method: str = key('', 'transfer: how it grows, such as clone or clone+stack; see growth.py')
-    transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
-    transfer_moments: str = key(
-        'auto',
-        "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
-        choices=('auto', 'move', 'fresh'),
-    )
-    other_vocabulary: bool = key(
-        False, 'init_from a checkpoint, transfer: allow data whose token ids mean something else to that model'
-    )
-    distill_from: str = key(
-        '', 'checkpoint of a model whose logits the loss follows too; empty: none', group='distillation'
-    )
-    distill_weight: float = key(
-        0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
-    )
-    note: str = key('', 'printed at the start; config files say here which preset they chose', group='notes and wandb')
-    wandb_log: bool = key(False, 'log to wandb as well')
-    wandb_project: str = key('owt', 'wandb project')
-    wandb_run_name: str = key('gpt2', 'wandb run name')
     dataset: str = key('openwebtext', 'folder under data/', group='data')
     gradient_accumulation_steps: int = key(40, 'micro-batches per step, shared out among the processes', low=1)
     batch_size: int = key(12, 'micro-batch size in sequences', low=1)
@@ -104,18 +75,6 @@ class TrainConfig(GPTConfig):
     beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
     beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
     grad_clip: float = key(1.0, 'largest norm of the gradient of the matrices the network computes with; 0: off', low=0)
-    expansion_schedule: str = key(
-        'all',
-        'expanded layers: all of them, one after the other (rotate), or none, with the restarts of rotate (reset)',
-        choices=('all', 'rotate', 'reset'),
-        group='linear = expanded, which layers at which iteration: see surgery/rotate.py',
-    )
-    expansion_every: int = key(100, 'rotate, reset: iterations until the next layer', low=1)
-    expansion_moments: str = key(
-        'reset',
-        "rotate: Adam's moments of the two layers that change start anew (reset) or are carried over (map)",
-        choices=('reset', 'map'),
-    )
     decay_lr: bool = key(
         True, 'follow the schedule; false: constant learning_rate, no warmup', group='schedule of the learning rate'
     )
@@ -124,21 +83,6 @@ class TrainConfig(GPTConfig):
     lr_decay_iters: int = key(600000, 'step at which min_lr is reached; about max_iters', low=0)
     wsd_decay_iters: int = key(60000, 'wsd: length of the final linear decay', low=0)
     min_lr: float = key(6e-5, 'final learning rate; about learning_rate / 10', low=0)
-    device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is', group='device and speed')
-    backend: str = key('auto', 'of torchrun processes: nccl on GPUs, gloo on CPUs', choices=('auto', 'nccl', 'gloo'))
-    ddp_timeout: int = key(
-        600, 'seconds after which a torchrun process that does not answer ends the run', low=1, high=10**6
-    )
-    dtype: str = key(
-        'auto',
-        'precision of matrix products; auto: bfloat16 on a GPU that has it (else float16), float32 elsewhere',
-        choices=('auto', 'float32', 'bfloat16', 'float16'),
-    )
-    compile: bool | None = key(None, 'torch.compile; none: on CUDA')
-    cuda_graph: bool = key(
-        False, 'replay the step as CUDA graphs: faster for models that leave the GPU idle; one process'
-    )
-
     GROUPS = (  # what --help shows first
         'run and output',
         'data',

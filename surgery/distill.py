@@ -12,17 +12,31 @@ command goes on from there.
 At the end of this file: the teacher, whose logits the loss of a run follows, too (`distill_from`).
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
 import checkpoint
 import hardware
-from configurator import UserError, input_path, overrides, root_path
+from configurator import UserError, input_path, key, overrides, root_path
 from linear.factors import Factors
 from surgery import reader
 from surgery.hook import Hook
 from surgery.operation import block_of, put
 from tokens import loader, tokenizer
+
+
+@dataclass
+class Keys:
+    """The teacher whose logits train.py adds as a target."""
+
+    distill_from: str = key(
+        '', 'checkpoint of a model whose logits the loss follows too; empty: none', group='distillation'
+    )
+    distill_weight: float = key(
+        0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
+    )
 
 
 def progress_path(cfg):

@@ -17,16 +17,36 @@ expansion_schedule = 'reset' is the control: a dense model with the same restart
 import dataclasses
 import functools
 import zlib
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 import linear
+from configurator import key
 from linear.expanded import Expanded, float64
 from linear.factors import Factors
 from model import GPT
 from surgery.hook import Hook
 from surgery.operation import layer_of
+
+
+@dataclass
+class Keys:
+    """Which layers are expanded at which iteration."""
+
+    expansion_schedule: str = key(
+        'all',
+        'expanded layers: all of them, one after the other (rotate), or none, with the restarts of rotate (reset)',
+        choices=('all', 'rotate', 'reset'),
+        group='linear = expanded, which layers at which iteration: see surgery/rotate.py',
+    )
+    expansion_every: int = key(100, 'rotate, reset: iterations until the next layer', low=1)
+    expansion_moments: str = key(
+        'reset',
+        "rotate: Adam's moments of the two layers that change start anew (reset) or are carried over (map)",
+        choices=('reset', 'map'),
+    )
 
 
 def problems(cfg) -> list[str]:

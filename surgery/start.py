@@ -4,6 +4,7 @@ What a run starts from (init_from): scratch, a checkpoint, a small model that is
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -11,12 +12,39 @@ import torch.distributed as dist
 import checkpoint
 import hardware
 import linear
-from configurator import UserError, input_path, overrides, printable, root_path
+from configurator import UserError, input_path, key, overrides, printable, root_path
 from linear.factors import load_state
 from model import COMPUTING, GPT
 from surgery import reader, rotate
 from surgery.grow import growth
 from tokens import loader, tokenizer
+
+
+@dataclass
+class Keys:
+    """What a run starts from."""
+
+    init_from: str = key(
+        'scratch',
+        "scratch, resume (out_dir's ckpt.pt), transfer (grow a small model), a checkpoint, a Hugging Face GPT-2 folder,"
+        ' gpt2 ... gpt2-xl',
+        group='run and output',
+    )
+    transfer_from: str = key(
+        '',
+        'transfer: checkpoint of the small model, or the config that trains it first',
+        group='init_from = transfer: growing a small model',
+    )
+    transfer_method: str = key('', 'transfer: how it grows, such as clone or clone+stack; see growth.py')
+    transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
+    transfer_moments: str = key(
+        'auto',
+        "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
+        choices=('auto', 'move', 'fresh'),
+    )
+    other_vocabulary: bool = key(
+        False, 'init_from a checkpoint, transfer: allow data whose token ids mean something else to that model'
+    )
 
 
 def problems(cfg) -> list[str]:

@@ -182,7 +182,7 @@ def test_a_group_may_come_from_the_class_that_declares_the_key():
 # -----------------------------------------------------------------------------
 # whatever is given: a config or one clear message, soon, and in little memory
 
-CASES = int(os.environ.get('FUZZ_CASES', 300))
+CASES = int(os.environ.get('FUZZ_CASES', 300))  # FUZZ_CASES=10000 takes some minutes
 NUMBERS = st.one_of(
     st.sampled_from([0, 1, -1, 2, 3, 7, 12, 768, 10_007, 65_521, 2**20, 10**6, 2**31, 2**53 + 1, 10**9, 10**30]),
     st.sampled_from(['1e6', '2e7', '1e400', 'nan', 'inf', '-inf', '1_0', '0x10', '9' * 5000, '', ',', '1,2,3', 'none']),
@@ -285,3 +285,9 @@ def test_the_config_of_another_script_gives_one_line():
         with pytest.raises(UserError, match=f'config of another script, such as {other}') as e:
             load(schema, [str(ROOT / file)])
         assert str(e.value).count('another script') == 1 and str(e.value).count('\n') <= 1
+
+
+def test_the_keys_of_the_deepest_model_are_judged_soon():
+    t0 = time.time()
+    assert cfg('--n_layer=10000', '--n_embd=12', '--linear=expanded').n_layer == 10_000
+    assert time.time() - t0 < 5

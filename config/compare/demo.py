@@ -21,4 +21,3 @@ extend = 1
 seeds = 3
 match = 'tokens'
 cluster = 'pool'  # runs of seconds
-results = 'out/compare-demo'  # a demonstration, no result to keep

@@ -22,4 +22,3 @@ sweep_seeds = 1
 horizons = dict.fromkeys(arms, (0.5, 0.75)) | dict(scratch=(0.5, 0.75, 1))
 seeds = 2
 cluster = 'pool'
-results = 'out/compare-demo'  # a demonstration, no result to keep

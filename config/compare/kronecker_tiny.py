@@ -28,4 +28,3 @@ seeds = 2
 tasks = 'val'
 bench = False
 cluster = 'pool'
-results = 'out/compare-demo'  # a demonstration, no result to keep
