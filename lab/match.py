@@ -38,13 +38,6 @@ class MatchConfig(TrainConfig):
     rounds: int = key(5, 'match = time: timed blocks, the median counts', low=1)
 
 
-class Shapes(Factors):
-    """The factors of a model on torch's meta device, which holds shapes and no numbers: no W can be formed there."""
-
-    def form(self):
-        self.products = None
-
-
 def cost(cfg, device) -> float:
     """What a config costs: parameters (factors included), FLOPs per training token, or milliseconds per step."""
     if cfg.match == 'time':
@@ -55,7 +48,7 @@ def cost(cfg, device) -> float:
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
-        beside = Shapes(model, cfg.tokens_per_iter)
+        beside = Factors(model, cfg.tokens_per_iter)
     if cfg.match == 'params':
         return model.num_params(beside)
     teacher = teacher_flops(cfg.distill_from, cfg.vocab_size, cfg.block_size, cfg.dataset) if cfg.distill_from else 0
