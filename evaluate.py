@@ -436,7 +436,8 @@ def evaluate(cfg: EvalConfig) -> dict:
         seconds = round(time.perf_counter() - t0, 3)
         report['tasks'][name] = counts | dict(seconds=seconds, figures=figures(nats, greedy))
         print(table(name, report['tasks'][name]), flush=True)
-    write_json(out, add_to(out, relative(report)))
+    report = relative(report)
+    write_json(out, add_to(out, report))
     print(f'wrote {out}')
     return report
 
