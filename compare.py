@@ -1,5 +1,5 @@
 """
-Compare ways to train: many runs, matched, each at its own best learning rate, with honest intervals.
+Compare ways to train: many runs at matched cost, each arm at its own best learning rate, with 95% intervals.
 
     python compare.py config/compare/expansion.py --seeds=5             runs what is missing, then table, plots, page
     python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
@@ -9,13 +9,13 @@ Compare ways to train: many runs, matched, each at its own best learning rate, w
     python compare.py --check                                            do RESULTS.md and the documents agree with them?
 
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
-the same order and the same start in every arm. With learning_rates each arm is first swept over them on seeds of their
-own; the best rate then meets the seeds that decide. The same command goes on after any interruption: finished runs
-(in out/compare/ or in out/results/<name>/metrics.jsonl, so on another machine too) are kept, broken ones resumed.
-What the command leaves in out/results/ is yours. To publish it, move it to results/<name>, where --report and --check
-look, or go on there with --results=results.
+the same order and the same start in every arm. With learning_rates each arm is first trained at each of these rates, on
+random seeds that are used for nothing else; then its best rate is trained on the seeds that decide. After an
+interruption run the same command again. It keeps finished runs (in out/compare/ or in out/results/<name>/metrics.jsonl,
+so on another machine, too) and resumes the others. What the command leaves in out/results/ is yours. To publish it,
+move it to results/<name>, where --report and --check look, or go on there with --results=results.
 
-An arm may start from preparing steps: trainings of their own, or commands of transfer.py (grow, factorize, ...).
+An arm may start from preparing steps, which are trainings or commands of transfer.py (grow, factorize, ...).
 
     steps = dict(
         small='config/gpt2.py --n_layer=6',                             # flags of common come before these
@@ -27,9 +27,9 @@ An arm may start from preparing steps: trainings of their own, or commands of tr
         low_rank='config/gpt2.py --init_from={cut} --distill_from={small}',
     )
 
-{NAME} is the checkpoint of a step, or of an arm listed before. Every random seed has steps of its own (shared_steps:
-one for all); arms of a seed share them. Their FLOPs and seconds count, and the tables have figures without them, too
-("source free"). A checkpoint that is wanted but not there (another machine, deleted) is made again.
+{NAME} is the checkpoint of a step, or of an arm listed before. Every random seed has its own steps (with shared_steps
+all seeds share them), and all arms of a seed use the same ones. Their FLOPs and seconds count; the tables also have
+figures without them ("source free"). A checkpoint that is needed but missing (another machine, deleted) is made again.
 
 Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the config, 130 interrupted (runs have saved).
 """
@@ -152,7 +152,8 @@ class CompareConfig:
 
 
 class Comparison:
-    """The state of one comparison: its folders, the records of the runs that are over, the checkpoints that are there."""
+    """The state of one comparison: its folders, the records of the runs that are over, the checkpoints that are
+    there."""
 
     def __init__(self, cfg, plans: list[Plan]):
         self.cfg, self.plans = cfg, plans

@@ -4,11 +4,10 @@ Many processes, N at once, on this machine or on Slurm: how compare.py starts it
     python -m lab.launch FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
     python -m lab.launch pool                or a process that does one such command after the other without starting anew
 
-FOLDER/lock is held (flock) for as long as COMMAND lives, so that no run is ever trained twice at once, whoever was
+FOLDER/lock is held (flock) for as long as COMMAND lives (files.lock), so that no run is ever trained twice at once, whoever was
 started twice or left behind.
 """
 
-import fcntl
 import gc
 import importlib
 import json
@@ -22,7 +21,9 @@ import traceback
 import weakref
 from pathlib import Path
 
+import files
 from configurator import ROOT, UserError
+from files import holder
 
 LOCKED = 75  # exit code: another process is at this run
 
@@ -42,17 +43,13 @@ def begin(folder: Path) -> int:
     """Take FOLDER/lock and send the output of this process to FOLDER/output.txt. Raises SystemExit where there is
     nothing to do: LOCKED if another process is at this run, 0 if it is over."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+    lock = files.lock(folder)
+    if lock is None:
         sys.exit(LOCKED)
     if over(folder):  # another compare.py got there first
         os.close(lock)
         sys.exit(0)
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
+    os.environ[files.HELD] = str(folder.resolve())  # train.py, which this process becomes, must not wait for itself
     out = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -106,6 +103,7 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        os.environ.pop(files.HELD, None)
         if lock is not None:
             os.close(lock)
     return 0
@@ -127,21 +125,6 @@ def forget(folder: Path):
     """Let the run in folder be done again: its checkpoint is wanted, and gone."""
     for name in ('manifest.json', 'ckpt.json', 'eval.json'):
         (folder / name).unlink(missing_ok=True)
-
-
-def holder(folder: Path) -> int | None:
-    """The process that is at work in folder, if there is one on this machine."""
-    try:
-        lock = os.open(folder / 'lock', os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return int(os.pread(lock, 20, 0) or 0) or None
-    finally:
-        os.close(lock)
 
 
 # -----------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """
-A causal language model with its tokenizer, whoever trained it: a checkpoint of ours or nanoGPT's, or a folder of
-Hugging Face's transformers, behind one interface. evaluate.py scores texts with it.
+One interface for causal language models with their tokenizers: a checkpoint of ours or nanoGPT's, or a folder of
+Hugging Face's transformers. evaluate.py scores texts with it.
 """
 
 import dataclasses
@@ -109,7 +109,8 @@ def is_causal(logits) -> bool:
 
 
 def open_model(cfg) -> LM:
-    """What cfg.checkpoint names, on cfg.device in cfg.dtype, with cfg.window tokens of context (0: what it takes). Raises UserError if it is neither of the three kinds."""
+    """The LM that cfg.checkpoint names, on cfg.device in cfg.dtype, with cfg.window tokens of context (0: as many as it
+    takes). Raises UserError if it is none of the three kinds."""
     path = input_path(cfg.checkpoint)
     is_hf = False
     if path.is_dir():

@@ -58,6 +58,9 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
     fails(lambda: records.read_runs(out), 'manifest.json is damaged')
     with pytest.raises(UserError, match='is the folder of a run; name its checkpoint'):
         reader.load(out)
+    (out / 'best.pt').unlink()
+    with pytest.raises(UserError, match=r'no checkpoint at .*best\.pt: .* take .*ckpt\.pt'):
+        reader.load(out / 'best.pt')
 
 
 @pytest.mark.slow
@@ -136,7 +139,7 @@ def test_bench_times_arms_in_turns(script, tmp_path):
     small = [*TINY, '--steps=2', '--rounds=3', '--warmup=1']
     r = script('bench.py', *small, f'--out={tmp_path}/b.jsonl', '--', *TINY, '--linear=expanded')
     rows = [json.loads(line) for line in open(tmp_path / 'b.jsonl')]
-    assert len(rows) == 2 and rows[0]['ratio'] == 1.0 and rows[1]['params'] > rows[0]['params']
+    assert len(rows) == 2 and rows[1]['params'] > rows[0]['params'] and rows[1]['ratio'] != 1
     for row in rows:
         assert row['ms_min'] <= row['ms'] <= row['ms_max'] and row['mfu'] is None
         assert row['tokens_per_s'] == pytest.approx(4 * 32 / row['ms'] * 1000)
@@ -152,7 +155,7 @@ def test_every_config_loads():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['bpe', 'char', 'gpt2'])
+@pytest.mark.parametrize('kind', ['bpe', 'gpt2'])
 def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, run_train, script, kind):
     """Prepare, train, sample, evaluate, export: the tokenizer travels along."""
     import importlib.util

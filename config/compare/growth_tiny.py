@@ -1,5 +1,5 @@
-# Growth in minutes on a CPU, to see what it takes: growth_small.py with two ways to grow and a model of 2 layers. It says
-# nothing about models that are worth training.
+# A growth comparison that takes minutes on a CPU: growth_small.py with two ways to grow and a model of 2 layers. It
+# shows how such a comparison works, and says nothing about models that are worth training.
 #
 #   python compare.py config/compare/growth_tiny.py
 

@@ -1,4 +1,5 @@
-# Compression in a minute on a CPU, to see what it takes: kronecker_gutenberg.py with a model of 2 layers.
+# A compression comparison that takes minutes on a CPU: kronecker_gutenberg.py with a model of 2 layers. It shows how
+# such a comparison works, and says nothing about models that are worth training.
 #
 #   python compare.py config/compare/kronecker_tiny.py
 
