@@ -436,8 +436,6 @@ def evaluate(cfg: EvalConfig) -> dict:
         report['tasks'][name] = counts | dict(seconds=seconds, figures=figures(nats, greedy))
         print(table(name, report['tasks'][name]), flush=True)
     report = relative(report)
-    for task in report['tasks'].values():
-        task |= {k: report[k] for k in ('commit', 'started')}
     write_json(out, add_to(out, report))
     print(f'wrote {out}')
     return report
@@ -449,7 +447,8 @@ def add_to(out: Path, report: dict) -> dict:
     try:
         old = json.loads(out.read_text())
         if all(old[k] == v for k, v in report.items() if k not in RUN):
-            return report | dict(tasks=old['tasks'] | report['tasks'])
+            when = {k: old[k] for k in ('commit', 'started')}
+            return report | dict(tasks={k: when | task for k, task in old['tasks'].items()} | report['tasks'])
     except (OSError, ValueError, LookupError, TypeError):  # none, or no report
         pass
     if out.exists():
