@@ -4,7 +4,8 @@ Write text with a trained model.
     python sample.py --checkpoint=out/mine/best.pt --start="ROMEO:" --temperature=0.8
     python sample.py --out_dir=out/mine --start=FILE:prompt.txt --num_samples=3
 
-Any checkpoint of this repository or of nanoGPT. Expanded layers are collapsed first.
+The checkpoint may be of this repository, of nanoGPT, or a Hugging Face GPT-2. Layers made of factors are collapsed
+first.
 """
 
 import sys

@@ -4,11 +4,10 @@ Many processes, N at once, on this machine or on Slurm: how compare.py starts it
     python -m lab.launch FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
     python -m lab.launch pool                or a process that does one such command after the other without starting anew
 
-FOLDER/lock is held (flock) for as long as COMMAND lives, so that no run is ever trained twice at once, whoever was
+FOLDER/lock is held (flock) for as long as COMMAND lives (files.lock), so that no run is ever trained twice at once, whoever was
 started twice or left behind.
 """
 
-import fcntl
 import gc
 import importlib
 import json
@@ -22,7 +21,9 @@ import traceback
 import weakref
 from pathlib import Path
 
+import files
 from configurator import ROOT, UserError
+from files import holder
 
 LOCKED = 75  # exit code: another process is at this run
 
@@ -42,17 +43,13 @@ def begin(folder: Path) -> int:
     """Take FOLDER/lock and send the output of this process to FOLDER/output.txt. Raises SystemExit where there is
     nothing to do: LOCKED if another process is at this run, 0 if it is over."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+    lock = files.lock(folder)
+    if lock is None:
         sys.exit(LOCKED)
     if over(folder):  # another compare.py got there first
         os.close(lock)
         sys.exit(0)
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
+    os.environ[files.HELD] = str(folder.resolve())  # train.py, which this process becomes, must not wait for itself
     out = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -106,6 +103,7 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        os.environ.pop(files.HELD, None)
         if lock is not None:
             os.close(lock)
     return 0
@@ -129,21 +127,6 @@ def forget(folder: Path):
         (folder / name).unlink(missing_ok=True)
 
 
-def holder(folder: Path) -> int | None:
-    """The process that is at work in folder, if there is one on this machine."""
-    try:
-        lock = os.open(folder / 'lock', os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return int(os.pread(lock, 20, 0) or 0) or None
-    finally:
-        os.close(lock)
-
-
 # -----------------------------------------------------------------------------
 # engines: start(command, folder, slot) -> (poll, stop). poll() is None, or the exit code; stop() says if it could
 
@@ -160,6 +143,8 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
     """start() for cluster = local (or its old name none), pool or slurm; the slots of local runs are dealt out over the GPUs."""
     each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
     share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
+    if jobs > 1:  # a thread that waits by spinning takes its core from the other runs
+        share['OMP_WAIT_POLICY'] = os.environ.get('OMP_WAIT_POLICY', 'passive')
     os.environ['PYTHONPATH'] = os.pathsep.join(  # for -m, wherever the shell stands
         dict.fromkeys([str(ROOT), *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))])
     )

@@ -1,11 +1,11 @@
 """
-At which width does one config cost what another one costs? The command is `transfer.py match`:
+Find the width at which one config costs as much as another one. The command is `transfer.py match`:
 
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
 
-Reference and candidate are configs with flags as for train.py, separated by `--`. The candidate's key is varied over
-its grid (n_embd by whole heads of unchanged width, hidden units by multiple_of, expansion by 1), the two values nearest
-to the reference are printed with what is left of the mismatch, the better one as a flag to copy.
+Reference and candidate are configs with flags as for train.py, separated by `--`. One key of the candidate takes the
+values of a grid (n_embd by whole heads of unchanged width, hidden units by multiple_of, expansion by 1). Printed are the
+two values nearest to the reference, each with the mismatch that is left, as flags to copy; the better one is marked.
 """
 
 import dataclasses
@@ -38,6 +38,13 @@ class MatchConfig(TrainConfig):
     rounds: int = key(5, 'match = time: timed blocks, the median counts', low=1)
 
 
+class Shapes(Factors):
+    """The factors of a model on torch's meta device, which holds shapes and no numbers: no W can be formed there."""
+
+    def form(self):
+        self.products = None
+
+
 def cost(cfg, device) -> float:
     """What a config costs: parameters (factors included), FLOPs per training token, or milliseconds per step."""
     if cfg.match == 'time':
@@ -48,7 +55,7 @@ def cost(cfg, device) -> float:
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
-        beside = Factors(model, cfg.tokens_per_iter)
+        beside = Shapes(model, cfg.tokens_per_iter)
     if cfg.match == 'params':
         return model.num_params(beside)
     teacher = teacher_flops(cfg.distill_from, cfg.vocab_size, cfg.block_size, cfg.dataset) if cfg.distill_from else 0

@@ -1,5 +1,6 @@
 """
-Do learning rates carry over from narrow to wide? Two checks of the rule in structured.py (mup_base in a config).
+Is the best learning rate of a narrow model also that of a wide one? Two checks of mu-parametrization (mup_base in a
+config).
 
     python bench.py mup coordinates                           |change of the output| after one Adam step, over widths; a plot
     python bench.py mup rates --widths=256,1024               train at several rates and widths; the best rate of each width

@@ -18,7 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
 from tokens.download import gpt2_encoding  # noqa: E402
-from tokens.tokenfile import begin, command, finish, from_nth, gpt2_files, gutenberg_files, recipe, write_documents  # noqa: E402
+from tokens.recipes import from_nth, gpt2_files, gutenberg_files  # noqa: E402
+from tokens.tokenfile import begin, command, finish, recipe, write_documents  # noqa: E402
 
 TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
 from tokens import (
     download,  # noqa: E402
+    recipes,  # noqa: E402
     tokenfile,  # noqa: E402
 )
 
@@ -30,18 +31,18 @@ class GutenbergBPEConfig:
 
 
 def prepare(cfg, folder):
-    files = tokenfile.gutenberg_files(folder)
+    files = recipes.gutenberg_files(folder)
     again = tokenfile.command(folder.name, **overrides(cfg))
     tokenfile.begin(folder, again, cfg.replace)
     files = dict(val=files['val'], train=files['train'][: cfg.files])
-    texts = lambda paths: (text for p in paths for text in tokenfile.read_jsonl(p))
-    bpe = tokenfile.train_bpe(folder / 'tokenizer.json', texts(files['train']), cfg.vocab_size)
-    encode_batch, vocab_size = tokenfile.bpe_batch(bpe)
+    texts = lambda paths: (text for p in paths for text in recipes.read_jsonl(p))
+    bpe = recipes.train_bpe(folder / 'tokenizer.json', texts(files['train']), cfg.vocab_size)
+    encode_batch, vocab_size = recipes.bpe_batch(bpe)
     trained, tokens = download.sha256(folder / 'tokenizer.json'), {}
     for split, paths in files.items():
         stats = [(p.name, p.stat().st_size) for p in paths]
         tokens[split] = tokenfile.write_documents(
-            folder, split, tokenfile.from_nth(lambda paths=paths: texts(paths)), encode_batch,
+            folder, split, recipes.from_nth(lambda paths=paths: texts(paths)), encode_batch,
             vocab_size=vocab_size, tokenizer='bpe', shard_tokens=cfg.shard_tokens,
             made_from=tokenfile.recipe(files=stats, trained=trained, shard=cfg.shard_tokens),
         )  # fmt: skip

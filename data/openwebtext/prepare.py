@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, run  # noqa: E402
-from tokens.tokenfile import prepare_hub  # noqa: E402
+from tokens.recipes import prepare_hub  # noqa: E402
 
 TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import ROOT, UserError, input_path, key, load, overrides, run  # noqa: E402
 from tokens import (
     download,  # noqa: E402
+    recipes,  # noqa: E402
     tokenfile,  # noqa: E402
 )
 from tokens.tokenfile import More, is_plain  # noqa: E402
@@ -103,7 +104,7 @@ def prepare(cfg, data):
         for text in pieces(path):
             length += len(text)
             if cfg.tokenizer == 'char':
-                seen[tokenfile.code_points(text)] = True
+                seen[recipes.code_points(text)] = True
     cut = int(length * (1 - cfg.val_fraction))
     print(f'{name}: {len(files):,} files, {length:,} characters')
     spans = dict(val=(cut, length), train=(0, cut))
@@ -113,23 +114,23 @@ def prepare(cfg, data):
     meta, trained = {}, ''
     if cfg.tokenizer == 'char':
         meta['itos'] = [chr(i) for i in np.flatnonzero(seen)]
-        encode_batch, vocab_size = tokenfile.char_batch(meta['itos'])
+        encode_batch, vocab_size = recipes.char_batch(meta['itos'])
     elif cfg.tokenizer == 'bpe':
         every = -(-cut // BPE_TEXT)  # of a long text every n-th piece
         sample = (t for i, t in enumerate(between(files, 0, cut)) if i % every == 0)
-        bpe = tokenfile.train_bpe(folder / 'tokenizer.json', sample, cfg.vocab_size)
+        bpe = recipes.train_bpe(folder / 'tokenizer.json', sample, cfg.vocab_size)
         trained = download.sha256(folder / 'tokenizer.json')
-        encode_batch, vocab_size = tokenfile.bpe_batch(bpe)
+        encode_batch, vocab_size = recipes.bpe_batch(bpe)
         if vocab_size < cfg.vocab_size:
             print(f'NOTE: this text has pairs to merge for a vocabulary of {vocab_size} only')
     else:
-        encode_batch, vocab_size = tokenfile.gpt2_batch()
+        encode_batch, vocab_size = recipes.gpt2_batch()
 
     stats = [(str(p.relative_to(source)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     tokens = {}
     for split, (begin, end) in spans.items():
         tokens[split] = tokenfile.write_documents(
-            folder, split, tokenfile.from_nth(lambda b=begin, e=end: between(files, b, e)), encode_batch,
+            folder, split, recipes.from_nth(lambda b=begin, e=end: between(files, b, e)), encode_batch,
             vocab_size=vocab_size, tokenizer=cfg.tokenizer, shard_tokens=cfg.shard_tokens,
             made_from=tokenfile.recipe(files=stats, span=(begin, end), trained=trained, shard=cfg.shard_tokens,
                                        itos=meta.get('itos')),

@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
-from tokens.tokenfile import begin, command, finish, from_nth, gpt2_batch, hub_texts, recipe, write_documents  # noqa: E402
+from tokens.recipes import from_nth, gpt2_batch, hub_texts  # noqa: E402
+from tokens.tokenfile import begin, command, finish, recipe, write_documents  # noqa: E402
 
 TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
 

@@ -222,7 +222,7 @@ def test_every_member_has_defaults_and_a_true_report(tmp_path, kind, capsys):
         assert row['alone'] == pytest.approx(with_new([row['site']]) - base, abs=1e-4)
         assert facts['loss_all_of']['attn'] == pytest.approx(with_new(sites[:2]), abs=1e-4)
         assert facts['loss_all_of']['mlp'] == pytest.approx(with_new(sites[2:]), abs=1e-4)
-    assert facts['params'] == factorize.count(new.config, facts['params_dense'])
+    assert facts['params_all'] == factorize.count(new.config, facts['params_dense_all'])
     assert not list((tmp_path / 'new').glob('*.distill.pt'))
 
 
@@ -292,8 +292,8 @@ def test_a_budget_is_met_and_nearly_used(tmp_path, kind, capsys):
     _, path = plain(tmp_path)
     new, facts = run_factorize(tmp_path, path, f'--linear={kind}', '--params=19k', '--look=32')
     fine = linear.LAYERS[kind].knob or kind == 'kronecker'  # else the number of blocks is all there is to choose
-    assert facts['params'] <= 19_000 and (not fine or facts['params'] > 15_000)
-    assert facts['params'] == new.num_params() + new.transformer.wpe.weight.numel()
+    assert facts['params_all'] <= 19_000 and (not fine or facts['params_all'] > 15_000)
+    assert facts['params_all'] == new.num_params() + new.transformer.wpe.weight.numel()
     out = capsys.readouterr().out
     rises = [float(line.split()[1]) for line in out.split('summed rise')[1].split('chosen')[0].splitlines()[1:]]
     chosen = out.split('chosen: ')[1].splitlines()[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configurator import UserError
-from tokens import loader, tokenfile, tokenizer
+from tokens import loader, recipes, tokenfile, tokenizer
 from tokens.loader import Loader
 
 N = 200  # cases of each kind
@@ -142,7 +142,7 @@ def test_deep_and_long_json_get_one_line(tmp_path):
 
 def test_damaged_tokenizers_get_one_line(tmp_path):
     pytest.importorskip('tokenizers')
-    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not to be'] * 3, 262)
+    recipes.train_bpe(tmp_path / 'tokenizer.json', ['to be or not to be'] * 3, 262)
     good = (tmp_path / 'tokenizer.json').read_bytes()
     n, rng = len(json.loads(good)['model']['vocab']), np.random.default_rng(2)
     for _ in range(N // 4):

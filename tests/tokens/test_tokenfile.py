@@ -9,7 +9,7 @@ import pytest
 from conftest import vocabulary
 
 from configurator import UserError
-from tokens import loader, tokenfile
+from tokens import loader, recipes, tokenfile
 from tokens.tokenfile import HEADER, More, Tokens, open_shards, read_header, shard_paths, write_documents
 
 TEXTS = ['To be, or not to be', ' that is\n\n the  question 12345', 'Ça va? <|endoftext|> – 日本語 🙂', '', '\r\n\t x']
@@ -22,7 +22,7 @@ def by_bytes(texts):
 
 def write(folder, texts, split='train', shard_tokens=20, encode=by_bytes, **keys):
     keys = dict(vocab_size=257, tokenizer='bytes', made_from='test') | keys
-    return write_documents(folder, split, tokenfile.from_nth(lambda: iter(texts)), encode,
+    return write_documents(folder, split, recipes.from_nth(lambda: iter(texts)), encode,
                            shard_tokens=shard_tokens, **keys)  # fmt: skip
 
 
@@ -256,11 +256,11 @@ def test_a_set_prepared_otherwise_is_not_replaced_unasked(tmp_path):
 
 def test_a_tokenizer_trained_anew_does_not_stay_beside_tokens_of_the_old_one(tmp_path):
     pytest.importorskip('tokenizers')
-    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
+    recipes.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
     (tmp_path / 'meta.json').write_text('{}')
-    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
+    recipes.train_bpe(tmp_path / 'tokenizer.json', ['to be or not'], 260)
     assert (tmp_path / 'meta.json').exists()
-    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['another text, another text'], 260)
+    recipes.train_bpe(tmp_path / 'tokenizer.json', ['another text, another text'], 260)
     assert not (tmp_path / 'meta.json').exists()
 
 
@@ -269,8 +269,8 @@ def test_a_tokenizer_trained_anew_does_not_stay_beside_tokens_of_the_old_one(tmp
 
 
 def test_gpt2_is_tiktokens_with_endoftext_before_every_document():
-    encode_batch, vocab = tokenfile.gpt2_batch()
-    enc = tokenfile.gpt2_encoding()
+    encode_batch, vocab = recipes.gpt2_batch()
+    enc = recipes.gpt2_encoding()
     texts = [*TEXTS, 'half a \ud83d pair']
     want = [i for ids in enc.encode_ordinary_batch(texts) for i in [50256, *ids]]
     assert encode_batch(texts).tolist() == want and vocab == 50257
@@ -279,7 +279,7 @@ def test_gpt2_is_tiktokens_with_endoftext_before_every_document():
 
 def test_words_end_where_tiktokens_own_pattern_ends_them():
     """Ours is spelled for speed: every mix of spaces, quotes, letters, digits and marks must give the same ids."""
-    encode_batch, _ = tokenfile.gpt2_batch()
+    encode_batch, _ = recipes.gpt2_batch()
     rng = np.random.default_rng(0)
     few = list(" '\n\r\tstdmlvrea09.,-")
     many = few + list('\x00\x0b\x1c\x85\xa0\u200b\u2028\u3000\ufefféßǅʼªⅷ٣½²日本\u0301\u093f🙂<|>_’')
@@ -287,13 +287,13 @@ def test_words_end_where_tiktokens_own_pattern_ends_them():
     spaces = [' ' * 5000, '\n' * 5000 + 'x', 'x' * 300 + ' \n' * 2000]  # runs that a pattern may stumble over
     anything = ''.join(map(chr, rng.permutation([c for c in range(0x110000) if not 0xD800 <= c < 0xE000])[:200_000]))
     texts += [*TEXTS, *spaces, anything]
-    for text, want in zip(texts, tokenfile.gpt2_encoding().encode_ordinary_batch(texts, num_threads=1)):
+    for text, want in zip(texts, recipes.gpt2_encoding().encode_ordinary_batch(texts, num_threads=1)):
         assert encode_batch([More(text)]).tolist() == want, ascii(text[:100])
 
 
 def test_characters_there_and_back():
     itos = sorted(set(''.join(TEXTS)))
-    encode_batch, vocab = tokenfile.char_batch(itos)
+    encode_batch, vocab = recipes.char_batch(itos)
     encode, decode, same = vocabulary(dict(tokenizer='char', itos=itos), None)
     assert vocab == same == len(itos)
     assert encode_batch(TEXTS).tolist() == encode(''.join(TEXTS))
@@ -304,8 +304,8 @@ def test_characters_there_and_back():
 
 def test_a_trained_bpe_there_and_back(tmp_path):
     pytest.importorskip('tokenizers')
-    bpe = tokenfile.train_bpe(tmp_path / 'tokenizer.json', TEXTS * 3, 280)
-    encode_batch, vocab = tokenfile.bpe_batch(bpe)
+    bpe = recipes.train_bpe(tmp_path / 'tokenizer.json', TEXTS * 3, 280)
+    encode_batch, vocab = recipes.bpe_batch(bpe)
     encode, decode, same = vocabulary(dict(tokenizer='bpe', vocab_size=280), tmp_path)
     assert vocab == same == 280
     unseen = ['nichts ẞ \x00 \u2028 🜚', *TEXTS]
@@ -316,14 +316,14 @@ def test_a_trained_bpe_there_and_back(tmp_path):
     assert encode('<|endoftext|>') == [0] and decode([0]) == b'<|endoftext|>'
     assert encode_batch([More('to')]).tolist() == encode('to')
     again = tmp_path / 'again.json'
-    tokenfile.train_bpe(again, TEXTS * 3, 280)
+    recipes.train_bpe(again, TEXTS * 3, 280)
     assert again.read_bytes() == (tmp_path / 'tokenizer.json').read_bytes()  # or nothing could be resumed
 
 
 def test_mistakes_with_tokenizers_are_named(tmp_path):
     pytest.importorskip('tokenizers')
     with pytest.raises(UserError, match='vocab_size = 100: .* at least 257'):
-        tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['a'], 100)
+        recipes.train_bpe(tmp_path / 'tokenizer.json', ['a'], 100)
     with pytest.raises(UserError, match='tokenizer.json is missing or broken'):
         vocabulary(dict(tokenizer='bpe'), tmp_path)
     (tmp_path / 'meta.json').write_text('{"tokenizer": "words"}')

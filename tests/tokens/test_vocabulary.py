@@ -19,7 +19,7 @@ from configurator import ROOT, UserError, load, printable
 from evaluate import EvalConfig
 from sample import SampleConfig
 from surgery import collapse, distill
-from tokens import loader, tokenfile, tokenizer
+from tokens import loader, recipes, tokenizer
 from train import TrainConfig, train
 
 LETTERS = list('\n !,.abcdefghijklmnopqrstuvwxyz')
@@ -118,7 +118,7 @@ def test_a_vocabulary_that_goes_on_is_said_aloud():
 
 def test_a_bpe_lies_in_the_checkpoint_or_is_found_by_its_hash(tmp_path, monkeypatch):
     pytest.importorskip('tokenizers')
-    tokenfile.train_bpe(tmp_path / 'tokenizer.json', ['to be or not to be, naïve'] * 3, 280)
+    recipes.train_bpe(tmp_path / 'tokenizer.json', ['to be or not to be, naïve'] * 3, 280)
     meta = dict(tokenizer='bpe', vocab_size=280)
     meta['vocab_size'] = json.loads((tmp_path / 'tokenizer.json').read_text())['model']['vocab'].__len__()
     whole = tokenizer.of_meta(meta, tmp_path)
