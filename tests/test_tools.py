@@ -156,12 +156,14 @@ def test_every_config_loads():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['bpe', 'gpt2'])
-def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, run_train, script, kind):
-    """Prepare, train, sample, evaluate, export: the tokenizer travels along."""
+def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, run_train, capsys, kind):
+    """Prepare, train, sample, evaluate, export: the tokenizer travels along. The same as commands: docs/tutorial.md."""
     import importlib.util
 
     import torch
 
+    import evaluate
+    import sample
     import transfer
     from configurator import load
 
@@ -176,16 +178,22 @@ def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, ru
     module.prepare(load(module.TextConfig, flags), tmp_path)
 
     out = run_train(f'--dataset={tmp_path}/mine', '--linear=expanded', '--max_iters=5')
-    args = ['--device=cpu', '--max_new_tokens=20', '--temperature=0']
-    a = script('sample.py', f'--checkpoint={out}/ckpt.pt', '--start=naïve', *args).stdout
+
+    def sampled(path):
+        capsys.readouterr()
+        args = ['--start=naïve', '--device=cpu', '--max_new_tokens=20', '--temperature=0']
+        sample.sample(load(sample.SampleConfig, [f'--checkpoint={path}', *args]))
+        return capsys.readouterr().out
+
+    a = sampled(out / 'ckpt.pt')
     assert a.startswith('naïve')
     transfer.export_hf(collapse.TransferConfig(f'{out}/ckpt.pt', f'{tmp_path}/hf', f'{tmp_path}/mine', windows=2))
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
     assert tok.decode(tok('naïve\ncafé')['input_ids']) == 'naïve\ncafé'
-    assert script('sample.py', f'--checkpoint={tmp_path}/hf', '--start=naïve', *args).stdout == a
+    assert sampled(tmp_path / 'hf') == a
     tasks = ['--tasks=val', '--limit=3', '--device=cpu', f'--dataset={tmp_path}/mine']
     for name, path in (('ours', f'{out}/ckpt.pt'), ('hf', f'{tmp_path}/hf')):
-        script('evaluate.py', f'--checkpoint={path}', *tasks, f'--out={tmp_path}/{name}.json')
+        evaluate.evaluate(load(evaluate.EvalConfig, [f'--checkpoint={path}', *tasks, f'--out={tmp_path}/{name}.json']))
     figures = [json.load(open(tmp_path / f'{n}.json'))['tasks']['val']['figures'] for n in ('ours', 'hf')]
     assert figures[0]['bits_per_byte'] == pytest.approx(figures[1]['bits_per_byte'], rel=1e-4)
     assert torch.isfinite(torch.tensor(figures[0]['nats_per_token']))
