@@ -82,6 +82,8 @@ class Expanded(Layer):
             s = (std / self.k ** ((self.depth - 1) / 2)) ** (1 / self.depth)
             for W in self.factors:
                 W.copy_(torch.randn(W.shape, generator=gen) * s)
+            if W0 is not None and not W0.any():  # as the dense twin: mup_base starts what writes to the stream at zero
+                self.factors[-1].zero_()
         elif self.init == 'orthogonal':
             self.set_orthogonal(W0, gen)
         else:

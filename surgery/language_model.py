@@ -15,7 +15,7 @@ import checkpoint
 import hardware
 from configurator import UserError, input_path, printable
 from surgery import reader
-from surgery.collapse import collapse_model
+from surgery.collapse import to_run
 from surgery.huggingface import pretrained
 from tokens import loader, tokenizer
 
@@ -43,9 +43,7 @@ class LM:
 def our_model(path: Path) -> tuple[torch.nn.Module, LM]:
     """A checkpoint file of this repository or of nanoGPT."""
     ckpt = reader.load(path)
-    model = checkpoint.build(ckpt, path)
-    if model.config.linear != 'dense':
-        model = collapse_model(model)
+    model = to_run(checkpoint.build(ckpt, path))
     tok = tokenizer.load(path, ckpt)
     return model, LM(
         logits=lambda idx: model(idx, last_only=False)[0],
