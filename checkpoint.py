@@ -95,7 +95,9 @@ def load(path: str | Path, map_location='cpu') -> dict:
         )
     args = ckpt['model_args']
     if f == OLD and args.get('mup_base') and args.get('tie_head') is False:
-        raise UserError(f'{path}: {OLD} multiplied the logits of an untied head under mup_base; use the version that wrote it')
+        raise UserError(
+            f'{path}: {OLD} multiplied the logits of an untied head under mup_base; use the version that wrote it'
+        )
     ckpt['model'] = check_tensors(ckpt['model'], path)
     ckpt.setdefault('config', {})
     ckpt.setdefault('iter_num', 0)

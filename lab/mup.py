@@ -68,12 +68,12 @@ def sizes(n: int, base: int, steps=8, lr=4e-3, **keys) -> dict[str, tuple[float,
     """{part of the model: (RMS at the start, RMS of its change after one step of Adam, and after all steps)} of a GPT of two
     blocks, n wide, on one batch of random tokens. Parts: outputs of attention, MLP and block, and the logits."""
     torch.manual_seed(0)
-    defaults = dict(n_embd=n, n_head=4, n_layer=2, vocab_size=64, block_size=32, mup_base=base, bias=True)
+    defaults = dict(n_embd=n, n_head=4, n_layer=2, vocab_size=256, block_size=16, mup_base=base, bias=True)
     config = TrainConfig(**defaults | keys, learning_rate=lr, weight_decay=0.0, grad_clip=0.0)
     model = GPT(GPTConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(GPTConfig)})).train()
     optimizer = Optimizer(model, config)
     optimizer.set_lr(lr)
-    x, y = torch.randint(64, (2, 4, 32), generator=torch.Generator().manual_seed(1))
+    x, y = torch.randint(256, (2, 4, 16), generator=torch.Generator().manual_seed(1))
     found, seen = {}, []
     for i, block in enumerate(model.transformer.h):
         for name, part in ((f'h.{i}.attn', block.attn), (f'h.{i}.mlp', block.mlp), (f'h.{i}', block)):
@@ -92,9 +92,13 @@ def sizes(n: int, base: int, steps=8, lr=4e-3, **keys) -> dict[str, tuple[float,
 def model(cfg):
     widths, further = [int(w) for w in cfg.widths], overrides(load(GPTConfig, [f'--{k}' for k in cfg.keys.split()]))
     for member in cfg.members.split(','):
-        keys = further | dict(linear=member, linear_layers='mlp+attn' + ('' if further.get('tie_head', True) else '+head'))
+        keys = further | dict(
+            linear=member, linear_layers='mlp+attn' + ('' if further.get('tie_head', True) else '+head')
+        )
         found = {w: sizes(w, cfg.base, **keys) for w in widths}
-        print(f'\n{member}: RMS of the change after 8 steps' + ''.join(f'{w:>9}' for w in widths) + '   widest/narrowest')
+        print(
+            f'\n{member}: RMS of the change after 8 steps' + ''.join(f'{w:>9}' for w in widths) + '   widest/narrowest'
+        )
         for part in found[widths[0]]:
             y = [found[w][part][2] for w in widths]
             print(f'{part:{len(member) + 32}}' + ''.join(f'{v:9.3f}' for v in y) + f'{y[-1] / y[0]:12.2f}')

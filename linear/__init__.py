@@ -222,9 +222,9 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
     otherwise 0.02. parts: outputs of the layers that it is side by side (q, k and v). W0 comes from the global random stream, as the dense twin's; factors draw from one of their own.
 
     With mup_base (mu-parametrization, Yang & Hu 2021, arXiv 2203.03466) the rate of every matrix is mup_base / n_embd of
-    learning_rate. A matrix starts with gemm_std, one that writes to the residual stream at zero, a dense head with
-    0.02 mup_base / n_embd, and one made of factors at zero. Attention divides by the head width / 8 instead of its root. At
-    n_embd = mup_base the rates are the standard ones; these starts, and attention unless heads are 64 wide, are not.
+    learning_rate. Matrices start with gemm_std, those that write to the residual stream at zero; an untied head starts with
+    0.02 mup_base / n_embd, a structured one at zero. Attention divides by the head width / 8 instead of its root. At
+    n_embd = mup_base the rates are the standard ones; the starts, and attention unless heads are 64 wide, are not.
     """
     bias, head = config.bias and site != 'lm_head', site == 'lm_head'
     layer = Dense(d_in, d_out, bias=bias)
