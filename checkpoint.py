@@ -7,7 +7,7 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
                    model: of a run that expands one layer at a time (rotate.py), the layer that is expanded now
     config         the resolved training config
     iter_num, best_val_loss
-    format         'nanomorph 1'
+    format         'nanomorph 2'; 1 is read as well
     tokenizer      what the token ids mean, see tokens/tokenizer.py
   and, in a checkpoint to resume from:
     optimizer      {name: {step, exp_avg, exp_avg_sq}}
@@ -36,7 +36,7 @@ from configurator import UserError, input_path
 from linear.factors import load_state
 from model import GPT, GPTConfig, model_args
 
-FORMAT = 'nanomorph 1'
+FORMAT, OLD = 'nanomorph 2', 'nanomorph 1'  # 1: with mup_base the logits of an untied head were multiplied too
 
 
 def pack(model, config: dict, iter_num: int, best_val_loss: float, factors=None, **resume) -> dict:
@@ -102,9 +102,14 @@ def load(path: str | Path, map_location='cpu') -> dict:
         raise UserError(
             f'{path} is not a checkpoint of nanoMorph or nanoGPT: no model and model_args in it (has: {has})'
         )
-    if not isinstance(f := ckpt.get('format', FORMAT), str) or f != FORMAT:
+    if not isinstance(f := ckpt.get('format', FORMAT), str) or f not in (FORMAT, OLD):
         raise UserError(
             f"{path} has format {ascii(f)[:40]}, this version reads '{FORMAT}'; use the version that wrote it"
+        )
+    args = ckpt['model_args']
+    if f == OLD and args.get('mup_base') and args.get('tie_head') is False:
+        raise UserError(
+            f'{path}: {OLD} multiplied the logits of an untied head under mup_base; use the version that wrote it'
         )
     ckpt['model'] = check_tensors(ckpt['model'], path)
     ckpt.setdefault('config', {})

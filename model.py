@@ -314,7 +314,7 @@ class GPT(nn.Module):
         x = self.transformer.ln_f(x)
         if c.logit_scale != 1:
             x = x * c.logit_scale
-        if c.mup_base:
+        if c.mup_base and c.tie_head:  # an untied head has it in its own start and rate
             x = x * (c.mup_base / c.n_embd)
         if targets is not None:
             logits = self.head(x)

@@ -4,8 +4,8 @@ Write text with a trained model.
     python sample.py --checkpoint=out/mine/best.pt --start="ROMEO:" --temperature=0.8
     python sample.py --out_dir=out/mine --start=FILE:prompt.txt --num_samples=3
 
-The checkpoint may be of this repository, of nanoGPT, or a Hugging Face GPT-2. Layers made of factors are collapsed
-first.
+The checkpoint may be of this repository, of nanoGPT, or a Hugging Face GPT-2. Factors are multiplied out first, where
+one matrix is their product.
 """
 
 import sys
@@ -17,7 +17,7 @@ import checkpoint
 import hardware
 from configurator import UserError, input_path, key, load, printable, root_path, run
 from surgery import reader
-from surgery.collapse import collapse_model
+from surgery.collapse import to_run
 from tokens import tokenizer
 
 
@@ -38,7 +38,8 @@ class SampleConfig:
 
 
 def from_checkpoint(path, device='cpu'):
-    """(model, tokenizer) of a checkpoint of any kind, ready to generate. Factors are multiplied out. The tokenizer has
+    """(model, tokenizer) of a checkpoint of any kind, ready to generate. Factors are multiplied out, but for
+    those of a mixture (btt_moe). The tokenizer has
     encode (text -> ids), decode (ids -> bytes) and vocabulary (how many ids). UserError if there is no such checkpoint.
 
         model, tok = from_checkpoint('out/x/best.pt')
@@ -47,10 +48,8 @@ def from_checkpoint(path, device='cpu'):
     """
     path = input_path(str(path))
     ckpt = reader.load(path)
-    model = checkpoint.build(ckpt, path)
-    if model.config.linear != 'dense':
-        model = collapse_model(model)
-    return model.to(device).eval(), tokenizer.load(path, ckpt)
+    model = to_run(checkpoint.build(ckpt, path))
+    return model.to(device), tokenizer.load(path, ckpt)
 
 
 def sample(cfg: SampleConfig):

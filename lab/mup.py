@@ -1,28 +1,33 @@
 """
-Is the best learning rate of a narrow model also that of a wide one? Two checks of mu-parametrization (mup_base in a
+Is the best learning rate of a narrow model also that of a wide one? Three checks of mu-parametrization (mup_base in a
 config).
 
+    python bench.py mup model --widths=64,128,256 --base=64   what a few steps do to everything in a small GPT, over widths
     python bench.py mup coordinates                           |change of the output| after one Adam step, over widths; a plot
     python bench.py mup rates --widths=256,1024               train at several rates and widths; the best rate of each width
     python bench.py mup show --out=out/mup/rates.jsonl        the table of what rates wrote
 
-`coordinates` looks at one square layer: with the right rates the curve is flat (Yang & Hu 2021, arXiv 2203.03466).
+`model` and `coordinates` look at sizes: with the right starts and rates they are flat (Yang & Hu 2021, arXiv 2203.03466);
+`model` at the outputs of all blocks and the logits of a whole model, `coordinates` at one square layer.
 `rates` trains a small GPT on Shakespeare, all its matrices in one parameterization; rates are those at --base width.
 """
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 import files
 import hardware
 import linear
-from configurator import UserError, input_path, key, load, root_path
+from configurator import UserError, input_path, key, load, overrides, root_path
 from linear import factors
 from logger import commit
-from model import GPTConfig
+from model import GPT, GPTConfig
+from optim import Optimizer
 from tokens import loader
 from train import TrainConfig, Trainer
 
@@ -35,6 +40,7 @@ class MupConfig:
     learning_rates: tuple = key((5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), 'rates to try', above=0)
     iters: int = key(300, 'rates: optimizer steps', low=10)
     n_layer: int = key(2, 'rates: blocks', low=1)
+    keys: str = key('', "model: further keys, as 'mlp=moe tie_head=False'")
     out: str = key('out/mup/coordinates.png', 'picture, or (rates, show) JSON lines, to which rates adds')
 
     def problems(self):
@@ -57,6 +63,46 @@ def moved(member: str, n: int, base: int, **keys) -> float:
         for _, p, rate, _ in factors.leaves(layer):
             p -= lr * rate * p.grad.sign()  # Adam's first step
         return (layer(x) - before).square().mean().sqrt().item() / lr
+
+
+def sizes(n: int, base: int, steps=8, lr=4e-3, **keys) -> dict[str, tuple[float, float, float]]:
+    """{part of the model: (RMS at the start, RMS of its change after one step of Adam, and after all steps)} of a GPT of two
+    blocks, n wide, on one batch of random tokens. Parts: outputs of attention, MLP and block, and the logits."""
+    torch.manual_seed(0)
+    defaults = dict(n_embd=n, n_head=4, n_layer=2, vocab_size=256, block_size=16, mup_base=base, bias=True)
+    config = TrainConfig(**defaults | keys, learning_rate=lr, weight_decay=0.0, grad_clip=0.0)
+    model = GPT(GPTConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(GPTConfig)})).train()
+    optimizer = Optimizer(model, config)
+    optimizer.set_lr(lr)
+    x, y = torch.randint(256, (2, 4, 16), generator=torch.Generator().manual_seed(1))
+    found, seen = {}, []
+    for i, block in enumerate(model.transformer.h):
+        for name, part in ((f'h.{i}.attn', block.attn), (f'h.{i}.mlp', block.mlp), (f'h.{i}', block)):
+            part.register_forward_hook(lambda m, a, out, name=name: found.update({name: out.detach()}))
+    for step in range(steps + 1):
+        logits = model(x, last_only=False)[0]
+        seen.append(found | dict(logits=logits.detach()))
+        if step < steps:
+            F.cross_entropy(logits.flatten(0, 1), y.flatten()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rms = lambda t: t.float().square().mean().sqrt().item()
+    return {k: (rms(v), rms(seen[1][k] - v), rms(seen[-1][k] - v)) for k, v in seen[0].items()}
+
+
+def model(cfg):
+    widths, further = [int(w) for w in cfg.widths], overrides(load(GPTConfig, [f'--{k}' for k in cfg.keys.split()]))
+    for member in cfg.members.split(','):
+        keys = further | dict(
+            linear=member, linear_layers='mlp+attn' + ('' if further.get('tie_head', True) else '+head')
+        )
+        found = {w: sizes(w, cfg.base, **keys) for w in widths}
+        print(
+            f'\n{member}: RMS of the change after 8 steps' + ''.join(f'{w:>9}' for w in widths) + '   widest/narrowest'
+        )
+        for part in found[widths[0]]:
+            y = [found[w][part][2] for w in widths]
+            print(f'{part:{len(member) + 32}}' + ''.join(f'{v:9.3f}' for v in y) + f'{y[-1] / y[0]:12.2f}')
 
 
 def coordinates(cfg):
@@ -134,7 +180,7 @@ def show(cfg):
 
 
 def main(args: list[str]):
-    commands = dict(coordinates=coordinates, rates=rates, show=show)
+    commands = dict(model=model, coordinates=coordinates, rates=rates, show=show)
     if not args or args[0] in ('--help', '-h'):
         print(f'{__doc__.strip()}\n\npython bench.py mup COMMAND --help lists the keys')
     elif args[0] not in commands:

@@ -101,7 +101,12 @@ class Common:
     fuse_mlp: bool = key(
         True, "on a GPU: compute an MLP's activation inside the products of its layers, dense or factored, without bias"
     )
-    mup_base: int = key(0, 'mu-parametrization: n_embd at which learning_rate was tuned; 0: off', low=0)
+    mup_base: int = key(
+        0,
+        'mu-parametrization: n_embd at which learning_rate was tuned, with this same key (at that width too its start and'
+        ' its attention scale are not the standard ones); 0: off',
+        low=0,
+    )
 
 
 def gather() -> list:
@@ -216,14 +221,18 @@ def problems(config) -> list[str]:
 def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts=()) -> nn.Module:
     """The layer of a site. residual: it writes to the residual stream, so its std is 0.02/sqrt(2*n_layer) (GPT-2);
     otherwise 0.02. parts: outputs of the layers that it is side by side (q, k and v). W0 comes from the global random stream, as the dense twin's; factors draw from one of their own.
-    With mup_base the std is that of the mu-parametrization and rates fall with width (Yang & Hu 2021, arXiv 2203.03466).
+
+    With mup_base (mu-parametrization, Yang & Hu 2021, arXiv 2203.03466) the rate of every matrix is mup_base / n_embd of
+    learning_rate. Matrices start with gemm_std, those that write to the residual stream at zero; an untied head starts with
+    0.02 mup_base / n_embd, a structured one at zero. Attention divides by the head width / 8 instead of its root. At
+    n_embd = mup_base the rates are the standard ones; the starts, and attention unless heads are 64 wide, are not.
     """
-    bias = config.bias and site != 'lm_head'
+    bias, head = config.bias and site != 'lm_head', site == 'lm_head'
     layer = Dense(d_in, d_out, bias=bias)
     std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
-    rate = 1.0
-    if config.mup_base and site != 'lm_head':
-        std, rate = structured.gemm_std(d_in, d_out), config.mup_base / config.n_embd
+    rate = structured.width_rate(config)
+    if config.mup_base:
+        std = std * rate if head else structured.gemm_std(d_in, d_out)
     nn.init.normal_(layer.weight, mean=0.0, std=std)
     if config.mup_base and residual:
         nn.init.zeros_(layer.weight)
@@ -237,7 +246,7 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
         layer.weight.data,
         std,
         torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32(site.encode())),
-        residual,
+        residual or bool(config.mup_base and head),
     )
     member.lr_scale *= rate
     member.rate, member.parts = rate, tuple(parts)

@@ -169,16 +169,20 @@ class Einsum(Structured):
     def start(self, W0, std, gen, residual=False):
         """gemm_std for both factors. Where rank > 1 would shrink the output, both start as at rank 1 and the other ranks
         of B at zero (arXiv 2410.02117); what is left to the dense layer's output RMS, min(1, sqrt(d_out / d_in)), is
-        shared by both. Not where rank is all there is, as in low_rank: its output is rightly smaller."""
+        shared by both. Not where rank is all there is, as in low_rank: its output is rightly smaller.
+
+        The cap of structured_norm is gemm_std at full rank, as in the papers' code. Behind a start at rank 1 it is below
+        the RMS of B, which it holds back from the first step on, there as here."""
         s, wanted = self.shape, min(1, math.sqrt(self.d_out / self.d_in))
         for r in (s.r, 1):
             stds = [gemm_std(s.a, s.d * s.f * r), gemm_std(s.b * s.g * r, s.e)]
             rms = stds[0] * math.sqrt(s.a) * stds[1] * math.sqrt(s.b * s.g * r)
             if rms > 0.95 * wanted or s.b == s.d == min(s.g, s.f) == 1:
                 break
+        caps = [gemm_std(s.a, s.d * s.f * s.r), gemm_std(s.b * s.g * s.r, s.e)]
         if s.b * s.d * min(s.g, s.f) > 1:
-            stds = [std * math.sqrt(wanted / rms) for std in stds]
-        self.draw(stds, gen, residual)
+            stds, caps = ([std * math.sqrt(wanted / rms) for std in v] for v in (stds, caps))
+        self.draw(stds, gen, residual, caps)
         if r < s.r:
             self.factors[1].view(s.f, s.r, -1)[:, 1:] = 0
 

@@ -80,8 +80,13 @@ class Expanded(Layer):
     def start(self, W0, std, gen, residual=False):
         if self.init == 'gaussian':  # equal std s with s^N sqrt(k)^(N-1) = std, so that the product has W0's std
             s = (std / self.k ** ((self.depth - 1) / 2)) ** (1 / self.depth)
+            zero = (
+                W0 is not None and not W0.any()
+            )  # so the dense twin starts, with mup_base: then the last factor alone
             for W in self.factors:
-                W.copy_(torch.randn(W.shape, generator=gen) * s)
+                W.copy_(torch.randn(W.shape, generator=gen) * (structured.gemm_std(*W.shape[::-1]) if zero else s))
+            if zero:
+                self.factors[-1].zero_()
         elif self.init == 'orthogonal':
             self.set_orthogonal(W0, gen)
         else:

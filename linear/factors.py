@@ -39,7 +39,7 @@ def leaves(model, beside=None):
                 yield (
                     f'{name}.{key}',
                     p,
-                    rate if key in ('weight', 'guide') else 1.0,
+                    rate if p.dim() >= 2 else 1.0,
                     1.0 if p.dim() >= 2 else 0.0,
                 )
 

@@ -13,6 +13,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from configurator import key
+from linear import structured
 from linear.kernels.grouped import grouped
 
 
@@ -48,14 +49,19 @@ def by_expert(experts, E):
 
 
 class MoE(nn.Module):
-    """E MLPs with GELU, k of them for each token (Shazeer et al. 2017, arXiv 1701.06538; routing as above)."""
+    """E MLPs with GELU, k of them for each token (Shazeer et al. 2017, arXiv 1701.06538; routing as above). With mup_base
+    they start and move as the matrices of one MLP do, see linear.make."""
 
     def __init__(self, config, hidden):
         super().__init__()
         n, self.E, self.k = config.n_embd, config.experts, config.experts_active
+        self.rate = structured.width_rate(config)  # of all three
+        std = structured.gemm_std(n, hidden) if config.mup_base else 0.02
         self.router = nn.Parameter(torch.zeros(self.E, n))
-        self.c_fc = nn.Parameter(torch.randn(self.E, n, hidden) * 0.02)
-        self.c_proj = nn.Parameter(torch.randn(self.E, hidden, n) * 0.02 / (2 * config.n_layer) ** 0.5)
+        self.c_fc = nn.Parameter(torch.randn(self.E, n, hidden) * std)
+        self.c_proj = nn.Parameter(torch.randn(self.E, hidden, n) * std / (2 * config.n_layer) ** 0.5)
+        if config.mup_base:
+            nn.init.zeros_(self.c_proj)
         self.dropout = nn.Dropout(config.dropout)
         self.router_loss = None
 

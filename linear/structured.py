@@ -27,7 +27,7 @@ class Keys:
         'weight_decay acts on the factors, on their product as in the dense twin, or on none',
         choices=('factors', 'product', 'none'),
     )
-    structured_norm: bool = key(False, 'cap the RMS of each factor at its initial value, times a learned gain')
+    structured_norm: bool = key(False, "cap the RMS of each factor at the papers' initial std, times a learned gain")
     guide_iters: int = key(
         0,
         'structured layers start as their dense twin, which fades out over this many iterations (cosine); 0: at once',
@@ -101,6 +101,11 @@ def gemm_std(d_in: int, d_out: int) -> float:
     return math.sqrt(1 / d_in) * min(1, math.sqrt(d_out / d_in))
 
 
+def width_rate(config) -> float:
+    """Factor on the learning rate of a matrix whose inputs grow with n_embd: 1, or below with mup_base."""
+    return config.mup_base / config.n_embd if config.mup_base else 1.0
+
+
 def whitened_by(C):
     """C = E[x x^T] in float64, with a little added for inputs that never varied."""
     C = C.double()
@@ -126,7 +131,7 @@ class Structured(Layer):
     Rates (Qiu et al. 2024, arXiv 2406.06248, section 3): factor i multiplies vectors of width inner[i], so its Adam rate
     is the dense layer's times d_in / inner[i] / number of factors in the product.
     Cap ("normalised" there): factor <- gain * factor / max(1, RMS(factor) / sigma) with a learned gain; it does nothing
-    until a factor has grown beyond the size that it started with.
+    until a factor has grown beyond sigma, the std of draw().
     """
 
     Keys = Keys
@@ -190,11 +195,12 @@ class Structured(Layer):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @torch.no_grad()
-    def draw(self, stds, gen, residual):
-        """Gaussian factors; the last is zero where the layer writes to the residual stream."""
+    def draw(self, stds, gen, residual, caps=None):
+        """Gaussian factors; the last is zero where the layer writes to the residual stream. caps: sigma of the factors,
+        where it is not their std."""
         for i, (W, std) in enumerate(zip(self.factors, stds)):
             if self.gain is not None:
-                self.sigma[i] = std
+                self.sigma[i] = (caps or stds)[i]
             W.copy_(torch.randn(W.shape, generator=gen) * std)
         if residual:
             self.factors[-1].zero_()

@@ -19,7 +19,13 @@ class TransferConfig(SurgeryConfig):  # a class of this file, so that --help pri
 
 
 def collapse_model(model) -> GPT:
-    """The plain GPT that computes what model computes; products are formed in float64. model is left as it is."""
+    """The plain GPT that computes what model computes; products are formed in float64. model is left as it is.
+    UserError where a layer is no matrix."""
+    if not linear.LAYERS[model.config.linear].is_matrix:
+        raise UserError(
+            f'linear = {model.config.linear}: such a layer is no matrix, so no plain model computes the same;'
+            ' sample.py and evaluate.py take it as it is'
+        )
     args = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(GPTConfig)}
     plain = GPT(GPTConfig(**args | dict(linear='dense')))
     sd = model.state_dict()
@@ -29,6 +35,12 @@ def collapse_model(model) -> GPT:
             sd[f'{name}.weight'] = factors.dense_float64(m)
     factors.load_state(plain, sd)
     return plain.eval()
+
+
+def to_run(model) -> GPT:
+    """model for sampling and evaluation: collapsed, or as it is where its layers are plain or no matrices."""
+    kind = model.config.linear
+    return collapse_model(model) if kind != 'dense' and linear.LAYERS[kind].is_matrix else model.eval()
 
 
 def collapse(cfg: TransferConfig):

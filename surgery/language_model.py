@@ -15,7 +15,7 @@ import checkpoint
 import hardware
 from configurator import UserError, input_path, printable
 from surgery import reader
-from surgery.collapse import collapse_model
+from surgery.collapse import to_run
 from surgery.huggingface import pretrained
 from tokens import loader, tokenizer
 
@@ -45,8 +45,7 @@ def our_model(path: Path) -> tuple[torch.nn.Module, LM]:
     ckpt = reader.load(path)
     model = checkpoint.build(ckpt, path)
     params, collapsed = model.num_params(), model.num_params_collapsed()
-    if model.config.linear != 'dense':
-        model = collapse_model(model)
+    model = to_run(model)
     tok = tokenizer.load(path, ckpt)
     return model, LM(
         logits=lambda idx: model(idx, last_only=False)[0],

@@ -105,7 +105,7 @@ def stream_axes(old, new, unit, pad: int) -> dict[str, Axis]:
     one, here = torch.ones(D, dtype=torch.float64), real.double()  # here: padding is neither read nor holds anything
     mean = 'mean' if old.norm == 'layernorm' else 'zero'
     out = 1.0 if old.norm_affine else c  # what a norm hands on, over what the small one's does
-    mup = d / D if old.mup_base else 1.0  # what the model itself does to the logits as it grows
+    mup = d / D if old.mup_base and old.tie_head else 1.0  # what the model itself does to the logits as it grows
     fin = (share / c / mup if old.norm_affine else c * one) if old.tie_head else out * one  # tied: copies read whole
     return dict(
         stream=Axis(unit, c * one, share / c, mean),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_gpt, tokens
@@ -143,3 +144,53 @@ def test_operations_count_the_active_experts_only():
 def test_a_mixture_cannot_be_asked_to_be_a_matrix():
     config = GPTConfig(n_embd=32, n_head=2, n_layer=1, linear='btt_moe', linear_path='materialised')
     assert 'is no matrix; use factored or auto' in config.problems()[0]
+
+
+@pytest.mark.parametrize(
+    'keys', [dict(linear='btt_moe', linear_layers='mlp+attn'), dict(mlp='moe', linear='low_rank', linear_layers='attn')]
+)
+def test_mixtures_generate_with_a_cache_what_they_generate_without(keys):
+    """The router of the cached steps sees one token."""
+    model = tiny_gpt(**keys).double().eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    cached = torch.cat([*model.generate(tokens(T=3), 10, temperature=0)], dim=1)
+    idx = tokens(T=3)
+    for _ in range(10):
+        idx = torch.cat((idx, model(idx)[0][:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(cached, idx[:, 3:]) and len(cached.unique()) > 2
+
+
+@pytest.mark.parametrize('flags', [['--linear=btt_moe'], ['--mlp=moe', '--linear=low_rank']])
+def test_runs_with_mixtures_are_sampled_and_evaluated(flags, run_train, capsys, fails, tmp_path):
+    import sample
+    from configurator import load
+    from evaluate import EvalConfig, evaluate
+    from logger import read_metrics
+    from surgery.collapse import TransferConfig, collapse
+    from tokens.loader import Loader
+
+    out = run_train(*flags, '--linear_layers=attn', '--max_iters=5', '--eval_iters=4')
+    logged = [m['val_loss'] for m in read_metrics(out) if m['kind'] == 'eval'][-1]
+    model, tok = sample.from_checkpoint(out / 'ckpt.pt')
+    assert not model.training and len([*model.generate(torch.tensor([tok.encode('ROMEO')]), 5)]) == 5
+    capsys.readouterr()
+    sample.sample(
+        load(sample.SampleConfig, [f'--out_dir={out}', '--start=ROMEO:', '--max_new_tokens=40', '--device=cpu'])
+    )
+    assert 'ROMEO:' in (text := capsys.readouterr().out) and len(text) > 50
+    data = Loader('shakespeare_char', 'val', 32, 4, model.config.vocab_size)
+    with torch.no_grad():
+        losses = [model(x, y)[1].item() for x, y, _ in data.eval_batches(16)]
+        assert sum(losses) / 4 == pytest.approx(logged, rel=1e-5)
+        ids = torch.from_numpy(data.tokens.windows(32 * np.arange(9), 33).astype(np.int64))
+        wanted = model(ids[:, :-1], ids[:, 1:])[1].item()
+    flags = [f'--checkpoint={out}/ckpt.pt', '--device=cpu', '--limit=9', f'--out={tmp_path}/e.json']
+    report = evaluate(load(EvalConfig, flags))
+    assert report['tasks']['val']['figures']['nats_per_token'] == pytest.approx(wanted, rel=1e-5)
+    cfg = TransferConfig(checkpoint=str(out / 'ckpt.pt'), out=str(tmp_path / 'plain.pt'))
+    if model.config.linear == 'btt_moe':
+        fails(lambda: collapse(cfg), 'is no matrix', 'take it as it is')
+    else:
+        collapse(cfg)
+        assert (tmp_path / 'plain.pt').exists()
