@@ -104,6 +104,7 @@ def test_the_standard_mixture_is_the_gated_sum_of_its_mlps():
     torch.testing.assert_close(m(x).view(-1, 16), torch.einsum('te,etd->td', gates, each), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('keys', [dict(linear='btt_moe', linear_layers='mlp+attn'), dict(mlp='moe')])
 def test_mixtures_train_compile_and_cannot_be_collapsed_by_mistake(keys):
     from conftest import train_config
