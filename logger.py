@@ -360,7 +360,7 @@ class Log:
             return call()
         except Exception as e:  # no key, no network, a mode that it does not know, ...
             self.wandb = None
-            why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+            why = ' '.join((str(e) or type(e).__name__).split())[:200]
             self.say(f'NOTE: wandb failed ({printable(why)}); training goes on without it')
 
 

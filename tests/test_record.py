@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -505,7 +506,7 @@ def test_a_run_says_where_it_saved_and_that_its_schedule_is_not_finished(go, cap
     assert optim.notes(config(out, '--decay_lr=false')) == []
 
 
-def fake_log(cfg, tmp_path, capsys, terminal=False):
+def fake_log(cfg, tmp_path, capsys):
     log = Log(cfg, tmp_path / 'x', {}, dict(device='cpu, 2 threads'), dry=True)
     capsys.readouterr()
     return log
@@ -549,11 +550,10 @@ def test_the_batches_of_an_evaluation_are_counted(tmp_path):
     assert seen == [('train', n, 3) for n in (1, 2, 3)]
 
 
-def test_the_bar_of_a_terminal_has_the_speed(tmp_path, capsys, monkeypatch):
+def test_the_bar_of_a_terminal_has_the_speed(tmp_path, capsys):
     log = fake_log(TrainConfig(), tmp_path, capsys)
-    log.bar.disable = False
     shown = []
-    monkeypatch.setattr(log.bar, 'set_postfix_str', shown.append, raising=False)
+    log.bar = types.SimpleNamespace(disable=False, n=0, set_postfix_str=shown.append)
     log.train(2, iter=1, loss=1.0, ms=100.0, tokens_per_s=12345.0, mfu=0.5)
     log.ticked = 0
     log.evaluating('train', 3, 9)
