@@ -3,12 +3,13 @@
 # make test   lint and all tests, with the check of RESULTS.md and the documents against the logs
 # make test-fast   the tests that take less than a minute together
 # make compare-demo   a small comparison on a CPU: two arms, three seeds, learning rates swept; table, plots, page
+# make torture     200 runs killed, some in the middle of a write: each must end the same to the bit (minutes)
 # All set up .venv with the pinned packages first. PYTHON chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: run compare-demo test test-fast lint clean
+.PHONY: run compare-demo test test-fast torture lint clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "nanoMorph needs Python 3.11 or later, this is " + sys.version.split()[0] + "; make PYTHON=/path/to/python3.12")'
@@ -42,6 +43,9 @@ test: lint
 
 test-fast: lint
 	$(PY) -m pytest -q -n 2 -m "not slow"
+
+torture: .venv/ready
+	$(PY) tests/torture.py --kills=200
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache

@@ -1,17 +1,17 @@
 """
-Time the training step: exactly the one train.py takes, data and optimizer included.
+Time the training step. It is exactly the step of train.py, with data and optimizer.
 
     python bench.py config/shakespeare_char.py
     python bench.py config/shakespeare_char.py -- config/expansive_shakespeare.py -- config/expansive_shakespeare.py --expansion=10000
 
-    python bench.py structures --d_in=768 --d_out=3072      tables of single layers: lab/bench_layers.py
-    python bench.py mlp --widths=768,2048,5120
-    python bench.py mup coordinates                          do learning rates carry over from narrow to wide? lab/mup.py
+    python bench.py structures --d_in=768 --d_out=3072      a table of all layers: lab/bench_layers.py
+    python bench.py mlp --widths=768,2048,5120              time MLPs of these layers
+    python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
-Arms are separated by `--`, each a config with flags as for train.py; the keys of bench.py go to the first. All arms
-live in one process and take turns, block by block, so that a drift of the machine meets them alike. Printed: the median
-time per step over the blocks with its range, the ratio to the first arm (median over pairs of neighbouring blocks),
-tokens/s, MFU, peak memory. With --out each arm's figures go to a file as one JSON line.
+Arms are separated by `--`. Each is a config with flags as for train.py; the keys of bench.py go to the first. All arms
+live in one process and take turns, block by block, so a drift of the machine affects all of them alike. Printed are the
+median time per step over the blocks with its range, the ratio to the first arm (median over pairs of neighbouring
+blocks), tokens/s, MFU and peak memory. --out writes the figures of each arm to a file, as one JSON line.
 """
 
 import json

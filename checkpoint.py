@@ -13,6 +13,8 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     optimizer      {name: {step, exp_avg, exp_avg_sq}}
     position       windows of training data consumed
     seconds        time spent training
+    tokens         consumed; iterations can differ in size, where a run was resumed with other batches
+    loss_sum, loss_count   of the micro-batches since the last line of the log
     best_iter      iteration of best_val_loss
     scaler, rng    GradScaler state; random states {cpu: [per rank], cuda: [per rank]}
 
@@ -57,7 +59,7 @@ def pack(model, config: dict, iter_num: int, best_val_loss: float, factors=None,
 
 def save(path: Path, ckpt: dict):
     """Write to a temporary file, sync, rename: whatever happens, path holds the old checkpoint or the new one."""
-    tmp = path.with_name(f'{path.name}.tmp{os.getpid()}')
+    tmp = files.temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(tmp, 'wb') as f:
@@ -66,10 +68,21 @@ def save(path: Path, ckpt: dict):
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):
-            tmp.unlink(missing_ok=True)
         raise UserError(f'cannot write {path} ({str(e).splitlines()[0]}); {path.name} is as it was before') from None
+    finally:
+        with contextlib.suppress(OSError):
+            tmp.unlink()
     files.sync_dir(path.parent)
+
+
+def keep(folder: Path, iter_num: int, last: int):
+    """Of ckpt.pt, just written at iter_num, keep a copy that the next one does not replace; the last so many stay."""
+    if last:
+        files.copy(folder / 'ckpt.pt', folder / f'ckpt-{iter_num}.pt')
+        number = lambda path: int(path.stem.removeprefix('ckpt-'))
+        kept = [p for p in folder.glob('ckpt-*.pt') if p.stem.removeprefix('ckpt-').isdigit()]
+        for path in sorted(kept, key=number)[:-last]:
+            path.unlink(missing_ok=True)
 
 
 def load(path: str | Path, map_location='cpu') -> dict:

@@ -1,5 +1,5 @@
 """
-Compare ways to train: many runs, matched, each at its own best learning rate, with honest intervals.
+Compare ways to train: many runs at matched cost, each arm at its own best learning rate, with 95% intervals.
 
     python compare.py config/compare/expansion.py --seeds=5             runs what is missing, then table, plots, page
     python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
@@ -9,11 +9,13 @@ Compare ways to train: many runs, matched, each at its own best learning rate, w
     python compare.py --check                                            do RESULTS.md and the documents agree with them?
 
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
-the same order and the same start in every arm. With learning_rates each arm is first swept over them on seeds of their
-own; the best rate then meets the seeds that decide. The same command goes on after any interruption: finished runs
-(in out/ or in results/<name>/metrics.jsonl, so on another machine too) are kept, broken ones resumed.
+the same order and the same start in every arm. With learning_rates each arm is first trained at each of these rates, on
+random seeds that are used for nothing else; then its best rate is trained on the seeds that decide. After an
+interruption run the same command again. It keeps finished runs (in out/compare/ or in out/results/<name>/metrics.jsonl,
+so on another machine, too) and resumes the others. What the command leaves in out/results/ is yours. To publish it,
+move it to results/<name>, where --report and --check look, or go on there with --results=results.
 
-An arm may start from preparing steps: trainings of their own, or commands of transfer.py (grow, factorize, ...).
+An arm may start from preparing steps, which are trainings or commands of transfer.py (grow, factorize, ...).
 
     steps = dict(
         small='config/gpt2.py --n_layer=6',                             # flags of common come before these
@@ -25,9 +27,9 @@ An arm may start from preparing steps: trainings of their own, or commands of tr
         low_rank='config/gpt2.py --init_from={cut} --distill_from={small}',
     )
 
-{NAME} is the checkpoint of a step, or of an arm listed before. Every random seed has steps of its own (shared_steps:
-one for all); arms of a seed share them. Their FLOPs and seconds count, and the tables have figures without them, too
-("source free"). A checkpoint that is wanted but not there (another machine, deleted) is made again.
+{NAME} is the checkpoint of a step, or of an arm listed before. Every random seed has its own steps (with shared_steps
+all seeds share them), and all arms of a seed use the same ones. Their FLOPs and seconds count; the tables also have
+figures without them ("source free"). A checkpoint that is needed but missing (another machine, deleted) is made again.
 
 Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the config, 130 interrupted (runs have saved).
 """
@@ -62,6 +64,8 @@ from lab.plan import (
     wanted,
 )
 from lab.records import REFERENCE, SWEEP
+
+OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
 
 
 @dataclass
@@ -105,13 +109,18 @@ class CompareConfig:
     partition: str = key('', 'of Slurm')
     keep_checkpoints: bool = key(False, 'keep ckpt.pt and best.pt of finished runs')
     name: str = key('', "name of the folders under results and out; empty: the config file's")
-    results: str = key('results', 'where logs, table, plots and page go, in <name>/')
+    results: str = key(
+        '',
+        f'where logs, table, plots and page go, in <name>/; empty: {OWN}, and for report and check {PUBLISHED}, whose'
+        ' comparisons RESULTS.md is about',
+    )
     out: str = key('out/compare', 'where runs are trained, in <name>/')
     report: bool = key(False, 'only rewrite RESULTS.md, tables, plots and pages from the logs')
     show: str = key('', 'only print the tables of such a folder of results')
     check: bool = key(False, 'only check RESULTS.md and the documents against the logs')
 
     def __post_init__(self):
+        self.results = self.results or (PUBLISHED if self.report or self.check else OWN)
         self.arms, self.steps, self.sizes = self.arms or {}, self.steps or {}, self.sizes or {}
         self.mismatch = self.mismatch or {}
 
@@ -143,7 +152,8 @@ class CompareConfig:
 
 
 class Comparison:
-    """The state of one comparison: its folders, the records of the runs that are over, the checkpoints that are there."""
+    """The state of one comparison: its folders, the records of the runs that are over, the checkpoints that are
+    there."""
 
     def __init__(self, cfg, plans: list[Plan]):
         self.cfg, self.plans = cfg, plans
@@ -195,7 +205,7 @@ class Comparison:
         return self.out / r.name / ('best.pt' if best else 'ckpt.pt')
 
     def read_back(self):
-        """Take in whatever is over, in results/ and in out/, by us or by anyone."""
+        """Take in whatever is over, in self.folder and in self.out, by us or by anyone."""
         for name, r in records.read_records(self.folder).items():
             self.records.setdefault(name, r)
         self.there = {name: path for name, path in self.there.items() if path.exists()}
@@ -241,7 +251,7 @@ class Comparison:
         return True
 
     def write(self):
-        """What is over goes to results/ at once. A disk that is full now may not be later: the runs go on."""
+        """What is over goes to self.folder at once. A disk that is full now may not be later: the runs go on."""
         try:
             records.write_records(self.folder, records.read_records(self.folder) | self.records)
             self.failed_write = ''
@@ -374,7 +384,7 @@ def last_line(folder: Path) -> str:
 
 def bench(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
     """{cell: ms per step}, every arm and step alone on the machine and in turns, what has the same shapes once. Kept in
-    results/<name>/bench.jsonl. Left out is what takes its shapes or a teacher from a checkpoint."""
+    <results>/<name>/bench.jsonl. Left out is what takes its shapes or a teacher from a checkpoint."""
     cells = {}  # flags: cells
     for p in plans:
         if p.known:
@@ -409,6 +419,11 @@ def compare(cfg):
         state.out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f'cannot make the folder {state.out} ({e.strerror}); choose another --out') from None
+    published = root_path(PUBLISHED) / cfg.name
+    if published.exists() and published != state.folder:
+        print(
+            f'NOTE: {PUBLISHED}/{cfg.name} holds published runs of that name, which are not used; --results={PUBLISHED} goes on with them'
+        )
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
     if cfg.cluster == 'slurm' and not importlib.util.find_spec('submitit'):
         raise UserError('cluster = slurm: submitit is not installed; pip install submitit')

@@ -13,13 +13,19 @@ keys. `include('other.py')` runs another config first (its path is relative to t
 
 import dataclasses
 import difflib
+import math
 import os
+import re
+import stat
 import sys
 import types
 import typing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+LONGEST = 2**20  # bytes of a config file that are read
+LARGEST = 2**53  # of a whole number without a limit of its own: what a float holds exactly
+MANY = 10_000  # numbers in a tuple
 
 
 class UserError(Exception):
@@ -42,14 +48,30 @@ def key(default, help: str, *, choices=(), low=None, high=None, above=None, grou
     )
 
 
+def checked(path) -> Path:
+    """The path, ~ resolved. Raises UserError if no file can have that name."""
+    try:
+        found = Path(path).expanduser()
+        names = os.fsencode(found).split(b'/')
+    except RuntimeError:
+        raise UserError(f"path '{brief(path)}': there is no such user; write the folder itself for ~") from None
+    except UnicodeError:
+        raise UserError(f"path '{brief(path)}': holds characters that no file name has") from None
+    if b'\0' in b'/'.join(names):
+        raise UserError(f"path '{brief(path)}': holds a NUL character")
+    if max(map(len, names)) > 255 or sum(map(len, names)) + len(names) > 4000:
+        raise UserError(f"path '{brief(path)}': is too long; a name has at most 255 bytes, a path 4,000")
+    return found
+
+
 def root_path(path: str) -> Path:
     """Where a relative path of a config or flag lies: under the repository, whatever the working directory."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / checked(path)
 
 
 def input_path(path: str) -> Path:
     """Resolve an input path: the repository first, then the working directory."""
-    inside, here = root_path(path), Path(path).expanduser()
+    inside, here = root_path(path), checked(path)
     return here if here.exists() and not inside.exists() else inside
 
 
@@ -60,6 +82,17 @@ def printable(text: str) -> str:
         and (ch < ' ' or '\x7f' <= ch <= '\x9f' or '\u202a' <= ch <= '\u202e' or '\ud800' <= ch <= '\udfff')
     )
     return ''.join(ch.encode('unicode_escape').decode() if odd(ch) else ch for ch in str(text))
+
+
+def brief(value, most: int = 100) -> str:
+    """A value in a message: a text as it is, anything else as Python writes it, cut where it is long."""
+    if isinstance(value, str | bytes | list | tuple):
+        value = value[: most + 1]
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:  # an int of 10,000 digits has no text
+        text = f'a huge {type(value).__name__}'
+    return text if len(text) <= most else text[: most - 3] + '...'
 
 
 # -----------------------------------------------------------------------------
@@ -125,7 +158,15 @@ def violations(field, value) -> str:
     m = field.metadata
     if value is None or not m:
         return ''
+    if isinstance(value, str) and '\0' in value:
+        return 'must not hold a NUL character'
+    if isinstance(value, float) and not math.isfinite(value):
+        return 'must be a finite number'
+    if isinstance(value, int) and m['high'] is None and abs(value) > LARGEST:
+        return f'must be at most {LARGEST}'
     if isinstance(value, tuple | list):  # each of its numbers
+        if len(value) > MANY:
+            return f'must have at most {MANY:,} numbers, not {len(value):,}'
         if not value and m['above'] is not None:
             return 'must have at least one number'
         return next(filter(None, (violations(field, v) for v in value)), '')
@@ -145,19 +186,24 @@ def violations(field, value) -> str:
 # where values come from
 
 
-def read_config(path: Path) -> dict:
-    """The assignments a config file makes. Raises UserError naming file and line when it does not run."""
+def read_config(path: Path, above: tuple = ()) -> dict:
+    """The assignments a config file makes. Raises UserError naming file and line when it does not run. above: the files
+    that include it."""
     values = {}
+    if path in above:
+        raise UserError(f'config file {path} includes itself, by way of {", ".join(p.name for p in above)}')
 
     def include(other):
-        values.update(read_config(path.parent / other))
+        values.update(read_config(path.parent / checked(other), (*above, path)))
 
     try:
-        source = path.read_text(encoding='utf-8-sig')
+        source = read_source(path)
     except (OSError, UnicodeDecodeError) as e:
         near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / 'config').rglob('*.py')], 1)
         hint = f"; did you mean 'config/{near[0]}.py'?" if near else '; ls config/ shows what there is'
-        raise UserError(f'cannot read config file {path} ({getattr(e, "strerror", "not text")}){hint}') from None
+        raise UserError(
+            f'cannot read config file {brief(str(path), 300)} ({getattr(e, "strerror", "not text")}){hint}'
+        ) from None
     values |= {'include': include, '__file__': str(path)}
     try:
         exec(compile(source, str(path), 'exec'), values)
@@ -167,9 +213,20 @@ def read_config(path: Path) -> dict:
         line = getattr(e, 'lineno', None) or next(
             (f.lineno for f in reversed(frames(e.__traceback__)) if f.filename == str(path)), '?'
         )
-        raise UserError(f'config file {path}, line {line}: {type(e).__name__}: {e}') from None
+        raise UserError(f'config file {path}, line {line}: {type(e).__name__}: {brief(str(e), 300)}') from None
     skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
-    return {k: v for k, v in values.items() if not k.startswith('_') and not isinstance(v, skip)}
+    return {k: v for k, v in values.items() if not str(k).startswith('_') and not isinstance(v, skip)}
+
+
+def read_source(path: Path) -> str:
+    """The text of a config file. Raises OSError if it is no file, or longer than any config: /dev/zero never ends."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as f:  # NONBLOCK: a pipe that nobody writes to
+        if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+            raise OSError(0, 'not a file')
+        source = f.read(LONGEST + 1)
+    if len(source) > LONGEST:
+        raise OSError(0, f'longer than {LONGEST:,} bytes')
+    return source.decode('utf-8-sig')
 
 
 def frames(tb) -> list:
@@ -184,6 +241,8 @@ def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
     while rest:
         arg = rest.pop(0)
         if not arg.startswith('--'):
+            if arg.startswith('-'):
+                raise UserError(f"'{brief(arg)}': a flag is written --key=value; --help lists the keys")
             files.append(input_path(arg))
             continue
         name, eq, text = arg[2:].partition('=')
@@ -194,6 +253,8 @@ def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
                 text = rest.pop(0)
             elif boolean:
                 text = 'true'
+            elif name not in fields:
+                text = ''  # load() says so
             else:
                 raise UserError(f'--{name} has no value; write --{name}=VALUE')
         flags[name] = text
@@ -208,31 +269,53 @@ def load(schema, argv: list[str]):
         sys.exit(0)
     fields = {f.name: f for f in dataclasses.fields(schema)}
     files, flags = read_flags(argv, fields)
-    given = {}  # key: (value, where it was set)
+    given, problems = {}, []  # given: {key: (value, where it was set)}
     for path in files:
-        given |= {k: (v, f' in {path.name}') for k, v in read_config(path).items()}
+        found = read_config(path)
+        odd = [brief(str(k), 40) for k in found if k not in fields]
+        if len(odd) > max(2, len(found) / 3):  # one line, not one for each of its keys
+            problems.append(
+                f'{path}: {", ".join(odd[:3])} and {len(odd) - 3} more of its keys mean nothing here: it is the config of another script, such as {reader_of(path)}'
+            )
+            continue
+        given |= {k: (v, f' in {path.name}') for k, v in found.items()}
     given |= {k: (v, ' on the command line') for k, v in flags.items()}
 
-    values, problems = {}, []
+    values, broken = {}, set()
     for name, (value, where) in given.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
-            hint = f"; did you mean '{near[0]}'?" if near else '; --help lists the keys'
-            problems.append(f"unknown key '{name}'{where}{hint}")
+            problems.append(f"unknown key '{brief(str(name))}'{where}{hint(str(name), fields)}")
             continue
+        text = isinstance(value, str) and (str in kinds(fields[name].type) or name not in flags)
+        shown = repr(brief(value)) if text else brief(value)
         try:
-            values[name] = coerce(value, fields[name].type)
+            fit = coerce(value, fields[name].type)
+            wrong = violations(fields[name], fit)
         except (ValueError, OverflowError):
-            problems.append(f'{name} = {value!r}{where}: must be of type {type_name(fields[name].type)}')
-            continue
-        if wrong := violations(fields[name], values[name]):
-            problems.append(f'{name} = {value!r}{where}: {wrong}')
-    cfg = schema(**values)
-    broken = {p.split(' ')[0] for p in problems}  # a default stands in for a broken value: do not judge it as well
-    problems += [p for p in getattr(cfg, 'problems', list)() if not any(b in p.split(':')[0] for b in broken)]
+            wrong = f'must be of type {type_name(fields[name].type)}'
+        if wrong:
+            problems.append(f'{name} = {shown}{where}: {wrong}')
+            broken.add(name)
+        else:
+            values[name] = fit
+    cfg = schema(**values)  # a default stands in for a broken value: what that would say of it is left out
+    problems += [p for p in getattr(cfg, 'problems', list)() if not broken & set(re.findall(r'\w+', p))]
     if problems:
-        raise UserError('\n'.join(problems))
+        raise UserError('\n'.join(brief(p, 800) for p in problems))
     return cfg
+
+
+def hint(name: str, fields) -> str:
+    """What may have been meant by an unknown key."""
+    if name.removeprefix('no_') in fields and name.startswith('no_'):
+        return f'; write --{name[3:]}=false'
+    near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else '; --help lists the keys'
+
+
+def reader_of(path: Path) -> str:
+    """The script that a config file of this repository is for."""
+    return 'compare.py' if path.parent.name == 'compare' else 'train.py'
 
 
 def groups(schema) -> dict[str, list]:

@@ -4,35 +4,36 @@ Put a model to the usual zero-shot tests.
     python evaluate.py --checkpoint=out/d12/best.pt --tasks=wikitext2,wikitext103,lambada,hellaswag,val
     python evaluate.py --checkpoint=/path/to/gpt2 --tasks=lambada --limit=500 --device=cpu
 
-The checkpoint is one of ours (expanded layers are collapsed first), one of nanoGPT's, or the folder of any causal
-language model that Hugging Face's transformers loads. It is read with its own tokenizer. Printed: a table; written: a
-JSON with the same figures, the commit and the edition of each file.
+The checkpoint is one of ours (layers made of factors are collapsed first), one of nanoGPT's, or the folder of any
+causal language model that Hugging Face's transformers loads. It is read with its own tokenizer. The command prints a
+table, and writes a JSON file with the same figures, the commit and the edition of each file.
 
     wikitext2    perplexity of the raw test text of WikiText-2
     wikitext103  perplexity of the test text of WikiText-103, the edition with <unk>
                  ppl_token = exp(nats / tokens), ppl_word = exp(nats / words), words as split at white space;
                  bits_per_byte = nats / ln 2 / UTF-8 bytes. The text goes through the model as it is, without
                  de-tokeniser, <|endoftext|> (or what the tokenizer has in its place) before it
-    lambada      the last word of 5,153 passages, from all that precedes it. acc: the greedy tokens are all right;
+    lambada      the last word of 5,153 passages, given all words before it. acc: the greedy tokens are all right;
                  ppl = exp(mean over the passages of the word's nats), so per word and not per token
     hellaswag    which of four endings follows? acc: the likeliest; acc_norm: the likeliest per character
     val          the validation split of the checkpoint's data set (or --dataset): nats_per_token, bits_per_byte.
-                 Nothing is put before it, windows side by side: train.py's loss, but over the whole split
+                 Nothing is put before it, and windows do not overlap: train.py's loss, but over the whole split
 
-A window's context is at most `window` tokens; texts are read in windows that move on by `stride` tokens, and each
-token counts once, in the first window that holds it. So the first window counts all of its tokens, every later one
-its last `stride`, and the last what is left. A text's very first token counts where something was put before it.
-Losses are in nats over the model's whole vocabulary, padded ids included, as in training. Whatever batch_size, the
-figures are the same but for rounding; bfloat16, what a GPU takes by itself, rounds logits to about three digits, so use
---dtype=float32 where that matters.
+Texts are read in windows of at most `window` tokens, which move by `stride` tokens. Each token counts once, in the
+first window that holds it. So the first window counts all of its tokens, every later one its last `stride`, and the
+last one the rest. The very first token of a text counts if something was put before it. Losses are in nats over the
+model's whole vocabulary, padded ids included, as in training. batch_size changes the figures only by rounding. On a GPU
+the default is bfloat16, which rounds logits to about three digits; use --dtype=float32 where that matters.
 """
 
 import bz2
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import os
+import shlex
 import sys
 import time
 import zipfile
@@ -93,7 +94,7 @@ class EvalConfig:
     batch_size: int = key(32, 'rows at once, fewer where their logits would exceed 1 GB', low=1)
     device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
     dtype: str = key('auto', 'precision of matrix products', choices=('auto', 'float32', 'bfloat16', 'float16'))
-    out: str = key('', "JSON to write; empty: eval.json in the checkpoint's folder")
+    out: str = key('', "JSON to write, or to add tasks to; empty: eval.json in the checkpoint's folder")
     dataset: str = key('', "data set for val; empty: the checkpoint's own")
 
     def names(self) -> list[str]:
@@ -312,9 +313,9 @@ def lambada(lm: LM, cfg: EvalConfig):
 
 
 def hellaswag(lm: LM, cfg: EvalConfig):
-    """Four endings of a described scene (Zellers et al. 2019, arXiv:1905.07830), validation split, zero-shot: `activity:
-    context`, one space, the ending. acc_norm divides an ending's log-probability by its characters, as EleutherAI's
-    harness does."""
+    """Four endings of a described scene (Zellers et al. 2019, arXiv:1905.07830), validation split, zero-shot:
+    `activity: context`, one space, the ending. acc_norm divides an ending's log-probability by its characters, as
+    EleutherAI's harness does."""
     content, source = read_source('hellaswag')
     lines = as_text(content, 'hellaswag').split('\n')
     lines = lines[:-1] if lines[-1] == '' else lines
@@ -416,11 +417,14 @@ def evaluate(cfg: EvalConfig) -> dict:
         dirty=bool(git('status', '--porcelain')),
         torch=torch.__version__,
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-        command=' '.join(['python', *sys.argv]),
+        command=shlex.join(['python', *sys.argv]),
         tasks={},
     )
     f = report
-    print(f'{printable(f["checkpoint"])}: {f["kind"]}, {f["parameters"]:,} parameters, tokenizer {f["tokenizer"]}')
+    collapsed = f' ({f["params_collapsed"]:,} collapsed)' if f['params_collapsed'] != f['params'] else ''
+    print(
+        f'{printable(f["checkpoint"])}: {f["kind"]}, {f["params"]:,} parameters{collapsed}, tokenizer {f["tokenizer"]}'
+    )
     print(f'{f["device"]}, {f["dtype"]}, commit {f["commit"][:10]}' + (f', limit {cfg.limit}' if cfg.limit else ''))
     print(table('', {}), flush=True)
     for name, (rows, counts, figures) in prepared.items():
@@ -431,9 +435,31 @@ def evaluate(cfg: EvalConfig) -> dict:
         seconds = round(time.perf_counter() - t0, 3)
         report['tasks'][name] = counts | dict(seconds=seconds, figures=figures(nats, greedy))
         print(table(name, report['tasks'][name]), flush=True)
-    write_json(out, relative(report))
+    report = relative(report)
+    write_json(out, add_to(out, report))
     print(f'wrote {out}')
     return report
+
+
+def add_to(out: Path, report: dict) -> dict:
+    """The report, with the tasks that were measured before of the same model in the same way. A report on another model,
+    or with another limit, is moved aside first: nothing is lost."""
+    try:
+        old = json.loads(out.read_text())
+        if all(old[k] == v for k, v in report.items() if k not in RUN):
+            when = {k: old[k] for k in ('commit', 'started')}
+            return report | dict(tasks={k: when | task for k, task in old['tasks'].items()} | report['tasks'])
+    except (OSError, ValueError, LookupError, TypeError):  # none, or no report
+        pass
+    if out.exists():
+        n = next(n for n in itertools.count(1) if not out.with_name(f'{out.stem}.{n}{out.suffix}').exists())
+        aside = out.with_name(f'{out.stem}.{n}{out.suffix}')
+        os.replace(out, aside)
+        print(f'{out.name} there is of another model, device or limit: it is called {aside.name} now')
+    return report
+
+
+RUN = ('tasks', 'batch_size', 'commit', 'dirty', 'torch', 'started', 'command')  # facts of a call, not of the model
 
 
 def main():

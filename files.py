@@ -1,20 +1,48 @@
 """
-Files that are written whole or not at all.
+Files that are written whole or not at all, logs that grow line by line, folders that one process at a time writes to.
 """
 
+import fcntl
 import json
 import os
+import re
+import secrets
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configurator import UserError
 
+HELD = 'NANOMORPH_LOCK'  # environment: the folder that lab/launch.py has locked for the run that it became
+
+
+def temporary(path: Path) -> Path:
+    """A name beside path for what will replace it. The process id tells remove_stale() whose it is; two containers can
+    both be process 1, so it does not tell two writers apart."""
+    return path.with_name(f'{path.name}.tmp{os.getpid()}-{secrets.token_hex(4)}')
+
+
+def remove_stale(folder: Path):
+    """Remove the temporary files in folder whose processes were killed. For a process that has written nothing yet."""
+    for path in folder.glob('*.tmp*'):
+        if not (found := re.search(r'\.tmp(\d+)(-[0-9a-f]+)?$', path.name)):
+            continue
+        try:
+            if int(found[1]) != os.getpid():
+                os.kill(int(found[1]), 0)
+                continue  # it lives
+        except ProcessLookupError:
+            pass
+        except (OSError, OverflowError):
+            continue  # somebody else's
+        with suppress(OSError):
+            path.unlink()
+
 
 @contextmanager
 def writing(path: Path):
     """A binary file that appears under its name when the block ends well, and not at all otherwise."""
-    tmp = path.with_name(f'{path.name}.tmp{os.getpid()}')
+    tmp = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(tmp, 'wb') as f:
@@ -42,13 +70,18 @@ def write_json(path: Path, value):
 def copy(src: Path, dst: Path):
     """dst becomes src's content, atomically; a hard link where the file system has them, for save() never writes
     into an existing file."""
-    tmp = dst.with_name(f'{dst.name}.tmp{os.getpid()}')
+    tmp = temporary(dst)
     try:
-        os.link(src, tmp)
-    except OSError:
-        shutil.copyfile(src, tmp)
-    os.replace(tmp, dst)
-    tmp.unlink(missing_ok=True)  # still there where the two were links to one file
+        try:
+            os.link(src, tmp)
+        except OSError:
+            shutil.copyfile(src, tmp)
+        os.replace(tmp, dst)
+    except OSError as e:
+        raise UserError(f'cannot write {dst} ({e.strerror}); {src.name} is whole') from None
+    finally:
+        with suppress(OSError):
+            tmp.unlink()  # still there where the two were links to one file
     sync_dir(dst.parent)
 
 
@@ -57,6 +90,83 @@ def sync_dir(folder: Path):
     fd = os.open(folder, os.O_RDONLY)
     os.fsync(fd)
     os.close(fd)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a log, a JSON object each; none if there is no file. Only the last can be half written: it has no end
+    of line then, and is left out. UserError naming file and line if another one is damaged."""
+    lines, found = path.read_bytes().split(b'\n') if path.exists() else [], []
+    for i, text in enumerate(lines, 1):
+        try:
+            if not isinstance(value := json.loads(text), dict):
+                raise ValueError('no object')
+            found.append(value)
+        except (ValueError, RecursionError):
+            if i < len(lines):  # the last is empty, or half written
+                raise UserError(
+                    f'{path}, line {i}: damaged, it is no JSON object; restore the file from a copy, or delete that line'
+                ) from None
+    return found
+
+
+def lock(folder: Path) -> int | None:
+    """Take FOLDER/lock and note this process in it; None if another process has it. It is free again when the descriptor
+    that this returns is closed, or its process has gone, however that ends."""
+    fd = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    os.ftruncate(fd, 0)
+    os.write(fd, str(os.getpid()).encode())
+    return fd
+
+
+def holder(folder: Path) -> int | None:
+    """The process that has FOLDER/lock, if there is one on this machine."""
+    try:
+        fd = os.open(folder / 'lock', os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return int(os.pread(fd, 20, 0) or 0) or None
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def alone(folder: Path):
+    """Nobody else writes to folder until the block ends. UserError if somebody does, or if it cannot be written."""
+    if launched(folder):
+        yield
+        return
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = lock(folder)
+    except OSError as e:
+        raise UserError(f"out_dir = '{folder}': {e.strerror}; choose another --out_dir") from None
+    if fd is None:
+        raise UserError(
+            f"out_dir = '{folder}': process {holder(folder) or 'on another machine'} is at work there; wait for it, or"
+            ' choose another --out_dir'
+        )
+    try:
+        yield
+    finally:
+        if new and os.listdir(folder) == ['lock']:  # a mistake ended it before it wrote anything
+            (folder / 'lock').unlink()
+            folder.rmdir()
+        os.close(fd)
+
+
+def launched(folder: Path) -> bool:
+    """Whether lab/launch.py has locked the folder for this process."""
+    return os.environ.get(HELD) == str(folder.resolve())
 
 
 def save_picture(fig, out: Path):

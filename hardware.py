@@ -3,15 +3,17 @@ The machine: which device and precision a run gets, its processes, and what it c
 """
 
 import contextlib
+import datetime
 import gc
 import os
 import re
 import signal
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from configurator import UserError
+from configurator import UserError, key
 
 # dense bf16 (V100, T4: fp16) peak in FLOP/s by the words of a device name, first match counts; vendors' data sheets,
 # without sparsity
@@ -36,6 +38,26 @@ PEAKS = [
     ('T4', 65e12),
 ]
 OTHER_CHIPS = {'Laptop', 'Max', 'Ti', 'SUPER', 'D', 'MIG'}  # an 'RTX 4090 Laptop GPU' is another chip
+
+
+@dataclass
+class Keys:
+    """The machine that a run takes, and its precision."""
+
+    device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is', group='device and speed')
+    backend: str = key('auto', 'of torchrun processes: nccl on GPUs, gloo on CPUs', choices=('auto', 'nccl', 'gloo'))
+    ddp_timeout: int = key(
+        600, 'seconds after which a torchrun process that does not answer ends the run', low=1, high=10**6
+    )
+    dtype: str = key(
+        'auto',
+        'precision of matrix products; auto: bfloat16 on a GPU that has it (else float16), float32 elsewhere',
+        choices=('auto', 'float32', 'bfloat16', 'float16'),
+    )
+    compile: bool | None = key(None, 'torch.compile; none: on CUDA')
+    cuda_graph: bool = key(
+        False, 'replay the step as CUDA graphs: faster for models that leave the GPU idle; one process'
+    )
 
 
 def peak_of(name: str) -> float | None:
@@ -112,19 +134,37 @@ def autocast(device: torch.device, dtype: torch.dtype):
     return torch.amp.autocast(device_type=device.type, dtype=dtype)
 
 
+class Lost(UserError):
+    """Another process of the run ended or does not answer: no mistake of the user's, so exit code 1."""
+
+    exit_code = 1
+
+
 @contextlib.contextmanager
-def processes(device: torch.device, backend: str):
-    """torchrun's process group, if this process is one of several."""
+def processes(device: torch.device, backend: str, timeout: int = 600):
+    """torchrun's process group, if this process is one of several. Raises Lost where another one has ended, or does not
+    answer for `timeout` seconds (with NCCL the library itself ends the process then)."""
     if rank_world()[1] == 1:
         yield
         return
     if backend == 'auto':
         backend = 'nccl' if device.type == 'cuda' else 'gloo'
-    dist.init_process_group(backend, device_id=device if device.type == 'cuda' else None)
+    wait = datetime.timedelta(seconds=timeout)
     try:
+        dist.init_process_group(backend, device_id=device if device.type == 'cuda' else None, timeout=wait)
         yield
+    except RuntimeError as e:  # of torch.distributed, which has no class for it
+        if not isinstance(e, dist.DistError) and not re.search(
+            r'gloo|Connection (closed|reset|refused)|[Tt]imed out|NCCL', str(e)
+        ):
+            raise
+        raise Lost(
+            f'another process of this run has ended, or did not answer for ddp_timeout = {timeout} seconds'
+            f' ({str(e).splitlines()[0][:200]}); its own output says why; go on with --init_from=resume'
+        ) from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
@@ -134,17 +174,29 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+class Stopped(Exception):
+    """Raised by Interrupt.leave(): an evaluation was left in the middle."""
+
+
 class Interrupt:
     """SIGINT and SIGTERM ask for an end between two steps; a second one kills."""
 
-    def __init__(self):
-        self.asked = False
+    def __init__(self, quiet=False):
+        self.asked, self.quiet = False, quiet
         for s in (signal.SIGINT, signal.SIGTERM):
             signal.signal(s, self.note)
 
     def note(self, s, frame):
         self.asked = True
         signal.signal(s, signal.SIG_DFL)
+        if not self.quiet:
+            with contextlib.suppress(OSError):
+                os.write(1, b'\nstopping after this step, then saving; again: now\n')  # print() may be at work itself
+
+    def leave(self):
+        """Raise Stopped if an end was asked for. Several processes would have to agree first: they do not leave here."""
+        if self.asked and not dist.is_initialized():
+            raise Stopped
 
     def agreed(self, device: torch.device, ask: bool) -> bool:
         """Whether to end now. Of several processes all end at the same step: one where all of them ask each other."""

@@ -7,24 +7,44 @@ The record of a run in its out_dir, one format for every script that trains:
                    and {"kind": "eval", "iter", "train_loss", "val_loss", "val_a", "val_b" (its halves), "tokens", "seconds"}
     meta.json      the vocabulary (with tokenizer.json, if it was trained), to sample a checkpoint without its data set
 
-The terminal gets a progress bar, anything else (a pipe, a file) plain lines. wandb gets the same values when asked.
+A new run in a folder that holds one moves it to earlier-1/ (-2/, ...). The terminal gets a progress bar, anything else
+(a pipe, a file) plain lines. wandb gets the same values when asked.
 """
 
 import dataclasses
+import itertools
 import json
+import math
 import os
+import shlex
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import hardware
-from configurator import ROOT, UserError, overrides
-from files import write, write_json
+from configurator import ROOT, UserError, key, overrides, printable
+from files import copy, launched, read_lines, remove_stale, write, write_json
 from tokens.loader import data_dir
+
+RECORD = (  # of a run in its out_dir
+    'ckpt.pt', 'best.pt', 'ckpt.json', 'config.json', 'manifest.json', 'metrics.jsonl', 'meta.json', 'tokenizer.json', 'eval.json',
+)  # fmt: skip
+
+
+@dataclass
+class Keys:
+    """What is said of a run beside its losses."""
+
+    note: str = key('', 'printed at the start; config files say here which preset they chose', group='notes and wandb')
+    wandb_log: bool = key(False, 'log to wandb as well')
+    wandb_project: str = key('owt', 'wandb project')
+    wandb_run_name: str = key('gpt2', 'wandb run name')
 
 
 def git(*args) -> str:
@@ -52,15 +72,29 @@ def relative(value):
 
 
 def read_metrics(out_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a half-written last line (a crash) is left out."""
-    path, lines = out_dir / 'metrics.jsonl', []
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return lines
+    """The lines of metrics.jsonl; a half-written last line (a crash) is left out, see files.read_lines."""
+    return read_lines(out_dir / 'metrics.jsonl')
+
+
+def make_room(out_dir: Path) -> str:
+    """Move the record of an earlier run to out_dir/earlier-N, a folder like any run's; what to say of it. A run that
+    compare.py starts again in its own folder, because it broke, is the same one: there only checkpoints go."""
+    found = [p for p in [*(out_dir / name for name in RECORD), *sorted(out_dir.glob('ckpt-*.pt'))] if p.exists()]
+    try:
+        if launched(out_dir):
+            for path in found:
+                if path.suffix == '.pt':
+                    path.unlink()
+            return ''
+        if not found:
+            return ''
+        aside = next(p for n in itertools.count(1) if not (p := out_dir / f'earlier-{n}').exists())
+        aside.mkdir()
+        for path in found:  # checkpoints first: whatever happens, none is left for this run to go on from
+            os.replace(path, aside / path.name)
+    except OSError as e:
+        raise UserError(f"out_dir = '{out_dir}': {e.strerror}; choose another --out_dir") from None
+    return f'{relative(str(out_dir))} held another run, which is now in {relative(str(aside))}'
 
 
 def facts(t) -> dict:
@@ -84,29 +118,77 @@ def facts(t) -> dict:
     )
 
 
-class Log:
-    """Opened by the first process only; the others get a Log that does nothing."""
+def ending(t) -> dict:
+    """What the manifest says of its end."""
+    return dict(
+        peak_memory=hardware.peak_memory(t.device, graphs=t.cfg.cuda_graph),
+        final_iter=t.iter,
+        best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
+        **dict(out_of_patience=True) if t.out_of_patience else {},
+    )
 
-    def __init__(self, cfg, out_dir: Path, meta: dict, facts: dict, start: int = 0, quiet: bool = False):
-        self.quiet, self.out_dir, self.wandb = quiet, out_dir, None
+
+def take_folder(t) -> str:
+    """Make the out_dir of a Trainer fit for a run that begins, or goes on; what to say of it."""
+    remove_stale(t.out_dir)
+    if t.cfg.init_from != 'resume':
+        return make_room(t.out_dir)
+    if t.best_is_now and t.cfg.save_checkpoint:
+        copy(t.out_dir / 'ckpt.pt', t.out_dir / 'best.pt')  # a kill between the two writes left an older one
+    return f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
+
+
+def kept(t, stopped: bool) -> str:
+    """Which checkpoints there are at the end."""
+    head = 'interrupted: ' if stopped else ''
+    if t.cfg.eval_only or not t.cfg.save_checkpoint or t.saved is None:
+        why = ' (save_checkpoint = False)' if not t.cfg.save_checkpoint else ''
+        return f'{head}nothing saved{why}' if not t.cfg.eval_only else ''
+    text = f'{head}saved {relative(str(t.out_dir / "ckpt.pt"))} at iteration {t.saved}'
+    if (t.out_dir / 'best.pt').exists():
+        text += f', best.pt of iteration {t.best_iter} (val loss {t.best_val_loss:.4f})'
+    return text + ('; go on with --init_from=resume' if stopped else '')
+
+
+def windows(t, steps: int) -> str:
+    """The training data of the last steps, to reproduce what went wrong there."""
+    c, n = t.cfg, t.cfg.gradient_accumulation_steps * t.cfg.batch_size
+    return (
+        f'windows {t.position - steps * n:,} to {t.position - 1:,} of the training data (data_order = {c.data_order},'
+        f' seed_data = {c.seed_data})'
+    )
+
+
+class Log:
+    """Opened by the first process only (the others are quiet): their Log does nothing. dry: say all and write nothing."""
+
+    def __init__(self, cfg, out_dir: Path, meta: dict, facts: dict, start=0, quiet=False, dry=False):
+        self.quiet, self.out_dir, self.cfg, self.device = quiet, out_dir, cfg, facts.get('device')
+        self.file = self.wandb = None
         if quiet:
+            return
+        self.loss_name = loss_name(cfg)
+        self.ms, self.told, self.ticked, self.eval_seconds = [], False, time.time(), 0.0
+        self.bar = tqdm(
+            total=cfg.max_iters, initial=start, disable=not sys.stdout.isatty(), file=sys.stdout, leave=False
+        )
+        if dry:
             return
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(f"out_dir = '{out_dir}': {e.strerror}; choose another --out_dir") from None
+        keep, earlier = self.so_far(start)
+        if cfg.wandb_log:  # before anything is written: a missing package ends the run
+            self.start_wandb(next((m['wandb'] for m in reversed(earlier) if m.get('wandb')), None))
         write_json(out_dir / 'config.json', relative(dataclasses.asdict(cfg)))
         new = not (start and (out_dir / 'meta.json').exists())  # a resumed run has the vocabulary that it had
         if meta and new:
             write(out_dir / 'meta.json', json.dumps(meta).encode())
         if meta.get('tokenizer') == 'bpe' and new:
             write(out_dir / 'tokenizer.json', (data_dir(cfg.dataset) / 'tokenizer.json').read_bytes())
-        earlier = []
-        if start and (out_dir / 'manifest.json').exists():
-            earlier = json.loads((out_dir / 'manifest.json').read_text())
-            earlier = [*earlier.pop('resumed', []), earlier]
         self.manifest = dict(
-            command=relative(' '.join(['python', *sys.argv])),
+            command=relative(shlex.join(['python', *sys.argv])),
             commit=commit(),
             dirty='NANOMORPH_COMMIT' not in os.environ and bool(git('status', '--porcelain')),
             started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
@@ -116,25 +198,45 @@ class Log:
             cudnn=torch.backends.cudnn.version() if torch.cuda.is_available() else None,
             start_iter=start,
             **relative(facts),
+            **dict(wandb=self.wandb.id) if self.wandb else {},
             resumed=earlier,
         )
         write_json(out_dir / 'manifest.json', self.manifest)
-        # what an interrupted run logged beyond its last checkpoint will be run, and logged, again
-        keep = [m for m in read_metrics(out_dir) if m['iter'] < start]
-        write(out_dir / 'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in keep if start).encode())
+        write(out_dir / 'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in keep).encode())
         self.file = open(out_dir / 'metrics.jsonl', 'a', buffering=1)
-        self.bar = tqdm(
-            total=cfg.max_iters, initial=start, disable=not sys.stdout.isatty(), file=sys.stdout, leave=False
-        )
-        if cfg.wandb_log:
-            self.wandb = start_wandb(cfg, out_dir)
+
+    def so_far(self, start: int) -> tuple[list, list]:
+        """(lines of the log, manifests of the parts) of the run that goes on at iteration start. What it logged beyond
+        its last checkpoint will be run, and logged, again; so will an evaluation at start, if one is due there."""
+        if not start:
+            return [], []
+        due = start % self.cfg.eval_interval == 0 or start >= self.cfg.max_iters
+        keep, path = [], self.out_dir / 'manifest.json'
+        for i, m in enumerate(read_metrics(self.out_dir), 1):
+            if not isinstance(m.get('iter'), int) or m.get('kind') not in ('train', 'eval'):
+                raise UserError(
+                    f'{self.out_dir / "metrics.jsonl"}, line {i}: damaged, it has no kind or iter; delete that line'
+                )
+            if m['iter'] < start or m['iter'] == start and m['kind'] == 'eval' and not due:
+                keep.append(m)
+        if not path.exists():
+            return keep, []
+        try:
+            was = json.loads(path.read_bytes())
+            return keep, [*was.pop('resumed', []), was]
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            os.replace(path, damaged := path.with_name('manifest.json.damaged'))
+            self.say(f'NOTE: {path} is damaged, it is now {damaged.name}; the manifest begins anew')
+            return keep, []
 
     def say(self, text: str):
-        if not self.quiet:
+        if text and not self.quiet:
             tqdm.write(text) if not self.bar.disable else print(text, flush=True)
 
     def head(self, cfg, facts: dict, lines: list[str]):
         """What a run is, before it begins: its note, its config, its size and cost, and what is said of its layers."""
+        if self.quiet:
+            return
         if cfg.note:
             self.say(cfg.note)
         self.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
@@ -154,46 +256,129 @@ class Log:
 
     def metrics(self, **values):
         """One line of metrics.jsonl; floats keep 8 digits, what a float32 holds."""
-        if self.quiet:
+        if not self.file:
             return
         compact = {k: float(f'{v:.8g}') if isinstance(v, float) else v for k, v in values.items()}
-        self.file.write(json.dumps(compact) + '\n')
+        try:
+            self.file.write(json.dumps(compact) + '\n')
+        except OSError as e:
+            raise UserError(
+                f'cannot write {self.file.name} ({e.strerror}); free the disk, then go on with --init_from=resume'
+            ) from None
         if self.wandb:
             kind = values['kind']
-            self.wandb.log(
-                {f'{kind}/{k}': v for k, v in compact.items() if k not in ('kind', 'iter')}, step=values['iter']
-            )
+            named = {f'{kind}/{k}': v for k, v in compact.items() if k not in ('kind', 'iter')}
+            self.to_wandb(lambda: self.wandb.log(named, step=values['iter']))
 
     def train(self, done: int, **values):
         self.metrics(kind='train', **values)
         if self.quiet:
             return
         v = values
-        mfu = f', mfu {v["mfu"] * 100:.1f}%' if v.get('mfu') else ''
+        rate = f', {v["tokens_per_s"]:,.0f} tok/s' if v.get('ms') else ''
+        rate += f', mfu {v["mfu"] * 100:.1f}%' if v.get('mfu') else ''
         if self.bar.disable:
-            rate = f', time {v["ms"]:.2f}ms, {v["tokens_per_s"]:,.0f} tok/s{mfu}' if v.get('ms') else ''
-            print(f'iter {v["iter"]}: loss {v["loss"]:.4f}{rate}', flush=True)
+            ms = f', time {v["ms"]:.2f}ms' if v.get('ms') else ''
+            print(f'iter {v["iter"]}: {self.loss_name} {v["loss"]:.4f}{ms}{rate}', flush=True)
         else:
             self.bar.n = done
-            self.bar.set_postfix_str(f'loss {v["loss"]:.4f}{mfu}')
+            self.bar.set_postfix_str(f'{self.loss_name} {v["loss"]:.4f}{rate}')
+        if v.get('ms') and not self.told:
+            self.ms.append(v['ms'])
+            if len(self.ms) * self.cfg.log_interval >= 5 or sum(self.ms) * self.cfg.log_interval > 10_000:
+                self.told = True
+                self.say_duration(done, sum(self.ms) / len(self.ms) / 1000)
+
+    def say_duration(self, done: int, seconds: float):
+        """How long the rest will take, from the seconds of one iteration; nothing below a minute."""
+        cfg = self.cfg
+        evals = (cfg.max_iters - 1) // cfg.eval_interval - (done - 1) // cfg.eval_interval + 1
+        rest = (cfg.max_iters - done) * seconds + evals * self.eval_seconds
+        if rest < 60:
+            return
+        text = f'about {duration(rest)} to iteration {cfg.max_iters:,}: {seconds:.3g} s each, and {evals:,} evaluations'
+        text += f' of {self.eval_seconds:.0f} s'
+        if rest >= 3600:
+            text = (
+                f'NOTE: {text}. This is long for {self.device}: a smaller model (--n_layer, --n_embd), --batch_size or'
+            )
+            text += ' --max_iters takes less. Ctrl-C saves and stops, --init_from=resume goes on'
+        self.say(text)
+
+    def evaluating(self, split: str, batch: int, of: int):
+        """Progress of an evaluation: on a terminal in the bar, elsewhere a line every ten seconds."""
+        if self.quiet or time.time() - self.ticked < (10 if self.bar.disable else 0.2):
+            return
+        self.ticked = time.time()
+        text = f'evaluating {split}: batch {batch} of {of}'
+        print(text, flush=True) if self.bar.disable else self.bar.set_postfix_str(text)
+
+    @contextmanager
+    def closing(self, facts):
+        """Close with what facts() says, however the block ends; a failure to write does not hide why it did."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self.close(**facts())
+            raise
+        self.close(**facts())
 
     def close(self, **facts):
+        """The end of the record. Raises UserError where it cannot be written."""
         if self.quiet:
             return
         self.bar.close()
-        self.file.close()
+        if self.wandb:
+            self.to_wandb(self.wandb.finish)
+        if not self.file:
+            return
+        with suppress(OSError):  # every line was written or complained about
+            self.file.close()
         self.manifest |= facts | dict(finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
         write_json(self.out_dir / 'manifest.json', self.manifest)
-        if self.wandb:
-            self.wandb.finish()
+
+    # wandb: whatever goes wrong there, training goes on without it
+
+    def start_wandb(self, run_id: str | None):
+        """run_id: of the part of this run that was interrupted, to go on with. WANDB_MODE=offline works as wandb
+        documents it: `wandb sync` joins the parts, which have one id."""
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                'wandb_log = True: wandb is not installed; pip install wandb, or --wandb_log=false'
+            ) from None
+        cfg = self.cfg
+        how = dict(id=run_id, resume='allow') if run_id else {}
+        how |= dict(config=dataclasses.asdict(cfg), dir=str(self.out_dir))
+        init = lambda: wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, **how)
+        self.wandb = self.to_wandb(init)
+
+    def to_wandb(self, call):
+        try:
+            return call()
+        except Exception as e:  # no key, no network, a mode that it does not know, ...
+            self.wandb = None
+            why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+            self.say(f'NOTE: wandb failed ({printable(why)}); training goes on without it')
 
 
-def start_wandb(cfg, out_dir: Path):
-    """WANDB_MODE=offline works as wandb documents it."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError('wandb_log = True: wandb is not installed; pip install wandb, or --wandb_log=false') from None
-    return wandb.init(
-        project=cfg.wandb_project, name=cfg.wandb_run_name, config=dataclasses.asdict(cfg), dir=str(out_dir)
-    )
+def loss_name(cfg) -> str:
+    """What the training loss is called: evaluations are always cross-entropy, it can hold more."""
+    more = [
+        name
+        for name, there in (
+            ('divergence from the teacher', getattr(cfg, 'distill_from', '')),
+            ('gate penalty', getattr(cfg, 'mlp_gate', False)),
+            ('router loss', 'moe' in (getattr(cfg, 'mlp', ''), *getattr(cfg, 'linear', '').split('_'))),
+        )
+        if there
+    ]
+    return 'loss' + (f' with {" and ".join(more)}' if more else '')
+
+
+def duration(seconds: float) -> str:
+    """90 -> 2 min, 5400 -> 1 h 30 min."""
+    minutes = round(seconds / 60)
+    return f'{minutes // 60:,} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'

@@ -15,20 +15,22 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 import linear
-from configurator import key
+from configurator import brief, key
 from linear import moe
 from linear.kernels import fused
+
+MOST = 1e12  # parameters of a model that is built; more than any machine holds
 
 
 @dataclass
 class GPTConfig(
     linear.Keys
 ):  # how linear layers are parameterized: keys of linear/__init__.py and of its layers' files
-    block_size: int = key(1024, 'context length in tokens', low=1, group='size of the model')
-    vocab_size: int = key(50304, 'vocabulary; GPT-2 has 50257, padded to a multiple of 64 for speed', low=1)
-    n_layer: int = key(12, 'transformer blocks', low=1)
-    n_head: int = key(12, 'attention heads', low=1)
-    n_embd: int = key(768, 'width of the residual stream', low=1)
+    block_size: int = key(1024, 'context length in tokens', low=1, high=2**31, group='size of the model')
+    vocab_size: int = key(50304, 'vocabulary; GPT-2 has 50257, padded to a multiple of 64 for speed', low=1, high=2**31)
+    n_layer: int = key(12, 'transformer blocks', low=1, high=10_000)
+    n_head: int = key(12, 'attention heads', low=1, high=2**31)
+    n_embd: int = key(768, 'width of the residual stream', low=1, high=2**31)
     dropout: float = key(0.0, 'for pretraining 0 is good, for finetuning try 0.1+', low=0.0, high=0.999)
     bias: bool = key(True, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
     # the defaults are GPT-2
@@ -39,7 +41,7 @@ class GPTConfig(
         group='architecture',
     )
     mlp_expansion_factor: float | tuple = key(4.0, 'hidden units of the MLP over n_embd; one number, or one per layer')
-    multiple_of: int = key(1, 'hidden units are rounded to the nearest multiple of this', low=1)
+    multiple_of: int = key(1, 'hidden units are rounded to the nearest multiple of this', low=1, high=2**31)
     swiglu_match: bool = key(
         True, 'SwiGLU: two thirds of the hidden units, so that its three matrices cost what two do'
     )
@@ -60,6 +62,13 @@ class GPTConfig(
     logit_scale: float = key(
         1.0, 'factor on the logits; growth sets it where a head is tied without norm weights', above=0
     )
+
+    def about(self, factor: float) -> float:
+        """About so many parameters, were the model dense and all of its MLPs of this factor; nothing is built."""
+        hidden = factor * self.n_embd + self.multiple_of
+        matrices = dict(swiglu=3, moe=2 * self.experts).get(self.mlp, 2)
+        block = 4 * self.n_embd + matrices * hidden
+        return float(self.n_embd) * (self.n_layer * block + 2 * self.vocab_size + self.block_size)
 
     def hidden(self, layer: int) -> int:
         """Hidden units of the MLP of a layer."""
@@ -87,13 +96,19 @@ class GPTConfig(
 
     def problems(self) -> list[str]:
         found, factors = [], self.mlp_expansion_factor
+        each = factors if isinstance(factors, tuple) else (factors,)
         if isinstance(factors, tuple) and len(factors) != self.n_layer:
             found.append(
-                f'mlp_expansion_factor = {factors}: must be one number or n_layer ({self.n_layer}) of them,'
+                f'mlp_expansion_factor = {brief(factors)}: must be one number or n_layer ({self.n_layer}) of them,'
                 f' not {len(factors)}'
             )
-        if not all(0 < f < math.inf for f in (factors if isinstance(factors, tuple) else [factors])):
-            found.append(f'mlp_expansion_factor = {factors}: must be above 0')
+        if not all(0 < f < math.inf for f in each):
+            found.append(f'mlp_expansion_factor = {brief(factors)}: must be above 0')
+        if not found and (size := self.about(max(each))) > MOST:
+            keys = ('n_layer', 'n_embd', 'mlp_expansion_factor', 'multiple_of', 'vocab_size', 'block_size')
+            keys += ('experts',) if self.mlp == 'moe' else ()
+            what = ', '.join(f'{k} = {brief(getattr(self, k))}' for k in keys)
+            return [f'{what}: a model of {size:.1e} parameters; this code takes at most {MOST:.0e}, make it smaller']
         if self.experts_active > self.experts:
             found.append(f'experts_active = {self.experts_active}: must be at most experts ({self.experts})')
         if self.mlp == 'moe' and self.mlp_gate:
@@ -101,7 +116,7 @@ class GPTConfig(
                 'mlp_gate = True: gates the hidden units of one MLP, mlp = moe has several; choose one of them'
             )
         if self.n_embd % self.n_head:
-            fits = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
+            fits = linear.structured.divisors(self.n_embd)
             near = sorted(sorted(fits, key=lambda h: abs(h - self.n_head))[:3])
             found.append(
                 f'n_embd = {self.n_embd}, n_head = {self.n_head}: n_embd must be divisible by n_head'

@@ -47,6 +47,17 @@ def problems(cfg) -> list[str]:
     return found
 
 
+def notes(cfg) -> list[str]:
+    """What is worth saying of the schedule, one line each."""
+    if cfg.eval_only or not cfg.decay_lr or not 0 < cfg.max_iters < cfg.lr_decay_iters:
+        return []
+    last = lr_at(cfg, cfg.max_iters - 1)
+    return [
+        f'NOTE: max_iters = {cfg.max_iters} is below lr_decay_iters = {cfg.lr_decay_iters}: the schedule will not be'
+        f' finished, the last learning rate is {last:.3g}'
+    ]
+
+
 class Optimizer:
     """AdamW with nanoGPT's decay rule (matrices decay, vectors do not) and each layer's own rate and decay scales.
 
@@ -117,8 +128,12 @@ class Optimizer:
         update is captured anew."""
         self.factors.collect()
         self.build()
-        new = lambda p: dict(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        self.load_state_dict({name: moments.get(name) or new(p) for name, p in self.leaves.items()})
+        self.load_state_dict({name: moments.get(name) or without_moments(p) for name, p in self.leaves.items()})
+
+    def finite(self) -> bool:
+        """Whether all gradients are. Waits for the GPU."""
+        norms = torch._foreach_norm([p.grad for p in self.weights if p.grad is not None])
+        return bool(torch.stack(norms).isfinite().all())
 
     def step(self):
         """Clip, chain rule to the factors, move, form the matrices again."""
@@ -175,9 +190,10 @@ class Optimizer:
                 p.grad = None
 
     def state_dict(self) -> dict:
-        """{parameter name: {step, exp_avg, exp_avg_sq}}: by name, so that it can follow a parameter through surgery."""
+        """{parameter name: {step, exp_avg, exp_avg_sq}}: by name, so that it can follow a parameter through surgery. A
+        parameter that was never moved has a state as well, torch's AdamW has none for it."""
         state = self.adamw.state_dict()['state']
-        return {name: state[i] for i, name in enumerate(self.leaves) if i in state}
+        return {name: state.get(i) or without_moments(p) for i, (name, p) in enumerate(self.leaves.items())}
 
     def load_state_dict(self, state: dict):
         if set(state) != set(self.leaves):
@@ -186,3 +202,20 @@ class Optimizer:
         full = self.adamw.state_dict()
         full['state'] = {i: state[name] for i, name in enumerate(self.leaves)}
         self.adamw.load_state_dict(full)
+
+
+def update(optimizer: Optimizer, scaler, skip: bool) -> bool:
+    """Move, and drop the gradients. False if it did not move: in float16 the gradients overflowed, and the scaler scales
+    less from now on; or (skip) they are not finite."""
+    steps = optimizer.steps
+    scaler.unscale_(optimizer)
+    if scaler.is_enabled() or not skip or optimizer.finite():
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return optimizer.steps > steps
+
+
+def without_moments(p) -> dict:
+    """AdamW's state of a parameter that was never moved."""
+    return dict(step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))

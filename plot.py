@@ -7,10 +7,10 @@ Which runs are there, how did they end, and what do their loss curves look like?
     python plot.py results/d12_finalists --out=          only the table
     python plot.py results/expansion_shakespeare --rates --out=docs/rates.png    loss against learning rate of a comparison
 
-A folder with evaluations of its own is a run; a folder of results/ stands for all of its runs. Runs are drawn and tabled.
-Runs whose names differ only in a final -sNUMBER are the random seeds of one arm: one line of the table, one colour. Without
-a run, what lies under the folders is listed. A run that has not ended counts as running if it wrote its log in the last ten
-minutes.
+Without arguments, or with folders that are no runs, it lists the runs below them. With runs it draws their loss curves
+and prints a table. A run is the out_dir of train.py; a folder of results/ stands for all of its runs. Runs whose names
+differ only in a final -sNUMBER are the random seeds of one arm: they share a line of the table and a colour. A run that
+has not ended counts as running if it wrote to its log in the last ten minutes.
 """
 
 import json
@@ -97,7 +97,8 @@ def rates_picture(folder: Path, out: Path):
 
 
 def story(runs: list[dict]) -> str:
-    """Is B ahead of A at the shared rate, and is A, at its own rate, ahead of that? Of the means over each arm's seeds."""
+    """Is B ahead of A at the shared rate, and is A, at its own rate, ahead of that? Of the means over each arm's
+    seeds."""
     arms = list(dict.fromkeys(r['arm'] for r in runs))
     rates = [{r['rate'] for r in runs if r['arm'] == arm} for arm in arms]
     if len(arms) != 3 or rates[0] != rates[1] or any(len(r) != 1 for r in rates):

@@ -4,7 +4,8 @@ Write text with a trained model.
     python sample.py --checkpoint=out/mine/best.pt --start="ROMEO:" --temperature=0.8
     python sample.py --out_dir=out/mine --start=FILE:prompt.txt --num_samples=3
 
-Any checkpoint of this repository or of nanoGPT. Factors are multiplied out first, where one matrix is their product.
+The checkpoint may be of this repository, of nanoGPT, or a Hugging Face GPT-2. Factors are multiplied out first, where
+one matrix is their product.
 """
 
 import sys

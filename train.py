@@ -1,7 +1,7 @@
 """
-Train a GPT, plain or with expanded linear layers.
+Train a GPT whose linear layers are dense matrices or products of factors.
 
-    python train.py config/expansive_shakespeare.py                              one device, whatever there is
+    python train.py config/expansive_shakespeare.py                              on one device, the best there is
     python train.py config/expansive_shakespeare.py --max_iters=500 --seed_model=2
     torchrun --standalone --nproc_per_node=4 train.py config/expansive_shakespeare.py
     python train.py config/expansive_shakespeare.py --init_from=resume           go on exactly where it stopped
@@ -10,6 +10,7 @@ Train a GPT, plain or with expanded linear layers.
 Exit codes: 0 done, 2 a mistake in config or data, 3 the loss diverged, 130 interrupted (after saving).
 """
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -24,17 +25,20 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import checkpoint
 import files
 import hardware
+import logger
 import optim
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from linear import factors
-from logger import Log, facts
+from logger import Log, ending, facts, kept, take_folder, windows
 from model import GPTConfig
 from surgery import distill, guide, rotate, start
 from tokens import loader, losses
 
+SKIPS = 100  # updates left out in a row: no accident any more
+
 
 @dataclass
-class TrainConfig(GPTConfig):
+class TrainConfig(start.Keys, distill.Keys, rotate.Keys, logger.Keys, hardware.Keys, GPTConfig):
     vocab_size: int = key(0, "vocabulary of the model; 0: the data set's", low=0)
     bias: bool = key(False, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
     out_dir: str = key('out', 'where checkpoints and logs go', group='run and output')
@@ -44,39 +48,16 @@ class TrainConfig(GPTConfig):
     patience: int = key(
         0, 'end where this many iterations brought no lower val loss, for data that will be overfitted; 0: never', low=0
     )
-    eval_only: bool = key(False, 'evaluate once and exit')
+    eval_only: bool = key(False, 'evaluate once and exit; nothing is written')
     always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
     save_checkpoint: bool = key(True, 'false: write no checkpoint at all, only the log; for runs of minutes')
-    init_from: str = key(
-        'scratch',
-        "scratch, resume (out_dir's ckpt.pt), transfer (grow a small model), a checkpoint, a Hugging Face GPT-2 folder,"
-        ' gpt2 ... gpt2-xl',
+    keep_last: int = key(0, 'keep the last so many checkpoints, as ckpt-ITERATION.pt beside ckpt.pt and best.pt', low=0)
+    on_nan: str = key(
+        'stop',
+        'a loss or gradient that is NaN or infinite: stop at the next line of the log, or leave out the update and go on'
+        f' (skip; the end after {SKIPS} in a row; every step waits for the GPU)',
+        choices=('stop', 'skip'),
     )
-    transfer_from: str = key(
-        '',
-        'transfer: checkpoint of the small model, or the config that trains it first',
-        group='init_from = transfer: growing a small model',
-    )
-    transfer_method: str = key('', 'transfer: how it grows, such as clone or clone+stack; see growth.py')
-    transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
-    transfer_moments: str = key(
-        'auto',
-        "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
-        choices=('auto', 'move', 'fresh'),
-    )
-    other_vocabulary: bool = key(
-        False, 'init_from a checkpoint, transfer: allow data whose token ids mean something else to that model'
-    )
-    distill_from: str = key(
-        '', 'checkpoint of a model whose logits the loss follows too; empty: none', group='distillation'
-    )
-    distill_weight: float = key(
-        0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
-    )
-    note: str = key('', 'printed at the start; config files say here which preset they chose', group='notes and wandb')
-    wandb_log: bool = key(False, 'log to wandb as well')
-    wandb_project: str = key('owt', 'wandb project')
-    wandb_run_name: str = key('gpt2', 'wandb run name')
     dataset: str = key('openwebtext', 'folder under data/', group='data')
     gradient_accumulation_steps: int = key(40, 'micro-batches per step, shared out among the processes', low=1)
     batch_size: int = key(12, 'micro-batch size in sequences', low=1)
@@ -94,18 +75,6 @@ class TrainConfig(GPTConfig):
     beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
     beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
     grad_clip: float = key(1.0, 'largest norm of the gradient of the matrices the network computes with; 0: off', low=0)
-    expansion_schedule: str = key(
-        'all',
-        'expanded layers: all of them, one after the other (rotate), or none, with the restarts of rotate (reset)',
-        choices=('all', 'rotate', 'reset'),
-        group='linear = expanded, which layers at which iteration: see surgery/rotate.py',
-    )
-    expansion_every: int = key(100, 'rotate, reset: iterations until the next layer', low=1)
-    expansion_moments: str = key(
-        'reset',
-        "rotate: Adam's moments of the two layers that change start anew (reset) or are carried over (map)",
-        choices=('reset', 'map'),
-    )
     decay_lr: bool = key(
         True, 'follow the schedule; false: constant learning_rate, no warmup', group='schedule of the learning rate'
     )
@@ -114,18 +83,6 @@ class TrainConfig(GPTConfig):
     lr_decay_iters: int = key(600000, 'step at which min_lr is reached; about max_iters', low=0)
     wsd_decay_iters: int = key(60000, 'wsd: length of the final linear decay', low=0)
     min_lr: float = key(6e-5, 'final learning rate; about learning_rate / 10', low=0)
-    device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is', group='device and speed')
-    backend: str = key('auto', 'of torchrun processes: nccl on GPUs, gloo on CPUs', choices=('auto', 'nccl', 'gloo'))
-    dtype: str = key(
-        'auto',
-        'precision of matrix products; auto: bfloat16 on a GPU that has it (else float16), float32 elsewhere',
-        choices=('auto', 'float32', 'bfloat16', 'float16'),
-    )
-    compile: bool | None = key(None, 'torch.compile; none: on CUDA')
-    cuda_graph: bool = key(
-        False, 'replay the step as CUDA graphs: faster for models that leave the GPU idle; one process'
-    )
-
     GROUPS = (  # what --help shows first
         'run and output',
         'data',
@@ -180,8 +137,10 @@ class Trainer:
         self.out_dir = root_path(cfg.out_dir)
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
         self.iter, self.best_val_loss, self.best_iter = 0, math.inf, 0
-        self.seconds = 0.0  # spent training, without evaluations
-        self.out_of_patience = False
+        self.seconds, self.tokens = 0.0, 0  # spent training, without evaluations; consumed
+        self.out_of_patience, self.saved, self.best_is_now = False, None, False  # saved: iteration of ckpt.pt
+        self.skipped = 0  # updates left out in a row, up to now
+        self.progress = lambda split, batch, of: None  # called at every batch of an evaluation
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
         self.autocast = hardware.autocast(device, self.dtype)
         torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
@@ -238,6 +197,8 @@ class Trainer:
         """One optimizer step, and what the hooks do around it. Nothing here waits for the GPU."""
         cfg = self.cfg
         self.optimizer.set_lr(optim.lr_at(cfg, self.iter))
+        skip = cfg.on_nan == 'skip'
+        before = self.loss_sum.clone() if skip else None
         for micro in range(self.accumulation):
             x, y = self.data['train'].batch(self.position + (micro * self.world + self.rank) * cfg.batch_size)
             if self.world > 1:  # average gradients over processes at the last micro-batch only
@@ -246,11 +207,13 @@ class Trainer:
         self.loss_count += self.accumulation
         for hook in self.hooks:
             hook.before_update(self.model, self.optimizer, self.iter)
-        self.scaler.unscale_(self.optimizer)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        moved = optim.update(self.optimizer, self.scaler, skip)
+        self.skipped = 0 if moved else self.skipped + 1
+        if skip and not moved:
+            self.loss_sum.copy_(before)
+            self.loss_count -= self.accumulation
         self.position += cfg.gradient_accumulation_steps * cfg.batch_size
+        self.tokens += cfg.tokens_per_iter
         self.iter += 1
         if any([hook.after_update(self.model, self.optimizer, self.iter) for hook in self.hooks]):
             self.wrap()
@@ -259,50 +222,53 @@ class Trainer:
     def flops_per_token(self) -> int:
         return self.model.flops_per_token() + sum(hook.flops_per_token for hook in self.hooks)
 
-    def take_train_loss(self) -> float:
-        """Mean loss of the steps since the last call, over all micro-batches and processes. Waits for the GPU."""
-        value = hardware.total(torch.stack([self.loss_sum, torch.tensor(float(self.loss_count), device=self.device)]))
+    def train_loss(self) -> list[float]:
+        """[sum of the losses since the last line of the log, their number], over all processes. Waits for the GPU."""
+        return hardware.total(torch.stack([self.loss_sum, self.loss_sum.new_tensor(self.loss_count)])).tolist()
+
+    def take_train_loss(self) -> float | None:
+        """Mean loss of the steps since the last call, over all micro-batches; None if all of them were left out."""
+        value, count = self.train_loss()
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
-        return (value[0] / value[1]).item()
+        return value / count if count else None
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict:
         """{train_loss} or {val_loss, val_a, val_b} in nats per token: see tokens/losses.py."""
+        windows, seen = self.cfg.eval_iters * self.cfg.batch_size, 0
+        whole = max(1, (len(self.data['val'].tokens) - 1) // self.cfg.block_size)  # windows of val; train gets as many
+        of = math.ceil(min(windows or whole, whole) / self.cfg.batch_size / self.world)
 
         def loss_of(x, y):
+            nonlocal seen
+            self.progress(split, seen := seen + 1, of)
             with self.autocast:
                 return self.eval_forward(x, y)[1]
 
         self.model.eval()
-        windows = self.cfg.eval_iters * self.cfg.batch_size
         found = losses.evaluate(loss_of, self.data, split, windows, self.rank, self.world)
         self.model.train()
         return found
 
     def save(self, improved: bool):
-        """ckpt.pt, and best.pt if val loss improved."""
-        if not self.cfg.save_checkpoint:
+        """ckpt.pt, best.pt if val loss improved, and the last keep_last."""
+        if not self.cfg.save_checkpoint or self.cfg.eval_only:
             return
-        rng = hardware.random_states(self.device)
+        rng, (loss_sum, loss_count) = hardware.random_states(self.device), self.train_loss()
+        self.saved = self.iter
         if self.rank:
             return
-        resume = dict(
-            optimizer=self.optimizer.state_dict(),
-            position=self.position,
-            seconds=self.seconds,
-            best_iter=self.best_iter,
-            scaler=self.scaler.state_dict(),
-            rng=rng,
-            transfer=self.history,
-            tokenizer=self.vocabulary,
-        )
+        resume = {k: getattr(self, k) for k in ('position', 'seconds', 'tokens', 'best_iter')}
+        resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
+        resume |= dict(transfer=self.history, tokenizer=self.vocabulary)
+        if 0 <= loss_sum < math.inf:
+            resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
         ckpt = checkpoint.pack(self.model, config, self.iter, self.best_val_loss, self.optimizer.factors, **resume)
         checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
         if improved:
             files.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
-        elif not self.best_iter:  # nothing was better than the start so far: what lies there is another run's
-            (self.out_dir / 'best.pt').unlink(missing_ok=True)
+        checkpoint.keep(self.out_dir, self.iter, self.cfg.keep_last)
 
     def restore(self, ckpt: dict):
         """Go on as if there had been no interruption: bit-exact on a CPU, with the same number of processes."""
@@ -311,7 +277,12 @@ class Trainer:
             self.scaler.load_state_dict(ckpt['scaler'])
         self.iter, self.position, self.best_val_loss = ckpt['iter_num'], ckpt['position'], ckpt['best_val_loss']
         self.seconds = ckpt.get('seconds', 0.0)
-        self.best_iter = ckpt.get('best_iter', self.iter)  # older ones do not say
+        self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older ones do not say
+        self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
+        self.tokens = ckpt.get('tokens', self.iter * start.tokens_per_iter(ckpt['config']))
+        if not self.rank:
+            self.loss_sum.fill_(ckpt.get('loss_sum', 0.0))
+            self.loss_count = ckpt.get('loss_count', 0)
         hardware.set_random_state(ckpt['rng'], self.rank, self.device)
 
 
@@ -321,32 +292,28 @@ def train(cfg):
         if small:
             train(small)
             hardware.start_afresh()  # its memory is free for the large model
-    device = hardware.choose_device(cfg.device)
-    with hardware.processes(device, cfg.backend):
+    device, rank = hardware.choose_device(cfg.device), hardware.rank_world()[0]
+    mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
+    with mine, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
         t = Trainer(cfg, device)
-        about = facts(t)
-        log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=t.rank > 0)
-        lines = factors.table(t.model, t.optimizer.factors)
+        about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
+        log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
+        lines += [*optim.notes(t.cfg), *factors.table(t.model, t.optimizer.factors)]
         lines += [line for hook in t.hooks for line in hook.describe(t.model, t.optimizer)]
         log.head(t.cfg, about, lines)
-        try:
+        with log.closing(lambda: ending(t)):
             stopped = loop(t, log)
-        finally:
-            log.close(
-                peak_memory=hardware.peak_memory(device, graphs=t.cfg.cuda_graph),
-                final_iter=t.iter,
-                best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
-                **dict(out_of_patience=True) if t.out_of_patience else {},
-            )
+            log.say(kept(t, stopped))
     if stopped:
         sys.exit(130)
 
 
 def loop(t: Trainer, log: Log) -> bool:
     """Train to max_iters, or out of patience; True if a signal stopped it before (its checkpoint is saved)."""
-    cfg, interrupt = t.cfg, hardware.Interrupt()  # finish the step, save, leave
+    cfg, interrupt = t.cfg, hardware.Interrupt(quiet=t.rank > 0)  # finish the step, save, leave
     peak = hardware.peak_flops(t.device, t.dtype)
     flops = cfg.tokens_per_iter * t.flops_per_token / t.world + t.optimizer.factors.flops_per_update()  # of this device
+    t.progress = lambda *where: (log.evaluating(*where), interrupt.leave())
     resumed_at = since = t.iter
     t0 = mark = time.time()  # t0 and since: start of the interval that the next line of the log times
     while True:
@@ -354,59 +321,75 @@ def loop(t: Trainer, log: Log) -> bool:
         stop = interrupt.agreed(t.device, ask=done or t.iter % cfg.log_interval == 0)
 
         # evaluate, and write checkpoints
-        if t.iter % cfg.eval_interval == 0 or done or cfg.eval_only:
+        if not stop and (t.iter % cfg.eval_interval == 0 or done or cfg.eval_only):
             e0 = time.time()
             t.seconds += e0 - mark
-            found = t.evaluate('train') | t.evaluate('val')
-            log.metrics(kind='eval', iter=t.iter, **found, tokens=t.iter * cfg.tokens_per_iter, seconds=t.seconds)
-            log.say(f'step {t.iter}: train loss {found["train_loss"]:.4f}, val loss {found["val_loss"]:.4f}')
-            check_finite(found['val_loss'], t)
-            improved = found['val_loss'] < t.best_val_loss
-            if improved:
-                t.best_val_loss, t.best_iter = found['val_loss'], t.iter
-            if not done and 0 < cfg.patience <= t.iter - t.best_iter:
-                done = t.out_of_patience = True
-                log.say(f'no lower val loss than that of iteration {t.best_iter}: the end (patience = {cfg.patience})')
-            if not cfg.eval_only and t.iter > resumed_at and (improved or done or cfg.always_save_checkpoint):
-                t.save(improved)
+            try:
+                found = t.evaluate('train') | t.evaluate('val')
+            except hardware.Stopped:  # resuming makes this evaluation again
+                stop = True
+            else:
+                done = evaluated(t, log, found, done, save=t.iter > resumed_at)
             mark = time.time()
+            log.eval_seconds = mark - e0
             t0 += mark - e0
-        if done or stop or cfg.eval_only:
-            if stop and not done:
-                t.seconds += time.time() - mark
-                t.save(improved=False)
-                saved = f'saved {t.out_dir / "ckpt.pt"} at iteration {t.iter}; go on with --init_from=resume'
-                log.say(f'interrupted: {saved if cfg.save_checkpoint else "nothing saved (save_checkpoint = False)"}')
-            return stop and not done
+        if stop and t.saved != t.iter:
+            t.seconds += time.time() - mark
+            t.save(improved=False)
+        if stop or done or cfg.eval_only:
+            return stop
 
         t.step()
+        if cfg.on_nan == 'skip' and t.skipped:
+            log.say(f'NOTE: the gradient of iteration {t.iter - 1} is not finite, no update: it saw {windows(t, 1)}')
+            if t.skipped == SKIPS:
+                check_finite(math.nan, t, t.iter - since)
 
         if (t.iter - 1) % cfg.log_interval == 0:
-            loss = t.take_train_loss()
             ms = (time.time() - t0) * 1000 / (t.iter - since)
             first = since == resumed_at  # holds compilation and warm-up: no speed to report
-            log.train(
-                t.iter,
-                iter=t.iter - 1,
-                loss=loss,
-                lr=optim.lr_at(cfg, t.iter - 1),
-                grad_norm=t.optimizer.grad_norm.item(),
-                ms=None if first else ms,
-                tokens_per_s=None if first else cfg.tokens_per_iter / ms * 1000,
-                mfu=flops / ms * 1000 / peak if peak and not first else None,
-            )
-            check_finite(loss, t)
+            if (loss := t.take_train_loss()) is not None:
+                log.train(
+                    t.iter,
+                    iter=t.iter - 1,
+                    loss=loss,
+                    lr=optim.lr_at(cfg, t.iter - 1),
+                    grad_norm=None if t.skipped else t.optimizer.grad_norm.item(),
+                    ms=None if first else ms,
+                    tokens_per_s=None if first else cfg.tokens_per_iter / ms * 1000,
+                    mfu=flops / ms * 1000 / peak if peak and not first else None,
+                )
+                check_finite(loss, t, t.iter - since)
             if first:
                 gc.collect()
                 gc.freeze()  # what exists now lives to the end: no half-second pauses to look through it
             t0, since = time.time(), t.iter
 
 
-def check_finite(loss: float, t):
+def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool:
+    """Take in an evaluation: log it, keep the best, write checkpoints if save. Whether the run is at its end."""
+    cfg = t.cfg
+    log.metrics(kind='eval', iter=t.iter, **found, tokens=t.tokens, seconds=t.seconds)
+    log.say(f'step {t.iter}: train loss {found["train_loss"]:.4f}, val loss {found["val_loss"]:.4f}')
+    check_finite(found['val_loss'], t)
+    improved = found['val_loss'] < t.best_val_loss
+    if improved:
+        t.best_val_loss, t.best_iter = found['val_loss'], t.iter
+    if not done and 0 < cfg.patience <= t.iter - t.best_iter:
+        done = t.out_of_patience = True
+        log.say(f'no lower val loss than that of iteration {t.best_iter}: the end (patience = {cfg.patience})')
+    if save and (improved or done or cfg.always_save_checkpoint):
+        t.save(improved)
+    return done
+
+
+def check_finite(loss: float, t, steps: int = 0):
+    """Raises Diverged if it is not. steps: how many it is the mean of; 0 for an evaluation."""
     if not math.isfinite(loss):
         kept = t.out_dir / 'ckpt.pt'
         kept = f'the last good checkpoint is {kept}' if kept.exists() else 'no checkpoint was written yet'
-        raise Diverged(f'the loss is {loss} at iteration {t.iter}: lower learning_rate or grad_clip; {kept}')
+        seen = f'; it saw {windows(t, steps)}' if steps else ''
+        raise Diverged(f'the loss is {loss} at iteration {t.iter}: lower learning_rate or grad_clip; {kept}{seen}')
 
 
 def main():

@@ -1,5 +1,5 @@
 """
-Checkpoint in, checkpoint out.
+Make a checkpoint from a checkpoint.
 
     python transfer.py collapse --checkpoint=out/x/best.pt --out=out/x-dense/ckpt.pt
     python transfer.py expand --checkpoint=out/x/best.pt --linear_layers='h.0.*' --out=out/x-expanded/ckpt.pt
@@ -11,17 +11,18 @@ Checkpoint in, checkpoint out.
     python transfer.py factorize --checkpoint=out/x/ckpt.pt --linear=kronecker --keep_dense='h.0.*' --out=out/x-kronecker/ckpt.pt
     python transfer.py spectra --checkpoints=out/x/ckpt.pt,out/x-large/ckpt.pt --out=out/spectra.png
 
-collapse: multiply the factors out. nanoGPT's sample.py loads the result as well, if its other options are GPT-2's.
-expand: the other way round, plain matrices into products of factors that are exactly them.
-prune: cut out the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
-match: find the width (or factor, or expansion) at which a config costs what another one costs.
-grow: a wider or deeper model out of a small one, see growth.py for the methods.
-factorize: plain matrices into structured ones, by hand or for a budget, see factorize.py.
-spectra: the singular values of every matrix, across checkpoints and model sizes.
+collapse: multiply the factors of every layer, which gives plain matrices. nanoGPT's sample.py can load the result if
+    the model's other options are GPT-2's.
+expand: the reverse: replace plain matrices by products of factors that equal them.
+prune: remove the hidden units whose gate (mlp_gate) has closed, and multiply the other gates into the matrices.
+match: find the width (or factor, or expansion) at which a config costs as much as another one.
+grow: make a wider or deeper model; `transfer.py grow --help` lists the methods.
+factorize: replace plain matrices by structured ones, of given shapes or for a budget of parameters.
+spectra: compare the singular values of every matrix, across checkpoints and model sizes.
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 export-nanogpt: write a dense run's checkpoint, optimizer state included, so that nanoGPT's train.py resumes it.
-A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command says what it does to the function, on
-real tokens, and one that should keep it writes nothing if the logits differ.
+A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command prints how far the logits and the loss
+moved on validation tokens. One that should not change them writes nothing if it does.
 """
 
 import sys

@@ -1,4 +1,4 @@
-# The document's d12_mlp2x: factor 2, width 960.
+# d12_mlp2x as the work "the 3x MLP" documents it: factor 2, width 960.
 #
 # 136,720,320 parameters, 961.9 MFLOP per token at 1,024 tokens. Loss and step time: not measured yet.
 #

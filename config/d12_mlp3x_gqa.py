@@ -1,4 +1,4 @@
-# The document's d12_mlp3x_gqa: width 768, factor 3, 4 key-value heads.
+# d12_mlp3x_gqa as the work "the 3x MLP" documents it: width 768, factor 3, 4 key-value heads.
 #
 # 99,939,072 parameters, 712.9 MFLOP per token at 1,024 tokens. Loss: not measured yet.
 # One H200, 32 x 1,024 tokens, bf16, compiled:

@@ -1,4 +1,4 @@
-# The document's d12_mlp3x_swiglu: width 832, factor 3, SwiGLU not matched.
+# d12_mlp3x_swiglu as the work "the 3x MLP" documents it: width 832, factor 3, SwiGLU not matched.
 #
 # 149,800,768 parameters, 1021.5 MFLOP per token at 1,024 tokens. Loss: not measured yet.
 # One H200, 32 x 1,024 tokens, bf16, compiled:

@@ -1,4 +1,4 @@
-# What a search for d12's quality in less time found: fewer, wider layers, a smaller MLP factor, wider heads.
+# The result of a search for d12's quality in less time: fewer, wider layers, a smaller MLP factor, wider heads.
 #
 # 118,572,032 parameters, 812.1 MFLOP per token at 1,024 tokens. Val loss on Gutenberg after 27.9M tokens 4.103 (two
 # seeds, std 0.007; d12: 4.165; results/d12_finalists). One H200, 32 x 1,024 tokens, bf16, compiled: 60.7 ms per step,

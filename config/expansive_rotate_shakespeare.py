@@ -1,6 +1,6 @@
-# One expansion at a time: expansive_shakespeare.py, but of the MLP matrices one is a product of two factors and the
-# others are plain. After each turn the factors are multiplied out and the next matrix is expanded from its present value,
-# four turns for each of them in a run.
+# One expansion at a time: as expansive_shakespeare.py, but only one of the MLP matrices is a product of two factors.
+# After each turn its factors are multiplied, and the next matrix is expanded from its present value. In a run each
+# matrix has four turns.
 #
 #   python train.py config/expansive_rotate_shakespeare.py
 #   python train.py config/expansive_rotate_shakespeare.py --expansion_moments=map     Adam's moments carried over

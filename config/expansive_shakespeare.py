@@ -1,5 +1,5 @@
-# The experiment of expansive networks: every MLP matrix of nanoGPT on Tiny Shakespeare trained as the product of two factors
-# with k = 2000 between them, all else as in its dense twin shakespeare_char.py.
+# The experiment of expansive networks: every MLP matrix of nanoGPT on Tiny Shakespeare trained as the product of two
+# factors with k = 2000 between them, all else as in its dense twin shakespeare_char.py.
 #
 #   python train.py config/expansive_shakespeare.py
 #   python transfer.py collapse --checkpoint=out/expansive-shakespeare/best.pt --out=out/expansive-shakespeare-dense/ckpt.pt    (-small: without a GPU)

@@ -1,8 +1,8 @@
 # GPT-2 small: learned positions, LayerNorm, biases; vocabulary padded from 50257 to 50304.
 #
 # 124,475,904 parameters (123,689,472 without position embeddings), 854.7 MFLOP per token at 1,024 tokens. Val loss on
-# Gutenberg after 136M tokens, 16 x 1,024 per step at a rate of 1e-3: 3.576 (results/kronecker_gutenberg). Step time: not
-# measured alone.
+# Gutenberg after 136M tokens, 16 x 1,024 per step at a rate of 1e-3: 3.576 (results/kronecker_gutenberg). Step time:
+# not measured alone.
 #
 #   python train.py config/gpt2.py
 

@@ -1,6 +1,7 @@
 # GPT-2 large: learned positions, LayerNorm, biases; vocabulary padded from 50257 to 50304.
 #
-# 774,090,240 parameters (772,779,520 without position embeddings), 5199.3 MFLOP per token at 1,024 tokens. Loss and step time: not measured yet.
+# 774,090,240 parameters (772,779,520 without position embeddings), 5199.3 MFLOP per token at 1,024 tokens. Loss and
+# step time: not measured yet.
 #
 #   python train.py config/gpt2_large.py
 

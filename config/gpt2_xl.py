@@ -1,6 +1,7 @@
 # GPT-2 XL: learned positions, LayerNorm, biases; vocabulary padded from 50257 to 50304.
 #
-# 1,557,686,400 parameters (1,556,048,000 without position embeddings), 10274.0 MFLOP per token at 1,024 tokens. Loss and step time: not measured yet.
+# 1,557,686,400 parameters (1,556,048,000 without position embeddings), 10274.0 MFLOP per token at 1,024 tokens. Loss
+# and step time: not measured yet.
 #
 #   python train.py config/gpt2_xl.py
 

@@ -1,9 +1,10 @@
-# shakespeare_char.py at the learning rate that suits it best, instead of the one it shares with expansive_shakespeare.py.
+# shakespeare_char.py at the learning rate that suits it best, instead of the one it shares with
+# expansive_shakespeare.py.
 #
 #   python train.py config/shakespeare_char_own_rate.py
 #
-# On a GPU 2e-3, the best of three for the lowest loss within 5,000 iterations (results/expansion_shakespeare_best); without
-# one 4e-3, the best of four for the small preset (results/story).
+# On a GPU 2e-3, the best of three for the lowest loss within 5,000 iterations (results/expansion_shakespeare_best);
+# without one 4e-3, the best of four for the small preset (results/story).
 
 import torch
 

@@ -13,8 +13,8 @@ Comparisons: from a config to runs, records, verdicts and pages.
     figures.py       pictures of a comparison
     page.py          its page, one self-contained HTML file
     report.py        RESULTS.md, and the check that documents and logs agree
-    match.py         at which width one config costs what another one costs
-    mup.py           do learning rates carry over from narrow to wide?
+    match.py         the width at which one config costs as much as another one
+    mup.py           is the best learning rate of a narrow model also that of a wide one?
     steps.py         time the training step of arms in turns
     bench_layers.py  tables and timings of single layers, for bench.py
 """

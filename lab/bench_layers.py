@@ -1,13 +1,14 @@
 """
-Structured layers on paper and on the clock; reached through bench.py.
+What structured layers cost: FLOPs and parameters by formula, and measured time. bench.py calls it.
 
     python bench.py structures --d_in=768 --d_out=3072    shape, parameters, FLOPs and exponents of every member
     python bench.py mlp --widths=768,2048,5120            forward and backward of an MLP pair (c_fc, GELU, c_proj)
 
-`mlp` compares with nn.Linear in the same process, compiled, in bfloat16 on a GPU, replayed as a CUDA graph so that the
-time is the GPU's and not that of launching. The row dense_fused is the dense pair through fused.py, where that serves.
-A materialised pair pays for forming W and for the chain rule back, once. Each row stands beside its roofline: the time
-for its FLOPs at the matmul rate plus for its bytes at the copy rate, both measured right before.
+`mlp` compares with nn.Linear in the same process. On a GPU both are compiled, in bfloat16, and replayed as a CUDA graph,
+so that the time of launching kernels is left out. The row dense_fused is the dense pair with the products of
+linear/kernels/fused.py, where these apply. A materialised pair also forms W, and applies the chain rule to its gradient,
+once. Each row has its roofline: the time for its FLOPs at the matmul rate plus the time for its bytes at the copy rate;
+both rates are measured right before.
 """
 
 import json
@@ -114,8 +115,8 @@ class Pair(torch.nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x)))
 
     def roofline(self, tokens, matmul, copy, beside) -> float:
-        """Seconds: FLOPs at the matmul rate plus bytes at the copy rate. Bytes: what each of the products of forward and
-        backward reads and writes, and GELU's, in bfloat16. beside: the Factors of this pair."""
+        """Seconds: FLOPs at the matmul rate plus bytes at the copy rate. Bytes: what each of the products of forward
+        and backward reads and writes, and GELU's, in bfloat16. beside: the Factors of this pair."""
         flops, features = beside.flops_per_update(), 5 * self.c_fc_out()
         for m in (self.c_fc, self.c_proj):
             moves = m.moves() if hasattr(m, 'moves') else 0

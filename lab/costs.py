@@ -1,5 +1,5 @@
 """
-The table of what arms with preparing steps, horizons or evaluations cost, and of what was measured of them.
+The table of costs and measurements of arms that have preparing steps, horizons or evaluations.
 """
 
 import math
@@ -11,8 +11,7 @@ from lab.tables import Cell
 
 
 def cost_table(c: dict, found: list[Cell]) -> str:
-    """What arms with preparing steps, horizons or tasks cost and measured, in columns; those that hold nothing are left
-    out. '' for comparisons without any of these."""
+    """The table in columns; empty columns are left out. '' for comparisons without preparing steps, horizons or tasks."""
     if not (c.get('steps') or c.get('horizons') or c.get('tasks')):
         return ''
     base, rows = found[0], []

@@ -1,14 +1,13 @@
 """
-Many processes, N at once, on this machine or on Slurm: how compare.py starts its runs.
+How compare.py starts its runs: many processes, N at once, on this machine or on Slurm.
 
-    python -m lab.launch FOLDER COMMAND...   what is started: COMMAND in place of this process, output in FOLDER/output.txt
-    python -m lab.launch pool                or a process that does one such command after the other without starting anew
+    python -m lab.launch FOLDER COMMAND...   runs COMMAND in place of this process, output in FOLDER/output.txt
+    python -m lab.launch pool                runs one such command after the other in the same process
 
-FOLDER/lock is held (flock) for as long as COMMAND lives, so that no run is ever trained twice at once, whoever was
-started twice or left behind.
+FOLDER/lock is held (files.lock) while COMMAND lives. So no run is ever trained by two processes at once, even if
+compare.py was started twice, or left a process behind.
 """
 
-import fcntl
 import gc
 import importlib
 import json
@@ -22,7 +21,9 @@ import traceback
 import weakref
 from pathlib import Path
 
+import files
 from configurator import ROOT, UserError
+from files import holder
 
 LOCKED = 75  # exit code: another process is at this run
 
@@ -42,17 +43,13 @@ def begin(folder: Path) -> int:
     """Take FOLDER/lock and send the output of this process to FOLDER/output.txt. Raises SystemExit where there is
     nothing to do: LOCKED if another process is at this run, 0 if it is over."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+    lock = files.lock(folder)
+    if lock is None:
         sys.exit(LOCKED)
     if over(folder):  # another compare.py got there first
         os.close(lock)
         sys.exit(0)
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
+    os.environ[files.HELD] = str(folder.resolve())  # train.py, which this process becomes, must not wait for itself
     out = os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -62,8 +59,8 @@ def begin(folder: Path) -> int:
 
 def pool():
     """Do the runs that stdin names, a JSON line [folder, python, script, flags...] each, and answer each with [its exit
-    code, whether this process leaves]. What a run of seconds spends on starting (imports, the GPU's context, the
-    compiler's graphs) is spent once. After a run that failed, or kept memory of the GPU, another process goes on."""
+    code, whether this process leaves]. Imports, the GPU's context and the compiler's graphs, which take longer than a run
+    of seconds, are then needed only once. After a run that failed, or kept memory of the GPU, another process goes on."""
     answers = os.fdopen(os.dup(1), 'w', buffering=1)
     while line := sys.stdin.readline():
         folder, _, script, *argv = json.loads(line)
@@ -106,13 +103,14 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        os.environ.pop(files.HELD, None)
         if lock is not None:
             os.close(lock)
     return 0
 
 
 def over(folder: Path) -> bool:
-    """Whether the run in folder went to its end, or ran out of patience; or the last file of a command is there."""
+    """Whether the run in folder reached its end, or patience ended it; for a command, whether its last file is there."""
     if any((folder / name).exists() for name in ('ckpt.json', 'eval.json')):
         return True
     try:
@@ -124,24 +122,9 @@ def over(folder: Path) -> bool:
 
 
 def forget(folder: Path):
-    """Let the run in folder be done again: its checkpoint is wanted, and gone."""
+    """Mark the run in folder as not done: its checkpoint is needed, but was deleted."""
     for name in ('manifest.json', 'ckpt.json', 'eval.json'):
         (folder / name).unlink(missing_ok=True)
-
-
-def holder(folder: Path) -> int | None:
-    """The process that is at work in folder, if there is one on this machine."""
-    try:
-        lock = os.open(folder / 'lock', os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return int(os.pread(lock, 20, 0) or 0) or None
-    finally:
-        os.close(lock)
 
 
 # -----------------------------------------------------------------------------
@@ -160,6 +143,8 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
     """start() for cluster = local (or its old name none), pool or slurm; the slots of local runs are dealt out over the GPUs."""
     each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
     share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
+    if jobs > 1:  # a thread that waits by spinning takes its core from the other runs
+        share['OMP_WAIT_POLICY'] = os.environ.get('OMP_WAIT_POLICY', 'passive')
     os.environ['PYTHONPATH'] = os.pathsep.join(  # for -m, wherever the shell stands
         dict.fromkeys([str(ROOT), *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))])
     )
@@ -225,11 +210,12 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
 
 
 def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int = 2):
-    """Run what todo() lists (it is asked again whenever a run ends) until it lists nothing that is left to do.
+    """Run what todo() lists until it lists nothing more. It is called again whenever a run ends.
 
-    todo() -> [(name, folder, command)]; done(name, exit code) -> '' if the run is over, else what went wrong; a run
-    that broke is tried again, one that ends with exit code 2 (a user's mistake) is not.
-    Returns {name: what went wrong}. Ctrl-C and SIGTERM stop the runs, wait until they have saved, and go on up."""
+    todo() -> [(name, folder, command)]; done(name, exit code) -> '' if the run is over, else what went wrong. A run that
+    broke is tried again; one that ends with exit code 2 (a user's mistake) is not.
+    Returns {name: what went wrong}. Ctrl-C and SIGTERM stop the runs and wait until they have saved; then the exception
+    is raised again."""
     running, failed, attempts, wait, left = {}, {}, {}, {}, None
 
     def interrupt(*_):

@@ -1,11 +1,11 @@
 """
-At which width does one config cost what another one costs? The command is `transfer.py match`:
+Find the width at which one config costs as much as another one. The command is `transfer.py match`:
 
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
 
-Reference and candidate are configs with flags as for train.py, separated by `--`. The candidate's key is varied over
-its grid (n_embd by whole heads of unchanged width, hidden units by multiple_of, expansion by 1), the two values nearest
-to the reference are printed with what is left of the mismatch, the better one as a flag to copy.
+Reference and candidate are configs with flags as for train.py, separated by `--`. One key of the candidate takes the
+values of a grid (n_embd by whole heads of unchanged width, hidden units by multiple_of, expansion by 1). Printed are the
+two values nearest to the reference, each with the mismatch that is left, as flags to copy; the better one is marked.
 """
 
 import dataclasses

@@ -1,5 +1,6 @@
 """
-Do learning rates carry over from narrow to wide? Three checks of mup_base.
+Is the best learning rate of a narrow model also that of a wide one? Three checks of mu-parametrization (mup_base in a
+config).
 
     python bench.py mup model --widths=64,128,256 --base=64   what a few steps do to everything in a small GPT, over widths
     python bench.py mup coordinates                           |change of the output| after one Adam step, over widths; a plot

@@ -1,6 +1,6 @@
 """
 The page of a comparison: one self-contained HTML file, with Bokeh's plots (hover, zoom, a tap on the legend hides an
-arm) and the table. It asks nothing of the network, and fits a phone.
+arm) and the table. It works without a network, and on a phone.
 """
 
 import html

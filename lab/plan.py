@@ -1,9 +1,9 @@
 """
-Which runs a comparison consists of: its arms and preparing steps resolved, what they cost, whether they match, and
-which runs are missing. compare.py runs them.
+The runs of a comparison: what its arms and preparing steps are, what they cost, whether they match, and which runs are
+missing. compare.py runs them.
 
 {NAME} in the text of an arm or a step is the checkpoint of the step or arm NAME, which is listed before it. A step is a
-training like an arm's, or a command of transfer.py. What arms share runs once for every random seed.
+training like an arm's, or a command of transfer.py. A step that several arms share runs once for every random seed.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def known(self):
-        """Whether its flags alone say what it costs: not where its shapes, or a teacher, come from a checkpoint."""
+        """Whether the cost follows from the flags alone. It does not if shapes or a teacher come from a checkpoint."""
         return self.trains and not any(a.startswith(('--init_from={', '--distill_from={')) for a in self.argv)
 
 
@@ -182,7 +182,7 @@ def costs(plan: Plan) -> dict:
 
 
 def check_match(cfg, plans: list[Plan], ms: dict):
-    """Refuse arms that differ by more than 1% on the axis that shall be equal, or see other data, unless named."""
+    """Refuse arms that differ by more than 1% in `match`, or that see other data, unless `mismatch` names them."""
     problems = []
     arms = [p for p in plans if p.is_arm]
     for size in dict.fromkeys(p.size for p in arms):

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from configurator import UserError
-from files import write
+from files import read_lines, write
 from logger import read_metrics
 
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
@@ -25,8 +25,9 @@ GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss
 
 
 def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
-    """The record of a run in its out_dir, None if it is not over. Over is a run whose loss was logged at max_iters, was
-    not finite, or did not get lower for as long as it had patience: its facts then hold the max_iters it was allowed."""
+    """The record of a run in its out_dir, None if it is not over. A run is over if its loss was logged at max_iters, was
+    not finite, or did not fall for `patience` iterations; in that case its facts hold the max_iters that it was allowed.
+    """
     try:
         manifest = json.loads((folder / 'manifest.json').read_text())
         last_iter = json.loads((folder / 'config.json').read_text())['max_iters']
@@ -96,7 +97,7 @@ def thinned(train: list[dict], most: int = 100) -> dict:
 
 
 def read_records(folder: Path) -> dict:
-    """{name: record} of a comparison; a half-written line is left out, of two lines of a run the later one counts."""
+    """{name: record} of a comparison. A half-written line is left out. If a run has two lines, the later one counts."""
     found = {}
     for r in read_lines(folder / 'metrics.jsonl'):
         if isinstance(r, dict) and 'run' in r:
@@ -105,9 +106,9 @@ def read_records(folder: Path) -> dict:
 
 
 def read_runs(folder: Path) -> list[dict]:
-    """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}, evals and train being lines as train.py
-    logs them. A run's out_dir holds one, named by the folder without its final -sSEED; a folder of results/ holds those
-    of its metrics.jsonl, with their learning rate in the name where an arm has several."""
+    """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}; evals and train are lines as
+    train.py logs them. The out_dir of a run holds one run, named as the folder without its final -sSEED. A folder of
+    results/ holds the runs of its metrics.jsonl; if an arm has several learning rates, they are part of the name."""
     found = [r for r in read_records(folder).values() if 'eval' in r]
     if not found:
         lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
@@ -137,17 +138,6 @@ def read_runs(folder: Path) -> list[dict]:
         )
         for r in found
     ]
-
-
-def read_lines(path: Path) -> list:
-    lines = []
-    if path.exists():
-        for text in path.read_text(errors='replace').splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return lines
 
 
 def write_records(folder: Path, records: dict):

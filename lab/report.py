@@ -1,5 +1,6 @@
 """
-From the logs of a comparison to its verdict: table, pictures, page, RESULTS.md, and the check that documents and logs agree. compare.py is the command; nothing here starts a run.
+Make table, pictures, page and RESULTS.md from the logs of comparisons, and check that documents and logs agree.
+compare.py is the command; nothing here starts a run.
 
 results/<name>/ holds
     comparison.json  the comparison's config, resolved
@@ -95,7 +96,7 @@ SIZES = dict(k=1e3, M=1e6, B=1e9)
 
 
 def printed(script: str, args: str) -> str:
-    """What the command prints, run in this process: a dozen of them would import torch anew."""
+    """What the command prints. It runs in this process, because a dozen of new ones would each import torch."""
     paths = [q for a in args.split() for q in (sorted(ROOT.glob(a)) if '*' in a or '?' in a else [a])]
     argv, said = sys.argv, io.StringIO()
     sys.argv = [script, *map(str, paths)]
@@ -187,7 +188,7 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 
 def check(results: Path, pages: list[Path] | None = None) -> list[str]:
-    """What in RESULTS.md, the tables and the documents differs from the logs; [] if all is well."""
+    """Where RESULTS.md, the tables and the documents differ from the logs, one message each; [] if nowhere."""
     wrong, root = [], results.parent
     written = [(root / 'RESULTS.md', results_md(results))]
     for folder in sorted(p.parent for p in results.glob('*/comparison.json')):

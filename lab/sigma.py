@@ -1,5 +1,5 @@
 """
-What any protocol needs to know before it compares: the spread over seeds, and where the best rate lies.
+Two things to know before comparing: the spread over random seeds, and where the best learning rate lies.
 
     python -m lab.sigma results/sigma      of every arm with 8 deciding seeds at a rate, and of every sweep
 """

@@ -1,5 +1,5 @@
 """
-Time training steps: exactly the ones train.py takes, data and optimizer included.
+Time training steps. They are exactly the steps of train.py, with data and optimizer.
 """
 
 import statistics

@@ -87,8 +87,8 @@ class Cell:
         return [i * per_iter(r['facts'], self.ms, axis) for i in r['eval']['iter']]
 
     def reaches(self, seed: int, axis: str, metric: str, free: bool = False) -> float:
-        """What the run of a seed has cost when it reaches the target; inf and nan as stats.reached. free: without what
-        it starts from."""
+        """The cost of the run of a seed when it reaches the target; inf and nan as in stats.reached. free: without the cost
+        of what it starts from."""
         r = self.runs[seed]
         before = 0 if free else self.before.get((seed, axis), 0)
         cost = (
@@ -167,7 +167,7 @@ def cell(c, arm, size, chosen, runs, bench, records) -> Cell:
 
 
 def origins(c: dict, records: dict, r: dict) -> list[dict]:
-    """The records of the steps and arms that a run starts from, theirs before them, each once."""
+    """The records of the steps and arms that a run starts from, in the order in which they ran, each once."""
     name = r['arm'].removeprefix('steps/')
     found = []
     for source in references({**c['arms'], **(c.get('steps') or {})}[name]):
@@ -188,7 +188,8 @@ def flops_before(c: dict, records: dict, r: dict) -> float:
 
 
 def spent(r: dict, ms: float | None, before: float) -> dict:
-    """{flops, seconds} of a whole step, without the FLOPs before it; seconds as timed alone, or else as logged."""
+    """{flops, seconds} of a preparing step, without the FLOPs of steps before it. Seconds are as timed alone by bench.py
+    if it was, else as logged."""
     if 'eval' not in r:
         return dict(flops=r['facts']['flops'], seconds=r['facts'].get('seconds', 0))
     iters, logged = r['eval']['iter'][-1], r['eval'].get('seconds', [0])[-1]
@@ -199,7 +200,8 @@ def spent(r: dict, ms: float | None, before: float) -> dict:
 
 
 def grown(r: dict, axis: str, before: float) -> float:
-    """What growing cost in itself; in FLOPs only learned growth (ligo) does. The log counts FLOPs with all those before."""
+    """FLOPs or seconds of growing alone. Only learned growth (ligo) takes FLOPs. The log adds the FLOPs of all training
+    before it."""
     past = r['facts'].get('transfer') or {}
     if axis == 'seconds':
         return past.get('growing', 0)
@@ -220,7 +222,7 @@ def saved(x: Cell, baselines: list[Cell]) -> float | None:
 
 
 def allowed(r: dict) -> float:
-    """How many times longer a run that ran out of patience could have gone on: arms are matched in what they may use."""
+    """How many times longer a run that patience ended could have been: arms are matched in what they may use."""
     return r['facts'].get('max_iters', r['eval']['iter'][-1]) / (r['eval']['iter'][-1] or 1)
 
 

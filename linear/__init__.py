@@ -195,7 +195,8 @@ def chosen(config) -> dict[str, tuple[int, int]]:
     take, keep = (
         {n for p in patterns(v) for n in fnmatch.filter(found, p)} for v in (config.linear_layers, config.keep_dense)
     )
-    return {n: d for n, d in found.items() if n in take - keep}
+    take -= keep  # once: a deep model has tens of thousands
+    return {n: d for n, d in found.items() if n in take}
 
 
 def problems(config) -> list[str]:

@@ -21,8 +21,8 @@ class Expanded(Layer):
 
     @dataclass
     class Keys:
-        expansion: int = key(0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0)
-        expansion_depth: int = key(2, 'number of factors of an expanded layer', low=2)
+        expansion: int = key(0, 'inner width k of an expanded layer; 0: four times its smaller side', low=0, high=2**31)
+        expansion_depth: int = key(2, 'number of factors of an expanded layer', low=2, high=1000)
         expansion_init: str = key(
             'gaussian',
             "product of Gaussians; or exactly the dense twin's matrix (svd needs k >= rank for that)",

@@ -113,7 +113,7 @@ class Factors(dict):
             self.products = [self.product(m, w.data) for m, w in zip(self.values(), self.weights)]
 
     def product(self, member, W):
-        if not isinstance(member, structured.Structured):
+        if W.is_meta or not isinstance(member, structured.Structured):  # meta: shapes only, and no precision to choose
             return into(member, W)
         with torch.autocast(W.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.into(member, W)

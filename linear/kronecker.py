@@ -27,7 +27,7 @@ class Kronecker(Einsum):
             '(rows, columns) of the first Kronecker factor, turned round where a layer narrows; empty: about a third of the'
             ' parameters',
         )
-        kronecker_terms: int = key(1, 'Kronecker products in the sum', low=1)
+        kronecker_terms: int = key(1, 'Kronecker products in the sum', low=1, high=2**31)
 
     sizes = ('structured_share', 'kronecker_shape', 'kronecker_terms')
     knob = ''

@@ -21,7 +21,7 @@ from linear.kernels.grouped import grouped
 class Experts:
     """Keys of every mixture."""
 
-    experts: int = key(8, 'experts of this layer and of mlp = moe', low=2)
+    experts: int = key(8, 'experts of this layer and of mlp = moe', low=2, high=10_000)
     experts_active: int = key(2, 'experts that a token is sent to', low=1)
     router_loss: float = key(
         0.01, "weight of the routers' loss (balance and size of the logits), mean over routers", low=0

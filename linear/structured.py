@@ -47,12 +47,14 @@ class Share:
 
 @dataclass
 class Rank:
-    rank: int = key(0, 'rank of the layer, its tiles or its cores, or inner width; 0: by structured_share', low=0)
+    rank: int = key(
+        0, 'rank of the layer, its tiles or its cores, or inner width; 0: by structured_share', low=0, high=2**31
+    )
 
 
 @dataclass
 class Blocks:
-    blocks: int = key(0, 'blocks, or tiles a side; 0: chosen', low=0)
+    blocks: int = key(0, 'blocks, or tiles a side; 0: chosen', low=0, high=2**31)
 
 
 # -----------------------------------------------------------------------------
@@ -60,7 +62,9 @@ class Blocks:
 
 
 def divisors(n: int) -> list[int]:
-    return [k for k in range(1, n + 1) if n % k == 0]
+    """The divisors of n, the smallest first, in sqrt(n) steps."""
+    small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
+    return small + [n // k for k in reversed(small) if k * k != n]
 
 
 def near(value: float, among) -> int:

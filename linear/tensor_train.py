@@ -7,6 +7,7 @@ Tensor trains: a matrix as a tensor with an axis pair (n_i, m_i) per core, n ove
 as many Kronecker products as its rank.
 """
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class TensorTrain(Structured):
 
     @dataclass
     class Keys(structured.Rank, structured.Share, structured.Keys):
-        tt_cores: int = key(2, 'cores of tensor_train', low=2)
+        tt_cores: int = key(2, 'cores of tensor_train', low=2, high=32)
 
     sizes = ('structured_share', 'rank')
     knob = 'rank'
@@ -49,10 +50,9 @@ class TensorTrain(Structured):
                   for i in range(1, c)]  # fmt: skip
         r = config.rank
         if not r:
-            r = max(
-                range(1, max(limits) + 1),
-                key=lambda r: -abs(self.size(r, limits) - config.structured_share * d_in * d_out),
-            )
+            wanted, full = config.structured_share * d_in * d_out, max(limits)
+            r = bisect.bisect(range(full), wanted, key=lambda r: self.size(r + 1, limits))  # the largest below it
+            r = min((max(1, r), min(full, r + 1)), key=lambda r: abs(self.size(r, limits) - wanted))
         elif r > max(limits):
             fail('rank', r, f'a tensor train of {c} cores for {d_in} -> {d_out} has full rank at {max(limits)}',
                  f'use at most {max(limits)}')  # fmt: skip
@@ -157,6 +157,8 @@ def balanced(d: int, c: int) -> list[int]:
     out = [1] * c
     primes, k = [], 2
     while d > 1:
+        if k * k > d:  # what is left is a prime
+            k = d
         while d % k == 0:
             primes.append(k)
             d //= k

@@ -1,5 +1,5 @@
 """
-Checkpoint in, checkpoint out, and what a training run does to its own model.
+Make a checkpoint from a checkpoint, and change the model of a run while it trains.
 
     reader.py          any checkpoint by its path: ours, nanoGPT's, a Hugging Face GPT-2
     claims.py          what a checkpoint says of itself, checked before anything is built from it

@@ -1,9 +1,9 @@
 """
 What a checkpoint says of itself, checked before anything is built from it.
 
-A file can be damaged, forged, or edited by hand. A model of n_layer = 1e9 never ends to build, and n_embd = 1e7 asks for a
-petabyte. So every value is checked for its type and range, and every size against the tensors that are really there.
-The model is then built on torch's meta device, which holds shapes and no numbers, and compared name by name.
+A file can be damaged, forged, or edited by hand. A model of n_layer = 1e9 never ends to build, and n_embd = 1e7 asks
+for a petabyte. So every value is checked for its type and range, and every size against the tensors that are really
+there. The model is then built on torch's meta device, which holds shapes and no numbers, and compared name by name.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ ROPE = 2**20  # longest context whose table of angles is built; no tensor in the
 WIDEST = 1000  # hidden units over n_embd
 
 # values that are no key of GPTConfig: type, and the largest that makes sense; none is negative
-NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), position=(int, MOST), seconds=(float, MOST))
+NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), position=(int, MOST), seconds=(float, MOST),
+               tokens=(int, MOST), loss_sum=(float, MOST), loss_count=(int, MOST))  # fmt: skip
 CONFIG = dict(dataset=str, batch_size=int, gradient_accumulation_steps=int, seed_data=int, expansion_schedule=str,
               expansion_every=int)  # fmt: skip
 
@@ -229,7 +230,8 @@ def check_rng(rng, path):
 
 
 def dense(v) -> bool:
-    """Whether v is an ordinary tensor on the CPU whose numbers are all in its storage, not one number that is repeated."""
+    """Whether v is an ordinary tensor on the CPU whose numbers are all in its storage, not one number that is
+    repeated."""
     if not isinstance(v, torch.Tensor) or v.layout != torch.strided or v.device.type != 'cpu' or v.is_quantized:
         return False
     return v.numel() * v.element_size() <= v.untyped_storage().nbytes()

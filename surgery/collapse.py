@@ -1,5 +1,5 @@
 """
-Collapse, expand, prune.
+Three operations: collapse (multiply the factors), expand (the reverse), prune (remove units whose gate is closed).
 """
 
 import dataclasses

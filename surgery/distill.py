@@ -1,27 +1,42 @@
 """
-Distilled initialisation: each new block learns to do as the block that it replaces, before the model is trained as one.
+Distilled initialisation: each new block learns to imitate the block that it replaces, before the whole model is
+trained.
 
-Blocks are dropped in one by one, from the first. Block i takes what reaches it in the new model, whose blocks before it
-are replaced already, and its target is what the old block i puts out in the old model: it learns to undo the error of
-those before it as well. The loss is E|y' - y|^2 / E|y - x|^2 over training tokens, x and y being the old block's input
-and output: the error relative to what the block adds to the stream. Only the new layers move, by Adam at rates relative
-to the size of each factor, which fall to zero. After each block the state is saved beside --out: the same command goes
-on from there.
+Blocks are replaced one by one, from the first. The input of block i comes from the new model, whose earlier blocks are
+already replaced. Its target is the output of the old block i in the old model. So it also learns to undo the error of
+the blocks before it. The loss is E|y' - y|^2 / E|y - x|^2 over training tokens, where x and y are the old block's input
+and output: the error relative to what the block adds to the stream. Only the new layers are trained, by Adam at rates
+relative to the size of each factor, which fall to zero. After each block the state is saved beside --out: the same
+command goes on from there.
 
-At the end of this file: the teacher whose logits the loss of a run follows too (`distill_from`).
+At the end of this file: the teacher, whose logits the loss of a run follows, too (`distill_from`).
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 import checkpoint
 import hardware
-from configurator import UserError, input_path, overrides, root_path
+from configurator import UserError, input_path, key, overrides, root_path
 from linear.factors import Factors
 from surgery import reader
 from surgery.hook import Hook
 from surgery.operation import block_of, put
 from tokens import loader, tokenizer
+
+
+@dataclass
+class Keys:
+    """The teacher whose logits train.py adds as a target."""
+
+    distill_from: str = key(
+        '', 'checkpoint of a model whose logits the loss follows too; empty: none', group='distillation'
+    )
+    distill_weight: float = key(
+        0.5, 'distill_from: weight of the divergence from it; cross-entropy has the rest', above=0, high=1
+    )
 
 
 def progress_path(cfg):
@@ -34,7 +49,7 @@ def forget(cfg):
 
 
 def recall(path, wanted: dict, layers: dict) -> int:
-    """Fill in the layers of an interrupted distillation; how many blocks it has done."""
+    """Load the layers of an interrupted distillation. Returns the number of blocks that are done."""
     if not path.exists():
         return 0
     saved = checkpoint.load(path)
@@ -89,8 +104,8 @@ def distill(model, new, layers: dict, cfg, settings: dict, dataset: str, look):
 
 
 def flops(model, new, layers: dict, cfg) -> int:
-    """FLOPs of a whole distillation, 2 per multiply-add: for each block that learns all old blocks up to it, the new ones
-    before it, and the forward and backward pass of the new block."""
+    """FLOPs of a whole distillation, 2 per multiply-add: for each block that learns all old blocks up to it, the new
+    ones before it, and the forward and backward pass of the new block."""
     T, C = model.config.block_size, model.config.n_embd
     forward = lambda block: 2 * (sum(m.macs() for m in block.modules() if hasattr(m, 'macs')) + 2 * T * C)
     old, made = ([forward(b) for b in m.transformer.h] for m in (model, new))

@@ -1,6 +1,6 @@
 """
-Write the checkpoint of a dense run for nanoGPT: its train.py goes on from there with --init_from=resume, its sample.py
-samples it. A dense checkpoint of ours is one of nanoGPT's but for the optimizer state, which has no names there.
+Write the checkpoint of a dense run for nanoGPT. Its train.py resumes it with --init_from=resume, its sample.py samples
+from it. A dense checkpoint of ours differs from nanoGPT's only in the optimizer state, which has no names there.
 """
 
 import torch

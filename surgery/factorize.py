@@ -7,26 +7,28 @@ Plain matrices into structured ones, any layer of linear.LAYERS.
         --keep_dense='h.0.*' --params=95M --init=whitened --distill_iters=300 --out=out/95m/ckpt.pt
     python train.py config/kronecker/finetune.py --init_from=out/81m/ckpt.pt
 
-Which layers, and into what, is said with the keys that train.py has for it; shape, terms and rank may be left out. Or
---params gives a budget for all parameters of the model, position embeddings included, and shapes are tried: those with
-the smallest Frobenius error, judged by how much the loss on training tokens rises when one block at a time has them,
-summed over blocks; then the same with the blocks left dense that resist most.
+The keys of train.py say which layers become structured, and of which kind; shape, terms and rank may be left out. Or
+--params gives a budget for all parameters of the model, position embeddings included. Shapes are then chosen in three
+steps: those with the smallest Frobenius error are candidates; a candidate is judged by how much the loss on training
+tokens rises when one block at a time has it, summed over blocks; then the same is tried with the blocks left dense that
+lose most.
 
 --init  nearest   in the Frobenius norm: the layer's from_dense, by exact SVD (of Van Loan & Pitsianis' rearrangement
                   for Kronecker sums, of W for low_rank, of every tile for btt and monarch), by iteration where there is
                   no closed form
-        whitened  nearest in what the layer puts out on training tokens, E|Wx - W'x|^2, where that has a closed form:
+        whitened  nearest in the layer's output on training tokens, E|Wx - W'x|^2, where that has a closed form:
                   low_rank, expanded, block_diagonal
         prune     Kronecker sums: as many entries of each tile as there are terms, the others zero. Of a second factor
                   (1, 2) every other input remains, of (2, 1) every other output
         random    as a new layer starts; a control
---rescale makes the norm of the new matrix that of the old one. --distill_iters goes on from any of them, block by block
+--rescale gives the new matrix the norm of the old one. --distill_iters trains the result of any start, block by block
 (distill.py). The table has, per matrix, the error |W - W'| / |W|, the energy kept (the squared cosine between W and W')
-and the rise of the validation loss when that matrix alone is replaced; then come all of the MLPs, all of attention.
+and the rise of the validation loss when that matrix alone is replaced. Below it are the losses when all of the MLPs, and
+all of attention, are replaced.
 
-A Frobenius-nearest layer is not the one with the least loss, and a model with all layers replaced at once is usually of
-no use before it has been trained on. Van Loan & Pitsianis 1993; Ayad, Mitrovic & Granitzer 2024 (Krony-PT, arXiv
-2412.12351: 67M, 81M, 95M and pruning); Edalati et al. 2021 (KnGPT2, 2110.08152).
+The nearest layer in the Frobenius norm need not have the least loss, and a model with all layers replaced at once is
+usually of no use until it is trained further. Van Loan & Pitsianis 1993; Ayad, Mitrovic & Granitzer 2024 (Krony-PT,
+arXiv 2412.12351: 67M, 81M, 95M and pruning); Edalati et al. 2021 (KnGPT2, 2110.08152).
 """
 
 import dataclasses
@@ -66,7 +68,9 @@ STARTS = {'nearest': 'from_dense'} | {
 class FactorizeConfig(with_keys(*SHAPE)):
     init: str = key('nearest', 'how the factors start', choices=(*STARTS, 'random'))
     rescale: bool = key(False, 'scale the new matrix to the norm of the old one')
-    params: str = key('', 'at most so many parameters, such as 81M or 80500000; shapes are chosen')
+    params: str = key(
+        '', 'at most so many parameters, position embeddings included, such as 81M or 80500000; shapes are chosen'
+    )
     distill_iters: int = key(0, 'steps of training each new block to do as the old one; 0: none', low=0)
     distill_lr: float = key(3e-2, 'its peak learning rate, relative to the size of a factor', above=0)
     distill_batch: int = key(8, 'its windows of block_size training tokens per step', low=1)
@@ -423,6 +427,11 @@ def factorize(cfg: FactorizeConfig):
     look = first(tokens, cfg.look)
     dense = sum(p.numel() for p in model.parameters())
     if cfg.params:
+        if parameters(cfg.params) >= dense:
+            raise UserError(
+                f'params = {cfg.params}: {cfg.checkpoint} has {dense:,} parameters already, position embeddings'
+                ' included; give fewer, or grow it: python transfer.py grow'
+            )
         some = first(training_windows(dataset, model.config, cfg.look, cfg.seed, device), cfg.look)
         config = choose(model, cfg, dense, some, device)
         print(f'chosen: {shape_keys(config, cfg)}')
@@ -451,7 +460,7 @@ def factorize(cfg: FactorizeConfig):
     for line in factors.table(new):
         print(line)
     n = sum(p.numel() for p in new.parameters())
-    print(f'{dense:,} parameters -> {n:,}, position embeddings included')
+    print(f'{dense:,} parameters -> {n:,}, position embeddings included; without them {new.num_params():,}')
     report(cfg, model, fitted(new, layers), tokens, limit=None)
     new.cpu()
     settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
@@ -462,8 +471,9 @@ def factorize(cfg: FactorizeConfig):
         settings=relative(overrides(cfg)),
         flops=learned,
         tokens=seen,
-        params=n,
-        params_dense=dense,
+        params=new.num_params(),
+        params_all=n,
+        params_dense_all=dense,
         loss_before=base,
         loss_all_of=groups,
         rows=rows,

@@ -1,6 +1,6 @@
 """
-Dense guides (guide_iters): structured layers start as their dense twin, which fades out. Self-guided training, Wei et
-al. 2024, arXiv 2406.16450, section 3.2; Structured.follow in linear/structured.py is the layer's side of it.
+Dense guides (guide_iters): a structured layer starts as a dense matrix, which fades out. Self-guided training, Wei et
+al. 2024, arXiv 2406.16450, section 3.2. Structured.follow in linear/structured.py is the layer's part of it.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Guide(Hook):
                 m.share.fill_(share)
 
     def after_update(self, model, optimizer, it):
-        """Once the guides have faded out, go on without them, with the moments of what is left."""
+        """Once the guides have faded out, drop them. The other parameters keep their moments."""
         if it != self.iters:
             return False
         moments = optimizer.release()

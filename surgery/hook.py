@@ -1,11 +1,11 @@
 """
-What may happen to the model of a run while it trains. train.hooks lists the hooks of a config; rotate.py, guide.py and
-distill.py have one each.
+Hooks: what can change the model of a run while it trains. train.hooks lists the hooks of a config; rotate.py, guide.py
+and distill.py have one each.
 """
 
 
 class Hook:
-    """A hook changes what it needs of these; the others do nothing. it: optimizer steps done."""
+    """A hook overrides the methods that it needs; the others do nothing. it: number of optimizer steps done."""
 
     flops_per_token = 0  # of its own work, per training token
     soft = None  # x (B, T) -> (logits (B, T, V) that the loss follows too, their weight), see GPT.forward

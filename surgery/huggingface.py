@@ -1,6 +1,7 @@
 """
-To and from Hugging Face, through the transformers library. `pretrained` loads a folder for every command, whole or not at
-all. `load_gpt2` makes of a GPT-2 what checkpoint.load gives, so every script reads such a folder; export_hf.py writes one.
+Read Hugging Face models, through the transformers library. `pretrained` loads a folder for every command, and refuses
+one that does not load whole. `load_gpt2` turns a GPT-2 into the dict that checkpoint.load returns, so every script can
+read such a folder. export_hf.py writes one.
 """
 
 import json
@@ -67,8 +68,8 @@ def pretrained(name, auto: str):
 
 
 def check_folder(hf, cls, folder: Path):
-    """What from_pretrained does not ask before it builds: how much config.json wants, and whether torch's files can be
-    mapped into memory. UserError if that is not what the files hold."""
+    """Check what from_pretrained does not: that config.json asks for no more than the files hold, and that torch's
+    files can be mapped into memory. UserError otherwise."""
     text = folder / 'config.json'
     if not text.is_file():
         raise UserError(f'{folder} cannot be read from a Hugging Face folder (no config.json); give one that'
@@ -155,7 +156,8 @@ def load_gpt2(name: str) -> dict:
 
 @torch.no_grad()
 def check_same(name, ckpt: dict, hf):
-    """UserError unless our model computes what transformers' does: whatever a config.json may say, here it would show."""
+    """UserError unless our model computes the same logits as transformers'. This finds any key of config.json that
+    changes the function."""
     with torch.device('meta'):
         ours = GPT(GPTConfig(**ckpt['model_args'])).eval()
     ours.load_state_dict(ckpt['model'], assign=True)

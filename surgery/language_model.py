@@ -1,6 +1,6 @@
 """
-A causal language model with its tokenizer, whoever trained it: a checkpoint of ours or nanoGPT's, or a folder of
-Hugging Face's transformers, behind one interface. evaluate.py scores texts with it.
+One interface for causal language models with their tokenizers: a checkpoint of ours or nanoGPT's, or a folder of
+Hugging Face's transformers. evaluate.py scores texts with it.
 """
 
 import dataclasses
@@ -43,7 +43,9 @@ class LM:
 def our_model(path: Path) -> tuple[torch.nn.Module, LM]:
     """A checkpoint file of this repository or of nanoGPT."""
     ckpt = reader.load(path)
-    model = to_run(checkpoint.build(ckpt, path))
+    model = checkpoint.build(ckpt, path)
+    params, collapsed = model.num_params(), model.num_params_collapsed()
+    model = to_run(model)
     tok = tokenizer.load(path, ckpt)
     return model, LM(
         logits=lambda idx: model(idx, last_only=False)[0],
@@ -53,6 +55,8 @@ def our_model(path: Path) -> tuple[torch.nn.Module, LM]:
         facts=dict(
             kind='nanoMorph' if 'format' in ckpt else 'nanoGPT',
             iter_num=ckpt['iter_num'],
+            params=params,
+            params_collapsed=collapsed,
             tokenizer=tok.name,
         ),
         **interface(tok),
@@ -80,9 +84,20 @@ def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:
         logits=lambda idx: model(input_ids=idx, use_cache=False).logits,
         vocab_size=c.vocab_size,
         block_size=getattr(c, 'max_position_embeddings', None),
-        facts=dict(kind=f'transformers {printable(c.model_type)}', tokenizer=name),
+        facts=dict(
+            kind=f'transformers {printable(c.model_type)}',
+            params=(params := without_positions(model)),
+            params_collapsed=params,
+            tokenizer=name,
+        ),
         **interface(tok),
     )
+
+
+def without_positions(model) -> int:
+    """Parameters of a model of transformers as GPT.num_params counts them: without position embeddings."""
+    names = ('wpe.weight', 'embed_positions.weight', 'position_embeddings.weight')
+    return sum(p.numel() for name, p in model.named_parameters() if not name.endswith(names))
 
 
 @torch.no_grad()
@@ -93,7 +108,8 @@ def is_causal(logits) -> bool:
 
 
 def open_model(cfg) -> LM:
-    """What cfg.checkpoint names, on cfg.device in cfg.dtype, with cfg.window tokens of context (0: what it takes). Raises UserError if it is neither of the three kinds."""
+    """The LM that cfg.checkpoint names, on cfg.device in cfg.dtype, with cfg.window tokens of context (0: as many as it
+    takes). Raises UserError if it is none of the three kinds."""
     path = input_path(cfg.checkpoint)
     is_hf = False
     if path.is_dir():
@@ -124,7 +140,6 @@ def open_model(cfg) -> LM:
         with torch.inference_mode(), hardware.autocast(device, dtype):
             return forward(idx)
 
-    parameters = sum({id(p): p.numel() for p in model.parameters()}.values())
-    lm.facts |= dict(checkpoint=str(path), parameters=parameters, block_size=lm.block_size)
+    lm.facts |= dict(checkpoint=str(path), block_size=lm.block_size)
     lm.facts |= dict(device=hardware.device_name(device), dtype=str(dtype).removeprefix('torch.'))
     return dataclasses.replace(lm, logits=logits, device=device)

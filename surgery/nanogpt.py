@@ -1,10 +1,10 @@
 """
 To and from nanoGPT: its names, and the state of its optimizer.
 
-A nanoGPT checkpoint has no `format`. Its names can carry prefixes: `_orig_mod.` of torch.compile, `module.` of DDP, in any
-order. Saved without flash attention it holds the causal masks as well. Its optimizer state has numbers in place of
-names: AdamW's two groups, first the matrices and then the vectors, each in the order of named_parameters, where the tied
-head counts once. Here such a checkpoint becomes one of ours; export_nanogpt.py writes one.
+A nanoGPT checkpoint has no `format`. Its names can carry prefixes: `_orig_mod.` of torch.compile, `module.` of DDP, in
+any order. Saved without flash attention it holds the causal masks as well. Its optimizer state has numbers in place of
+names: AdamW's two groups, first the matrices and then the vectors, each in the order of named_parameters, where the
+tied head counts once. Here such a checkpoint becomes one of ours; export_nanogpt.py writes one.
 
 Source: github.com/karpathy/nanoGPT, train.py and model.py (configure_optimizers)
 """
@@ -35,8 +35,8 @@ def in_groups(model) -> list[list[str]]:
 
 
 def adopt_optimizer(ckpt: dict, model):
-    """Name the moments, and find a place in our order of the data. What cannot be read is left out, `unresumable` says
-    why: the weights are as good without."""
+    """Name the moments, and find a position in our order of the data. What cannot be read is left out, and
+    `unresumable` says why; the weights can still be used."""
     state = ckpt.pop('optimizer', {})
     if isinstance(state, dict) and not state:
         return

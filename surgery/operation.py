@@ -1,6 +1,6 @@
 """
-What all operations on checkpoints share: their keys, opening one, saying what was done to the function (the largest
-logit difference and the loss before and after, on real tokens), and writing the result.
+What all operations on checkpoints share: their keys, opening a checkpoint, reporting how its outputs changed (the
+largest difference of logits, and the loss before and after, on real tokens), and writing the result.
 """
 
 import copy
@@ -33,7 +33,7 @@ class SurgeryConfig:
 
 
 def with_keys(*prefixes) -> type:
-    """SurgeryConfig and the keys of GPTConfig whose names begin so, as they are declared there."""
+    """SurgeryConfig with the keys of GPTConfig whose names begin with these words, as they are declared there."""
     keys = [f for f in dataclasses.fields(GPTConfig) if f.name.startswith(prefixes) and f.name != 'linear_path']
     copies = [(f.name, f.type, dataclasses.field(default=f.default, metadata=f.metadata)) for f in keys]
     return dataclasses.make_dataclass('Keys', copies, bases=(SurgeryConfig,))
@@ -61,7 +61,8 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
 
 
 def open_model(cfg: SurgeryConfig):
-    """The checkpoint, its model, and real tokens for it. Raises UserError if these mean something else to the model."""
+    """(checkpoint, its model, validation tokens). Raises UserError if the model was trained with other tokens than
+    these."""
     if cfg.out and root_path(cfg.out) == input_path(cfg.checkpoint):
         raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
     ckpt = reader.load(cfg.checkpoint)
@@ -78,7 +79,8 @@ def open_model(cfg: SurgeryConfig):
 
 
 def report(cfg: SurgeryConfig, before, after, tokens, limit: float | None = TOLERANCE):
-    """Print what the operation did to the function; UserError if that is more than the limit (none: it may change)."""
+    """Print how far the logits and the loss moved; UserError if the logits moved by more than limit (None: any
+    amount)."""
     worst, loss_before, loss_after = compare(before, after, *tokens)
     print(f'on {tokens[0].numel():,} validation tokens: loss {loss_before:.6f} -> {loss_after:.6f},')
     print(f'largest logit difference {worst:.2e}' + (f' (limit {limit:g})' if limit else ''))
@@ -87,13 +89,14 @@ def report(cfg: SurgeryConfig, before, after, tokens, limit: float | None = TOLE
 
 
 def write(cfg: SurgeryConfig, ckpt: dict):
-    """Write a checkpoint to cfg.out. Its vocabulary is in it, but for a large tokenizer.json, which goes beside it."""
+    """Write a checkpoint to cfg.out. It contains its vocabulary, except a large tokenizer.json, which is put beside
+    it."""
     out = root_path(cfg.out)
     tokenizer.carry(ckpt.get('tokenizer'), input_path(cfg.checkpoint), out, ckpt['config'].get('dataset'))
     checkpoint.save(out, ckpt)
     beyond = set(ckpt['model_args']) - set(NANOGPT_KEYS)
-    reader = f'only nanoMorph reads it, for its {", ".join(sorted(beyond))}' if beyond else 'nanoGPT reads it as well'
-    print(f'wrote {out}; {reader}')
+    keys = ', '.join(sorted(beyond))
+    print(f'wrote {out}; ' + (f'nanoGPT cannot read it, because of {keys}' if beyond else 'nanoGPT can read it, too'))
 
 
 # -----------------------------------------------------------------------------
@@ -115,5 +118,5 @@ def block_of(site: str, config) -> int:
 
 
 def twin(model):
-    """A second model of the same tensors, whose layers can be replaced without the first one noticing."""
+    """A second model that shares the tensors of the first. Replacing layers in it does not change the first."""
     return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})

@@ -1,6 +1,6 @@
 """
-Any checkpoint by its path: a file of ours or of nanoGPT, a Hugging Face GPT-2 folder, or gpt2 ... gpt2-xl from the hub.
-Every command reads through here, so what a file claims is checked once and for all (claims.py).
+Open any checkpoint by its path: a file of ours or of nanoGPT, a Hugging Face GPT-2 folder, or gpt2 ... gpt2-xl from the
+hub. Every command reads checkpoints here, so all of them check what a file claims (claims.py).
 """
 
 import checkpoint
@@ -11,11 +11,14 @@ HUB_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
 
 
 def load(path) -> dict:
-    """What checkpoint.load gives: model, model_args, config, iter_num, best_val_loss. UserError if there is none, or if
-    what it claims does not fit what is in it."""
+    """The dict of checkpoint.load: model, model_args, config, iter_num, best_val_loss. UserError if there is no
+    checkpoint, or if its tensors do not fit what it says of itself."""
     found = input_path(str(path))
     if inside := [n for n in ('best.pt', 'ckpt.pt') if (found / n).exists()]:
         raise UserError(f'{found} is the folder of a run; name its checkpoint: {found / inside[0]}')
+    latest = found.with_name('ckpt.pt')
+    if found.name == 'best.pt' and not found.exists() and latest.exists():
+        raise UserError(f'no checkpoint at {found}: it comes with the first evaluation after the start; take {latest}')
     if found.is_dir() or str(path) in HUB_NAMES and not found.exists():
         from surgery.huggingface import load_gpt2  # only here: transformers takes seconds to import
 

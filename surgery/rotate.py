@@ -2,30 +2,51 @@
 Expand one layer at a time (expansion_schedule = 'rotate').
 
 Of the layers that linear_layers names, one is a product of factors and the others are plain matrices. Every
-expansion_every iterations the factors are multiplied out and dropped, and the next layer in order of depth (block by
-block, attention before MLP, the head last, then from the start again) becomes a product, exactly of its present value.
-The factors live beside the matrix (linear/factors.py), so the compiled graph, DDP's buckets and a captured backward pass see
-the same dense model throughout, and training holds the factors, moments and gradients of a single expansion.
+expansion_every iterations the factors are multiplied and dropped, and the next layer becomes a product that equals its
+present matrix. The order is that of depth: block by block, attention before MLP, the head last, then from the start
+again. The factors live beside the matrix (linear/factors.py). So the compiled graph, DDP's buckets and a captured
+backward pass see the same dense model throughout, and training holds the factors, moments and gradients of only one
+expansion.
 
-The idea is the expansive seed's (github.com/Eternalyze0/expansive_networks), whose code for it left these layers without
-a gradient nearly always. Adam's moments of the two layers that change start anew (expansion_moments = 'reset') or are
-carried over ('map': spread and gather); a restarted layer moves by the whole learning rate at its first step.
+The idea is from expansive networks (docs/references.md); the code of that work left these layers without a gradient
+most of the time. Adam's moments of the two layers that change start anew (expansion_moments = 'reset') or are carried
+over ('map': spread and gather). A layer that starts anew moves by the whole learning rate at its first step.
 expansion_schedule = 'reset' is the control: a dense model with the same restarts at the same layers and iterations.
 """
 
 import dataclasses
 import functools
 import zlib
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 import linear
+from configurator import key
 from linear.expanded import Expanded, float64
 from linear.factors import Factors
 from model import GPT
 from surgery.hook import Hook
 from surgery.operation import layer_of
+
+
+@dataclass
+class Keys:
+    """Which layers are expanded at which iteration."""
+
+    expansion_schedule: str = key(
+        'all',
+        'expanded layers: all of them, one after the other (rotate), or none, with the restarts of rotate (reset)',
+        choices=('all', 'rotate', 'reset'),
+        group='linear = expanded, which layers at which iteration: see surgery/rotate.py',
+    )
+    expansion_every: int = key(100, 'rotate, reset: iterations until the next layer', low=1)
+    expansion_moments: str = key(
+        'reset',
+        "rotate: Adam's moments of the two layers that change start anew (reset) or are carried over (map)",
+        choices=('reset', 'map'),
+    )
 
 
 def problems(cfg) -> list[str]:
@@ -74,7 +95,7 @@ def model_config(cfg, it: int = 0):
 
 
 def resumed(ckpt: dict) -> dict:
-    """The keys that a run goes on with and model_args, which describe the model of one iteration, do not have."""
+    """The keys that a resumed run needs and model_args lack: model_args describe the model of one iteration."""
     config = ckpt['config']
     if config.get('expansion_schedule', 'all') == 'all' or config['linear'] != 'expanded':
         return dict(expansion_schedule='all')
@@ -112,7 +133,7 @@ def turn(cfg, model, optimizer, it: int):
 
 
 def collapse(cfg, factors: Factors, site: str, moments: dict):
-    """W stays as it was formed last; its factors go, and their moments become W's."""
+    """Drop the factors of W and give their moments to W. W keeps the value that was formed last."""
     name = linear.path(site)
     member = factors.pop(name)
     taken = [moments.pop(f'{name}.factors.{i}', {}) for i in range(member.depth)]
@@ -134,8 +155,8 @@ def expand(cfg, model, factors: Factors, site: str, moments: dict, seed: int):
 
 @torch.no_grad()
 def expansion(layer, config, site: str, seed: int) -> Expanded:
-    """The factors of a plain layer, of exactly its present value (in float64 to 1e-13) if k is at least its rank.
-    Draws from a stream of its own."""
+    """The factors of a plain layer. Their product is its present matrix (in float64 to 1e-13) if k is at least its
+    rank. The random numbers come from a generator of its own."""
     member = Expanded(layer.in_features, layer.out_features, config).to(layer.weight)
     gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
     member.start(layer.weight, None, gen)
@@ -145,7 +166,7 @@ def expansion(layer, config, site: str, seed: int) -> Expanded:
 
 
 def share(tensors):
-    """Rank 0's values for all: their processors may round a decomposition differently."""
+    """Give all processes the values of rank 0: their processors may round a decomposition differently."""
     for v in tensors:
         if dist.is_initialized():
             dist.broadcast(v, 0)
@@ -216,8 +237,8 @@ def right_inverse(X):
 
 
 def footprint(model, beside=None) -> int:
-    """Bytes that training holds whatever the batch, in float32: parameters and gradients of what the network computes
-    with and of the factors beside it, their products, and Adam's two moments of what it moves."""
+    """Bytes that training holds for any batch size, in float32: parameters and gradients of the network and of the
+    factors beside it, the products of the factors, and Adam's two moments of the tensors that it updates."""
     weights, beside = sum(p.numel() for p in model.parameters()), beside or {}
     products = sum(m.d_in * m.d_out for m in beside.values())
     factors = sum(W.numel() for m in beside.values() for W in m.parameters())
@@ -226,7 +247,8 @@ def footprint(model, beside=None) -> int:
 
 
 def describe(cfg, model, factors: Factors) -> list[str]:
-    """For the head of a run: which layers take turns, and what one expansion costs beside all and none."""
+    """Lines for the start of a run: which layers take turns, and what one expansion costs compared with all and
+    none."""
     sites = list(linear.chosen(cfg))
     turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
     if cfg.expansion_schedule == 'reset':

@@ -3,18 +3,48 @@ What a run starts from (init_from): scratch, a checkpoint, a small model that is
 """
 
 import dataclasses
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 import checkpoint
+import hardware
 import linear
-from configurator import UserError, input_path, overrides, printable, root_path
+from configurator import UserError, input_path, key, overrides, printable, root_path
 from linear.factors import load_state
 from model import COMPUTING, GPT
 from surgery import reader, rotate
 from surgery.grow import growth
 from tokens import loader, tokenizer
+
+
+@dataclass
+class Keys:
+    """What a run starts from."""
+
+    init_from: str = key(
+        'scratch',
+        "scratch, resume (out_dir's ckpt.pt), transfer (grow a small model), a checkpoint, a Hugging Face GPT-2 folder,"
+        ' gpt2 ... gpt2-xl',
+        group='run and output',
+    )
+    transfer_from: str = key(
+        '',
+        'transfer: checkpoint of the small model, or the config that trains it first',
+        group='init_from = transfer: growing a small model',
+    )
+    transfer_method: str = key('', 'transfer: how it grows, such as clone or clone+stack; see growth.py')
+    transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
+    transfer_moments: str = key(
+        'auto',
+        "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
+        choices=('auto', 'move', 'fresh'),
+    )
+    other_vocabulary: bool = key(
+        False, 'init_from a checkpoint, transfer: allow data whose token ids mean something else to that model'
+    )
 
 
 def problems(cfg) -> list[str]:
@@ -56,6 +86,8 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
         cfg = growth.prepare(cfg, ckpt)
     if found := cfg.problems(sized=True):
         raise UserError('\n'.join(found))
+    if cfg.init_from == 'resume':
+        say_changes(cfg, ckpt, path, quiet)
     if cfg.init_from == 'resume' and 'format' not in ckpt and not quiet:
         print(
             f'a run of nanoGPT goes on at its iteration {ckpt["iter_num"]}, best val loss {ckpt["best_val_loss"]:.4f}; its'
@@ -64,6 +96,47 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
             flush=True,
         )
     return cfg
+
+
+def say_changes(cfg, ckpt: dict, path, quiet=False):
+    """Name every key that a resumed run changes. UserError where the place in the data would mean nothing."""
+    drop = ('init_', 'transfer_', 'other_vocabulary', 'out_dir', 'eval_only', 'note', 'wandb_', 'vocab_size')
+    was, now = ckpt['config'], dataclasses.asdict(cfg)
+    changed = [k for k in now if k in was and not k.startswith(drop) and was[k] != now[k] and was[k] != listed(now[k])]
+    if odd := [k for k in ('seed_data', 'data_order') if k in changed]:
+        raise UserError(
+            f'init_from = resume: {", ".join(f"{k} = {now[k]}" for k in odd)}: the run was at window {ckpt["position"]:,} of'
+            f' another order of its data ({", ".join(f"{k} = {printable(was[k])}" for k in odd)}); give it that, or start a'
+            f' new run from its weights: --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
+        )
+    if quiet:
+        return
+    if changed:
+        text = ', '.join(f'{k} = {now[k]} (was {was[k]})' for k in changed)
+        print(f'changed since the checkpoint: {printable(text)}', flush=True)
+    if 'dataset' in changed:
+        print(
+            f'NOTE: the place in the data stays, window {ckpt["position"]:,}: of {cfg.dataset} it has seen none',
+            flush=True,
+        )
+    if (before := tokens_per_iter(was)) and before != cfg.tokens_per_iter:
+        print(
+            f'NOTE: an iteration has {cfg.tokens_per_iter:,} tokens now, it had {before:,}; the schedule counts iterations',
+            flush=True,
+        )
+    processes, world = len(ckpt['rng']['cpu']), hardware.rank_world()[1]
+    if cfg.dropout and processes and processes != world:
+        print(f'NOTE: the run had {processes} processes, it has {world} now: dropout draws other numbers', flush=True)
+
+
+def listed(value):
+    """A value of several numbers as a file may have it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def tokens_per_iter(config: dict) -> int:
+    """Of the config in a checkpoint; 0 if it does not say."""
+    return math.prod(config.get(k, 0) for k in ('gradient_accumulation_steps', 'batch_size', 'block_size'))
 
 
 def data_vocabulary(cfg, ckpt: dict | None, path, rank=0, world=1) -> dict:
@@ -154,7 +227,17 @@ def source(cfg, small):
         raise UserError(f"out_dir = '{cfg.out_dir}': {cfg.transfer_from} trains the small model there; choose another")
     done = reader.load(path) if path.exists() else dict(config={}, iter_num=0)
     drop = ('out_', 'max_iters', 'init_from', 'vocab_size', 'eval_', 'log_', 'wandb_', 'save_', 'always_', 'patience')
-    drop += ('device', 'backend', 'dtype', 'compile', 'cuda_graph', 'note', *COMPUTING)  # no effect on what is learned
+    drop += (
+        'device',
+        'backend',
+        'dtype',
+        'compile',
+        'cuda_graph',
+        'note',
+        'keep_last',
+        'on_nan',
+        *COMPUTING,
+    )  # no effect on what is learned
     changed = {k: v for k, v in done['config'].items() if not k.startswith(drop) and v != getattr(small, k, v)}
     if changed or done['iter_num'] > small.max_iters:
         was = ', '.join(f'{k} = {v}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'

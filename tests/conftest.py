@@ -32,6 +32,12 @@ def shakespeare():
     loader.prepare('shakespeare_char')
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """A run on a CPU flushes them (hardware.choose_device), in the whole process; the next test starts without."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def run_train(tmp_path):
     """Train a tiny model in this process: run_train('--max_iters=5') -> its out_dir."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import zipfile
 
 import pytest
@@ -174,6 +175,20 @@ def test_an_interrupted_or_impossible_save_keeps_the_old_checkpoint(tmp_path, mo
     with pytest.raises(UserError, match='cannot write .*disk full.*as it was before'):
         checkpoint.save(path, ckpt_of(tiny_gpt(seed=2)))
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ['ckpt.pt']
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_the_name_after(tmp_path, monkeypatch):
+    """fsync of the file, rename, fsync of the folder: in this order a power cut leaves the old one or the new one."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def sync(fd):
+        done.append('folder' if os.path.isdir(f'/proc/self/fd/{fd}') else f'{os.fstat(fd).st_size} bytes')
+        fsync(fd)
+
+    monkeypatch.setattr(os, 'fsync', sync)
+    monkeypatch.setattr(os, 'replace', lambda a, b: (done.append('rename'), replace(a, b))[1])
+    checkpoint.save(tmp_path / 'ckpt.pt', ckpt_of(tiny_gpt()))
+    assert done == [f'{(tmp_path / "ckpt.pt").stat().st_size} bytes', 'rename', 'folder']
 
 
 def test_best_does_not_change_when_the_latest_is_rewritten(tmp_path):

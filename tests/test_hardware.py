@@ -1,6 +1,13 @@
-"""MFU is right or absent."""
+"""MFU is right or absent; a run of several processes ends in one line where one of them is lost."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
+from conftest import ROOT
 
 from hardware import peak_of
 
@@ -29,3 +36,45 @@ from hardware import peak_of
 )
 def test_peaks_by_device_name(name, tflops):
     assert peak_of(name) == (None if tflops is None else pytest.approx(tflops * 1e12))
+
+
+MEMBER = """
+import os, signal, sys, time
+sys.path[:0] = [{root!r}]
+import torch
+import hardware
+from configurator import run
+
+def main():
+    with hardware.processes(torch.device('cpu'), 'auto', timeout=3):
+        hardware.total(torch.ones(1))
+        if hardware.rank_world()[0]:
+            os.kill(os.getpid(), signal.{signal})
+        hardware.total(torch.ones(1))
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('signal', ['SIGKILL', 'SIGSTOP'])
+def test_a_lost_process_ends_the_run_in_one_line(signal):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
+    code = MEMBER.format(root=str(ROOT), signal=signal)
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first, second = (
+        subprocess.Popen([sys.executable, '-c', code], env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)
+    )
+    try:
+        t0 = time.time()
+        err = first.communicate(timeout=60)[1]
+        assert first.returncode == 1 and time.time() - t0 < 50
+        said = [line for line in err.splitlines() if line.startswith('error: ')]
+        assert len(said) == 1 and 'another process of this run has ended, or did not answer' in said[0], err
+        assert 'ddp_timeout = 3' in said[0] and 'Traceback' not in err, err
+    finally:
+        second.kill()
+        second.wait()

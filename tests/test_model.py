@@ -86,10 +86,52 @@ def test_model_args_of_a_plain_model_hold_only_nanogpts_keys():
     assert model_args(tiny_gpt(linear='expanded', expansion=50).config)['expansion'] == 50
 
 
-def test_dropout_and_heads_keep_parameter_counts():
+def test_parameters_are_counted_with_and_without_factors():
+    assert tiny_gpt(dropout=0.5, n_head=4).num_params() == tiny_gpt().num_params()
     model = tiny_gpt(linear='expanded', expansion=100)
     assert model.num_params_collapsed() == tiny_gpt().num_params()
     assert model.num_params() - tiny_gpt().num_params() == 2 * 2 * (100 * (32 + 128) - 32 * 128)
+
+
+STDS = {  # GPT-2's: what writes to the residual stream by the number of such layers
+    'transformer.wte.weight': 0.02, 'transformer.wpe.weight': 0.02, 'lm_head.weight': 0.02,
+    'attn.c_attn.weight': 0.02, 'attn.c_proj.weight': 0.02 / 6**0.5,
+    'mlp.c_fc.weight': 0.02, 'mlp.c_gate.weight': 0.02, 'mlp.c_proj.weight': 0.02 / 6**0.5,
+    'mlp.c_fc': 0.02, 'mlp.c_proj': 0.02 / 6**0.5, 'mlp.router': 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('mlp', ['gelu', 'swiglu', 'moe'])
+def test_every_tensor_starts_with_the_std_of_its_role(mlp):
+    size = dict(n_layer=3, n_head=4, n_embd=128, vocab_size=512, block_size=128)
+    for name, p in tiny_gpt(**size, mlp=mlp, bias=True, tie_head=False).named_parameters():
+        key = name.split('.', 3)[-1] if '.h.' in name else name
+        if key in STDS:
+            assert p.std().item() == pytest.approx(STDS[key], rel=0.05), name
+            assert abs(p.mean().item()) < 0.02 * 0.05, name
+        else:
+            assert (p == (1 if key.endswith('weight') else 0)).all(), name  # norms and biases
+    tied = tiny_gpt(**size)
+    assert tied.lm_head.weight is tied.transformer.wte.weight
+    assert tied.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize('mlp', ['gelu', 'swiglu', 'moe'])
+def test_dropout_acts_in_its_four_places_in_training_and_nowhere_in_evaluation(mlp):
+    model, x, h = tiny_gpt(dropout=0.5, n_layer=1, mlp=mlp, bias=True), tokens(), torch.randn(8, 16, 32)
+    block = model.transformer.h[0]
+    places = dict(embeddings=lambda: model.embed(x)[0], attention=lambda: block.attn(h), mlp=lambda: block.mlp(h))
+    model.eval()
+    kept = {name: f() for name, f in places.items()}
+    model.train()
+    for name, f in places.items():
+        assert (f() == 0).float().mean().item() == pytest.approx(0.5, abs=0.1), name
+    block.attn.resid_dropout.p = 0.0  # what is left acts on the weights of attention
+    assert not torch.equal(block.attn(h), block.attn(h))
+    model.eval()
+    for name, f in places.items():
+        assert torch.equal(f(), kept[name]) and (f() != 0).all(), name
+    assert torch.equal(model(x, x)[1], model(x, x)[1])
 
 
 @pytest.mark.parametrize('keys', [{}, dict(linear='expanded', linear_path='factored')])

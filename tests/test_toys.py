@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -111,6 +112,48 @@ def test_letters_are_counted():
     x = torch.randint(0, 4, (7, 20), generator=torch.Generator().manual_seed(0))
     expected = [[min(2, row[:i].count(row[i])) for i in range(20)] for row in x.tolist()]
     assert letter_counting.labels(x).tolist() == expected
+
+
+def test_attention_is_one_head_over_the_root_of_the_width_without_a_mask():
+    m, x = letter_counting.Transformer(8).eval(), torch.arange(20)[None] % 27
+    h = m.embed.weight[x[0]].clone()
+    for t in range(20):
+        for i in range(8):
+            angle = t / 10000 ** (2 * i / 8)
+            h[t, i] += math.sin(angle) if i % 2 == 0 else math.cos(angle)
+    q, k, v = (h @ W.weight.T for W in (m.W_Q, m.W_K, m.W_V))
+    a = torch.stack([(k @ q[t] / math.sqrt(8)).softmax(0) @ v for t in range(20)]) + h
+    assert (m(x)[0] - m.classifier(a + m.ffn(a))).abs().max() < 1e-12
+
+
+def test_strings_to_train_on_and_to_judge_by_share_no_character(monkeypatch):
+    """Of a text whose strings all differ, each is in one of the two, and whole."""
+    letters = 'abcdefghijklmnopqrstuvwxyz'
+    rows = [f'{letters[i // 26]}{letters[i % 26]}' + 'x' * 18 for i in range(300)]
+    monkeypatch.setattr(letter_counting, 'text', lambda: (''.join(rows) + 'left over', 'a text'))
+    cfg = LetterConfig(train_strings=200, dev_strings=60)
+    x, y, dev, dev_y, _ = letter_counting.strings(cfg)
+    read = lambda ids: [''.join(letters[i - 1] for i in row) for row in ids.tolist()]
+    train, judged = read(x), read(dev)
+    assert len(train) == 200 and len(judged) == 60 and len({*train, *judged}) == 260 and {*train, *judged} <= {*rows}
+    assert torch.equal(y, letter_counting.labels(x)) and torch.equal(dev_y, letter_counting.labels(dev))
+
+
+def test_digits_to_train_on_and_to_judge_by_are_disjoint_and_normalised_by_the_former():
+    from sklearn.datasets import load_digits
+
+    d = load_digits()
+    raw = torch.tensor(d.images).float()
+    x, y, xt, yt = mnist.images('digits')
+    assert (len(x), len(xt)) == (1297, 500) and abs(x.mean()) < 1e-4 and abs(x.std() - 1) < 1e-4
+    order = torch.cat((x, xt)).squeeze(1)
+    low, high = order.min(), order.max()  # 0 and 16 in both
+    back = ((order - low) / (high - low) * 16).round()
+    every = lambda t, labels: sorted((*row, label) for row, label in zip(t.flatten(1).tolist(), labels.tolist()))
+    assert every(back, torch.cat((y, yt))) == every(raw, torch.tensor(d.target))  # each once, with its label
+    train = back[:1297]
+    want = (back[1297:] - train.mean()) / train.std()
+    assert torch.allclose(xt.squeeze(1), want, atol=1e-5)
 
 
 def test_growth_is_the_seeds():

@@ -331,11 +331,6 @@ def test_without_checkpoints_the_log_is_all_there_is(run_train):
     assert not list(a.glob('*.pt')) and list(b.glob('*.pt')) and losses(a) == losses(b)
 
 
-def test_eval_only_evaluates_and_writes_no_checkpoint(run_train):
-    out = run_train('--eval_only')
-    assert list(losses(out, 'eval')) == [0] and not losses(out) and not (out / 'ckpt.pt').exists()
-
-
 def test_whole_split_evaluation_is_the_mean_over_its_windows(run_train):
     """Batches of 7 leave an incomplete last one; the result must not depend on the batch size."""
     flags = ('--max_iters=0', '--eval_iters=0', '--block_size=256', '--n_layer=1')

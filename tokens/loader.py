@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import ROOT, UserError, printable
+from configurator import ROOT, UserError, checked, printable
 from tokens.tokenfile import LOOKED_THROUGH, Tokens, is_plain, open_shards, read_command, shard_paths, verify
 
 TOKENIZERS = ('gpt2', 'char', 'bpe')
 
 
 def data_dir(dataset: str) -> Path:
-    return ROOT / 'data' / dataset
+    return checked(ROOT / 'data' / dataset)
 
 
 def is_prepared(folder: Path, split: str) -> bool:

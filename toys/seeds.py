@@ -13,11 +13,19 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import hardware
+from configurator import UserError, brief
 from logger import Log
 
 
 def read_seeds(text: str) -> list[int]:
-    return [int(s) for s in text.split(',') if s]
+    """'1,2,3' -> [1, 2, 3]. Raises UserError."""
+    try:
+        found = [int(s) for s in text.split(',') if s.strip()]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= s < 2**63 for s in found):
+        raise UserError(f"seeds = '{brief(text)}': must be whole numbers from 0 to 2**63 - 1, such as 1,2,3")
+    return found
 
 
 class Stack:

@@ -1,9 +1,9 @@
-# The smallest comparison that has everything: a small GPT on Tiny Shakespeare, dense and with expanded MLPs, two arms,
-# three seeds, learning rates swept. On two CPU cores in under a minute:
+# The smallest comparison with all parts: two arms (a small GPT on Tiny Shakespeare, dense and with expanded MLPs),
+# three random seeds, a sweep of learning rates. It takes a minute or two on two CPU cores:
 #
 #   make compare-demo
 #
-# 200 steps of a model this small say nothing about large ones; it shows what compare.py does.
+# 200 steps of so small a model say nothing about large ones. It shows what compare.py does.
 
 claim = '{arm} has a lower loss than {baseline} after 200 steps at their best learning rates (demo, small model)'
 common = (
@@ -21,4 +21,3 @@ extend = 1
 seeds = 3
 match = 'tokens'
 cluster = 'pool'  # runs of seconds
-results = 'out/compare-demo'  # a demonstration, no result to keep

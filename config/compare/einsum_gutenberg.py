@@ -1,13 +1,14 @@
-# Which structure in all linear layers of the blocks buys the most loss per FLOP? Gutenberg in a vocabulary of its own, 6
-# layers, 128 wide, each arm at its own best rate and trained until it has used the dense run's FLOPs.
+# Which structure in all linear layers of the blocks buys the most loss per FLOP? Gutenberg in a vocabulary of its own,
+# 6 layers, 128 wide, each arm at its own best rate and trained until it has used the dense run's FLOPs.
 # config/structured/gutenberg_bpe.py says the rest of the setting; einsum_gutenberg_192.py is the next size.
 #
 #   python compare.py config/compare/einsum_gutenberg.py --cluster=pool --jobs=8
 #
-# So far dense and low_rank: the other arms come later, results/prices.md says what they cost. A structure needs fewer
-# FLOPs per token, so it sees more tokens than dense: max_iters is dense's 1,041 times the ratio of FLOPs per token, and
-# compare.py checks that the FLOPs are equal. Activations go through the factors in all structures (linear_path), since
-# that is the computation whose FLOPs the papers count; `auto` would form the dense matrix where that is faster.
+# So far it has dense and low_rank. The other arms come later; results/prices.md says what they cost. A structure needs
+# fewer FLOPs per token, so it sees more tokens than dense: max_iters is dense's 1,041 times the ratio of FLOPs per
+# token, and compare.py checks that the FLOPs are equal. In all structures the input goes through the factors
+# (linear_path): the papers count the FLOPs of that computation. `auto` would form the dense matrix where that is
+# faster.
 
 claim = 'On the FLOPs of the dense run, each at its own best rate, {arm} has a lower loss on Gutenberg than {baseline}'
 note = (

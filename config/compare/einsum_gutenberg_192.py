@@ -1,5 +1,5 @@
-# einsum_gutenberg.py at 192 wide. The iterations that use the dense run's FLOPs depend on the width, so each width has a
-# file of its own; the runs of all widths lie in one folder.
+# einsum_gutenberg.py at 192 wide. The iterations that use the dense run's FLOPs depend on the width, so each width has
+# a file of its own; the runs of all widths lie in one folder.
 #
 #   python compare.py config/compare/einsum_gutenberg_192.py --cluster=pool --jobs=8
 #

@@ -1,6 +1,7 @@
-# The comparison of expansive networks as its author ran it: nanoGPT on Tiny Shakespeare, every MLP matrix a product of two
-# factors, 250 iterations, one learning rate for all arms. Its result is in results/expansion_250: the expanded arms are
-# ahead, by 0.040 nats at k = 2000. expansion_shakespeare.py asks what is left of that at each arm's own best rate.
+# The comparison of expansive networks as the author of that work ran it: nanoGPT on Tiny Shakespeare, every MLP matrix
+# a product of two factors, 250 iterations, one learning rate for all arms. The result is in results/expansion_250: the
+# expanded arms are ahead, by 0.040 nats at k = 2000. expansion_shakespeare.py asks what is left of that when each arm
+# has its own best rate.
 #
 #   python compare.py config/compare/expansion.py --seeds=5
 

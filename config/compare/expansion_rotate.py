@@ -1,11 +1,11 @@
-# Is expanding one matrix at a time, which needs the memory of one expansion, worth as much as expanding all of them? Every
-# arm with its own best learning rate; control is dense with the restarts of Adam's moments that rotating brings along.
+# Is expanding one matrix at a time as good as expanding all of them? It needs the memory of only one expansion. Every
+# arm has its own best learning rate. The arm "control" is dense, and restarts Adam's moments when "rotate" does.
 #
 #   python compare.py config/compare/expansion_rotate.py --jobs=2
 #
-# Without a GPU the small preset of the configs, 27 minutes on two cores. Its result is in results/expansion_rotate:
-# dense is ahead of both expanded arms; between these, and of the restarts, three seeds show no difference. The
-# full-size job for a GPU: expansion_rotate_best.py.
+# Without a GPU this uses the small preset of the configs: 27 minutes on two cores. The result is in
+# results/expansion_rotate: dense is ahead of both expanded arms. Three random seeds show no difference between these
+# two, and none between dense with and without the restarts. The full-size job for a GPU is expansion_rotate_best.py.
 
 claim = 'With its learning rate tuned as well, {arm} has a lower loss than {baseline} at the end of training on Tiny Shakespeare'
 note = (

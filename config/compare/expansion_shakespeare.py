@@ -1,12 +1,12 @@
-# What is left of the gain of expansive networks when every arm has its own best learning rate? nanoGPT on Tiny Shakespeare,
-# every MLP matrix a product of 2, 3 or 5 factors, 250 iterations as in its author's table.
+# What is left of the gain of expansive networks when every arm has its own best learning rate? nanoGPT on Tiny
+# Shakespeare, every MLP matrix a product of 2, 3 or 5 factors, 250 iterations as in the table of that work.
 #
 #   python compare.py config/compare/expansion_shakespeare.py --cluster=pool --jobs=8
 #
-# 85 runs that keep an H100 busy for two or three seconds each: starting and compiling takes longer, hence many at once in
-# processes that do one after the other. pool needs no submitit: a machine lent for an hour often has torch and nothing to
-# install from. Where scipy or bokeh are missing as well, only the logs are written: `python compare.py --report` makes the
-# tables elsewhere. Bring results/expansion_shakespeare back in any case: with it the same command goes on, on any machine
+# These are 85 runs, each of which keeps an H100 busy for two or three seconds. Starting and compiling takes longer, so
+# --cluster=pool runs several processes at once, and each does many runs. Where scipy or bokeh are not installed, only
+# the logs are written, and `python compare.py --report` makes the tables on another machine. Copy
+# out/results/expansion_shakespeare from a rented machine in any case: with it the same command goes on, on any machine
 # with a GPU, without repeating a run.
 
 claim = (
@@ -29,5 +29,5 @@ arms = dict(
 learning_rates = (7e-4, 1e-3, 1.5e-3, 2.2e-3, 3.3e-3, 5e-3)
 sweep_seeds = 2
 seeds = 5
-worth = 0.01  # nats; a fifth of what its author claims
+worth = 0.01  # nats; a fifth of the gain that the work reports
 match = 'tokens'

@@ -1,13 +1,13 @@
-# As expansion_shakespeare.py, but at each arm's best validation loss within 5000 iterations, where dense begins to overfit
-# at about 2000 and the expanded arms later. Rates are swept anew: the best rate for 250 iterations is not the best one
-# here.
+# As expansion_shakespeare.py, but the figure is each arm's best validation loss within 5000 iterations. Dense begins to
+# overfit at about 2000, the expanded arms later. Rates are swept anew: the best rate for 250 iterations is not the best
+# one here.
 #
 #   python compare.py config/compare/expansion_shakespeare_best.py --cluster=pool --jobs=4
 #
-# A run ends when 1000 iterations have brought no lower loss: what follows is overfitting. The two single runs at full length
-# (results/expansion_5000) would have ended at 3000 and 4500 with the same best loss. Estimated seconds of one H100, from its
-# 5.8, 6.6 and 10.2 ms of work per iteration: dense 100, k2000 160, k10000 250, the others 200 each; four runs at once keep
-# it busy. Arms are finished in this order. --seeds=5 later adds two.
+# A run ends when 1000 iterations have brought no lower loss, since what follows is overfitting. The two single runs at
+# full length (results/expansion_5000) would have ended at 3000 and 4500 with the same best loss. Estimated seconds of
+# one H100, which works 5.8, 6.6 and 10.2 ms per iteration: dense 100, k2000 160, k10000 250, the others 200 each. Four
+# runs at once keep it busy. Arms are finished in this order. --seeds=5 later adds two random seeds.
 
 include('expansion_shakespeare.py')
 
@@ -21,7 +21,7 @@ note = (
 )
 common = '--max_iters=5000 --eval_interval=250 --patience=1000 --save_checkpoint=false'
 at = 'best'
-learning_rates = (1e-3, 2e-3)  # and from there downhill: the better one is at the edge
+learning_rates = (1e-3, 2e-3)  # compare.py adds more: the better one is at the edge
 sweep_seeds = 1
 extend = 3
 seeds = 3

@@ -1,4 +1,4 @@
-# Growing in depth, closer: growth_small.py's best arms and cheaper sources over three lengths.
+# A closer look at growing in depth: growth_small.py's best arms and cheaper sources, over three lengths of training.
 #
 #   python compare.py config/compare/growth_depth.py --cluster=pool --jobs=8      on a GPU; one seed: about 8 minutes of an H100
 #   python compare.py --show=results/growth_depth                                 the log of an earlier run of it, another seed

@@ -1,5 +1,5 @@
-# Growth at 51M parameters and 20M tokens: 8 layers 512 wide, GPT-2's vocabulary. At this budget the small model alone is
-# ahead of the large one (results/README.md); more iterations are needed before growing says anything.
+# Growth at 51M parameters and 20M tokens: 8 layers 512 wide, GPT-2's vocabulary. At this budget the small model alone
+# is ahead of the large one (results/README.md), so this says nothing about growing; that would need more iterations.
 #
 #   python compare.py config/compare/growth_gutenberg.py --jobs=5
 #   python compare.py --show=results/growth_gutenberg               the log of an earlier, unfinished run of it, one seed

@@ -1,14 +1,16 @@
-# Is growing a small model cheaper than training the large one? FLOPs and seconds to one loss, all told: 6 layers 256 wide,
-# 5.8M parameters of which 1.0M for the vocabulary, 59M tokens of Gutenberg in a vocabulary of 4,096 (1.2 epochs).
+# Is growing a small model cheaper than training the large one? It counts all FLOPs and seconds until one loss is
+# reached. The model has 6 layers, 256 wide, 5.8M parameters (1.0M of them for the vocabulary), and sees 59M tokens of
+# Gutenberg in a vocabulary of 4,096 (1.2 epochs).
 #
 #   python compare.py config/compare/growth_small.py --cluster=pool --jobs=8      on a GPU; one seed: about 20 minutes of an H100
 #   python compare.py --show=results/growth_small                                 the log of an earlier run of it, one seed
 #
-# scratch is swept over its rates at full length; its best rate is the rate of everything else. Sources are trained for a
-# quarter of the iterations (-early: a tenth) at a constant rate, since they hand over before it would have decayed: half
-# the width (narrow), half the depth (shallow), a third of it (third), half the depth that was itself stacked on its way
-# from one layer (staged). random is narrow as it was initialised. alone: the small model for the FLOPs of scratch.
-# scratch's best final loss is the target that all others are timed to.
+# The rates of scratch are swept at full length; all other arms take its best rate. Sources are trained for a quarter of
+# the iterations (-early: a tenth). Their rate is constant, because they are grown before it would have decayed. They
+# have half the width (narrow), half the depth (shallow), a third of the depth (third), or half the depth, itself
+# stacked from one layer (staged). random is narrow as it was initialised, without training. The arm "alone" is the
+# small model, trained with the FLOPs of scratch. The best final loss of scratch is the target to which the others are
+# timed.
 
 claim = 'After as many tokens, {arm} has a lower loss than {baseline}'
 name = 'growth_small_seeds'  # results/growth_small has the earlier run

@@ -1,5 +1,5 @@
-# Growth in minutes on a CPU, to see what it takes: growth_small.py with two ways to grow and a model of 2 layers. It says
-# nothing about models that are worth training.
+# A growth comparison that takes minutes on a CPU: growth_small.py with two ways to grow and a model of 2 layers. It
+# shows how such a comparison works, and says nothing about models that are worth training.
 #
 #   python compare.py config/compare/growth_tiny.py
 
@@ -22,4 +22,3 @@ sweep_seeds = 1
 horizons = dict.fromkeys(arms, (0.5, 0.75)) | dict(scratch=(0.5, 0.75, 1))
 seeds = 2
 cluster = 'pool'
-results = 'out/compare-demo'  # a demonstration, no result to keep

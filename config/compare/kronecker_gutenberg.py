@@ -1,11 +1,12 @@
-# Which start for a compressed GPT-2? GPT-2 small, trained on Gutenberg, factorized, then trained on for as many tokens in
-# every arm, each at its own best rate. 95M and 81M: the sizes of Krony-PT's models.
+# Which start for a compressed GPT-2? GPT-2 small, trained on Gutenberg, factorized, then trained on for as many tokens
+# in every arm, each at its own best rate. 95M and 81M: the sizes of Krony-PT's models.
 #
 #   python compare.py config/compare/kronecker_gutenberg.py --cluster=pool --jobs=5       on a GPU
 #   python compare.py --show=results/kronecker_gutenberg                                   the log of an earlier run of it
 #
-# One source serves all seeds: it takes 324 s of an H200, an arm at one rate about 15 s. dense is the source trained on.
-# Arms see other data than the source did at its start. distilled: each new block first learns to do as the old one.
+# One source serves all random seeds. It takes 324 s of an H200, and an arm at one rate about 15 s. The arm "dense"
+# trains the source for as many more tokens. Arms see other data than the source did at its start. In "distilled" each
+# new block first learns to imitate the old one.
 
 claim = 'Trained on for as many tokens, {arm} has a lower loss than {baseline}'
 name = 'kronecker_gutenberg_seeds'

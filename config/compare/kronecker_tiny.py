@@ -1,4 +1,5 @@
-# Compression in a minute on a CPU, to see what it takes: kronecker_gutenberg.py with a model of 2 layers.
+# A compression comparison that takes minutes on a CPU: kronecker_gutenberg.py with a model of 2 layers. It shows how
+# such a comparison works, and says nothing about models that are worth training.
 #
 #   python compare.py config/compare/kronecker_tiny.py
 
@@ -27,4 +28,3 @@ seeds = 2
 tasks = 'val'
 bench = False
 cluster = 'pool'
-results = 'out/compare-demo'  # a demonstration, no result to keep

@@ -1,11 +1,11 @@
-# The letter counting of small-to-large transfer with the controls it lacked (toys/letter_counting.py has the methods), every arm at
-# its own best learning rate, figures after the last epoch, 25 seeds.
+# The letter counting of small-to-large transfer, with the controls that it lacked (toys/letter_counting.py has the
+# methods). Every arm has its own best learning rate; figures are after the last epoch, with 25 random seeds.
 #
 #   python compare.py config/compare/letter_counting.py --cluster=pool --jobs=2     letter_counting_seed.py: the author's rate
 #
-# float64: meant for a GPU that has it (A100, H100). All of it took 430 seconds of an H100. The author's two largest sizes
-# are in letter_counting_large.py. Found (results/README.md): at 256 padding with the identity helps, whether the small
-# model was trained or not; elsewhere the spread over random seeds hides it.
+# It computes in float64, so it needs a GPU that is fast at that (A100, H100): 430 seconds of an H100. The two largest
+# sizes of that work are in letter_counting_large.py. The result (results/README.md): at size 256 padding with the
+# identity helps, whether the small model was trained or not. At other sizes the spread over random seeds hides it.
 
 script = 'toys/letter_counting.py'
 claim = 'Letter counting, every learning rate tuned: {arm} makes fewer errors than {baseline} after 50 epochs'

@@ -1,5 +1,6 @@
-# letter_counting.py at the author's two largest sizes: two arms and five seeds, for what a GPU does in minutes. 190
-# seconds of an H100. All of it: --seeds=25 --sweep_seeds=3, with letter_counting.py's arms and rates.
+# letter_counting.py at the two largest sizes of small-to-large transfer. Only two arms and five random seeds, so that
+# it takes 190 seconds of an H100. For all of it: --seeds=25 --sweep_seeds=3, with the arms and rates of
+# letter_counting.py.
 #
 #   python compare.py config/compare/letter_counting_large.py --cluster=pool --jobs=2
 

@@ -1,6 +1,7 @@
-# The comparison of small-to-large transfer as its author ran it: the two methods, learning rate 1e-4 for all arms. Different from there: the
-# figure is the one after the last epoch, not the best of all. Its runs are none of letter_counting.py's, which trains the
-# random seeds that decide at the best rate only; 77 and 89 seconds on an H100 (the sizes apart).
+# The comparison of small-to-large transfer as its author ran it: the two methods, learning rate 1e-4 for all arms. One
+# thing differs: the figure is the one after the last epoch, not the best of all. letter_counting.py has none of these
+# runs, since it trains the deciding random seeds at the best rate only. It took 77 and 89 seconds of an H100 (in two
+# parts, by size).
 #
 #   python compare.py config/compare/letter_counting_seed.py --cluster=pool --jobs=2
 

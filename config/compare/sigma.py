@@ -1,5 +1,5 @@
-# How far do seeds alone move the last loss? Dense at each setting that comparisons use, eight seeds, one rate. No arm is
-# compared with another one here: an arm is a setting.
+# How much does the last loss vary between random seeds? The dense model in each setting that comparisons use, eight
+# seeds, one rate. An arm here is a setting; arms are not compared with each other.
 #
 #   python compare.py config/compare/sigma.py --cluster=pool --jobs=8
 #   python -m lab.sigma results/sigma           standard deviations, of both halves of the validation windows too

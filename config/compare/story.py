@@ -1,10 +1,10 @@
-# Where does the gain of expanded layers come from? GPTs on Tiny Shakespeare, dense and with every MLP matrix as a product
-# of two factors, both at the shared rate 1e-3; then dense at the best rate of its own sweep. `make run` shows one random
-# seed of this; here are three, with intervals.
+# Where does the gain of expanded layers come from? GPTs on Tiny Shakespeare, dense and with every MLP matrix as a
+# product of two factors, both at the shared rate 1e-3; then dense at the best rate of its own sweep. `make run` shows
+# one random seed of this; here are three, with intervals.
 #
 #   python compare.py config/compare/story.py --jobs=2
 #
-# Without a GPU the small preset, on which results/story was made; with one the full size.
+# Without a GPU it uses the small preset, as results/story did; with one, the full size.
 
 claim = 'On Tiny Shakespeare {arm} reaches a lower loss than {baseline}'
 note = 'The small preset. dense and expanded share the rate 1e-3, dense_own has the best of four.'

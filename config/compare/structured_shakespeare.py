@@ -3,7 +3,7 @@
 #
 #   python compare.py config/compare/structured_shakespeare.py --cluster=pool --jobs=8
 #
-# 117 runs of seconds (a GPU). The Pareto plots show loss against parameters and milliseconds.
+# These are 117 runs of seconds each on a GPU. The Pareto plots show loss against parameters and milliseconds.
 
 claim = 'With its learning rate tuned as well as that of low_rank, {arm} has a lower loss on Tiny Shakespeare after 250 iterations'
 note = (

@@ -1,4 +1,4 @@
-# Krony-PT's 67M GPT-2: every MLP matrix one Kronecker product of two small factors; hardly an MLP is left.
+# Krony-PT's 67M GPT-2: every MLP matrix one Kronecker product of two factors so small that hardly any MLP is left.
 #
 #   python transfer.py factorize config/kronecker/67m.py --checkpoint=gpt2 --dataset=gutenberg --out=out/kronecker-67m/ckpt.pt
 #   python train.py config/gpt2.py config/kronecker/67m.py --out_dir=out/kronecker-67m-scratch      its dense twin: config/gpt2.py

@@ -1,9 +1,9 @@
-# Train a factorized GPT-2 on, with Krony-PT's recipe: a constant small rate, 327,680 tokens per step.
+# Continue training a factorized GPT-2 with Krony-PT's recipe: a small constant rate, 327,680 tokens per step.
 #
 #   python train.py config/kronecker/finetune.py --init_from=out/kronecker-95m/ckpt.pt --out_dir=out/kronecker-95m-tuned
 #
-# Its text was OpenWebText; its factors had one rate, here each has its own (structured_lr, which the checkpoint carries).
-# 6e-5 is no measured optimum. Loss and time: not measured yet.
+# Krony-PT trained on OpenWebText, and its factors had one rate. Here each has its own (structured_lr, which is in the
+# checkpoint). 6e-5 is not a measured optimum. Loss and time: not measured yet.
 
 init_from = 'out/kronecker-81m/ckpt.pt'
 out_dir = 'out/kronecker-81m-tuned'

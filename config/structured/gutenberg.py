@@ -1,4 +1,4 @@
-# Added to any config of this folder: a small GPT on Gutenberg in GPT-2 tokens instead of Shakespeare in characters.
+# Add this file to any config of this folder: it trains a small GPT on Gutenberg in GPT-2 tokens instead of Shakespeare.
 #
 #   python train.py config/structured/monarch.py config/structured/gutenberg.py --out_dir=out/structured/monarch-gutenberg
 #   python train.py config/shakespeare_char.py config/structured/gutenberg.py --out_dir=out/structured/shakespeare-char-gutenberg       the dense twin

@@ -1,13 +1,13 @@
-# The small GPT in which the structures of the einsum family are compared: Gutenberg in a vocabulary of its own (BPE, 4,096),
-# 6 layers, here 128 wide. The dense one, and what all arms have in common.
+# The small GPT in which the structures of the einsum family are compared: Gutenberg in a vocabulary of its own (BPE,
+# 4,096), 6 layers, here 128 wide. The dense one, and what all arms have in common.
 #
 #   python train.py config/structured/gutenberg_bpe.py
 #   python train.py config/structured/gutenberg_bpe.py --linear=low_rank --linear_layers=mlp+attn --linear_path=factored
 #   python compare.py config/compare/einsum_gutenberg.py --cluster=pool --jobs=8
 #
-# 20 training tokens per parameter of the dense model (1,705,600 with the token embeddings, which are the head too): 34.1M
-# tokens of the 48.5M there are, in 1,041 steps. The rate falls to 0 (cosine), the whole validation split is evaluated, and
-# the last evaluation is the figure. Without a GPU a small preset takes over.
+# 20 training tokens per parameter of the dense model (1,705,600 with the token embeddings, which are the head too):
+# 34.1M tokens of the 48.5M there are, in 1,041 steps. The rate falls to 0 (cosine), the whole validation split is
+# evaluated, and the last evaluation is the figure. Without a GPU a small preset takes over.
 
 import torch
 

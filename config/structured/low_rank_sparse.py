@@ -3,7 +3,7 @@
 #   python train.py config/structured/low_rank_sparse.py
 #   python train.py config/structured/low_rank_sparse.py config/structured/gutenberg.py --out_dir=out/structured/low-rank-sparse-gutenberg
 #
-# The twin of shakespeare_char.py, all else alike. Shape and parameters are printed at the start.
+# All else is as in shakespeare_char.py. Shape and parameters are printed at the start.
 # Val loss: not measured yet.
 
 include('../shakespeare_char.py')

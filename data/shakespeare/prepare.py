@@ -6,16 +6,23 @@ folder. The original text has 301,966 training and 36,059 validation tokens.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import run  # noqa: E402
+from configurator import load, run  # noqa: E402
 from tokens.download import gpt2_encoding, shakespeare, write_dataset  # noqa: E402
 
 TOKENIZER = 'gpt2'  # of the data set, for those who ask before it is prepared
 
 
+@dataclass
+class ShakespeareConfig:
+    """It has no keys: a flag is a mistake."""
+
+
 def main():
+    load(ShakespeareConfig, sys.argv[1:])
     text, original = shakespeare()
     enc = gpt2_encoding()
     cut = int(len(text) * 0.9)

@@ -6,16 +6,23 @@ vocabulary, in this folder. The original text has 65 characters, 1,003,854 train
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import run  # noqa: E402
+from configurator import load, run  # noqa: E402
 from tokens.download import shakespeare, write_dataset  # noqa: E402
 
 TOKENIZER = 'char'  # of the data set, for those who ask before it is prepared
 
 
+@dataclass
+class ShakespeareConfig:
+    """It has no keys: a flag is a mistake."""
+
+
 def main():
+    load(ShakespeareConfig, sys.argv[1:])
     text, original = shakespeare()
     itos = sorted(set(text))
     stoi = {ch: i for i, ch in enumerate(itos)}

@@ -93,7 +93,8 @@ def head_problems(old, new, how: How) -> list[str]:
 
 
 def logit_scale(old, new, how: How) -> float:
-    """A tied head reads every copy; with nothing before it that could be divided by n, the logits must be."""
+    """The factor on the logits. A tied head reads every copy of a unit. Where no norm weight before it can be divided
+    by the number of copies n, the logits are."""
     raw_widths = ('double', 'one_hot', 'spectrum_random')
     folds = old.tie_head and not old.norm_affine and not old.mup_base and how.width not in raw_widths
     return old.logit_scale * old.n_embd / new.n_embd if folds else old.logit_scale

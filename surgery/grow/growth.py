@@ -12,20 +12,21 @@ A large GPT out of a small one.
     net2wider *      hidden units and heads copied at random, in any number; n_embd by an integer factor or not at all
     spectrum *       clone, and its null space filled with the singular values that a fit to the small ones continues
     bert2bert        clone, but the copies of a layer's units come from the layer above (AKI)
-    ligo             the copying is learned: W' = B W A^T, mixed over layers, on the training data
-    double           rows and columns repeated, nothing divided (raw)
-    one_hot          the small matrix in the corner of an identity (raw)
+    ligo             the copying is learned on the training data: W' = B W A^T, mixed over layers
+    double           rows and columns repeated, nothing divided; from small-to-large transfer
+    one_hot          the small matrix in the corner of an identity; from small-to-large transfer
     spectrum_random, random_lift, shuffle    controls: the singular values with random vectors; clone in a random
                      basis of the stream; clone with the rows of every matrix shuffled
-    zero_block *     depth: copies of blocks that write nothing yet, spread evenly
-    stack            depth: the blocks in order, again and again
+    zero_block *     depth: new blocks are copies that add nothing to the stream yet, spread evenly
+    stack            depth: all blocks in order, again and again
     interleave       depth: every block several times in a row
 
-Copies that are equal stay equal in training (clone, lemon by a whole factor, net2wider, double, random_lift): a wider
-model that computes no more than the small one. --noise makes them differ and keeps the function: one copy reads
-W/n + N, the next W/n - N, N of `noise` times the size of W/n. At an unchanged learning rate a function read through n
-copies moves n times as far; hidden_lr = 1/n undoes that. A checkpoint with optimizer state comes out with its moments
-grown as well, ready to --init_from=resume. Layers that are not plain matrices are refused: collapse them first.
+Copies that are equal stay equal in training (clone, lemon by a whole factor, net2wider, double, random_lift). The wider
+model then computes no more than the small one. --noise makes the copies differ and keeps the function: one copy reads
+W/n + N, the next W/n - N, where N is `noise` times as large as W/n. If n copies are read at the same learning rate, the
+function moves n times as far; hidden_lr = 1/n undoes that. If the checkpoint has optimizer state, its moments grow,
+too, and the result is ready for --init_from=resume. Layers that are not plain matrices are refused: collapse them
+first.
 
 Sources: Chen et al. 2016 (Net2Net, arXiv 1511.05641), Chen et al. 2021 (bert2BERT, 2110.07143), Wang et al. 2023 (LiGO,
 2303.00980), Wang et al. 2023 (LEMON, 2310.07999), Samragh et al. 2024 (HyperCloning, 2409.12903), Shen et al. 2022
@@ -101,7 +102,7 @@ def target(old, cfg: GrowConfig, how: How):
 
 
 def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: str = 'dense') -> bool:
-    """Whether the moments move. UserError if they shall and cannot."""
+    """Whether the moments grow with the weights. UserError if the user asked for that and it is not possible."""
     why, group = '', lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
     if 'optimizer' not in ckpt:
         why = 'the source has no optimizer state'
@@ -117,7 +118,7 @@ def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: st
 
 
 def say_grown(old, new, how: How, moved: bool, dropout: float):
-    """What the user should know of a growth before training it on."""
+    """What the user should know about the grown model before training it."""
     sizes = [('n_embd', old.n_embd, new.n_embd), ('n_head', old.n_head, new.n_head)]
     sizes += [('hidden', old.hidden(0), new.hidden(0)), ('n_layer', old.n_layer, new.n_layer)]
     print('grown: ' + ', '.join(f'{k} {a} -> {b}' for k, a, b in sizes if a != b))
@@ -216,9 +217,9 @@ def prepare(cfg, ckpt: dict):
 
 
 def start(model, cfg, ckpt: dict, data, quiet: bool):
-    """Fill the model of a run from a small one's checkpoint; print what that did to the function, unless quiet. data: the
-    run's training data, for what is learned.
-    Returns (Adam's moments or None, the history for manifest and checkpoints)."""
+    """Fill the model of a run from a small one's checkpoint; unless quiet, print how its outputs changed. data: the
+    run's training data, for methods that learn. Returns (Adam's moments or None, the history for manifest and
+    checkpoints)."""
     t0 = time.time()
     small = checkpoint.build(ckpt, cfg.transfer_from)
     old, how = small.config, how_of(cfg)

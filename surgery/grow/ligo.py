@@ -14,11 +14,11 @@ STEPS, LR = 100, 3e-3
 def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR, quiet=False) -> dict:
     """The large model's state dict, its copying learned for `steps` steps of Adam on the language-modelling loss.
 
-    Wang et al. 2023 (arXiv 2303.00980): W' = B (sum_j w_j W_j) A^T. B = [I; B2] for each axis of each layer, one for the
-    whole residual stream (where a unit's first copy is further down, its row of I is there), A the same for the axis
-    read; w mixes the layers of the small model, whose own weights stay.
-    Here A is divided by n and B2 starts as the clone's copies, w as the depth method's, so that without depth the start
-    computes what the small model does. Norms and biases grow as the clone's. batches: step -> x, y (B, T)."""
+    Wang et al. 2023 (arXiv 2303.00980): W' = B (sum_j w_j W_j) A^T. B = [I; B2] for each axis of each layer, one for
+    the whole residual stream (where a unit's first copy is further down, its row of I is there), A the same for the
+    axis read; w mixes the layers of the small model, whose own weights stay. Here A is divided by n and B2 starts as
+    the clone's copies, w as the depth method's, so that without depth the start computes what the small model does.
+    Norms and biases grow as the clone's. batches: step -> x, y (B, T)."""
     start = grown.grow_weights(small, old, new, how)
     model = GPT(grown.plain(new)).to(device).eval()
     small = {k: v.to(device) for k, v in small.items()}
@@ -26,7 +26,8 @@ def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR,
     todo = list(grown.tensors(old, new, how))
 
     def map_of(layer, name, axis, d):
-        """B (D, d): the row of a unit's first copy stays one of the identity; the rest, a parameter, starts as copies."""
+        """B (D, d): the row of a unit's first copy stays one of the identity; the rest, a parameter, starts as
+        copies."""
         where = 'stream' if name in ('stream', 'normed', 'logits') else f'{layer}.{name}'
         unit = axis.unit.to(device)
         copies, rest = torch.eye(d, device=device)[unit], (copy_rank(axis.unit) > 0).nonzero().flatten().to(device)

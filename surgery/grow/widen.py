@@ -91,8 +91,9 @@ def attention_axes(old, new, choose, gen) -> dict[str, Axis]:
 
 
 def stream_axes(old, new, unit, pad: int) -> dict[str, Axis]:
-    """The residual stream and what is seen of it: stream (embeddings and projections write it; a norm reads it), normed
-    (after ln_1 and ln_2), final (after ln_f), logits (an untied head reads it), the weights and biases of the norms. The last `pad` units are padding.
+    """The axes of the residual stream: stream (embeddings and projections write it; a norm reads it), normed (after
+    ln_1 and ln_2), final (after ln_f), logits (an untied head reads it), the weights and biases of the norms. The last
+    `pad` units are padding.
 
     Padding shrinks the variance by kd/D; all that is written grows by c = sqrt(D/kd), so that a norm's epsilon and its
     statistics stay, and its output is c times too large: the norm's weight takes 1/c, or else its readers do."""
@@ -190,7 +191,8 @@ def copy(p: Part):
 
 
 def padded(p: Part, W):
-    """Readers of padding, which holds exact zeros, may have any weight; zero weights would never learn."""
+    """Give the weights that read padding small random values: padding is exactly 0, so the function stays, and weights
+    of 0 would never learn."""
     axis, way = p.sides[-1]
     if way == '<' and axis is not None and W.dim() == 2:
         pad = axis.unit == p.W.size(1)
@@ -199,8 +201,8 @@ def padded(p: Part, W):
 
 
 def paired_noise(p: Part):
-    """+N on one copy of a column, -N on the next (an odd copy has none), N independent in every row: the copies' sum,
-    and so the function, stays."""
+    """Noise: +N on one copy of a column, -N on the next (an odd last copy gets none), N independent in every row. The
+    sum of the copies stays, and so does the function."""
     axis, way = p.sides[-1]
     if not p.how.noise or way != '<' or axis is None:
         return 0
@@ -213,7 +215,7 @@ def paired_noise(p: Part):
 
 
 def aki(p: Part):
-    """Advanced knowledge initialization: what is a copy within a layer is taken from the layer above instead."""
+    """Advanced knowledge initialization: the copies within a layer are taken from the layer above."""
     W = copy(p)
     if p.is_linear:
         later = copy_rank(p.sides[0][0].unit) > 0
@@ -234,8 +236,9 @@ def fitted_tail(s, n: int):
 
 
 def spectrum(p: Part):
-    """tile(W)/n has the singular values of W, and zeros: they become the fitted tail. Its vectors are random among those
-    that average to zero over copies: the right ones see nothing of duplicated activations, so the function stays."""
+    """tile(W)/n has the singular values of W, and zeros. The fitted tail replaces the zeros. Its singular vectors are
+    random, but average to zero over copies: the right ones give zero for duplicated activations, so the function
+    stays."""
     W = copy(p)
     if not p.is_linear or W.dim() == 1:
         return W
@@ -270,8 +273,8 @@ def fresh_vector(p: Part):
 
 
 def one_hot(p: Part):
-    """The seed's identity padding: zeros around the small matrix, then 1 where the diagonal is 0. The new columns of
-    embeddings (and the head) are random, norms and biases continue as a new model has them."""
+    """The identity padding of small-to-large transfer: zeros around the small matrix, then 1 where the diagonal is 0.
+    New columns of the embeddings (and the head) are random; new entries of norms and biases are as in a new model."""
     shape = p.shape()
     if len(shape) == 1:
         W = fresh_vector(p)
@@ -298,8 +301,8 @@ def rotation(D, seed):
 
 
 def random_lift(p: Part):
-    """A control: clone, then the residual stream in a random basis (after fold_norms). With RMSNorm that is exact but
-    for a tied head's ln_f; LayerNorm's mean does not commute with it."""
+    """A control: clone, then turn the residual stream into a random basis (after fold_norms). With RMSNorm that keeps
+    the function, except for the ln_f of a tied head. With LayerNorm it does not: the mean depends on the basis."""
     W = copy(p)
     if p.axes[0] in ('>scale', '>final_scale', '>post'):
         return torch.full_like(W, W.mean())
@@ -311,7 +314,8 @@ def random_lift(p: Part):
 
 
 def fold_norms(small: dict, config) -> dict:
-    """The same function with norm weights of 1: their readers take them. A tied head cannot."""
+    """The same function with norm weights of 1: the matrices that read a norm's output take its weights. A tied head
+    cannot take them, so ln_f keeps its own."""
     small, readers = dict(small), [('ln_1', ('attn.c_attn',)), ('ln_2', ('mlp.c_fc', 'mlp.c_gate'))]
     folds = [(f'h.{i}.{norm}', [f'h.{i}.{r}' for r in rs]) for i in range(config.n_layer) for norm, rs in readers]
     if not config.tie_head:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, TINY
@@ -20,7 +21,7 @@ from lab import launch, plan, records, report, stats, tables
 from logger import read_metrics
 
 
-@pytest.mark.parametrize('cluster', ['local', 'pool'])
+@pytest.mark.parametrize('cluster', ['local', pytest.param('pool', marks=pytest.mark.slow)])
 def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, cluster):
     cfg = config(cluster=cluster, seeds=2)
     compare.compare(cfg)
@@ -33,6 +34,7 @@ def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, 
     diff = found_cells(tmp_path)['better'].diff
     assert diff.n == 3 and diff.high < -0.09 < 0 and diff.low > -0.11  # the seeds' own noise of 0.01 cancels
     assert '| better | 3 |' in (tmp_path / 'results' / 'c' / 'table.md').read_text()
+    assert not list((tmp_path / 'out').rglob('*.pt'))  # checkpoints of what is over, which nothing starts from
 
 
 def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
@@ -79,8 +81,9 @@ def test_slurm_gets_a_job_per_run(config, tmp_path, monkeypatch):
         assert options.count(option) == 4
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_pool_leave_when_all_is_done(config):
-    compare.compare(config(seeds=2, cluster='pool'))
+    compare.compare(config(seeds=1, cluster='pool'))
     until = time.time() + 20
     while pools := [c for c in children() if 'lab.launch pool' in c]:
         assert time.time() < until, pools
@@ -219,6 +222,12 @@ def test_verdicts():
     assert tables.verdict(cell('a', None), base, 0.01)[0] == 'open'
     inf = float('inf')
     assert tables.verdict(cell('a', None, values=(1.0, inf)), base, 0.01) == ('not confirmed', '1 of 2 seeds diverged')
+
+
+def test_seeds_are_paired_by_number_not_by_position():
+    x = SimpleNamespace(values={3: 1.3, 1: 1.0, 7: 9.0})
+    tables.against(x, SimpleNamespace(values={1: 2.0, 2: 5.0, 3: 2.4}))
+    assert x.diff.n == 2 and x.diff.value == pytest.approx((1.3 - 2.4 + 1.0 - 2.0) / 2)
 
 
 def test_a_mismatch_is_refused_unless_named(config, fails):

@@ -1,11 +1,14 @@
 """transfer.py match: the solution is the best grid point, and what is left is said."""
 
+import dataclasses
+
 import pytest
 from conftest import TINY
 
+import linear
 from configurator import UserError
 from lab import match as match_module
-from lab.match import match
+from lab.match import MatchConfig, match
 
 SMALL = [*TINY, '--n_embd=64', '--n_head=4']
 
@@ -47,6 +50,14 @@ def test_flops_of_an_expansion_are_those_of_the_path_it_takes(capsys):
     flags = ['--linear=expanded', '--expansion=40', '--expansion_init=svd', '--expansion_lr=matched']
     out = solved(capsys, *SMALL, *flags, '--', *SMALL, *flags, '--solve=expansion', '--match=flops')
     assert '--expansion=40' in next(line for line in out.split('\n') if 'nearest' in line and '+0.000%' in line)
+
+
+@pytest.mark.parametrize('name', [n for n in linear.LAYERS if n not in ('dense', 'btt_moe')])
+def test_a_layer_has_the_same_parameters_on_both_paths(name):
+    keys = dict(linear=name, n_layer=1, n_embd=32, n_head=2, vocab_size=65, match='params')
+    both = [MatchConfig(**keys, linear_path=path) for path in ('factored', 'materialised')]
+    assert match_module.cost(both[0], None) == match_module.cost(both[1], None)
+    assert match_module.cost(dataclasses.replace(both[1], match='flops'), None) > 0
 
 
 def test_time_is_measured_and_bracketed(monkeypatch, capsys):

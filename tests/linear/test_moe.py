@@ -1,5 +1,7 @@
 """Mixtures of experts: the sparse computation is the dense formula, and a router that spreads evenly pays nothing."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,30 @@ def test_the_routers_loss_is_one_at_an_even_spread():
     assert loss.item() == pytest.approx(1 + size.item(), abs=1e-3)
     _, _, uneven = route(torch.tensor([[5.0, 0, 0, 0]]).repeat(8, 1), 1)
     assert uneven > loss
+
+
+def test_the_balance_loss_lowers_the_share_of_the_favoured_expert():
+    gen = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 4, generator=gen) + torch.tensor([1.0, 0, 0, 0])
+    logits.requires_grad_()
+    balance = route(logits, 1)[2] - 0.1 * logits.logsumexp(1).square().mean()
+    (grad,) = torch.autograd.grad(balance, logits)
+    share = lambda z: z.softmax(1).mean(0)[0].item()
+    assert share(logits - 10 * grad) < share(logits) - 0.01
+    assert grad[:, 0].min() > 0 > grad[:, 1:].sum()
+
+
+@pytest.mark.parametrize('keys', [dict(mlp='moe'), dict(linear='btt_moe')])
+def test_router_losses_are_averaged_over_routers_and_weighted(keys):
+    """A router of zeros has an even spread: its loss is 1 + 0.1 log(experts)^2."""
+    x, y = tokens(), tokens(seed=1)
+    for n_layer, weight in ((1, 0.01), (4, 0.01), (2, 0.3)):
+        model = tiny_gpt(n_layer=n_layer, experts=4, router_loss=weight, **keys)
+        for name, p in model.named_parameters():
+            if name.endswith('router'):
+                p.data.zero_()
+        extra = model.train()(x, y)[1] - model.eval()(x, y)[1]
+        assert extra.item() == pytest.approx(weight * (1 + 0.1 * math.log(4) ** 2), abs=1e-4)
 
 
 def test_the_standard_mixture_is_the_gated_sum_of_its_mlps():

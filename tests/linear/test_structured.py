@@ -6,16 +6,19 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_gpt, tokens
+from conftest import tiny_gpt, tokens, train_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import UserError
 from lab import mup
 from linear import LAYERS, einsum, factors, structured
 from linear.einsum import Shape
+from linear.factors import load_state
 from linear.kernels import blocks, fused
 from model import GPT, MLP, GPTConfig
+from optim import Optimizer
 from surgery import collapse
+from surgery.guide import Guide
 
 # the layers that are one structured matrix
 MEMBERS = {n: L for n, L in LAYERS.items() if issubclass(L, structured.Structured) and L.is_matrix}
@@ -392,6 +395,47 @@ def test_the_output_starts_with_the_variance_of_a_dense_layer(name, keys, size):
     assert (m(x) == 0).all() and m.factors[0].std() > 0
 
 
+@pytest.mark.parametrize('size', [(96, 96), (96, 384), (384, 96)])
+@pytest.mark.parametrize(
+    'name, keys',
+    [
+        ('low_rank', {}),
+        ('block_dense', dict(blocks=2, rank=24)),
+        ('block_dense', dict(blocks=8, rank=96)),
+        ('block_diagonal', dict(blocks=4)),
+        ('tensor_train', dict(tt_cores=2)),
+        ('tensor_train', dict(tt_cores=3)),
+        ('tensor_train', dict(tt_cores=4, rank=3)),
+        ('kronecker', {}),
+    ],
+)
+def test_the_output_starts_with_the_variance_of_a_dense_layer_or_what_its_rank_leaves(name, keys, size):
+    """A dense layer with gemm_std puts out min(1, sqrt(d_out / d_in)); through r features both factors have theirs."""
+    d_in, d_out = size
+    wanted = min(1, math.sqrt(d_out / d_in))
+    m = MEMBERS[name](*size, GPTConfig(linear=name, **keys))
+    if name in ('low_rank', 'block_dense'):
+        k, inner = keys.get('blocks', 1), m.shape.r * m.shape.g
+        wanted = min(1, math.sqrt(inner / k / (d_in / k))) * min(1, math.sqrt(d_out / inner))
+    rms = []
+    for seed in range(8):
+        m.start(None, 0.02, torch.Generator().manual_seed(seed))
+        rms.append(m(torch.randn(200, d_in, generator=torch.Generator().manual_seed(seed))).square().mean().item())
+    assert math.sqrt(sum(rms) / 8) == pytest.approx(wanted, rel=0.1)
+
+
+@pytest.mark.parametrize('name, keys', [('low_rank', {}), ('tensor_train', dict(tt_cores=3)), ('btt', dict(rank=2)),
+                                        ('kronecker', {}), ('monarch', {})])  # fmt: skip
+def test_factors_share_the_size_of_what_they_are_set_to(name, keys):
+    m = MEMBERS[name](24, 96, GPTConfig(linear=name, **keys))
+    m.from_dense(torch.randn(96, 24, generator=torch.Generator().manual_seed(0)))
+    norms = [W.norm().item() for W in m.factors]
+    assert norms == pytest.approx([norms[0]] * len(norms), rel=1e-5)
+    if name == 'low_rank':  # singular value by singular value
+        A, B = (W.squeeze(0) for W in m.factors)
+        assert (A.T @ A - B @ B.T).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(
     'shape, size, rates',
     [
@@ -567,6 +611,24 @@ def test_bad_shapes_are_refused_with_the_nearest_valid_choice(keys, parts):
 def test_a_rank_that_is_too_large_is_not_cut_in_silence():
     with pytest.raises(UserError, match='full rank at'):
         MEMBERS['btt'](36, 36, GPTConfig(linear='btt', rank=100))
+
+
+@pytest.mark.parametrize('path', ['factored', 'materialised'])
+def test_the_share_of_a_guide_falls_as_a_cosine_and_it_comes_from_plain_weights(path):
+    config = dict(linear='btt', guide_iters=4, linear_path=path, n_layer=1)
+    model, plain = tiny_gpt(**config), tiny_gpt(seed=5, n_layer=1)
+    load_state(model, plain.state_dict())
+    want, site = plain.transformer.h[0].mlp.c_fc.weight, 'transformer.h.0.mlp.c_fc'
+    assert torch.equal(model.get_submodule(site).guide, want)
+    cfg = train_config(model)
+    opt, hook = Optimizer(model, cfg), Guide(cfg)
+    member = opt.factors.get(site) or model.get_submodule(site)
+    assert member.share == 1 and torch.equal(member.to_dense(), want)
+    for k in range(4):
+        hook.before_update(model, opt, k)
+        assert member.share.item() == pytest.approx((1 + math.cos(math.pi * (k + 1) / 4)) / 2, abs=1e-6)
+    assert hook.after_update(model, opt, 3) is False and member.guide is not None
+    assert hook.after_update(model, opt, 4) is True and member.guide is None
 
 
 @pytest.mark.parametrize('path', ['factored', 'materialised'])

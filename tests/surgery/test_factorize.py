@@ -15,10 +15,11 @@ import transfer
 from configurator import load
 from linear.dense import Dense
 from linear.factors import Factors
-from model import NANOGPT_KEYS, GPTConfig
+from model import GPT, NANOGPT_KEYS, GPTConfig
 from surgery import collapse, distill, factorize, operation
 from surgery.factorize import FactorizeConfig, new_layer
 from surgery.operation import block_of, layer_of, put
+from tokens import loader
 from train import TrainConfig, train
 
 
@@ -68,9 +69,23 @@ def test_presets_have_the_published_parameters(file, flags, added, total):
     assert len(linear.chosen(config)) == 24
 
 
-def test_a_preset_is_the_same_model_in_train_py():
-    for name in ('67m', '81m', '95m', 'finetune', 'finetune_distilled'):
-        load(TrainConfig, [str(ROOT / 'config' / 'kronecker' / f'{name}.py')])
+@pytest.mark.parametrize('name', ['67m', '81m', '95m'])
+def test_a_preset_is_the_same_model_in_train_py(name):
+    path = str(ROOT / 'config' / 'kronecker' / f'{name}.py')
+    gpt2 = GPTConfig(vocab_size=50257)
+    of_factorize = factorize.shaped(gpt2, load(FactorizeConfig, [path, '--checkpoint=x', '--out=y']))
+    of_train = dataclasses.replace(load(TrainConfig, [path]), vocab_size=50257)
+    states = []
+    for config in (of_factorize, of_train):
+        with torch.device('meta'):
+            states.append({k: v.shape for k, v in GPT(config).state_dict().items() if not k.endswith('bias')})
+    assert states[0] == states[1]
+    assert linear.chosen(of_train) == linear.chosen(of_factorize)
+
+
+def test_the_presets_of_finetuning_load():
+    for name in ('finetune', 'finetune_distilled'):
+        assert load(TrainConfig, [str(ROOT / 'config' / 'kronecker' / f'{name}.py')]).init_from != 'scratch'
 
 
 def test_the_layer_that_narrows_takes_the_shape_turned_round():
@@ -207,7 +222,7 @@ def test_every_member_has_defaults_and_a_true_report(tmp_path, kind, capsys):
         assert row['alone'] == pytest.approx(with_new([row['site']]) - base, abs=1e-4)
         assert facts['loss_all_of']['attn'] == pytest.approx(with_new(sites[:2]), abs=1e-4)
         assert facts['loss_all_of']['mlp'] == pytest.approx(with_new(sites[2:]), abs=1e-4)
-    assert facts['params'] == factorize.count(new.config, facts['params_dense'])
+    assert facts['params_all'] == factorize.count(new.config, facts['params_dense_all'])
     assert not list((tmp_path / 'new').glob('*.distill.pt'))
 
 
@@ -277,8 +292,8 @@ def test_a_budget_is_met_and_nearly_used(tmp_path, kind, capsys):
     _, path = plain(tmp_path)
     new, facts = run_factorize(tmp_path, path, f'--linear={kind}', '--params=19k', '--look=32')
     fine = linear.LAYERS[kind].knob or kind == 'kronecker'  # else the number of blocks is all there is to choose
-    assert facts['params'] <= 19_000 and (not fine or facts['params'] > 15_000)
-    assert facts['params'] == new.num_params() + new.transformer.wpe.weight.numel()
+    assert facts['params_all'] <= 19_000 and (not fine or facts['params_all'] > 15_000)
+    assert facts['params_all'] == new.num_params() + new.transformer.wpe.weight.numel()
     out = capsys.readouterr().out
     rises = [float(line.split()[1]) for line in out.split('summed rise')[1].split('chosen')[0].splitlines()[1:]]
     chosen = out.split('chosen: ')[1].splitlines()[0]
@@ -336,6 +351,47 @@ def test_distilled_blocks_do_as_those_they_replace(tmp_path, trained, capsys):
     for name, p in new.named_parameters():  # only the new layers moved
         if '.mlp.' not in name:
             assert torch.equal(p, old[name])
+
+
+def test_a_new_block_learns_on_its_own_data_from_what_the_new_blocks_before_it_make(tmp_path, trained, monkeypatch):
+    """Every position is drawn once over all blocks; what block 1 takes is what the new block 0 puts out."""
+    drawn, taken, batch = [], [], loader.Loader.batch
+    monkeypatch.setattr(loader.Loader, 'batch', lambda self, p: (drawn.append(p), batch(self, p))[1])
+    train_block = distill.train_block
+
+    def watched(model, new, i, *rest):
+        if i == 1:
+            made = []
+            hooks = [new.transformer.h[0].register_forward_hook(lambda m, args, y: made.append(y)),
+                     new.transformer.h[1].register_forward_pre_hook(lambda m, args: taken.append((args[0], made[-1])))]  # fmt: skip
+        found = train_block(model, new, i, *rest)
+        if i == 1:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    monkeypatch.setattr(distill, 'train_block', watched)
+    run_factorize(tmp_path, trained, *DISTILL[:2], '--distill_iters=3', '--distill_batch=2')
+    assert drawn == list(range(0, 2 * 3 * 2, 2))
+    assert len(taken) == 3 and all(torch.equal(x, y) for x, y in taken)
+
+
+def test_shapes_for_a_budget_are_chosen_on_training_tokens(tmp_path, trained, monkeypatch):
+    class Chosen(Exception):
+        pass
+
+    def choose(model, cfg, dense, tokens, device):
+        raise Chosen(tokens)
+
+    monkeypatch.setattr(factorize, 'choose', choose)
+    with pytest.raises(Chosen) as e:
+        run_factorize(tmp_path, trained, '--linear=low_rank', '--params=20K')
+    idx, targets = e.value.args[0]
+    data = ROOT / 'data' / 'shakespeare_char'
+    read = {split: (data / f'{split}.bin').read_bytes() for split in ('train', 'val')}
+    for x, y in zip(idx, targets):
+        row = torch.cat((x, y[-1:])).numpy().astype('uint16').tobytes()
+        assert row in read['train'] and row not in read['val']
 
 
 def test_an_interrupted_distillation_goes_on_to_the_same_end(tmp_path, trained, monkeypatch, fails, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import conftest
 import pytest
@@ -15,7 +16,7 @@ from linear import factors
 from model import GPT, NANOGPT_KEYS, GPTConfig
 from surgery.grow import growth, ligo, weights, widen
 from surgery.grow.growth import GrowConfig, grow_moments, grow_weights, parse, settle
-from train import TrainConfig, train
+from train import TrainConfig, Trainer, train
 
 # every architecture option; layers that are not dense are refused by growth, by name
 OPTIONS = {'gpt2': {}, 'mup': dict(mup_base=16)} | {k: v for k, v in conftest.OPTIONS.items() if k != 'expanded'}
@@ -255,6 +256,31 @@ def test_a_new_block_learns_through_what_was_zeroed():
             assert g[f'transformer.h.{block}.{name}.weight'].abs().max() == 0
 
 
+def test_what_begins_as_zero_is_new_to_adam_and_a_copy_keeps_its_age():
+    model = small_gpt('bias')
+    c = model.config
+    state = {
+        n: dict(step=torch.tensor(7.0), exp_avg=torch.ones_like(p), exp_avg_sq=torch.ones_like(p))
+        for n, p in model.named_parameters()
+    }
+    moved = grow_moments(state, c, dataclasses.replace(c, n_layer=4), parse('zero_block', 0, 0))
+    for name, s in moved.items():
+        new = name.startswith(('transformer.h.1.', 'transformer.h.3.')) and 'c_proj.' in name
+        assert s['step'] == (0 if new else 7), name
+        assert (s['exp_avg'] == (0 if new else 1)).all() and (s['exp_avg_sq'] == (0 if new else 1)).all(), name
+
+
+@pytest.mark.parametrize('noise', [0.3, 1.0])
+def test_noise_has_the_size_asked_for_and_cancels_over_copies(noise):
+    model = small_gpt()
+    plain, noisy = (grown(model, 'clone', x, n_embd=64, n_head=8) for x in (0.0, noise))
+    for name in ('attn.c_attn', 'mlp.c_fc', 'mlp.c_proj'):
+        W, V = (m.get_submodule(f'transformer.h.1.{name}').weight.data for m in (plain, noisy))
+        assert ((V - W).norm() / W.norm()).item() == pytest.approx(noise, rel=0.05), name
+        half = W.size(1) // 2
+        assert ((V - W)[:, :half] + (V - W)[:, half:]).abs().max() < 1e-12  # W/n + N and W/n - N
+
+
 def test_depth_methods_order_the_blocks():
     plan = lambda method, L: [j for j, _ in growth.DEPTH[method](3, L)]
     assert plan('stack', 7) == [0, 1, 2, 0, 1, 2, 0]
@@ -342,6 +368,23 @@ def test_ligo_starts_as_the_clone_and_learns(names, sizes):
     before = model(x, y)[1].item()
     assert loss(0) == pytest.approx(before, abs=1e-4)
     assert loss(20) < before - 0.1
+
+
+def test_ligo_learns_its_mix_of_layers():
+    """Rows and columns of first copies are the small model's: there W' is the mix of its layers, divided by the copies."""
+    model = small_gpt().float()
+    how, c = parse('ligo', 0, 0), model.config
+    new = settle(c, dataclasses.replace(c, n_embd=64, n_head=8), how)
+    batch = tokens(vocab=65, B=4), tokens(vocab=65, B=4, seed=1)
+    small = model.state_dict()
+    large = ligo.learn(small, c, new, how, lambda step: batch, steps=10, quiet=True)
+    for i in (0, 1):
+        key = 'transformer.h.{}.mlp.c_fc.weight'
+        layers = torch.stack([small[key.format(j)].flatten() for j in (0, 1)], 1)
+        got = 2 * large[key.format(i)][:128, :32].flatten()
+        mix = torch.linalg.lstsq(layers, got).solution
+        assert (layers @ mix - got).abs().max() < 1e-4
+        assert mix[i] == pytest.approx(1, abs=0.1) and 1e-4 < abs(mix[1 - i]) < 0.1
 
 
 def test_moments_that_would_be_wrong_start_anew():
@@ -460,6 +503,20 @@ def test_one_command_trains_small_grows_and_goes_on(tmp_path, capsys):
         go()
 
 
+def test_the_data_goes_on_only_where_it_is_the_same_data_in_the_same_order(run_train, tmp_path):
+    small = run_train('--max_iters=3', out='small')
+    ckpt = checkpoint.load(small / 'ckpt.pt')
+    other = ckpt | dict(config=ckpt['config'] | dict(dataset='another'))
+    checkpoint.save(tmp_path / 'other.pt', other)
+    flags = [*TINY, '--init_from=transfer', '--transfer_method=clone', '--n_embd=64', '--n_head=4', '--max_iters=0']
+
+    def position(*more, source=small / 'ckpt.pt'):
+        return Trainer(load(TrainConfig, [*flags, f'--transfer_from={source}', *more]), torch.device('cpu')).position
+
+    assert position() == position('--seed_model=5', '--batch_size=2') == 3 * 4 == ckpt['position']
+    assert position('--seed_data=5') == position('--block_size=16') == position(source=tmp_path / 'other.pt') == 0
+
+
 def test_a_rope_model_grows_into_a_longer_context(run_train):
     small = run_train('--position=rope', '--max_iters=2', out='small')
     flags = ('--position=rope', '--block_size=64', '--n_embd=64', '--n_head=4', '--max_iters=2', '--init_from=transfer')
@@ -493,7 +550,14 @@ def test_spectra_take_zeros_and_mixtures(run_train, tmp_path, capsys):
     capsys.readouterr()
     paths = ','.join(f'{p}/ckpt.pt' for p in (tmp_path / 'deep', a, b))
     spectra.spectra(spectra.SpectraConfig(checkpoints=paths, out=''))
-    assert 'attn.c_proj' in capsys.readouterr().out
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {(line[0], line[1]): line[2:] for line in lines if len(line) == 7 and '-' in line[1]}
+    assert {kind for kind, pair in rows if pair == 'A-B'} == {
+        'wte', 'attn.q', 'attn.k', 'attn.v', 'attn.c_proj', 'mlp.c_fc', 'mlp.c_proj'
+    }  # fmt: skip
+    assert not any('mlp' in kind for kind, pair in rows if pair == 'B-C')  # experts are no single matrix
+    assert rows['attn.q', 'A-B'][0] == rows['wte', 'A-B'][0] == '0.0000'  # the same matrices, twice
+    assert rows['attn.c_proj', 'A-B'][3] == 'nan' and float(rows['attn.c_proj', 'B-C'][3]) > 0  # zeros have no size
 
 
 def test_the_distance_of_spectra_is_of_shapes():
@@ -506,6 +570,53 @@ def test_the_distance_of_spectra_is_of_shapes():
     assert spectra.distance(one, line) == pytest.approx((2 - 3**0.5) ** 0.5, abs=2e-3)
     big = spectra.gaussian((400, 200)), spectra.gaussian((100, 50))
     assert spectra.distance(*big) < 0.05 < spectra.distance(big[0], spectra.gaussian((200, 200)))
+
+
+def test_spectra_of_two_models_are_compared_block_by_block_at_the_same_depth():
+    """Two fake models: constant spectra with another slope in each half, four blocks against two."""
+    from surgery import spectra
+
+    slope = lambda k, a: torch.linspace(1, a, k, dtype=torch.float64)
+    block = lambda depth, s: (depth, s, (len(s), len(s)))
+    deep = dict(
+        name='a', kinds={'mlp.c_fc': [block((i + 0.5) / 4, slope(40, (0.9, 0.9, 0.1, 0.1)[i])) for i in range(4)]}
+    )
+    flat = dict(name='b', kinds={'mlp.c_fc': [block((i + 0.5) / 2, 3 * slope(80, (0.9, 0.1)[i])) for i in range(2)]})
+    for a, b, ratio in ((deep, flat, 3), (flat, deep, 1 / 3)):
+        (row,) = spectra.compare_spectra([a, b])
+        assert row['distance'] < 0.02 and row['top'] == pytest.approx(ratio)
+        assert row['rms'] == pytest.approx(ratio, rel=0.02)
+    (row,) = spectra.compare_spectra([deep, dict(flat, kinds={'mlp.c_fc': flat['kinds']['mlp.c_fc'][::-1]})])
+    assert row['distance'] < 0.02  # by depth, not by position
+    other = spectra.distance(slope(40, 0.9), slope(40, 0.1))
+    assert other > 0.3
+    wrong = [block(1 - d, s) for d, s, _ in flat['kinds']['mlp.c_fc']]
+    (row,) = spectra.compare_spectra([deep, dict(flat, kinds={'mlp.c_fc': wrong})])
+    assert row['distance'] == pytest.approx(other, abs=0.02)
+    gauss = [spectra.distance(slope(40, a), spectra.gaussian((40, 40))) for a in (0.9, 0.1)]
+    (row,) = spectra.compare_spectra([deep, flat])
+    assert row['a_gaussian'] == pytest.approx(sum(gauss) / 2, abs=1e-9)
+
+
+def test_surgery_compares_all_windows():
+    """Two fake models that differ in the third of three windows only."""
+    from surgery import operation
+
+    x = torch.arange(12).view(3, 4)
+
+    def model(odd):
+        def logits(idx, last_only):
+            assert idx.shape == (1, 4) and not last_only
+            out = torch.zeros(1, 4, 20)
+            return (out + torch.eye(20)[idx] * (odd if (idx == 8).any() else 1.0), None)
+
+        return logits
+
+    worst, before, after = operation.compare(model(1.0), model(3.0), x, x)
+    nats = lambda v: math.log(math.exp(v) + 19) - v
+    assert worst == 2 and before == pytest.approx(nats(1))
+    assert after == pytest.approx((2 * nats(1) + nats(3)) / 3)
+    assert math.isnan(operation.compare(model(1.0), model(math.nan), x, x)[0])
 
 
 def test_the_grown_config_pair_fits():

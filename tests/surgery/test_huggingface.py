@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_gpt, tokens
 
 import checkpoint
+import evaluate
 import transfer
 from configurator import UserError
 from surgery import collapse, huggingface, language_model, reader
@@ -191,6 +192,42 @@ def test_gpt2s_own_tokenizer_travels_with_a_bpe_model(tmp_path):
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = "O Romeo, Romeo! wherefore art thou naïve?\n\n  It's 1597."
     assert tok(text)['input_ids'] == gpt2_encoding().encode(text) and tok.decode(tok(text)['input_ids']) == text
+
+
+def test_the_end_of_text_is_exported_where_the_vocabulary_has_it():
+    for vocab, end in ((50257, 50256), (50256, None)):
+        config = to_gpt2(tiny_gpt(vocab_size=vocab, n_layer=1, n_embd=4, n_head=1)).config
+        assert (config.eos_token_id, config.bos_token_id) == (end, None)
+
+
+@pytest.mark.parametrize('key, value', [('layer_norm_epsilon', 1e-6), ('layer_norm_epsilon', 1e-12),
+                                        ('scale_attn_weights', False), ('scale_attn_by_inverse_layer_idx', True)])  # fmt: skip
+def test_keys_that_change_the_function_by_a_little_are_refused_by_name(tmp_path, key, value):
+    saved(tmp_path, 'safetensors', **{key: value})
+    with pytest.raises(UserError, match=f'cannot express|can express: {key} = {value}'):
+        reader.load(tmp_path)
+
+
+def test_characters_become_a_tokenizer_of_transformers():
+    itos = [*'\n abc', 'é']
+    tok = hf_tokenizer(dict(tokenizer='char', itos=itos), None)
+    text = 'cab\n é  a'
+    assert tok(text)['input_ids'] == [itos.index(ch) for ch in text] and tok.decode(tok(text)['input_ids']) == text
+
+
+def test_a_tokenizer_that_puts_something_before_a_text_keeps_it(tmp_path):
+    """As a Llama's <s>: a model trained with it is scored with it, and prompts have it once."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tok = Tokenizer(models.WordLevel({'<s>': 0, 'a': 1, 'b': 2, '?': 3}, unk_token='?'))
+    tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 0)])
+    saved(tmp_path, 'safetensors', vocab_size=96)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', unk_token='?').save_pretrained(tmp_path)
+    lm = language_model.hf_model(tmp_path)[1]
+    assert lm.prefix == [0] and lm.encode('a b a') == [1, 2, 1]
+    row = evaluate.encode_pair(lm, 'a b', ' a')
+    assert row[0] == [0, 1, 2] and row[1] == [1]
 
 
 def test_what_gpt2_cannot_express_is_named(tmp_path, fails):

@@ -284,6 +284,42 @@ def test_keys_without_effect_are_said_to_be():
     assert idle('--expansion_schedule=reset') == {'expansion', 'expansion_init'}
 
 
+def test_every_round_draws_another_basis():
+    t = trainer('--expansion_init=orthogonal')
+    model, opt, cfg, site = t.model, t.optimizer, t.cfg, SITES[0]
+    layer, seen = layer_of(model, site), []
+    for it in (4, 8):
+        member = rotate.expansion(layer, cfg, site, cfg.seed_model ^ it)
+        seen.append(member.factors[0].detach())
+        assert (member.to_dense() - layer.weight).abs().max() < 1e-5
+    assert (seen[0] - seen[1]).abs().max() > 0.01
+    drawn, real = [], rotate.expansion
+    rotate.expansion = lambda layer, cfg, site, seed: (drawn.append((site, seed)), real(layer, cfg, site, seed))[1]
+    try:
+        for it in range(1, 1 + 2 * len(SITES) * cfg.expansion_every):
+            if it % cfg.expansion_every == 0:
+                rotate.turn(cfg, model, opt, it)
+    finally:
+        rotate.expansion = real
+    assert len(drawn) == 2 * len(SITES) == len(set(drawn)) == len({seed for _, seed in drawn})
+
+
+def test_rates_under_mup_are_those_of_the_layer_that_stood_there():
+    t = trainer('--mup_base=16')
+    rate = 16 / t.cfg.n_embd
+    for _ in range(3):
+        (name,) = t.optimizer.factors
+        member = t.optimizer.factors[name]
+        assert member.rate == rate and member.lr_scale.item() == pytest.approx(rate)
+        groups = {id(p): g for g in t.optimizer.adamw.param_groups for p in g['params']}
+        assert [groups[id(W)]['lr_scale'] for W in member.factors] == pytest.approx([rate, rate])
+        others = [layer_of(t.model, s) for s in SITES if linear.path(s) != name]
+        assert {groups[id(m.weight)]['lr_scale'] for m in others} == {rate}
+        for _ in range(t.cfg.expansion_every):
+            t.step()
+        assert list(t.optimizer.factors) != [name]
+
+
 def test_rates_follow_the_expansion():
     """The learning rates of the optimizer are those of the layer that is expanded now."""
     t = trainer('--expansion_lr=matched', '--expansion_decay=product')

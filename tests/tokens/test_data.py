@@ -1,11 +1,14 @@
 """Preparation: sources in order, hashes checked, half files never left behind."""
 
 import bz2
+import hashlib
+import http.server
 import importlib.util
 import json
 import os
 import sys
 import tarfile
+import threading
 import types
 from pathlib import Path
 
@@ -51,6 +54,31 @@ def test_sources_are_tried_in_order(tmp_path, source, monkeypatch):
     target.unlink()
     monkeypatch.setattr(download, 'retrieve', lambda url, sha: b'net')
     assert 'downloaded from https://example.org' in download.fetch(target, source, never)
+
+
+def test_a_download_of_another_content_is_not_taken(tmp_path, monkeypatch):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'some bytes')
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, right = f'http://127.0.0.1:{server.server_port}/x.txt', hashlib.sha256(b'some bytes').hexdigest()
+    monkeypatch.delenv('NANOMORPH_DATA', raising=False)
+    try:
+        source = dict(file='x/x.txt', url=url, sha256=right)
+        assert 'downloaded' in download.fetch(tmp_path / 'x.txt', source, lambda: 1 / 0)
+        assert (tmp_path / 'x.txt').read_bytes() == b'some bytes'
+        with pytest.raises(UserError, match='could not be had'):
+            download.fetch(tmp_path / 'y.txt', source | dict(sha256='0' * 64), lambda: 1 / 0)
+        assert not (tmp_path / 'y.txt').exists()
+    finally:
+        server.shutdown()
 
 
 def test_a_failure_names_the_file_every_source_and_what_to_do(tmp_path, source):
@@ -251,7 +279,7 @@ def test_real_books_give_tiktokens_tokens(tmp_path, monkeypatch):
 def test_gutenberg_takes_little_memory(tmp_path, script):
     """Below 2 GB in the recipe's process and its two children, with real shards. Measured as VmHWM: ru_maxrss begins at
     what the process that started this one had, so it would measure the tests before."""
-    names = ['train_00.jsonl.bz2', 'train_01.jsonl.bz2', 'val.jsonl.bz2', 'test.jsonl.bz2']
+    names = ['train_00.jsonl.bz2', 'val.jsonl.bz2', 'test.jsonl.bz2']
     (tmp_path / 'shared' / 'gutenberg').mkdir(parents=True)
     for name in names:
         (tmp_path / 'shared' / 'gutenberg' / name).symlink_to(real(f'gutenberg/{name}'))

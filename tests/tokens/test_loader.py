@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configurator import UserError
-from tokens import download, loader, tokenfile
+from tokens import download, loader, losses, tokenfile
 from tokens.loader import Loader
 
 
@@ -55,6 +55,36 @@ def test_the_order_depends_on_seed_and_position_alone(dataset):
         assert not torch.equal(a.batch(40)[0], a.batch(44)[0])
 
 
+def test_random_windows_can_begin_anywhere_and_epochs_at_every_offset(dataset):
+    data = Loader(dataset(train=14), 'train', 10, 4, 1000, order='random')
+    assert {s for p in range(50) for s in data.starts(p).tolist()} == {0, 1, 2, 3}  # the last has tokens 3 ... 13
+    data = Loader(dataset(), 'train', 10, 4, 1000)
+    assert data.n_windows == 98 and data.slack == 19  # 999 targets: 98 windows, and the play of where they begin
+    assert {int(data.epoch(e)[0]) for e in range(400)} == set(range(20))
+
+
+@pytest.mark.parametrize('n, padded', [(65, 65), (1023, 1023), (1024, 1024), (1030, 1088), (50257, 50304)])
+def test_a_large_vocabulary_is_padded_to_a_multiple_of_64(n, padded):
+    assert loader.padded_vocabulary(dict(vocab_size=n)) == padded
+    assert loader.padded_vocabulary({}) == 50304
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_an_evaluation_takes_the_windows_asked_for_of_either_split(dataset, split):
+    """eval_iters * batch_size of them; 0: the whole of val, and as many of train."""
+    name = dataset()
+    data = {s: Loader(name, s, 10, 4, 1000) for s in ('train', 'val')}
+    for windows, expected in ((8, 8), (3, 3), (0, 19), (500, 19)):
+        seen = []
+
+        def loss_of(x, y, seen=seen):
+            seen += x[y[:, 0] >= 0, 0].tolist()
+            return torch.tensor(2.0)
+
+        found = losses.evaluate(loss_of, data, split, windows)
+        assert len(seen) == len(set(seen)) == expected and found[f'{split}_loss'] == 2.0
+
+
 def test_a_permutation_does_not_depend_on_the_batch_size(dataset):
     small, large = (Loader(dataset(), 'train', 10, b, 1000) for b in (2, 8))
     assert torch.equal(torch.cat([small.batch(p)[0] for p in (16, 18, 20, 22)]), large.batch(16)[0])
@@ -81,7 +111,11 @@ def test_a_share_of_validation_is_spread_over_the_split(dataset):
 
 def test_a_text_barely_longer_than_a_block_works(dataset):
     data = Loader(dataset(train=12), 'train', 10, 4, 1000)
-    assert all(data.batch(p)[0].max() < 12 for p in range(0, 40, 4))
+    starts = {data.starts(p)[i] for p in range(0, 80, 4) for i in range(4)}
+    assert starts == {0, 1}  # 12 tokens hold two windows of 10 and the token after it
+    for p in range(0, 40, 4):
+        x, y = data.batch(p)
+        assert torch.equal(x, torch.tensor(data.starts(p))[:, None] + torch.arange(10)) and torch.equal(y, x + 1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Runs are started again only where that can help, and an exit code is that of its run."""
+
+import io
+import json
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from configurator import Diverged, UserError
+from lab import launch
+
+
+@pytest.mark.parametrize(
+    'manifest, is_over',
+    [
+        (dict(final_iter=10, finished='now'), True),
+        (dict(final_iter=11, finished='now'), True),
+        (dict(final_iter=9, finished='now'), False),
+        (dict(final_iter=9, finished='now', out_of_patience=True), True),
+        (dict(final_iter=10), False),
+        (dict(finished='now'), False),
+    ],
+)
+def test_a_run_is_over_at_max_iters_and_not_before(tmp_path, manifest, is_over):
+    (tmp_path / 'config.json').write_text(json.dumps(dict(max_iters=10)))
+    assert not launch.over(tmp_path)
+    (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
+    assert launch.over(tmp_path) == is_over
+    launch.forget(tmp_path)
+    assert not launch.over(tmp_path)
+
+
+def test_a_users_mistake_is_not_tried_again_and_a_crash_once(tmp_path, monkeypatch):
+    """Three fake runs, which end at once: with exit code 2, with 1 each time, with 1 the first time only."""
+    monkeypatch.setattr(launch.time, 'sleep', lambda seconds: None)
+    codes, started, over = dict(mistake=[2, 0], broken=[1, 1, 0], unlucky=[1, 0]), [], set()
+
+    def start(command, folder, slot):
+        started.append(folder.name)
+        code = codes[folder.name].pop(0)
+        return lambda: code, lambda: True
+
+    def done(name, code):
+        over.update([name] if code == 0 else [])
+        return f'exit code {code}' if code else ''
+
+    todo = lambda: [(name, tmp_path / name, ['x']) for name in codes if name not in over]
+    failed = launch.run_all(todo, done, start, jobs=2)
+    assert failed == dict(mistake='exit code 2', broken='exit code 1') and over == {'unlucky'}
+    assert [started.count(name) for name in codes] == [1, 2, 2]
+
+
+def ends(error):
+    def main():
+        if error:
+            raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    'error, code',
+    [(None, 0), (UserError('no'), 2), (Diverged('nan'), 3), (SystemExit(130), 130), (RuntimeError('a fault'), 1)],
+)
+def test_the_exit_code_of_a_run_in_a_pool_is_its_own(tmp_path, monkeypatch, capsys, error, code):
+    monkeypatch.setattr(launch, 'begin', lambda folder: None)
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    monkeypatch.setitem(sys.modules, 'a_script', SimpleNamespace(main=ends(error)))
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert launch.one(tmp_path, launch.Path('a_script.py'), ['--x=1']) == code
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
+    assert sys.argv[1:] == ['--x=1']
+
+
+def test_a_pool_answers_with_each_code_and_leaves_after_a_run_that_failed(monkeypatch, capfd):
+    codes = iter([0, launch.LOCKED, 3, 0])
+    monkeypatch.setattr(launch, 'one', lambda *_: next(codes))
+    line = json.dumps(['folder', 'python', str(launch.ROOT / 'train.py'), '--x=1']) + '\n'
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(line * 4))
+    launch.pool()
+    answers = [json.loads(text) for text in capfd.readouterr().out.splitlines()]
+    assert answers == [[0, False], [launch.LOCKED, False], [3, True]] and next(codes) == 0

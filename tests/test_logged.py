@@ -1,0 +1,95 @@
+"""The figures of a run's log and of bench.py, on a clock that the test moves."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY
+
+import hardware
+import train as module
+from configurator import load
+from lab import steps
+from logger import read_metrics
+from optim import lr_at
+from train import TrainConfig, Trainer
+
+PEAK = 1e9
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A step takes 2 seconds, 6 on a Trainer whose model is expanded, an evaluation of a split 100; the peak is PEAK."""
+    now = [0.0]
+    step, evaluate = Trainer.step, Trainer.evaluate
+
+    def slow(self):
+        now[0] += 6 if self.cfg.linear == 'expanded' else 2
+        return step(self)
+
+    def slower(self, split):
+        now[0] += 100
+        return evaluate(self, split)
+
+    monkeypatch.setattr(Trainer, 'step', slow)
+    monkeypatch.setattr(Trainer, 'evaluate', slower)
+    fake = SimpleNamespace(time=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr(module, 'time', fake)
+    monkeypatch.setattr(steps, 'time', fake)
+    monkeypatch.setattr(hardware, 'peak_flops', lambda *_: PEAK)
+    return now
+
+
+@pytest.mark.parametrize('interval', [1, 2])
+def test_times_rates_and_tokens_of_the_log(run_train, clock, interval):
+    flags = ('--gradient_accumulation_steps=2', '--eval_interval=3', f'--log_interval={interval}')
+    out = run_train('--linear=expanded', '--linear_path=materialised', '--expansion=40', '--max_iters=7', *flags)
+    cfg, facts = (json.loads((out / f'{n}.json').read_text()) for n in ('config', 'manifest'))
+    cfg = TrainConfig(**cfg)
+    lines = read_metrics(out)
+    train = [m for m in lines if m['kind'] == 'train']
+    assert [m['iter'] for m in train] == list(range(0, 7, interval))
+    assert [m['lr'] for m in train] == pytest.approx([lr_at(cfg, m['iter']) for m in train])
+    assert train[0]['ms'] is None and train[0]['mfu'] is None  # with what happens once
+    tokens = 2 * 4 * 32
+    flops = tokens * facts['flops_per_token'] + facts['flops_per_update']
+    assert facts['tokens_per_iter'] == tokens and facts['flops_per_update'] > 0
+    for m in train[1:]:  # without the evaluations in between
+        assert m['ms'] == pytest.approx(6000) and m['tokens_per_s'] == pytest.approx(tokens / 6)
+        assert m['mfu'] == pytest.approx(flops / 6 / PEAK)
+    evals = [m for m in lines if m['kind'] == 'eval']
+    assert [m['iter'] for m in evals] == [0, 3, 6, 7]
+    assert [m['tokens'] for m in evals] == [m['iter'] * tokens for m in evals]
+    assert [m['seconds'] for m in evals] == pytest.approx([6 * m['iter'] for m in evals])
+
+
+def test_bench_times_a_step_of_each_arm_and_counts_all_that_it_computes(clock):
+    arms = []
+    for flags in ([], ['--linear=expanded', '--linear_path=materialised', '--expansion=40']):
+        cfg = load(TrainConfig, [*TINY, '--gradient_accumulation_steps=2', *flags])
+        arms.append(steps.Arm(flags, cfg, torch.device('cpu'), warmup=1))
+    for _ in range(3):
+        for arm in arms:
+            arm.timed_block(4)
+    dense, expanded = (arm.figures(arms[0]) for arm in arms)
+    assert (dense['ms'], expanded['ms']) == (2000, 6000) and (dense['ratio'], expanded['ratio']) == (1, 3)
+    for row, arm, seconds in ((dense, arms[0], 2), (expanded, arms[1], 6)):
+        t = arm.trainer
+        flops = 2 * 4 * 32 * t.flops_per_token + t.optimizer.factors.flops_per_update()
+        assert row['flops_per_step'] == flops and row['mfu'] == pytest.approx(flops / seconds / PEAK)
+        assert row['tokens_per_s'] == pytest.approx(2 * 4 * 32 / seconds)
+        assert (row['blocks'], row['steps'], row['setup_s']) == (3, 4, seconds)
+    assert arms[1].trainer.optimizer.factors.flops_per_update() > 0
+
+
+def test_an_evaluation_takes_eval_iters_batches_of_either_split(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        module.losses, 'evaluate', lambda loss_of, data, split, windows, *_: taken.append((split, windows))
+    )
+    for eval_iters, windows in ((3, 12), (0, 0)):
+        t = Trainer(load(TrainConfig, [*TINY, f'--eval_iters={eval_iters}']), torch.device('cpu'))
+        t.evaluate('train'), t.evaluate('val')
+        assert taken[-2:] == [('train', windows), ('val', windows)]
+        assert t.model.training

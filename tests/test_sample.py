@@ -1,0 +1,50 @@
+"""Samples are drawn from the distribution that the flags describe."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny_gpt, tokens
+
+import sample
+from model import pick
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 2.0])
+def test_temperature_divides_the_logits(temperature):
+    logits = torch.tensor([0.0, 1.0, -0.5, 0.3])
+    gen = torch.Generator().manual_seed(0)
+    drawn = pick(logits.expand(4000, -1), temperature, None, None, gen).flatten().bincount(minlength=4) / 4000
+    assert (drawn - (logits / temperature).softmax(0)).abs().max() < 0.03  # four standard errors
+
+
+def test_top_k_of_one_is_greedy_and_padded_ids_are_never_drawn():
+    model = tiny_gpt().eval()
+    draw = lambda **keys: torch.cat(list(model.generate(tokens(T=3), 10, **keys)), 1)
+    assert torch.equal(draw(top_k=1), draw(temperature=0))
+    with torch.no_grad():
+        model.transformer.wte.weight[:60] = 0  # ids from 60 on are likelier, or less likely, than all others
+    assert (draw(temperature=3.0) >= 60).any()
+    assert (draw(temperature=3.0, vocabulary=60) < 60).all() and (draw(temperature=0, vocabulary=60) < 60).all()
+
+
+def test_the_command_draws_sample_i_with_seed_plus_i_below_the_vocabulary(monkeypatch, capsys):
+    drawn = []
+
+    class Model:
+        config = SimpleNamespace(vocab_size=64)
+
+        def generate(self, x, n, temperature, top_k, top_p, generator, vocabulary):
+            drawn.append((x.tolist(), n, temperature, top_k, top_p, generator.initial_seed(), vocabulary))
+            return iter([torch.tensor([[2]])])
+
+    class Characters:
+        vocabulary = 5
+        encode = staticmethod(lambda text: ['abcde'.index(c) for c in text])
+        decode = staticmethod(lambda ids: ''.join('abcde'[i] for i in ids).encode())
+
+    monkeypatch.setattr(sample, 'from_checkpoint', lambda *_: (Model(), Characters()))
+    keys = dict(start='ab', num_samples=3, max_new_tokens=9, temperature=0.7, top_k=4, top_p=0.9, seed=7, device='cpu')
+    sample.sample(sample.SampleConfig(checkpoint='x.pt', **keys))
+    assert drawn == [([[0, 1]], 9, 0.7, 4, 0.9, seed, 5) for seed in (7, 8, 9)]
+    assert capsys.readouterr().out == 'abc\n---------------\n' * 3
