@@ -232,10 +232,8 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
     std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
     rate = structured.width_rate(config)
     if config.mup_base:
-        std = std * rate if head else structured.gemm_std(d_in, d_out)
+        std = std * rate if head else 0.0 if residual else structured.gemm_std(d_in, d_out)
     nn.init.normal_(layer.weight, mean=0.0, std=std)
-    if config.mup_base and residual:
-        nn.init.zeros_(layer.weight)
     layer.rate, layer.parts = rate, tuple(parts)
     if bias:
         nn.init.zeros_(layer.bias)

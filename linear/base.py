@@ -102,8 +102,9 @@ class Layer(nn.Module):
 
     def start(self, W0, std, gen, residual=False):
         """Initialise for training from scratch. W0 (d_out, d_in): the matrix that the dense layer in its place starts from,
-        or None; std: its standard deviation; gen: the torch.Generator to draw from; residual: the layer writes to the
-        residual stream, so that its output starts at zero where the papers say so."""
+        or None; std: its standard deviation, 0 where it starts at zero; gen: the torch.Generator to draw from; residual: the
+        layer writes to the residual stream, or is the head with mup_base, so that its output starts at zero where the
+        papers say so."""
         raise NotImplementedError(f'{type(self).__name__}.start')
 
     # ------------------------------------------------------------------------- what it costs

@@ -80,12 +80,9 @@ class Expanded(Layer):
     def start(self, W0, std, gen, residual=False):
         if self.init == 'gaussian':  # equal std s with s^N sqrt(k)^(N-1) = std, so that the product has W0's std
             s = (std / self.k ** ((self.depth - 1) / 2)) ** (1 / self.depth)
-            zero = (
-                W0 is not None and not W0.any()
-            )  # so the dense twin starts, with mup_base: then the last factor alone
             for W in self.factors:
-                W.copy_(torch.randn(W.shape, generator=gen) * (structured.gemm_std(*W.shape[::-1]) if zero else s))
-            if zero:
+                W.copy_(torch.randn(W.shape, generator=gen) * (s or structured.gemm_std(*W.shape[::-1])))
+            if not std:  # the dense twin starts at zero (mup_base); were all factors zero, none would get a gradient
                 self.factors[-1].zero_()
         elif self.init == 'orthogonal':
             self.set_orthogonal(W0, gen)

@@ -38,10 +38,10 @@ def test_the_gradient_of_a_batch_is_that_of_its_halves(run_train):
     assert len(norms[0]) == 3 and norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_mup_lowers_the_rate_of_the_blocks_matrices_alone():
+def test_mup_lowers_the_rate_of_matrices_and_of_no_embedding():
     model = tiny_gpt(bias=True, tie_head=False, mup_base=16)  # 32 wide
     opt = Optimizer(model, train_config(model))
     opt.set_lr(1.0)
     rates = {id(p): g['lr'] for g in opt.adamw.param_groups for p in g['params']}
     for name, p in opt.leaves.items():
-        assert rates[id(p)] == (0.5 if name.startswith('transformer.h.') and p.dim() == 2 else 1.0), name
+        assert rates[id(p)] == (1.0 if p.dim() == 1 or name.endswith(('wte.weight', 'wpe.weight')) else 0.5), name
