@@ -138,7 +138,7 @@ def take_folder(t) -> str:
     return f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
 
 
-def kept(t, stopped: bool) -> str:
+def kept(t, stopped: bool, again='go on with --init_from=resume') -> str:
     """Which checkpoints there are at the end."""
     head = 'interrupted: ' if stopped else ''
     if t.cfg.eval_only or not t.cfg.save_checkpoint or t.saved is None:
@@ -147,7 +147,7 @@ def kept(t, stopped: bool) -> str:
     text = f'{head}saved {relative(str(t.out_dir / "ckpt.pt"))} at iteration {t.saved}'
     if (t.out_dir / 'best.pt').exists():
         text += f', best.pt of iteration {t.best_iter} (val loss {t.best_val_loss:.4f})'
-    return text + ('; go on with --init_from=resume' if stopped else '')
+    return text + (f'; {again}' if stopped else '')
 
 
 def windows(t, steps: int) -> str:

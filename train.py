@@ -286,11 +286,11 @@ class Trainer:
         hardware.set_random_state(ckpt['rng'], self.rank, self.device)
 
 
-def train(cfg):
+def train(cfg, again='go on with --init_from=resume'):
     if cfg.init_from == 'transfer' and cfg.transfer_from.endswith('.py'):
         cfg, small = start.source(cfg, load(TrainConfig, [cfg.transfer_from]))
         if small:
-            train(small)
+            train(small, again='repeat the command to go on')
             hardware.start_afresh()  # its memory is free for the large model
     device, rank = hardware.choose_device(cfg.device), hardware.rank_world()[0]
     mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
@@ -303,7 +303,7 @@ def train(cfg):
         log.head(t.cfg, about, lines)
         with log.closing(lambda: ending(t)):
             stopped = loop(t, log)
-            log.say(kept(t, stopped))
+            log.say(kept(t, stopped, again))
     if stopped:
         sys.exit(130)
 

@@ -5,6 +5,7 @@ GPT(config) holds every chosen layer as its factors, and so does a checkpoint. F
 plain matrices: `Factors(model)` takes their factors out, and leaves matrices formed from them in their place.
 """
 
+import contextlib
 import copy
 import math
 
@@ -115,7 +116,8 @@ class Factors(dict):
     def product(self, member, W):
         if not isinstance(member, structured.Structured):
             return into(member, W)
-        with torch.autocast(W.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        cast = self.dtype != torch.float32  # autocast is unknown where there are only shapes (torch's meta device)
+        with torch.autocast(W.device.type, self.dtype) if cast else contextlib.nullcontext():
             return self.into(member, W)
 
     def pull(self):

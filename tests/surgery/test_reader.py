@@ -260,7 +260,7 @@ def test_a_forged_value_is_accepted_or_named_in_one_line(tmp_path, kind):
     'place, value, message',
     [
         (('model_args', 'n_embd'), 10**7, 'n_embd = 10000000, and transformer.wte.weight is (96, 32)'),
-        (('model_args', 'n_layer'), 10**9, 'n_layer = 1000000000, and the weights of 2 blocks are there'),
+        (('model_args', 'n_layer'), 10**4, 'n_layer = 10000, and the weights of 2 blocks are there'),
         (('model_args', 'n_layer'), 'two', "n_layer = two: must be of type int"),
         (('model_args', 'bias'), 'yes', 'bias = yes: must be of type bool'),
         (('model_args', 'n_head'), 0, 'n_head = 0: must be at least 1'),
@@ -268,7 +268,8 @@ def test_a_forged_value_is_accepted_or_named_in_one_line(tmp_path, kind):
         (('model_args', 'norm'), 'none', 'norm = none: must be one of'),
         (('model_args', 'mlp_expansion_factor'), 1e12, 'mlp_expansion_factor = 1000000000000.0'),
         (('model_args', 'expansion_depth'), 10**9, 'expansion_depth = 1000000000'),
-        (('model_args', 'expansion'), 10**12, 'h.0.mlp.c_fc.factors.0 is (128, 32), not (1000000000000, 32)'),
+        (('model_args', 'expansion'), 10**9, 'h.0.mlp.c_fc.factors.0 is (128, 32), not (1000000000, 32)'),
+        (('model_args', 'n_layer'), 10**9, 'n_layer = 1000000000: must be at most 10000'),
         (('iter_num',), -1, 'iter_num = -1: must be between 0 and'),
         (('iter_num',), 1.5, 'iter_num = 1.5: must be of type int'),
         (('best_val_loss',), math.nan, 'best_val_loss = nan'),

@@ -284,6 +284,7 @@ def test_gutenberg_takes_little_memory(tmp_path, script):
     for name in names:
         (tmp_path / 'shared' / 'gutenberg' / name).symlink_to(real(f'gutenberg/{name}'))
     measure = f"""
+import os
 import re
 import sys
 import threading
@@ -296,10 +297,16 @@ def peak(pid):
         return int(re.search(r'VmHWM:\\s+(\\d+)', Path(f'/proc/{{pid}}/status').read_text())[1])
     except (OSError, TypeError):  # it has ended
         return 0
+def parent(pid):
+    try:
+        return int(Path(f'/proc/{{pid}}/stat').read_text().rpartition(')')[2].split()[1])
+    except (OSError, IndexError):
+        return 0
 def watch():
     while True:
-        for path in Path('/proc/self/task').glob('*/children'):
-            largest[0] = max([largest[0], *map(peak, path.read_text().split())])
+        for pid in [p.name for p in Path('/proc').iterdir() if p.name.isdigit()]:
+            if parent(pid) == os.getpid():
+                largest[0] = max(largest[0], peak(pid))
         time.sleep(0.05)
 if __name__ == '__main__':  # the recipe starts processes that read this file
     largest = [0]
