@@ -83,15 +83,8 @@ class TrainConfig(start.Keys, distill.Keys, rotate.Keys, logger.Keys, hardware.K
     lr_decay_iters: int = key(600000, 'step at which min_lr is reached; about max_iters', low=0)
     wsd_decay_iters: int = key(60000, 'wsd: length of the final linear decay', low=0)
     min_lr: float = key(6e-5, 'final learning rate; about learning_rate / 10', low=0)
-    GROUPS = (  # what --help shows first
-        'run and output',
-        'data',
-        'size of the model',
-        'optimizer',
-        'schedule of the learning rate',
-        'architecture',
-        'device and speed',
-    )
+    GROUPS = ('run and output', 'data', 'size of the model', 'optimizer', 'schedule of the learning rate', 'architecture',
+              'device and speed')  # what --help shows first  # fmt: skip
 
     @property
     def tokens_per_iter(self) -> int:
