@@ -345,6 +345,10 @@ def print_help(schema):
         print(f'\n{heading}' if heading else '')
         for f in fields:
             m, default = f.metadata, f.default if f.default is not None else 'none'
+            if isinstance(default, float):
+                default = f'{default:.4g}'
+            elif isinstance(default, str) and not default.isprintable():
+                default = ascii(default)
             choices = f' [{" | ".join(map(str, m["choices"]))}]' if m.get('choices') else ''
             print(f'  --{f.name}={default}  ({type_name(f.type)}) {m["help"]}{choices}')
 

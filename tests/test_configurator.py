@@ -291,3 +291,9 @@ def test_the_keys_of_the_deepest_model_are_judged_soon():
     t0 = time.time()
     assert cfg('--n_layer=10000', '--n_embd=12', '--linear=expanded').n_layer == 10_000
     assert time.time() - t0 < 5
+
+
+def test_help_shows_defaults_on_one_line_each(capsys):
+    with pytest.raises(SystemExit):
+        load(sample.SampleConfig, ['--help'])
+    assert "--start='\\n'  (" in capsys.readouterr().out
