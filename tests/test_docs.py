@@ -225,3 +225,11 @@ def test_make_run_tells_the_story_and_repeats_no_finished_run(clone):
     after = [p.stat().st_mtime_ns for p in logs]
     assert [a == b for a, b in zip(after, before)] == [True, False, True] and 'iter 0:' not in again
     assert again[again.index('At the shared rate') :] == said[said.index('At the shared rate') :]
+
+
+def test_every_promise_of_what_survives_names_a_test_that_is_there():
+    there = set()
+    for path in (ROOT / 'tests').rglob('test_*.py'):
+        there |= set(re.findall(r'^def (test_\w+)', path.read_text(), re.M))
+    named = re.findall(r'`(test_\w+)`', (ROOT / 'docs' / 'survives.md').read_text())
+    assert len(named) > 15 and not (gone := [n for n in named if n not in there]), gone
