@@ -35,6 +35,7 @@ Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the con
 """
 
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import os
@@ -215,10 +216,26 @@ class Comparison:
         if news or self.failed_write:
             self.write()
         if self.sources and not self.cfg.keep_checkpoints and not wanted(self.cfg, self.plans, self.records):
-            if not any(launch.holder(lock.parent) for lock in self.out.rglob('lock')):  # of another compare.py
+            if not any(launch.holder(lock.parent) for lock in self.out.rglob('lock')) and self.alone():
                 arms = {self.plans[i].arm for i in self.sources}
                 for name in [name for name, r in self.records.items() if r['arm'] in arms]:
                     drop(self.out / name)
+
+    def enter(self):
+        """Make the folder, and share a lock with every other compare.py that is at work on this comparison."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.lock = os.open(self.out / 'compare.lock', os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self.lock, fcntl.LOCK_SH)
+
+    def alone(self) -> bool:
+        """Whether no other compare.py is at work here, whose next run may start from a checkpoint of ours."""
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(self.lock, fcntl.LOCK_SH)
 
     def take(self, r: Run) -> bool:
         """Take in a run if it is over. Raises UserError if its folder belongs to a run of another kind."""
@@ -416,7 +433,7 @@ def compare(cfg):
     plans = make_plans(cfg)
     state = Comparison(cfg, plans)
     try:
-        state.out.mkdir(parents=True, exist_ok=True)
+        state.enter()
     except OSError as e:
         raise UserError(f'cannot make the folder {state.out} ({e.strerror}); choose another --out') from None
     published = root_path(PUBLISHED) / cfg.name
