@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import signal
 from types import SimpleNamespace
@@ -405,3 +406,17 @@ def test_the_logs_of_earlier_commands_show_their_figures():
     cut = report.shown(ROOT / 'results' / 'kronecker_gutenberg')
     assert '1158.9747' in cut and '3.7510' in cut and '9,830,400' in cut
     assert not json.loads((ROOT / 'results' / 'growth_small' / 'comparison.json').read_text())['claim']
+
+
+def test_a_compare_knows_whether_another_one_is_at_work_on_the_comparison(tmp_path):
+    """Only the last one drops the checkpoints of steps: the next run of another may start from them."""
+    first, second = (object.__new__(compare.Comparison) for _ in range(2))
+    for c in (first, second):
+        c.out = tmp_path
+    first.enter()
+    assert first.alone()
+    second.enter()
+    assert not first.alone() and not second.alone()
+    os.close(second.lock)
+    assert first.alone()
+    os.close(first.lock)

@@ -64,6 +64,7 @@ def test_queries_keys_and_values_are_three_matrices(kind):
     *_, (name, matrix) = layer.matrices().items()
     parts = matrix.unfold(dict(layer.named_parameters())[name])
     assert [p.size(1) for p in parts] == [32, 16, 16]
+    assert torch.equal(matrix.fold(parts), dict(layer.named_parameters())[name])
     model = tiny_gpt(linear='low_rank', linear_layers='attn')
     (name, member), *_ = Factors(
         model, path='materialised'
