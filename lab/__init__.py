@@ -1,6 +1,9 @@
 """
 Comparisons: from a config to runs, records, verdicts and pages.
 
+    comparison.py    the loop that makes the runs of a comparison
+    live.py          what a terminal shows meanwhile
+    timing.py        milliseconds per step of its arms
     plan.py          which runs a comparison consists of, what they cost, whether they match
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
