@@ -40,7 +40,7 @@ from dataclasses import dataclass
 
 from configurator import UserError, input_path, key, load, root_path, run
 from files import write
-from lab import report, tables
+from lab import protocol, report, tables
 from lab.comparison import OWN, PUBLISHED, compare
 from lab.plan import SCRIPTS
 from lab.records import SWEEP
@@ -63,16 +63,34 @@ class CompareConfig:
         '', "what evaluate.py measures of the runs that decide: 'wikitext2,lambada --limit=100'; empty: nothing"
     )
     sizes: dict | None = key(None, "{name: '--flags'}: every arm at every size; four or more give scaling laws")
-    seeds: int = key(3, 'seeds 1, 2, ... that decide', low=1, high=SWEEP)
+    seeds: int = key(
+        12,
+        'the plan: at most so many of the seeds 1, 2, ... that decide; looks at 4, 6, 8, ... of them',
+        low=1,
+        high=SWEEP,
+    )
+    looks: bool = key(
+        True,
+        'judge by docs/protocol.md; false: the rate of the lowest mean and all seeds at once, for comparisons from before it',
+    )
     learning_rates: tuple | dict = key(
         (), "rates to sweep, for all arms or {arm: rates}, or {arm or step: 'arm'} to take its rate; none: the config's"
     )
-    sweep_seeds: int = key(2, 'seeds per rate of the sweep, other ones than those that decide', low=1)
+    sweep_seeds: int = key(3, 'seeds per rate of the sweep, other ones than those that decide', low=1)
     extend: int = key(2, 'rates to add where the best one is on the edge of the sweep', low=0)
-    metric: str = key('val_loss', 'key of the logged evaluations; lower is better')
+    metric: str = key(
+        'val_loss', 'key of the logged evaluations; lower is better; where its two halves were logged, val_a and val_b'
+    )
+    center: str = key(
+        'mean',
+        'what stands for the seeds: median for errors with two humps, log for ratios (worth is a share then)',
+        choices=('mean', 'median', 'log'),
+    )
     at: str = key('last', 'the last evaluation, or the best one of each run', choices=('last', 'best'))
     worth: float = key(0.01, 'the smallest gain in the metric that would matter', above=0)
-    target: float | None = key(None, 'metric to which speed is compared; none: the worst figure of all runs')
+    targets: tuple | dict = key(
+        (), 'figures set before the runs: how many times sooner is each reached? With sizes {size: figures}'
+    )
     match: str = key('tokens', 'what arms have in common', choices=('params', 'flops', 'tokens', 'time'))
     mismatch: dict | None = key(None, "{arm: 'reason'} for arms that are off by more than 1%, or see other data")
     bench: bool = key(True, 'train.py: time the steps of all arms, alone and in turns, before the runs')
@@ -110,6 +128,10 @@ class CompareConfig:
             if not isinstance(name, str) or not name or set(name) & set('/@ |{}'):
                 found.append(f"arms, steps, sizes: '{name}': must be a text without space, /, @, | or braces")
         found += [f'steps: {name}: is an arm as well; choose another name' for name in self.steps if name in self.arms]
+        if self.looks and 0 < self.seeds < protocol.FIRST:
+            found.append(f'seeds = {self.seeds}: the first look is at {protocol.FIRST} seeds; more, or looks = False')
+        if self.looks and self.learning_rates and self.sweep_seeds < 3:
+            found.append(f'sweep_seeds = {self.sweep_seeds}: a rate is chosen by 3 seeds or more; or looks = False')
         if self.sizes and self.horizons:
             found.append('horizons: not together with sizes; name each length as a size')
         for shares in self.horizons.values() if isinstance(self.horizons, dict) else [self.horizons]:

@@ -16,7 +16,7 @@ import checkpoint
 import evaluate
 from configurator import ROOT, UserError, load, root_path
 from files import write_json
-from lab import launch, records, report, timing
+from lab import launch, records, report, timing, verdicts
 from lab.live import Live
 from lab.plan import Missing, Plan, Run, check_match, difference, flags, make_plans, settings, wanted
 from lab.records import REFERENCE
@@ -37,6 +37,7 @@ class Comparison:
         names = {n for p in plans for n in p.refers_to}
         self.sources = {i for i, p in enumerate(plans) if p.arm.removeprefix('steps/') in names}
         self.there = {}  # run: its checkpoint, which others may start from
+        self.rules = {}  # size: what a claim will need, in words
 
     def wanted(self) -> list[Run]:
         """What can be started now: missing runs, or where their checkpoints are not there the runs that make these."""
@@ -45,6 +46,10 @@ class Comparison:
 
     def ready(self) -> list[Run]:
         missing, found = Missing(self.cfg, self.plans, self.records), {}
+        for size, (figures, arms) in missing.sigma.items():
+            if size not in self.rules:  # said before any seed that decides about an arm is started
+                self.rules[size] = verdicts.rule(vars(self.cfg), figures, arms, f' at {size}' if size else '')
+                self.say(self.rules[size])
 
         def visit(r: Run):
             absent = [n for n in missing.needs(r) if n is None or n.name not in self.there]
@@ -258,6 +263,8 @@ def compare(cfg):
         if cfg.match == 'time':
             check_match(cfg, plans, ms)
     described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
+    if cfg.looks and (planned := earlier_plan(state.folder)) not in (None, cfg.seeds):
+        print(f'NOTE: the plan was seeds = {planned}; where it is changed after a look, 5% is no promise any more')
     write_json(state.folder / 'comparison.json', described | dict(command=said()))
 
     failed = launch.run_all(state.jobs, state.done, state.start(engine), jobs, Live(state))
@@ -278,8 +285,17 @@ def compare(cfg):
         sys.exit(1)
 
 
-KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'learning_rates', 'sweep_seeds', 'metric', 'at',
-        'worth', 'target', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks')  # fmt: skip
+KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'sweep_seeds', 'metric',
+        'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks')  # fmt: skip
+
+
+def earlier_plan(folder: Path) -> int | None:
+    """The seeds that an earlier call planned with, once there are runs."""
+    try:
+        c = json.loads((folder / 'comparison.json').read_text())
+    except (OSError, ValueError):
+        return None
+    return c.get('seeds') if c.get('looks') and records.read_records(folder) else None
 
 
 def said() -> str:

@@ -9,9 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from lab import tables
+from lab import verdicts
 from lab.plan import wanted
-from lab.records import SWEEP
 
 
 class Live:
@@ -36,18 +35,21 @@ class Live:
         missing = {*wanted(c.cfg, c.plans, c.records), *c.ready()}
         for i, p in enumerate(c.plans):
             over = [r for r in c.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
-            chosen = tables.choose(over, c.cfg.metric, c.cfg.at) if p.is_arm else None
-            deciding = [r for r in over if chosen and r['seed'] <= SWEEP and r['lr'] == chosen[0]]
-            figures = [tables.value(r, c.cfg.metric, c.cfg.at) for r in deciding]
+            chosen = verdicts.rate(vars(c.cfg), c.records, p.arm, p.size) if p.is_arm else None
+            decided = verdicts.figures(vars(c.cfg), c.records, p.arm, p.size)[1] if chosen else {}
+            figures = list(decided.get(chosen.lr, {}).values()) if chosen else []
             rows.append(
                 f'{p.name:24} {len(over):3} over, {sum(r.plan == i for r in missing):3} known to come'
-                + (f', best rate so far {chosen[0]:g}' if chosen and len(chosen[2]) > 1 else '')
+                + (f', best rate so far {chosen.lr:g}' if chosen and len(chosen.means) > 1 else '')
                 + (f', {c.cfg.metric} {sum(figures) / len(figures):.4f} (n={len(figures)})' if figures else '')
             )
         for name in running:
             rows.append(f'  {name:30} {last_line(c.out / name)}')
         minutes, seconds = divmod(int(time.time() - self.t0), 60)
-        return '\n'.join([*rows, f'{minutes}:{seconds:02} running' + (f'; {c.failed_write}' if c.failed_write else '')])
+        rules = [line for text in c.rules.values() for line in text.splitlines()]
+        return '\n'.join(
+            [*rules, *rows, f'{minutes}:{seconds:02} running' + (f'; {c.failed_write}' if c.failed_write else '')]
+        )
 
 
 def last_line(folder: Path) -> str:

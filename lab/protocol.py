@@ -116,8 +116,9 @@ def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
 
 def halves(evaluations: dict, metric: str = 'val_loss') -> tuple[str, str]:
     """(key that chooses rates and evaluations, key that is reported) of a record's evaluations; both the metric itself
-    where its halves were not logged."""
-    return ('val_a', 'val_b') if metric == 'val_loss' and {'val_a', 'val_b'} <= set(evaluations) else (metric, metric)
+    where its halves were not logged. An error has its test set as the second one (toys/mnist.py)."""
+    pair = dict(val_loss=('val_a', 'val_b'), val_error=('val_error', 'test_error')).get(metric, (metric, metric))
+    return pair if set(pair) <= set(evaluations) else (metric, metric)
 
 
 def figure(evaluations: dict, chooses: str, reports: str, at: str = 'last') -> float:
