@@ -320,7 +320,9 @@ def p_text(v: Verdict) -> str:
 
 def waits(v: Verdict) -> str:
     """Why a verdict is undecided, and what would decide."""
-    return '; '.join(w for w in (v.note, f'about {v.more} more seeds would decide' if v.more else '') if w)
+    return '; '.join(
+        w for w in (v.note, f'about {v.more} more seed{"s" * (v.more != 1)} would decide' if v.more else '') if w
+    )
 
 
 def sentence(c: dict, x: Cell, base: Cell) -> str:

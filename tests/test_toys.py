@@ -201,7 +201,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     cfg = compare.CompareConfig(
         arms=dict(scratch='', grown='--method=onehot'), common=' '.join(QUICK['letter_counting']), name='c', seeds=2,
         learning_rates=dict(scratch=(1e-2, 2e-2)), sweep_seeds=1, extend=0,
-        script='toys/letter_counting.py', cluster='none', jobs=2, bench=False, metric='val_error',
+        script='toys/letter_counting.py', cluster='none', jobs=2, bench=False, metric='val_error', looks=False,
         results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
     )  # fmt: skip
     compare.compare(cfg)
@@ -212,7 +212,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     shutil.rmtree(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')
     compare.compare(cfg)  # trains that seed only
     c, found = tables.load(tmp_path / 'results' / 'c')
-    assert [x.mean.n for x in found] == [2, 2] and found[1].diff.n == 2
+    assert [x.mean.n for x in found] == [2, 2] and found[1].verdict.n == 2
     last = evals(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')[-1]
     assert found[1].values[2] == last['val_error'] and found[1].cost['flops'] == last['flops']
     assert [[r['facts']['seeds_at_once'] for r in x.runs.values()] for x in found] == [[2, 2], [2, 1]]
