@@ -281,12 +281,11 @@ class Missing:
         found = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][lr]
         self.sigma[size] = [found[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others)
         self.check(base)
-        looks, done = protocol.looks_to(self.cfg.seeds), []
-        for i, v in zip(others, verdicts.judged(self.c, self.records, size, rates).values()):
-            n = verdicts.next_look(v, looks)
-            if self.rate(i) is None:
-                continue
-            if all([self.seeds(i, n), self.seeds(base, max(n, protocol.SIGMA_SEEDS)), self.check(i)]):
+        found, done = verdicts.judged(self.c, self.records, size, rates), []
+        for i, n in zip(others, verdicts.next_looks(found, protocol.looks_to(self.cfg.seeds)).values()):
+            if self.rate(i) is not None and all(
+                [self.seeds(i, n), self.seeds(base, max(n, protocol.SIGMA_SEEDS)), self.check(i)]
+            ):
                 done.append(i)
         return [base, *done] if len(done) == len(others) else done
 

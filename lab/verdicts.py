@@ -136,11 +136,15 @@ def verdicts(c: dict, records: dict, size: str, rates: dict) -> dict:
     }
 
 
-def next_look(v, looks: tuple) -> int:
-    """Seeds that an arm with this verdict (of judged) shall have: as many as it was judged by, or those of the next look."""
-    if v.word != protocol.UNDECIDED:
-        return v.n
-    return next((n for n in looks if n > v.n), looks[-1]) if v.how else looks[0]
+def next_looks(found: dict, looks: tuple) -> dict:
+    """{arm: seeds it shall have} given its verdict of judged: as many as it was judged by if it has a word, else those of
+    the next look. Arms wait for each other there: Holm's method makes the word of one depend on the others, and it shall
+    not depend on whose runs end first."""
+    seen = {arm: v.n if v.how else 0 for arm, v in found.items()}
+    first = min((seen[arm] for arm, v in found.items() if v.word == protocol.UNDECIDED), default=0)
+    further = next((n for n in looks if n > first), looks[-1])
+    waits = lambda arm, v: v.word != protocol.UNDECIDED or seen[arm] > first
+    return {arm: v.n if waits(arm, v) else further for arm, v in found.items()}
 
 
 def rule(c: dict, base: list, arms: int, where: str = '') -> str:

@@ -60,7 +60,7 @@ def train(cfg):
         facts |= dict(transfer=dict(flops=flops, growing=0.5, source=source))
     (out / 'manifest.json').write_text(json.dumps(facts))
     noise = random.Random(cfg.seed_data).gauss(0, cfg.shared)  # of the seed, the same in every arm
-    own = random.Random(f'{cfg.seed_data} {cfg.level}').gauss(0, cfg.own)
+    own = random.Random(f'{cfg.seed_data} {cfg.level} {cfg.learning_rate}').gauss(0, cfg.own)
     end = level + noise + own + 0.1 * math.log(cfg.learning_rate / cfg.best_rate) ** 2
     with open(out / 'metrics.jsonl', 'w') as f:
         for i in range(cfg.max_iters + 1):
