@@ -53,6 +53,18 @@ def test_seeds_at_once_train_as_each_does_alone(tmp_path, monkeypatch, flags):
     assert a[-1]['val_loss'] < a[0]['val_loss'] and a[-1]['val_loss'] != other[-1]['val_loss']
 
 
+def test_images_that_are_kept_back_are_not_trained_on_and_have_figures_of_their_own(tmp_path, monkeypatch, fails):
+    x, y, xt, yt = mnist.images('digits')
+    trained(mnist, MnistConfig, tmp_path / 'a', '--held_out=100', '--seeds=1,2')
+    last = evals(tmp_path / 'a' / 's1')[-1]
+    assert {'val_loss', 'val_error', 'test_loss', 'test_error'} <= set(last) and last['val_error'] != last['test_error']
+    monkeypatch.setattr(mnist, 'images', lambda dataset: (x, torch.cat([y[:-100], (y[-100:] + 1) % 10]), xt, yt))
+    trained(mnist, MnistConfig, tmp_path / 'b', '--held_out=100', '--seeds=1,2')
+    other = evals(tmp_path / 'b' / 's1')[-1]  # other labels there change what is measured there, and nothing else
+    assert other['test_loss'] == last['test_loss'] and other['val_loss'] > last['val_loss']
+    fails(lambda: load(MnistConfig, ['--held_out=1297']), 'held_out', 'at most')
+
+
 @pytest.mark.parametrize('net', ['cnn', 'mlp', 'letters'])
 def test_gradients_lie_in_memory_as_their_parameters(net):
     """A fused optimizer, as it is used on a GPU, refuses any other."""

@@ -267,7 +267,7 @@ def test_savings_at_the_loss_an_arm_ends_with():
 def test_what_evaluate_measured_is_in_the_table():
     figures = {'wikitext2': dict(figures=dict(ppl_token=12.5, nats=1.0))}
     tasks = dict(RACE[0], run='tasks/scratch', arm='tasks/scratch', tasks=figures)
-    c = dict(arms=dict(scratch=''), metric='val_loss', at='last', match='tokens', tasks='wikitext2')
+    c = dict(arms=dict(scratch=''), metric='val_loss', at='last', match='tokens', tasks='wikitext2', worth=0.01)
     found = tables.cells(c, {r['run']: r for r in (RACE[0], tasks)}, [])
     assert found[0].tasks['wikitext2', 'ppl_token'].value == 12.5 and len(found[0].tasks) == 1
     assert costs.cost_table(c, found).splitlines()[-1].split() == ['scratch', '12.5000']
