@@ -74,7 +74,8 @@ class CompareConfig:
         'judge by docs/protocol.md; false: the rate of the lowest mean and all seeds at once, for comparisons from before it',
     )
     learning_rates: tuple | dict = key(
-        (), "rates to sweep, for all arms or {arm: rates}, or {arm or step: 'arm'} to take its rate; none: the config's"
+        (),
+        "rates to sweep, for all arms or {arm: rates}, or {arm or step: 'arm'} to take its rate; ARM@SIZE on either side; none: the config's",
     )
     sweep_seeds: int = key(3, 'seeds per rate of the sweep, other ones than those that decide', low=1)
     extend: int = key(2, 'rates to add where the best one is on the edge of the sweep', low=0)
@@ -91,7 +92,11 @@ class CompareConfig:
     targets: tuple | dict = key(
         (), 'figures set before the runs: how many times sooner is each reached? With sizes {size: figures}'
     )
-    match: str = key('tokens', 'what arms have in common', choices=('params', 'flops', 'tokens', 'time'))
+    match: str = key(
+        'tokens',
+        "what arms have in common; with flops an arm without --max_iters trains until it has used the baseline's",
+        choices=('params', 'flops', 'tokens', 'time'),
+    )
     mismatch: dict | None = key(None, "{arm: 'reason'} for arms that are off by more than 1%, or see other data")
     bench: bool = key(True, 'train.py: time the steps of all arms, alone and in turns, before the runs')
     cluster: str = key(
@@ -100,6 +105,7 @@ class CompareConfig:
         ' runs of seconds; slurm submits a job for each (submitit); none: the old name of local',
         choices=('local', 'slurm', 'none', 'pool'),
     )
+    only: str = key('', 'what to run now: arms, sizes or ARM@SIZE, separated by commas; empty: everything')
     jobs: int = key(0, 'runs at once; 0: 4 per GPU (small runs leave it idle), or one per CPU core up to 8', low=0)
     minutes: int = key(240, 'time limit of a run under Slurm', low=1)
     partition: str = key('', 'of Slurm')
@@ -137,13 +143,20 @@ class CompareConfig:
         for shares in self.horizons.values() if isinstance(self.horizons, dict) else [self.horizons]:
             if not isinstance(shares, tuple | list) or not all(isinstance(h, int | float) and h > 0 for h in shares):
                 found.append(f'horizons: {shares!r}: must be shares of max_iters in a tuple, such as (0.5, 1)')
+        cells = {*self.arms, *self.sizes, *(f'{arm}@{size}' for arm in self.arms for size in self.sizes)}
+        if odd := {w.strip() for w in self.only.split(',') if w.strip()} - cells:
+            found.append(f'only: {", ".join(sorted(odd))}: no such arm or size; there is: {", ".join(sorted(cells))}')
         if '/' in self.name or self.name in ('.', '..'):
             found.append(f"name = '{self.name}': must be the name of a folder, without /")
         for field in ('learning_rates', 'mismatch', 'horizons'):
-            there = [*self.arms, *(self.steps if field == 'learning_rates' else ())]
+            there = [*self.arms]
+            if field == 'learning_rates':
+                there += [*self.steps, *(f'{arm}@{size}' for arm in self.arms for size in self.sizes)]
             given = getattr(self, field)
             if isinstance(given, dict) and (odd := [a for a in given if a not in there]):
-                found.append(f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join(there)}')
+                found.append(
+                    f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join([*self.arms, *self.steps])}'
+                )
         return found
 
 

@@ -18,7 +18,7 @@ from configurator import ROOT, UserError, load, root_path
 from files import write_json
 from lab import launch, records, report, timing, verdicts
 from lab.live import Live
-from lab.plan import Missing, Plan, Run, check_match, difference, flags, make_plans, settings, wanted
+from lab.plan import Missing, Plan, Run, at_equal_flops, check_match, difference, flags, make_plans, settings, wanted
 from lab.records import REFERENCE
 
 OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
@@ -221,7 +221,7 @@ def drop(folder: Path):
 
 
 def compare(cfg):
-    plans = make_plans(cfg)
+    plans = at_equal_flops(cfg, make_plans(cfg))
     state = Comparison(cfg, plans)
     try:
         state.enter()
@@ -300,5 +300,5 @@ def earlier_plan(folder: Path) -> int | None:
 
 def said() -> str:
     """The command without the flags that say where it ran."""
-    where = ('--cluster', '--jobs', '--minutes', '--partition', '--results', '--out', '--keep')
+    where = ('--cluster', '--jobs', '--only', '--minutes', '--partition', '--results', '--out', '--keep')
     return shlex.join(['python', 'compare.py', *(a for a in sys.argv[1:] if not a.startswith(where))])

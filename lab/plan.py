@@ -7,6 +7,7 @@ training like an arm's, or a command of transfer.py. A step that several arms sh
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -168,18 +169,50 @@ def costs(plan: Plan) -> dict:
         return plan.module.costs(plan.cfg)
     if not plan.trains:
         return dict(params=0, flops=0, tokens=0)
-    from lab import match
     from tokens import loader
 
     loader.prepare(plan.cfg.dataset)  # once, before many runs would
     tokens = math.prod(getattr(plan.cfg, k) for k in ('max_iters', *PER_STEP))
     if not plan.known:
         return dict(tokens=tokens)
-    cfg = load(match.MatchConfig, plan.argv)
+    params, flops = of_shapes(tuple(a for a in plan.argv if not a.startswith(tuple(f'--{k}=' for k in LENGTH))))
+    return dict(params=params, flops=tokens * flops, tokens=tokens)
+
+
+@functools.cache
+def of_shapes(argv: tuple) -> tuple[int, float]:
+    """(parameters, FLOPs per token) of a config."""
+    from lab import match
+    from tokens import loader
+
+    cfg = load(match.MatchConfig, list(argv))
     if not cfg.vocab_size:
         cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
-    per_token, params = (match.cost(dataclasses.replace(cfg, match=axis), None) for axis in ('flops', 'params'))
-    return dict(params=params, flops=tokens * per_token, tokens=tokens)
+    params, flops = (match.cost(dataclasses.replace(cfg, match=axis), None) for axis in ('params', 'flops'))
+    return params, flops
+
+
+LENGTH = ('max_iters', 'lr_decay_iters', 'warmup_iters')
+
+
+def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
+    """With match = 'flops' an arm whose text has no --max_iters trains until it has used the baseline's FLOPs. Its decay
+    has the baseline's share of the iterations, and so has its warmup, in whole percent; all are rounded down."""
+    if cfg.match != 'flops' or cfg.horizons:
+        return plans
+    found = []
+    for p in plans:
+        base = next((q for q in plans if q.is_arm and q.size == p.size), plans[0])
+        both = [costs(q).get('flops') for q in (base, p)] if p.is_arm else [None]
+        if None in both or p.arm == base.arm or '--max_iters=' in cfg.arms[p.arm]:
+            found.append(p)
+            continue
+        iters = int(both[0] * p.cfg.max_iters / both[1] + 1e-9)
+        share = lambda k, base=base: getattr(base.cfg, k, 0) / base.cfg.max_iters
+        lengths = (iters, int(iters * share('lr_decay_iters')), int(iters * round(share('warmup_iters'), 2)))
+        argv = [*p.argv, *(f'--{k}={n}' for k, n in zip(LENGTH, lengths) if hasattr(p.cfg, k))]
+        found.append(dataclasses.replace(p, argv=argv, cfg=load(type(p.cfg), argv)))
+    return found
 
 
 def check_match(cfg, plans: list[Plan], ms: dict):
@@ -230,7 +263,7 @@ def rates(cfg, plan: Plan) -> list[float] | str:
     name = plan.arm.removeprefix('steps/')
     given = cfg.learning_rates
     if isinstance(given, dict):
-        given = given.get(name, ())
+        given = given.get(plan.name, given.get(name, ()))
     elif not plan.is_arm:
         given = ()
     if isinstance(given, str):
@@ -310,8 +343,10 @@ class Missing:
         return Run(i, lr, seed, run_name(p.arm, p.size, lr, seed))
 
     def over(self, i: int, lr: float, seeds) -> bool:
-        absent = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records]
-        self.runs |= {r.name: r for r in absent}
+        absent, p = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records], self.plans[i]
+        only = [w.strip() for w in self.cfg.only.split(',') if w.strip()]
+        if not only or not p.is_arm or {p.arm, p.size, p.name} & set(only):
+            self.runs |= {r.name: r for r in absent}
         return not absent
 
     def rate(self, i: int) -> float | None:
@@ -327,9 +362,13 @@ class Missing:
     def choose(self, i: int) -> Rate | None:
         cfg, p = self.cfg, self.plans[i]
         given = rates(cfg, p)
-        same = lambda arm: [j for j, q in enumerate(self.plans) if q.arm == arm and (q.size == p.size or not cfg.sizes)]
+        same = lambda arm: [  # arm may be a cell, ARM@SIZE
+            j
+            for j, q in enumerate(self.plans)
+            if (q.arm == arm and (q.size == p.size or not cfg.sizes)) or (q.name == arm and q.is_arm)
+        ]
         if isinstance(given, str):
-            if given == p.arm or not same(given):
+            if same(given) in ([], [i]):
                 raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
             lr = self.rate(same(given)[0])
             return lr and verdicts.given_rate(lr)

@@ -14,7 +14,7 @@ import statistics
 from configurator import UserError
 from lab import protocol
 from lab.rates import Rate, choose_rate
-from lab.records import SWEEP
+from lab.records import SWEEP, cell_name
 
 
 def halves(c: dict, records: dict) -> tuple[str, str]:
@@ -53,8 +53,11 @@ def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
     """The rate of an arm by its sweep, by that of the arm named in learning_rates, or the only one it has; None without
     runs. Where arms have several horizons the sweep is that of the longest."""
     given = c.get('learning_rates') or {}
-    if c.get('looks') and isinstance(given, dict) and isinstance(given.get(arm), str):
-        return rate(c, records, given[arm], size)
+    given = given.get(cell_name(arm, size), given.get(arm)) if isinstance(given, dict) else None
+    if c.get('looks') and isinstance(given, str):
+        other, _, at = given.partition('@')
+        found = rate(c, records, other, at or size)
+        return found and given_rate(found.lr)
     sweep, deciding = figures(c, records, arm, size)
     if not sweep and c.get('horizons'):
         others = {r['size'] for r in records.values() if r['arm'] == arm and r['seed'] > SWEEP}

@@ -2,16 +2,18 @@
 whole loop of compare.py."""
 
 import collections
+import dataclasses
 import math
 
 import fake_train
 import numpy as np
 import pytest
+from conftest import TINY
 from fakes import fake_script, found_cells, make_config  # noqa: F401
 
 import compare
 from configurator import load
-from lab import launch, protocol, records, report, tables, verdicts
+from lab import launch, plan, protocol, records, report, tables, verdicts
 from lab.records import SWEEP
 
 ARMS = dict(
@@ -248,3 +250,42 @@ def test_what_is_printed_before_the_runs_says_when_the_plan_is_too_small():
     assert 'No number of seeds' in verdicts.rule(c, list(rng.normal(2, 0.5, 8)), 3)
     assert 'there is no sigma' in verdicts.rule(c, [2.0] * 7 + [math.inf], 3)
     assert 'ranks decide' in verdicts.rule(c | dict(center='median'), list(rng.normal(2, 0.5, 8)), 3)
+
+
+def test_arms_stop_by_themselves_at_the_flops_of_the_baseline(judged, launcher, tmp_path):
+    """A step of the wide fake costs twice as much; what an arm says itself stays."""
+    arms = dict(base='', wide='--batch_size=8 --level=1.5', odd='--batch_size=3', own='--batch_size=8 --max_iters=5')
+    apart = dict.fromkeys(('wide', 'odd', 'own'), 'other batches, a test')
+    cfg = judged(arms=arms, learning_rates=(), match='flops', mismatch=apart)
+    compare.compare(cfg)
+    x = found_cells(tmp_path)
+    lasts = {name: next(iter(cell.runs.values()))['eval']['iter'][-1] for name, cell in x.items()}
+    assert lasts == dict(base=10, wide=5, odd=13, own=5) and x['wide'].cost['flops'] == x['base'].cost['flops']
+    count = len(launcher.runs)
+    compare.compare(dataclasses.replace(cfg, arms=cfg.arms | dict(wide='--batch_size=8 --level=1.5 --max_iters=5')))
+    assert len(launcher.runs) == count  # the same runs, whoever names the number
+
+
+def test_warmup_and_decay_keep_their_share_of_the_iterations():
+    base = ' '.join([*TINY, '--max_iters=1041', '--lr_decay_iters=1041', '--warmup_iters=52'])
+    cfg = compare.CompareConfig(common=base, arms=dict(base='', low='--linear=low_rank'), match='flops')
+    dense, low = plan.at_equal_flops(cfg, plan.make_plans(cfg))
+    flops = [plan.costs(p)['flops'] / p.cfg.max_iters for p in (dense, low)]
+    assert low.cfg.max_iters == math.floor(1041 * flops[0] / flops[1]) != 1041
+    assert low.cfg.lr_decay_iters == low.cfg.max_iters and low.cfg.warmup_iters == math.floor(0.05 * low.cfg.max_iters)
+
+
+def test_a_part_may_be_run_first_and_rates_may_come_from_another_size(judged, launcher, tmp_path):
+    sizes = dict(small='', large='--level=1.5')
+    arms = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --best_rate=0.015')
+    rates = dict(base=GRID, arm=GRID) | {f'{a}@large': f'{a}@small' for a in ('base', 'arm')}
+    cfg = judged(arms=arms, sizes=sizes, learning_rates=rates, only='base@small')
+    compare.compare(cfg)
+    assert {n.split('/')[0] for n in launcher.runs} == {'base@small'}
+    compare.compare(dataclasses.replace(cfg, only='small'))
+    assert {n.split('/')[0] for n in launcher.runs} == {'base@small', 'arm@small'}
+    compare.compare(dataclasses.replace(cfg, only=''))
+    x = found_cells(tmp_path)
+    assert x['arm@large'].lr == x['arm@small'].lr == pytest.approx(0.015, rel=0.15)
+    assert not [n for n in launcher.runs if '@large' in n and int(n.split('/s')[-1]) > SWEEP]  # no sweep there
+    assert any('nobody: no such arm' in p for p in dataclasses.replace(cfg, only='nobody').problems())
