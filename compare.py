@@ -1,7 +1,8 @@
 """
-Compare ways to train: many runs at matched cost, each arm at its own best learning rate, with 95% intervals.
+Compare ways to train: many runs at matched cost, each arm at its own best learning rate, and a word for each arm
+(docs/protocol.md).
 
-    python compare.py config/compare/expansion.py --seeds=5             runs what is missing, then table, plots, page
+    python compare.py config/compare/expansion.py                        runs what is missing, then table, plots, page
     python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
     python compare.py config/compare/growth_tiny.py                      arms with preparing steps, on a CPU
     python compare.py --show=results/growth_small                        only the tables, from the logs
@@ -10,7 +11,8 @@ Compare ways to train: many runs at matched cost, each arm at its own best learn
 
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
 the same order and the same start in every arm. With learning_rates each arm is first trained at each of these rates, on
-random seeds that are used for nothing else; then its best rate is trained on the seeds that decide. After an
+random seeds that are used for nothing else, and a parabola gives its rate. The baseline is trained with eight seeds, and
+what a claim will need is printed. Then each arm gets 4, 6, 8, ... seeds until its word is certain. After an
 interruption run the same command again. It keeps finished runs (in out/compare/ or in out/results/<name>/metrics.jsonl,
 so on another machine, too) and resumes the others. What the command leaves in out/results/ is yours. To publish it,
 move it to results/<name>, where --report and --check look, or go on there with --results=results.

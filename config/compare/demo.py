@@ -19,5 +19,6 @@ learning_rates = (1.5e-3, 3e-3, 6e-3)
 sweep_seeds = 3
 extend = 1
 seeds = 6
+worth = 0.05
 match = 'tokens'
 cluster = 'pool'  # runs of seconds
