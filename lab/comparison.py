@@ -168,7 +168,7 @@ class Comparison:
     def command(self, folder: Path, runs: list[Run]) -> list[str]:
         r = runs[0]
         p = self.plans[r.plan]
-        needed = Missing(self.cfg, self.plans, self.records).needs(r)
+        needed = Missing(self.cfg, self.plans, self.records).needs(r) if p.refers_to else []
         paths = {name: str(self.checkpoint(n)) for name, n in zip(p.refers_to, needed)}
         argv = [REFERENCE.sub(lambda m: paths[m[1]], a) for a in self.argv(r)]
         out = {'transfer.py': f'--out={folder}/ckpt.pt', 'evaluate.py': f'--out={folder}/eval.json'}

@@ -32,11 +32,12 @@ class Live:
 
     def text(self, running: dict) -> str:
         c, rows = self.c, []
+        settings = vars(c.cfg) | dict(halves=verdicts.halves(vars(c.cfg), c.records))
         missing = {*wanted(c.cfg, c.plans, c.records), *c.ready()}
         for i, p in enumerate(c.plans):
             over = [r for r in c.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
-            chosen = verdicts.rate(vars(c.cfg), c.records, p.arm, p.size) if p.is_arm else None
-            decided = verdicts.figures(vars(c.cfg), c.records, p.arm, p.size)[1] if chosen else {}
+            chosen = verdicts.rate(settings, c.records, p.arm, p.size) if p.is_arm else None
+            decided = verdicts.figures(settings, c.records, p.arm, p.size)[1] if chosen else {}
             figures = list(decided.get(chosen.lr, {}).values()) if chosen else []
             rows.append(
                 f'{p.name:24} {len(over):3} over, {sum(r.plan == i for r in missing):3} known to come'

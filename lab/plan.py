@@ -294,7 +294,7 @@ class Missing:
 
     def __init__(self, cfg, plans: list[Plan], records: dict):
         self.cfg, self.plans, self.records, self.runs, self.chosen = cfg, plans, records, {}, {}
-        self.c = vars(cfg)
+        self.c = vars(cfg) | dict(halves=verdicts.halves(vars(cfg), records))
         self.sigma = {}  # size: (figures of the baseline's first seeds, number of arms), once they are there
         for size in dict.fromkeys(p.size for p in plans if p.is_arm):
             arms = [i for i, p in enumerate(plans) if p.is_arm and p.size == size]

@@ -101,6 +101,7 @@ def per_iter(facts: dict, ms: float | None, axis: str) -> float:
 
 def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
     """All arms and sizes of comparison c that have runs to judge, in order; the first arm is the baseline."""
+    c = c | dict(halves=verdicts.halves(c, records))
     found, arms, sizes = [], list(c['arms']), list(c.get('sizes') or ())
     known = {(r['arm'], r['size']): None for r in records.values() if r['arm'] in arms}
     order = lambda k: (

@@ -352,7 +352,15 @@ def test_every_comparison_config_loads():
 @pytest.mark.slow
 def test_an_interrupted_comparison_of_real_runs_goes_on_exactly(tmp_path, run_train):
     """One run of train.py through compare.py, resumed from its checkpoint, ends where an uninterrupted one does."""
-    keys = dict(seeds=1, jobs=1, cluster='pool', bench=False, results=str(tmp_path / 'results'), keep_checkpoints=True)
+    keys = dict(
+        seeds=1,
+        looks=False,
+        jobs=1,
+        cluster='pool',
+        bench=False,
+        results=str(tmp_path / 'results'),
+        keep_checkpoints=True,
+    )
     tiny = ' '.join(TINY)
     cfg = compare.CompareConfig(
         arms=dict(a=tiny, b=tiny + ' --linear=expanded'), name='c', out=str(tmp_path / 'out'), **keys

@@ -378,7 +378,7 @@ common = {' '.join([*TINY, '--max_iters=2', '--eval_interval=2'])!r}
 _cut = 'transfer.py factorize --checkpoint={{source}} --linear=kronecker --kronecker_shape=64,16'
 steps = dict(source='--max_iters=4', cut=_cut + ' --distill_iters=2')
 arms = dict(dense='--init_from={{source}}', cut_='--init_from={{cut}} --distill_from={{source}}')
-seeds, bench, tasks, cluster, jobs, worth = 1, False, 'val --limit=2', 'pool', 2, 1
+seeds, looks, bench, tasks, cluster, jobs, worth = 1, False, False, 'val --limit=2', 'pool', 2, 1
 """)
     args = ['c.py', f'--results={tmp_path}/results', f'--out={tmp_path}/out']
     first = script('compare.py', *args).stdout
