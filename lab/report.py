@@ -43,8 +43,8 @@ comparison's config. The word is read off the effect's interval:
 
 [a, b] is always such an interval: all intervals of a comparison hold together with 95%. p is of the hypothesis that there
 is no difference, corrected for the number of arms. ± is always the standard deviation over seeds. The rules and the
-reasons are in [docs/protocol.md](docs/protocol.md). Comparisons from before these rules are judged anew by their logs; a
-line below their table says what they lack.
+reasons are in [docs/protocol.md](docs/protocol.md). °: a comparison from before these rules, judged anew by its logs; a line
+below its table says what it lacks.
 """
 
 
