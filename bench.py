@@ -60,7 +60,7 @@ def main():
             raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
-    device = hardware.choose_device(bench.device)
+    device = hardware.choose_device(bench.device, bench.deterministic)
     torch._dynamo.config.recompile_limit = max(64, 4 * len(arms))  # the arms share the code of forward
     timed = [Arm(a, c, device, bench.warmup) for a, c in zip(arms, configs)]
     for _ in range(bench.rounds):

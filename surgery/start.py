@@ -221,7 +221,8 @@ def take_model_keys(cfg, ckpt: dict, path, quiet=False):
 def source(cfg, small):
     """Of a run whose transfer_from is a config, `small`: (cfg that grows the checkpoint of small, the config that trains
     that first, or None where that has been done)."""
-    small = dataclasses.replace(small, device=cfg.device, backend=cfg.backend, compile=cfg.compile)
+    machine = dict(device=cfg.device, backend=cfg.backend, compile=cfg.compile, deterministic=cfg.deterministic)
+    small = dataclasses.replace(small, **machine)
     path = root_path(small.out_dir) / 'ckpt.pt'
     if path.parent == root_path(cfg.out_dir):
         raise UserError(f"out_dir = '{cfg.out_dir}': {cfg.transfer_from} trains the small model there; choose another")
@@ -233,6 +234,7 @@ def source(cfg, small):
         'dtype',
         'compile',
         'cuda_graph',
+        'deterministic',
         'note',
         'keep_last',
         'on_nan',

@@ -1,4 +1,4 @@
-"""MFU is right or absent; a run of several processes ends in one line where one of them is lost."""
+"""MFU is right or absent; a run of several processes ends in one line where one of them is lost; the deterministic mode."""
 
 import os
 import socket
@@ -7,8 +7,12 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT
 
+import bench
+import checkpoint
+import hardware
 from hardware import peak_of
 
 
@@ -78,3 +82,43 @@ def test_a_lost_process_ends_the_run_in_one_line(signal):
     finally:
         second.kill()
         second.wait()
+
+
+# -----------------------------------------------------------------------------
+# deterministic = True
+
+
+@pytest.fixture
+def afterwards():
+    """The mode holds for the whole process: the next test starts without."""
+    yield
+    hardware.set_deterministic(False)
+
+
+@pytest.mark.parametrize('flags', [(), ('--linear=expanded', '--expansion=200')])
+def test_the_deterministic_mode_changes_nothing_of_a_run_on_a_cpu(run_train, afterwards, flags):
+    a = checkpoint.load(run_train(*flags, '--deterministic=true', out='a') / 'ckpt.pt')
+    assert torch.are_deterministic_algorithms_enabled()
+    b = checkpoint.load(run_train(*flags, out='b') / 'ckpt.pt')
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert all(torch.equal(a['model'][k], v) for k, v in b['model'].items())
+
+
+def test_the_deterministic_mode_asks_cublas_for_it_before_the_gpu_is_used(monkeypatch, fails, afterwards):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':0:0')
+    hardware.choose_device('cpu', deterministic=True)
+    assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8' and torch.are_deterministic_algorithms_enabled()
+    hardware.choose_device('cpu')
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
+    monkeypatch.setattr('torch.cuda.is_initialized', lambda: True)
+    fails(lambda: hardware.choose_device('cpu', deterministic=True), 'deterministic = True', 'a process of its own')
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_bench_of_arms_with_and_without_the_deterministic_mode_is_refused(monkeypatch, fails, afterwards):
+    flags = ['--dataset=shakespeare_char', '--n_layer=1', '--n_head=2', '--n_embd=32', '--batch_size=1', '--device=cpu']
+    flags += ['--block_size=8', '--gradient_accumulation_steps=1']
+    own = ['--steps=1', '--rounds=1', '--warmup=1']
+    monkeypatch.setattr('sys.argv', ['bench.py', *flags, *own, '--', *flags, '--deterministic=true'])
+    fails(bench.main, 'deterministic: holds for a whole process')
