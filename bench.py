@@ -15,8 +15,11 @@ blocks), tokens/s, MFU and peak memory. --out writes the figures of each arm to 
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # as train.py does, before torch is loaded
 
 import torch
 

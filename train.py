@@ -14,9 +14,13 @@ import contextlib
 import dataclasses
 import gc
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
+
+# read once, when torch is loaded. A thread that waits by spinning takes its core from other jobs of the machine
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 import torch
 import torch.distributed as dist
