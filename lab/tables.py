@@ -469,7 +469,7 @@ def summary(c: dict, found: list[Cell]) -> list[list[str]]:
             rows.append(
                 [
                     claim,
-                    f'**{v.word}**' + (f' ({waits(v)})' if waits(v) else ''),
+                    f'**{v.word}**' + ('' if c.get('looks') else ' °') + (f' ({waits(v)})' if waits(v) else ''),
                     f'{x.reports} {effect(c, x, base)}',
                     p_text(v),
                     both,
