@@ -275,11 +275,12 @@ def test_a_comparison_of_ones_own_stays_apart_from_the_published_ones():
     assert load(compare.CompareConfig, ['--report', '--results=out/results']).results == 'out/results'
 
 
-def test_runs_that_share_a_processor_do_not_wait_by_spinning(tmp_path):
+def test_runs_that_share_a_processor_do_not_wait_by_spinning(tmp_path, monkeypatch):
     import time
 
     from lab import launch
 
+    monkeypatch.delenv('OMP_WAIT_POLICY', raising=False)  # train.py sets it where it is imported
     for jobs, policy in ((2, 'passive'), (1, '')):
         start = launch.engine('local', jobs, tmp_path)
         file = tmp_path / f'{jobs}.txt'
