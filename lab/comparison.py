@@ -16,7 +16,7 @@ import checkpoint
 import evaluate
 from configurator import ROOT, UserError, load, root_path
 from files import write_json
-from lab import launch, records, report, timing, verdicts
+from lab import launch, records, report, stats, timing, verdicts
 from lab.live import Live
 from lab.plan import Missing, Plan, Run, at_equal_flops, check_match, difference, flags, make_plans, settings, wanted
 from lab.records import REFERENCE
@@ -235,6 +235,8 @@ def compare(cfg):
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
     if cfg.cluster == 'slurm' and not importlib.util.find_spec('submitit'):
         raise UserError('cluster = slurm: submitit is not installed; pip install submitit')
+    if cfg.looks:
+        stats.scipy_stats()  # what is missing depends on words: without it nothing could go on after the sweep
     if cfg.steps and state.batched:
         raise UserError(f'steps: {cfg.script} trains its seeds at once and starts from nothing; leave them out')
     for task in set(cfg.tasks.split(' ')[0].split(',')) & set(evaluate.SOURCES):

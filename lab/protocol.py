@@ -98,7 +98,7 @@ def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
     """What a claim will need, in words, to be printed before the runs."""
     nominal = stats.bounds(fractions(looks), (ALPHA / arms,))[:, 0]
     lines = [
-        f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arms against the baseline,'
+        f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arm{"s" * (arms != 1)} against the baseline,'
         f' error rate {ALPHA:.0%} for all of them and all looks together',
         'seeds   a claim needs p <   and a difference of     finds with 80% one of',
     ]
