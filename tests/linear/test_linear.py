@@ -349,3 +349,14 @@ def test_vectors_do_not_decay():
     model = tiny_gpt(bias=True)
     scales = {name: decay for name, p, _, decay in factors.leaves(model)}
     assert all(scales[n] == (1.0 if p.dim() >= 2 else 0.0) for n, p, *_ in factors.leaves(model))
+
+
+def test_an_expansion_of_0_is_four_times_the_smaller_side():
+    assert expanded(24, 40).k == expanded(40, 24).k == 4 * 24
+
+
+def test_an_orthogonal_start_takes_as_many_features_as_its_smaller_side_and_no_fewer():
+    """Of the layers of a GPT the smaller side is n_embd; the head of a few tokens has a smaller one."""
+    problems = lambda k: GPTConfig(n_embd=24, n_head=2, linear='expanded', expansion_init='orthogonal', expansion=k).problems()
+    assert not problems(24) and not problems(0)
+    assert 'needs expansion >= 24' in problems(23)[0]

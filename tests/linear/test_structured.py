@@ -703,3 +703,27 @@ def test_compiled_forming_is_forming():
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(da, db, rtol=1e-4, atol=1e-5)
     assert sum(g.abs().sum() > 0 for g in db) > len(db) / 2  # not where the other factor starts at zero
+
+
+@pytest.mark.parametrize('n', [2, 3])
+def test_small_singular_values_are_shared_alike_by_all_factors(n):
+    """Only what is zero to float32 gets another scale than the n-th root."""
+    S = torch.tensor([1.0, 1e-3, 1e-5, 0.0], dtype=torch.float64)
+    parts = structured.shares(S, n)
+    for part in parts:
+        torch.testing.assert_close(part[:3], S[:3] ** (1 / n))
+    torch.testing.assert_close(math.prod(parts), S)
+    assert all(part[3] > 0 for part in parts[:-1])
+
+
+@pytest.mark.parametrize('name', ['btt', 'low_rank', 'block_diagonal'])
+def test_a_capped_layer_that_is_set_to_a_matrix_computes_that_matrix(name):
+    """The cap is lifted to the size of the factors, and a learned gain begins anew."""
+    capped, free = (MEMBERS[name](36, 36, GPTConfig(linear=name, structured_norm=norm)).double() for norm in (True, False))
+    W = 100 * torch.randn(36, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for m in (capped, free):
+        m.start(None, 0.02, torch.Generator().manual_seed(1))
+        if m.gain is not None:
+            m.gain.data.mul_(2)
+        m.from_dense(W)
+    torch.testing.assert_close(capped.to_dense(), free.to_dense())
