@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+import types
 
 import pytest
 from conftest import ROOT
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import compare
+import configurator
 import evaluate
 import sample
 from configurator import UserError, groups, key, load
@@ -297,3 +299,34 @@ def test_help_shows_defaults_on_one_line_each(capsys):
     with pytest.raises(SystemExit):
         load(sample.SampleConfig, ['--help'])
     assert "--start='\\n'  (" in capsys.readouterr().out
+
+
+def test_a_path_is_looked_for_in_the_repository_first_and_then_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('train.py', 'mine.txt'):
+        (tmp_path / name).touch()
+    assert configurator.input_path('train.py') == ROOT / 'train.py'
+    assert configurator.input_path('mine.txt').resolve() == tmp_path / 'mine.txt'
+    assert configurator.input_path('nowhere.txt') == ROOT / 'nowhere.txt'
+
+
+def test_a_config_file_behind_a_boolean_is_a_config_file():
+    cfg = load(TrainConfig, ['--wandb_log', 'config/shakespeare_char.py'])
+    assert cfg.wandb_log and cfg.dataset == 'shakespeare_char'
+
+
+def test_a_reader_that_leaves_ends_a_script_with_code_1(monkeypatch):
+    def main():
+        raise BrokenPipeError
+
+    moved = []
+    monkeypatch.setattr(configurator.os, 'dup2', lambda a, b: moved.append(b))
+    monkeypatch.setattr(configurator.sys, 'stdout', types.SimpleNamespace(fileno=lambda: 1))
+    with pytest.raises(SystemExit) as e:
+        configurator.run(main)
+    monkeypatch.undo()
+    assert e.value.code == 1 and moved == [1]
+
+
+def test_letters_that_turn_a_terminals_text_round_are_spelled_out():
+    assert configurator.printable('a\u202eb\x1b[2J\x9bc\n\té') == 'a\\u202eb\\x1b[2J\\x9bc\n\té'

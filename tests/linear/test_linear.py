@@ -357,6 +357,8 @@ def test_an_expansion_of_0_is_four_times_the_smaller_side():
 
 def test_an_orthogonal_start_takes_as_many_features_as_its_smaller_side_and_no_fewer():
     """Of the layers of a GPT the smaller side is n_embd; the head of a few tokens has a smaller one."""
-    problems = lambda k: GPTConfig(n_embd=24, n_head=2, linear='expanded', expansion_init='orthogonal', expansion=k).problems()
+    problems = lambda k: GPTConfig(
+        n_embd=24, n_head=2, linear='expanded', expansion_init='orthogonal', expansion=k
+    ).problems()
     assert not problems(24) and not problems(0)
     assert 'needs expansion >= 24' in problems(23)[0]

@@ -719,7 +719,9 @@ def test_small_singular_values_are_shared_alike_by_all_factors(n):
 @pytest.mark.parametrize('name', ['btt', 'low_rank', 'block_diagonal'])
 def test_a_capped_layer_that_is_set_to_a_matrix_computes_that_matrix(name):
     """The cap is lifted to the size of the factors, and a learned gain begins anew."""
-    capped, free = (MEMBERS[name](36, 36, GPTConfig(linear=name, structured_norm=norm)).double() for norm in (True, False))
+    capped, free = (
+        MEMBERS[name](36, 36, GPTConfig(linear=name, structured_norm=norm)).double() for norm in (True, False)
+    )
     W = 100 * torch.randn(36, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for m in (capped, free):
         m.start(None, 0.02, torch.Generator().manual_seed(1))
