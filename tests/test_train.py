@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -465,3 +466,18 @@ def test_processes_start_with_one_model_and_draw_dropouts_of_their_own(tmp_path,
         draws.append(torch.rand(8))
     assert all(torch.equal(v, models[1][k]) for k, v in models[0].items())
     assert not torch.equal(*draws)
+
+
+@pytest.mark.parametrize('always, expected', [(True, [True, False, False]), (False, [True, False])])
+def test_without_always_save_checkpoint_only_a_lower_loss_and_the_end_are_saved(always, expected):
+    saved, quiet = [], lambda *_, **__: None
+    t = types.SimpleNamespace(
+        cfg=TrainConfig(always_save_checkpoint=always), iter=0, tokens=0, seconds=0.0, best_val_loss=math.inf,
+        best_iter=0, save=saved.append,
+    )  # fmt: skip
+    log = types.SimpleNamespace(metrics=quiet, say=quiet)
+    for it, loss, done in ((5, 2.0, False), (10, 2.5, False), (15, 2.4, True)):
+        t.iter = it
+        for save in (False, True):  # false: where the run went on from
+            module.evaluated(t, log, dict(train_loss=1.0, val_loss=loss if save else 9.0), done, save)
+    assert saved == expected and (t.best_val_loss, t.best_iter) == (2.0, 5)

@@ -174,3 +174,11 @@ def test_the_size_of_a_layer_is_checked_wherever_it_stands():
     assert not GPTConfig(mlp_expansion_factor=(4.0, 4.0), **keys).problems()
     found = '\n'.join(GPTConfig(mlp_expansion_factor=(4.0, 1.25), **keys).problems())
     assert 'blocks = 16: must divide' in found and 'h.1.mlp' in found
+
+
+def test_the_keys_of_a_mixture_of_mlps_are_the_models_and_not_those_of_its_linear_layers():
+    """They are kept by a checkpoint, said to be in effect, and taken over with its weights, though its layers are plain."""
+    config = GPTConfig(mlp='moe', experts=4, experts_active=1, router_loss=0.1)
+    keys = {'experts', 'experts_active', 'router_loss'}
+    assert keys <= model_args(config).keys() and not config.idle() and not keys & set(linear.all_keys())
+    assert keys == GPTConfig(experts=4, experts_active=1, router_loss=0.1).idle().keys()

@@ -390,3 +390,12 @@ def test_a_single_weight_that_does_not_fit_is_named(change, message):
     change(state)
     with pytest.raises(UserError, match=f'the weights do not fit the model: .*{message}$'):
         factors.load_state(model, state)
+
+
+@pytest.mark.parametrize('kind', ['expanded', 'btt', 'low_rank_sparse'])
+def test_layers_of_one_size_draw_different_factors_and_the_same_ones_again(kind):
+    first, second = (tiny_gpt(linear=kind, linear_path='factored').transformer.h for _ in range(2))
+    for a, b in zip(first[0].mlp.c_fc.factors, first[1].mlp.c_fc.factors):
+        assert not torch.equal(a, b)
+    for a, b in zip(first[1].mlp.c_fc.factors, second[1].mlp.c_fc.factors):
+        assert torch.equal(a, b)

@@ -623,3 +623,11 @@ def test_the_grown_config_pair_fits():
     cfg = load(TrainConfig, [str(ROOT / 'config' / 'grow_shakespeare.py')])
     small = load(TrainConfig, [str(ROOT / cfg.transfer_from)])
     settle(weights.plain(small), cfg, growth.how_of(cfg))
+
+
+def test_the_singular_values_of_a_tall_gaussian_matrix_descend_as_those_of_any():
+    """An embedding is taken by its Gram matrix."""
+    from surgery import spectra
+
+    W = torch.randn((400, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(spectra.gaussian((400, 20)).float(), torch.linalg.svdvals(W), rtol=1e-4, atol=0)

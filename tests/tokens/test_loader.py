@@ -309,3 +309,10 @@ def test_a_set_of_ones_own_text_names_the_command_that_made_it(sharded, tmp_path
     with pytest.raises(UserError, match='truncated.*; python data/text/prepare.py --folder=/mine'):
         Loader(name, 'val', 10, 4, 1000)
     assert loader.mend('nope') == 'python data/text/prepare.py --folder=/path/to/texts --name=nope'
+
+
+def test_data_of_nanogpt_whose_meta_names_no_tokenizer_is_in_gpt2s_tokens(tmp_path):
+    (tmp_path / 'meta.json').write_text(json.dumps(dict(vocab_size=50257, dtype='uint32')))
+    assert loader.recipe_tokenizer(str(tmp_path)) == 'gpt2'
+    (tmp_path / 'meta.json').write_text(json.dumps(dict(itos=['a', 'b'], vocab_size=2)))
+    assert loader.recipe_tokenizer(str(tmp_path)) == 'char'
