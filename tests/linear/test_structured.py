@@ -729,3 +729,48 @@ def test_a_capped_layer_that_is_set_to_a_matrix_computes_that_matrix(name):
             m.gain.data.mul_(2)
         m.from_dense(W)
     torch.testing.assert_close(capped.to_dense(), free.to_dense())
+
+
+def test_rates_of_layers_of_three_factors_are_the_papers_too():
+    """d_in over the width that a factor multiplies, over the number of factors in its product."""
+    rates = lambda name, **keys: MEMBERS[name](36, 54, GPTConfig(linear=name, **keys)).lr_scale.tolist()
+    assert rates('blast', blocks=3, rank=4) == pytest.approx([36 / 12 / 3, 36 / 3 / 3, 36 / 4 / 3])
+    assert rates('low_rank_sparse', rank=4) == pytest.approx(
+        [36 / 36 / 2, 36 / 4 / 2, 1]
+    )  # the values are entries of W
+    m = MEMBERS['tensor_train'](36, 54, GPTConfig(linear='tensor_train', tt_cores=3, rank=4))
+    assert m.lr_scale.tolist() == pytest.approx([36 / (r * i) / 3 for r, _, i, _ in (W.shape for W in m.factors)])
+
+
+@pytest.mark.parametrize('size', [(96, 96), (96, 384), (384, 96)])
+@pytest.mark.parametrize('name, keys', [('blast', dict(blocks=4, rank=24)), ('low_rank_sparse', dict(rank=24))])
+def test_blast_and_low_rank_sparse_start_with_the_size_that_they_say(name, keys, size):
+    """BLAST with the dense layer's output; low rank plus sparse with that of low rank, and values that are uniform up to
+    1 / sqrt(d_in), as in the paper."""
+    d_in, d_out = size
+    m, power = MEMBERS[name](*size, GPTConfig(linear=name, **keys)), []
+    for seed in range(8):
+        m.start(None, 0.02, torch.Generator().manual_seed(seed))
+        x = torch.randn(200, d_in, generator=torch.Generator().manual_seed(seed))
+        power.append(m(x).square().mean().item())
+    if name == 'blast':
+        wanted = min(1, d_out / d_in)
+    else:
+        values = m.factors[2]
+        assert values.abs().max().item() == pytest.approx(1 / math.sqrt(d_in), rel=0.01)
+        assert values.std().item() == pytest.approx(1 / math.sqrt(3 * d_in), rel=0.1)
+        wanted = min(1, 24 / d_in) * min(1, d_out / 24) + 0.03 / 3
+    assert sum(power) / 8 == pytest.approx(wanted, rel=0.15)
+
+
+def test_a_share_of_the_parameters_is_what_a_layer_takes():
+    """structured_share of the dense layer's, to the next rank or number of blocks that fits."""
+    fine = ('low_rank', 'block_dense', 'blast', 'low_rank_sparse')  # the others have few sizes to choose from
+    for size in ((768, 768), (768, 3072), (3072, 768)):
+        for name, L in MEMBERS.items():
+            for share in (1 / 3, 1 / 6):
+                n = sum(W.numel() for W in L(*size, GPTConfig(linear=name, structured_share=share)).factors)
+                rel = 0.3 if name in fine else 0.5
+                assert n / math.prod(size) == pytest.approx(share, rel=rel), (name, size)
+    m = MEMBERS['low_rank_sparse'](256, 256, GPTConfig(linear='low_rank_sparse', structured_share=0.3, density=0.1))
+    assert sum(W.numel() for W in m.factors) / 256**2 == pytest.approx(0.3, rel=0.1)  # the sparse part is in it

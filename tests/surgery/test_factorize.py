@@ -566,3 +566,37 @@ def test_an_interrupted_distillation_goes_on_with_the_seed_it_began_with(tmp_pat
     for key, value in (('seed', 2), ('distill_lr', 0.2)):
         with pytest.raises(UserError, match=f'was begun with {key} = {was[key]}; repeat that'):
             distill.recall(path, was | {key: value}, {})
+
+
+def test_shapes_that_leave_much_of_a_budget_unused_are_no_candidates():
+    config = dataclasses.replace(tiny_gpt().config, linear='kronecker')
+    dense = tiny_gpt().num_params()
+    found = factorize.shapes(config, dense * 3 // 4, dense)
+    sizes = [n for n, _ in found]
+    assert len(found) > 3 and max(sizes) <= dense * 3 // 4 and min(sizes) >= max(sizes) - 0.01 * dense
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_random_layer_starts_as_one_of_its_place_in_a_new_model():
+    """What writes to the residual stream starts at zero, the others do not."""
+    model = tiny_gpt()
+    config = dataclasses.replace(model.config, linear='btt', linear_layers='mlp+attn')
+    for site in linear.chosen(config):
+        made = new_layer(config, site, layer_of(model, site), init='random').to_dense()
+        assert (made == 0).all() == site.endswith('c_proj'), site
+
+
+def test_the_training_tokens_that_are_looked_at_go_by_the_seed():
+    config = tiny_gpt().config
+    look = lambda seed: factorize.training_windows('shakespeare_char', config, 256, seed, 'cpu')[0]
+    assert torch.equal(look(1), look(1)) and not torch.equal(look(1), look(2)) and look(1).shape == (16, 16)
+
+
+def test_the_tokens_of_a_distillation_are_those_of_all_its_blocks(tmp_path):
+    _, path = plain(tmp_path)
+    flags = ('--linear=low_rank', '--rank=2', '--distill_iters=2', '--distill_batch=3')
+    _, facts = run_factorize(tmp_path, path, *flags)
+    assert facts['tokens'] == 2 * 3 * 16 * 2  # steps, windows, tokens in each, blocks
+    assert (
+        checkpoint.load(tmp_path / 'new' / 'ckpt.pt')['best_val_loss'] == math.inf
+    )  # the source's is of another model
