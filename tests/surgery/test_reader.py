@@ -314,3 +314,10 @@ def test_a_cut_or_flipped_file_is_refused_in_one_line(tmp_path, kind):
         path.write_bytes(bad)
         refused += bool(survives(path, (kind, at)))
     assert refused == 30 if kind == 'cut' else refused > 15  # a flip between two parts of the zip changes nothing
+
+
+def test_random_states_of_other_numbers_of_processes_are_refused():
+    state = torch.get_rng_state()
+    claims.check_rng(dict(cpu=[state] * 2, cuda=[None, None]), 'x.pt')
+    with pytest.raises(UserError, match='rng has 2 states of the CPU and 1 of CUDA'):
+        claims.check_rng(dict(cpu=[state] * 2, cuda=[None]), 'x.pt')

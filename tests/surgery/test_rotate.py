@@ -1,5 +1,6 @@
 """One expansion at a time: the function is kept, the run goes on exactly, one graph and one expansion's memory."""
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -376,3 +377,10 @@ def test_an_expansion_must_keep_the_largest_rank_of_the_layers_that_take_turns()
     flags = [*TINY, *ROTATE, '--mlp_expansion_factor=4,0.5', '--vocab_size=65']
     with pytest.raises(UserError, match='expansion = 20: .*must keep matrices of rank 32'):
         load(TrainConfig, [*flags, '--expansion_init=svd', '--expansion=20'])
+
+
+def test_factors_of_expand_go_by_its_seed():
+    model = tiny_gpt().eval()
+    config = dataclasses.replace(model.config, linear='expanded', expansion_init='orthogonal')
+    first = lambda seed: collapse.expand_model(model, config, seed).transformer.h[0].mlp.c_fc.factors[0]
+    assert torch.equal(first(1), first(1)) and not torch.equal(first(1), first(2))
