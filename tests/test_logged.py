@@ -143,3 +143,10 @@ def test_bench_takes_its_keys_from_the_first_arm_and_gives_no_memory_that_arms_s
         assert [(a.warmup, a.blocks) for a in made] == [(2, [3] * 4)] * arms
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert [r['peak_memory'] for r in rows] == ([5] if arms == 1 else [None, None])
+
+
+def test_bench_shows_the_median_and_the_range_of_the_blocks(clock):
+    arm = steps.Arm([], load(TrainConfig, TINY), torch.device('cpu'), warmup=1)
+    arm.steps, arm.times = 1, [2.0, 1.0, 8.0]
+    row = arm.figures(SimpleNamespace(times=[1.0, 1.0, 2.0]))
+    assert [row[k] for k in ('ms', 'ms_min', 'ms_max', 'ratio')] == [2000, 1000, 8000, 2]

@@ -182,3 +182,11 @@ def test_the_keys_of_a_mixture_of_mlps_are_the_models_and_not_those_of_its_linea
     keys = {'experts', 'experts_active', 'router_loss'}
     assert keys <= model_args(config).keys() and not config.idle() and not keys & set(linear.all_keys())
     assert keys == GPTConfig(experts=4, experts_active=1, router_loss=0.1).idle().keys()
+
+
+def test_a_dense_layer_starts_from_the_matrix_or_with_the_std_that_it_is_given():
+    m, W = made('dense'), torch.randn(54, 36)
+    m.start(None, 0.5, torch.Generator().manual_seed(0))
+    assert m.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    m.start(W, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(m.weight, W)

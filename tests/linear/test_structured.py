@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import UserError
 from lab import mup
-from linear import LAYERS, einsum, factors, structured
+from linear import LAYERS, einsum, factors, structured, tensor_train
 from linear.einsum import Shape
 from linear.factors import load_state
 from linear.kernels import blocks, fused
@@ -774,3 +774,43 @@ def test_a_share_of_the_parameters_is_what_a_layer_takes():
                 assert n / math.prod(size) == pytest.approx(share, rel=rel), (name, size)
     m = MEMBERS['low_rank_sparse'](256, 256, GPTConfig(linear='low_rank_sparse', structured_share=0.3, density=0.1))
     assert sum(W.numel() for W in m.factors) / 256**2 == pytest.approx(0.3, rel=0.1)  # the sparse part is in it
+
+
+def test_the_rank_of_theta_is_a_power_of_the_smaller_side():
+    theta = (0.5, 0, 0.5, 0, 0.5, 0.5, 0.25)
+    ranks = [
+        MEMBERS['einsum'](*size, GPTConfig(linear='einsum', theta=theta)).shape.r for size in ((16, 256), (256, 16))
+    ]
+    assert ranks == [2, 2]
+
+
+@pytest.mark.parametrize('cores', [3, 4])
+def test_a_tensor_train_has_balanced_cores_the_nearest_rank_and_the_cost_of_its_product(cores):
+    assert tensor_train.balanced(768, 3) == [8, 8, 12] and tensor_train.balanced(768, 4) == [4, 4, 6, 8]
+    share = 0.2
+    make = lambda rank: MEMBERS['tensor_train'](
+        96, 384, GPTConfig(linear='tensor_train', tt_cores=cores, rank=rank, structured_share=share)
+    )
+    off = lambda m: abs(sum(W.numel() for W in m.factors) - share * 96 * 384)
+    m = make(0)
+    r = max(m.ranks)
+    assert off(m) <= min(off(make(r - 1)), off(make(r + 1)))
+    with FlopCounterMode(display=False) as counter:
+        m.to_dense()
+    assert counter.get_total_flops() == 2 * m.form_macs() > 0
+
+
+def test_a_rank_beyond_the_blocks_is_named_in_the_unit_in_which_it_is_given():
+    with pytest.raises(UserError, match='rank = 40: .* full rank at 32; use at most 32'):
+        MEMBERS['block_dense'](32, 128, GPTConfig(linear='block_dense', blocks=4, rank=40))
+
+
+@pytest.mark.parametrize('size', [(36, 54), (54, 36)])
+def test_the_backward_pass_of_two_factors_is_counted_with_what_it_forms_again(size):
+    m = layer('btt', size, blocks=3, rank=2)
+    A, B = m.factors
+    x = torch.randn(7, size[0], dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        m(x).sum().backward()
+    again = 0 if A.size(1) > B.size(2) else A.numel()  # Z is kept where it would be dear
+    assert counter.get_total_flops() == 2 * 7 * (3 * m.macs() + again)
