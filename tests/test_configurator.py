@@ -330,3 +330,13 @@ def test_a_reader_that_leaves_ends_a_script_with_code_1(monkeypatch):
 
 def test_letters_that_turn_a_terminals_text_round_are_spelled_out():
     assert configurator.printable('a\u202eb\x1b[2J\x9bc\n\té') == 'a\\u202eb\\x1b[2J\\x9bc\n\té'
+
+
+def test_a_value_at_its_limit_is_in_and_at_an_open_limit_out():
+    f = lambda **limits: types.SimpleNamespace(metadata=key(1.0, 'a key', **limits).metadata)
+    assert not configurator.violations(f(low=0), 0.0) and not configurator.violations(f(high=2), 2)
+    assert configurator.violations(f(above=0), 0.0) == 'must be above 0' and not configurator.violations(
+        f(above=0), 1e-9
+    )
+    assert configurator.violations(f(low=0), -1e-9) == 'must be at least 0'
+    assert configurator.violations(f(high=2), 2.1) == 'must be at most 2'
