@@ -769,7 +769,8 @@ def test_a_share_of_the_parameters_is_what_a_layer_takes():
     for size in ((768, 768), (768, 3072), (3072, 768)):
         for name, L in MEMBERS.items():
             for share in (1 / 3, 1 / 6):
-                n = sum(W.numel() for W in L(*size, GPTConfig(linear=name, structured_share=share)).factors)
+                with torch.device('meta'):
+                    n = sum(W.numel() for W in L(*size, GPTConfig(linear=name, structured_share=share)).factors)
                 rel = 0.3 if name in fine else 0.5
                 assert n / math.prod(size) == pytest.approx(share, rel=rel), (name, size)
     m = MEMBERS['low_rank_sparse'](256, 256, GPTConfig(linear='low_rank_sparse', structured_share=0.3, density=0.1))

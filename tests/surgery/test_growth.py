@@ -677,14 +677,13 @@ def test_the_past_of_a_grown_model_is_that_of_its_source_and_of_its_sources_sour
 def test_a_grown_checkpoint_counts_each_second_once_and_keeps_a_loss_that_is_still_its_own(run_train, tmp_path):
     small = run_train('--max_iters=2', '--n_layer=1')
     source = checkpoint.load(small / 'ckpt.pt')
-    for method, sizes, exact in (('clone', ('--n_embd=64',), True), ('stack', ('--n_layer=2',), False)):
-        for moments in ('move', 'fresh'):
-            flags = (*sizes, f'--method={method}', f'--moments={moments}', '--windows=1')
-            growth.grow(grow_args(small, tmp_path, *flags, out='large'))
-            large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
-            assert ('seconds' in large) == (moments == 'move')  # the run counts on from them
-            assert large['transfer']['seconds'] + large.get('seconds', 0) == pytest.approx(source['seconds'])
-            assert large['best_val_loss'] == (source['best_val_loss'] if exact else math.inf)
+    clone, stack = ('--n_embd=64', '--method=clone'), ('--n_layer=2', '--method=stack')
+    for how, moments in ((clone, 'move'), (clone, 'fresh'), (stack, 'fresh')):
+        growth.grow(grow_args(small, tmp_path, *how, f'--moments={moments}', '--windows=1', out='large'))
+        large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
+        assert ('seconds' in large) == (moments == 'move')  # the run counts on from them
+        assert large['transfer']['seconds'] + large.get('seconds', 0) == pytest.approx(source['seconds'])
+        assert large['best_val_loss'] == (source['best_val_loss'] if how is clone else math.inf)
 
 
 def test_what_growing_itself_takes_is_counted(monkeypatch):
