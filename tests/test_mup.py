@@ -196,7 +196,7 @@ def test_the_change_of_an_output_is_per_unit_of_rate():
 
 def test_a_rate_that_diverged_is_never_the_best(tmp_path, capsys):
     line = dict(member='dense', width=64, base=64, iters=10, device='cpu')
-    found = {1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5, 8e-3: float('nan')}
+    found = {8e-3: float('nan'), 1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}
     (tmp_path / 'rates.jsonl').write_text(
         ''.join(json.dumps(line | dict(lr=k, val_loss=v)) + '\n' for k, v in found.items())
     )
