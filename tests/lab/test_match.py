@@ -108,6 +108,6 @@ def test_flops_per_token_hold_their_part_of_the_update():
 def test_what_costs_as_much_as_the_reference_is_the_lower_of_the_two_values(monkeypatch):
     monkeypatch.setattr(match_module, 'cost', lambda cfg, device: cfg.n_embd)
     cfg = MatchConfig(n_embd=64, n_head=4)
-    for reference, expected in ((64, [64, 80]), (70, [64, 80]), (10, [16])):
+    for reference, expected in ((64, [64, 80]), (96, [96, 112]), (70, [64, 80]), (10, [16])):
         target, found = match_module.solve(MatchConfig(n_embd=reference, n_head=1), cfg, None)
         assert (target, [value for value, _ in found]) == (reference, expected)
