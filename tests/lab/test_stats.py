@@ -68,3 +68,35 @@ def test_the_spread_of_committed_runs_is_shown(capsys):
         if r['arm'] == 'shakespeare_250'
     ]
     assert len(rows) == 8 and f'std of val_a {np.std(rows, ddof=1):.4f}' in out
+
+
+def test_ties_count_half_so_that_neither_arm_is_favoured():
+    a, b = [1.0, 2.0, 2.0, 3.0], [2.0, 2.0, 3.0, 4.0]
+    assert stats.mann_whitney(a, b) == stats.mann_whitney(b, a) < 1
+    assert stats.mann_whitney(b, b) == 1
+
+
+def test_half_of_the_mean_difference_needs_four_times_the_seeds():
+    rng = np.random.default_rng(6)
+    d = rng.normal(0.02, 0.03, 12)
+    whole, half = (stats.seeds_needed(d, share) for share in (1.0, 0.5))
+    assert 3 < half / whole < 5
+
+
+def test_a_loss_between_two_runs_is_half_way_over_the_logarithm_of_the_cost():
+    assert stats.same_loss([(1.0, 4.0), (100.0, 2.0)], 3.0) == pytest.approx(10)
+
+
+def test_a_baseline_that_is_there_at_the_first_evaluation_leaves_the_speed_up_open_below():
+    """It may have been there long before: nothing says how much slower the arm is."""
+    curves = [([0, 1, 1000.0, 2000.0], [4.0, 3.0, 2.0, 1.8])] * 4
+    early = [([0, 100, 200], [4.0, 1.9, 1.8])] * 4
+    e = stats.faster(curves, early, 2.0)
+    assert e.low == 0 and math.isnan(e.value) and math.isfinite(e.high)
+
+
+def test_the_interval_of_an_exponent_has_two_degrees_of_freedom_less_than_sizes():
+    compute, losses = [1e12, 1e13, 1e14, 1e15], [3.0, 2.6, 2.1, 1.9]
+    fit, theirs = stats.power_law(compute, losses), scipy.stats.linregress(np.log(compute), np.log(losses))
+    half = scipy.stats.t.ppf(0.975, 2) * theirs.stderr
+    assert (fit.exponent.low, fit.exponent.high) == pytest.approx((-theirs.slope - half, -theirs.slope + half))

@@ -428,3 +428,22 @@ def test_a_compare_knows_whether_another_one_is_at_work_on_the_comparison(tmp_pa
     os.close(second.lock)
     assert first.alone()
     os.close(first.lock)
+
+
+def test_the_table_of_costs_has_the_loss_at_the_start_and_an_arms_own_flops():
+    """What its source took is in all of the FLOPs, and not in its own; what growing learned is in both."""
+    found = [
+        RACE[0],
+        RACE[1],
+        fake_record('grown', evals=((0, 3.5), (50, 2.0)), transfer=dict(flops=15_000, growing=0.2)),
+    ]
+    arms = dict(scratch='', grown='--transfer_from={small}')
+    r = rows(found, horizons=None, arms=arms)
+    assert (r['scratch']['at start'], r['scratch']['last']) == ('4.0000', '2.0000')
+    assert (r['grown']['at start'], r['grown']['last']) == ('3.5000', '2.0000')
+    assert (r['grown']['FLOPs in all'], r['grown']['its own']) == ('6.5e+04', '5.5e+04')
+
+
+def test_a_speed_up_is_shown_as_the_share_of_the_cost_that_it_saves():
+    assert costs.share(stats.Estimate(2.0, 1.25, 4.0, 3)) == '50.0% [20.0%, 75.0%]'
+    assert costs.share(None) == ''
