@@ -41,8 +41,7 @@ import sys
 from dataclasses import dataclass
 
 from configurator import UserError, input_path, key, load, root_path, run
-from files import write
-from lab import protocol, report, tables
+from lab import protocol, report
 from lab.comparison import OWN, PUBLISHED, compare
 from lab.plan import SCRIPTS
 from lab.records import SWEEP
@@ -78,6 +77,11 @@ class CompareConfig:
     learning_rates: tuple | dict = key(
         (),
         "rates to sweep, for all arms or {arm: rates}, or {arm or step: 'arm'} to take its rate; ARM@SIZE on either side; none: the config's",
+    )
+    shared_rate: float = key(
+        0.0,
+        "the rate at which the source of the claim compared all arms, for pictures; 0: the baseline's best of the sweep",
+        low=0,
     )
     sweep_seeds: int = key(3, 'seeds per rate of the sweep, other ones than those that decide', low=1)
     extend: int = key(2, 'rates to add where the best one is on the edge of the sweep', low=0)
@@ -177,16 +181,7 @@ def main():
             raise UserError(
                 f'results = {cfg.results}: holds no comparison (*/comparison.json), RESULTS.md stays as it is'
             )
-        for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-            c, found = tables.load(folder)
-            if not c['claim']:
-                continue  # only --show shows it
-            if found:
-                report.write_comparison(folder)
-            else:
-                print(f'{folder.name}: no finished run yet')
-        write(results.parent / 'RESULTS.md', report.results_md(results).encode())
-        print(f'wrote {results.parent / "RESULTS.md"}')
+        report.write_all(results)
     else:
         files = [a for a in argv if a.endswith('.py') and not a.startswith('--')]
         compare(

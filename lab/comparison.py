@@ -287,8 +287,8 @@ def compare(cfg):
         sys.exit(1)
 
 
-KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'sweep_seeds', 'metric',
-        'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks')  # fmt: skip
+KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'shared_rate', 'sweep_seeds',
+        'metric', 'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks')  # fmt: skip
 
 
 def earlier_plan(folder: Path) -> int | None:

@@ -1,5 +1,12 @@
 """
-Pictures of a comparison (report.py): c is its config, found its cells.
+Pictures of a comparison (report.py): c is its config, found its cells. SVG on white, so that they can be read on dark pages.
+
+    loss.svg      against FLOPs, and seconds where bench.py measured: means and 95% bands over seeds
+    pareto.svg    against the parameters that are trained, and milliseconds per step where bench.py measured
+    budget.svg    of runs of several lengths: the last loss against all FLOPs, those of preparing steps included
+    scaling.svg   against FLOPs, where there are enough sizes
+    forest.svg    the effects with their intervals and words (forest.py)
+    rates*.svg    against the learning rate (sweeps.py)
 """
 
 import io
@@ -9,66 +16,179 @@ from pathlib import Path
 from files import write
 from lab import stats, tables
 
+BASELINE, GREY = '#222222', '#8a8a8a'
+COLORS = {  # of arms that are in several comparisons; one colour each, in all pictures and pages
+    'k2000': '#d62728', 'expanded': '#d62728', 'k10000': '#1f77b4', 'k10000-clip0.5': '#76b7e5', 'factors3': '#2ca02c',
+    'factors5': '#9467bd', 'rotate': '#0b8a99', 'control': '#8c564b', 'all': '#ff7f0e', 'dense_own': '#7f7f7f',
+    'onehot': '#d62728', 'random_onehot': '#e58fb5', 'double': '#1f77b4',
+    'low_rank': '#d62728', 'block_dense': '#ff7f0e', 'monarch': '#1f77b4', 'btt_rank1': '#74c476', 'btt_rank4': '#1a7a31',
+    'btt': '#1a7a31', 'kronecker': '#9467bd', 'tensor_train': '#8c564b', 'block_diagonal': '#0b8a99', 'btt_moe': '#9a9a00',
+    'moe': '#e377c2', 'one_hot': '#e377c2', 'clone-1': '#76b7e5', 'bert2bert': '#9a9a00', 'ligo': '#8c564b', 'alone': '#0b8a99', 'stack': '#d62728', 'interleave': '#ff7f0e', 'zero_block': '#2ca02c', 'clone-2': '#1f77b4',
+}  # fmt: skip
+OTHERS = (
+    '#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#0b8a99', '#8c564b', '#e377c2', '#9a9a00', '#7f7f7f',
+    '#393b79', '#ad494a', '#637939', '#a55194',
+)  # fmt: skip
+UNITS = dict(val_error='%')  # others are losses
+FRONT = 'grey line: front of what nothing beats in both'
 
-def figure(columns: int, rows: int = 1):
+
+def colors(c: dict) -> dict:
+    """{arm: colour}: the baseline dark, known names their own, the others those that are left, or grey."""
+    base, *arms = c['arms']
+    known = {arm: COLORS[arm] for arm in arms if arm in COLORS}
+    left = [color for color in OTHERS if color not in known.values()]
+    others = [arm for arm in arms if arm not in known]
+    if len(others) > len(left):  # too many to tell apart
+        return {base: BASELINE} | known | dict.fromkeys(others, GREY)
+    return {base: BASELINE} | known | dict(zip(others, left))
+
+
+def unit(c: dict) -> str:
+    return UNITS.get(c['metric'], 'nats per token')
+
+
+def figure(columns: int, rows: int = 1, width: float = 5.5, height: float = 3.8):
     from matplotlib.figure import Figure  # not pyplot, which would keep every figure
 
-    fig = Figure(figsize=(6 * columns, 4.2 * rows))
-    return fig, fig.subplots(rows, columns, squeeze=False)
+    fig = Figure(figsize=(width * columns, height * rows), layout='constrained', facecolor='white')
+    axes = fig.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        tidy(ax)
+    return fig, axes
+
+
+def tidy(ax):
+    ax.grid(alpha=0.25, lw=0.6)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=8)
+    ax.spines[['top', 'right']].set_visible(False)
 
 
 def save(fig, out: Path):
+    """The same picture gives the same file."""
+    import matplotlib
+
     content = io.BytesIO()
-    fig.tight_layout()
-    fig.savefig(content, format='png', dpi=90, metadata={'Software': None})
+    with matplotlib.rc_context({'svg.hashsalt': out.name}):
+        fig.savefig(content, format=out.suffix[1:], dpi=110, metadata={'Date': None} if out.suffix == '.svg' else None)
     write(out, content.getvalue())
 
 
+def scale(ax, costs: list):
+    """Logarithmic where costs differ much; ticks such as 2M."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    if costs and max(costs) > 4 * min(costs):
+        ax.set_xscale('log')
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlim(min(costs) / 1.25, max(costs) * 1.25)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=''))
+
+
+def labels(ax, points: list[tuple]):
+    """Names at the right edge of the axes, with a line to the point of each, pushed apart where they would overlap.
+    points: (x, y, text, colour)."""
+    low, high = ax.get_ylim()
+    gap = (high - low) * 9.5 / (ax.figure.get_figheight() * 60)  # a line of text
+    at = []
+    for y in sorted(p[1] for p in points):
+        at.append(max(y, at[-1] + gap if at else low))
+    for i in reversed(range(len(at))):  # not above the axes
+        at[i] = min(at[i], (at[i + 1] if i + 1 < len(at) else high + gap) - gap)
+    for (x, y, text, color), height in zip(sorted(points, key=lambda p: p[1]), at):
+        ax.annotate(
+            text, (x, y), xytext=(1.03, height), textcoords=('axes fraction', 'data'), fontsize=7.5, color=color,
+            va='center', annotation_clip=False, arrowprops=dict(arrowstyle='-', color=color, lw=0.5, alpha=0.6),
+        )  # fmt: skip
+
+
 def comparison(c: dict, found: list, folder: Path):
-    """loss.png: the metric against steps, tokens, FLOPs and seconds, mean and 95% band over seeds. pareto.png: against
-    parameters and milliseconds per step, with the fronts. scaling.png: against FLOPs, where there are enough sizes."""
-    arms = list(c['arms'])
-    color = {x.name: f'C{arms.index(x.arm)}' for x in found}
-    fig, axes = figure(2, 2)
-    for ax, (axis, name) in zip(axes.flat, tables.AXES.items()):
+    """The pictures of one size each, in files of their own where there are several."""
+    for size in dict.fromkeys(x.size for x in found) if not c.get('horizons') else ['']:
+        end = f'_{size}' if size else ''
+        cells = [x for x in found if x.size == size or c.get('horizons')]
+        if c.get('horizons'):
+            save(budget(c, cells), folder / 'budget.svg')
+        elif max(len(r['eval']['iter']) for x in cells for r in x.runs.values()) > 2:
+            save(losses(c, cells), folder / f'loss{end}.svg')
+        if not c.get('horizons'):
+            save(pareto(c, cells), folder / f'pareto{end}.svg')
+    if fits := tables.scaling(c, found):
+        save(scaling(c, fits), folder / 'scaling.svg')
+
+
+def losses(c: dict, found: list):
+    axes_ = ['flops', *(['seconds'] if any(x.timed for x in found) else [])]
+    color, (fig, axes) = colors(c), figure(len(axes_))
+    for ax, axis in zip(axes[0], axes_):
         for x in found:
             p = tables.curve(c, x, axis)
-            line = '--' if x.size and x.size != found[0].size else '-'
-            ax.plot(p['x'], p['mean'], line, color=color[x.name], label=f'{x.name}, lr {x.lr:g}, n={len(x.runs)}')
-            ax.fill_between(p['x'], p['low'], p['high'], color=color[x.name], alpha=0.2, lw=0)
-        ax.set(xlabel=name, ylabel=c['metric'])
-        ax.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
-    save(fig, folder / 'loss.png')
+            ax.plot(p['x'], p['mean'], color=color[x.arm], lw=1.6, label=f'{x.name}, rate {x.lr:.3g}, {len(x.runs)} seeds')
+            ax.fill_between(p['x'], p['low'], p['high'], color=color[x.arm], alpha=0.15, lw=0)
+        name = dict(flops='FLOPs', seconds='seconds (steps alone on the machine)')[axis]
+        ax.set_xlabel(name, fontsize=9)
+        ax.set_ylabel(f'{found[0].reports} ({unit(c)})', fontsize=9)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    several = any(len(x.runs) > 1 for x in found)
+    fig.suptitle(
+        ('mean over seeds; band: 95% interval of the mean' if several else 'one seed') + '; without the start', fontsize=9
+    )
+    return fig
 
-    fig, axes = figure(2)
-    for ax, name in zip(axes[0], ('parameters (collapsed)', 'ms/step')):
-        points = [p for p in pareto_points(found, name)]
+
+def pareto(c: dict, found: list):
+    """Loss against what is trained. Collapsed parameters would put all structures of one shape on a line."""
+    names = ['parameters that are trained', *(['ms/step'] if any(x.ms for x in found) else [])]
+    color, (fig, axes) = colors(c), figure(len(names), width=6.2)
+    for ax, name in zip(axes[0], names):
+        points = pareto_points(found, name)
         for x, cost, loss in points:
-            e = None if math.isnan(x.mean.low) else [[x.mean.value - x.mean.low], [x.mean.high - x.mean.value]]
-            ax.errorbar(cost, loss, yerr=e, fmt='o', color=color[x.name], capsize=3)
-            ax.annotate(x.name, (cost, loss), xytext=(5, 5), textcoords='offset points', fontsize=8)
+            e = None if math.isnan(x.mean.low) else [[loss - x.mean.low], [x.mean.high - loss]]
+            ax.errorbar(cost, loss, yerr=e, fmt='o', ms=5, color=color[x.arm], capsize=2, lw=1)
         front = [points[i] for i in stats.pareto([p[1:] for p in points])]
-        ax.step([p[1] for p in front], [p[2] for p in front], where='post', color='gray', lw=1)
-        ax.set(xlabel=name, ylabel=c['metric'])
-        ax.grid(alpha=0.3)
-    save(fig, folder / 'pareto.png')
+        ax.step([p[1] for p in front], [p[2] for p in front], where='post', color='gray', lw=1, zorder=1)
+        scale(ax, [p[1] for p in points])
+        ax.set_xlabel(name + (' (bench.py)' if name == 'ms/step' else ''), fontsize=9)
+        ax.set_ylabel(f'{found[0].reports} ({unit(c)})', fontsize=9)
+        labels(ax, [(cost, loss, x.name, color[x.arm]) for x, cost, loss in points])
+    several = any(not math.isnan(x.mean.low) for x in found)
+    fig.suptitle(('points: means, with 95% intervals; ' if several else 'one seed; ') + FRONT, fontsize=9)
+    return fig
 
-    if fits := tables.scaling(c, found):
-        fig, axes = figure(1)
-        for arm, (compute, losses, law) in fits.items():
-            b = law.exponent
-            axes[0, 0].loglog(compute, losses, 'o', color=f'C{arms.index(arm)}')
-            line = [law.scale * x**-b.value for x in sorted(compute)]
-            label = f'{arm}: FLOPs^-{b.format(".4f")}'
-            axes[0, 0].loglog(sorted(compute), line, color=f'C{arms.index(arm)}', label=label)
-        axes[0, 0].set(xlabel='FLOPs', ylabel=c['metric'])
-        axes[0, 0].legend(fontsize=8)
-        axes[0, 0].grid(alpha=0.3, which='both')
-        save(fig, folder / 'scaling.png')
+
+def budget(c: dict, found: list):
+    """The last loss of runs of several lengths. Below the baseline's line an arm has a lower loss for the same FLOPs."""
+    color, (fig, axes) = colors(c), figure(1, width=7.5, height=4.8)
+    ax, ends = axes[0, 0], []
+    for arm in dict.fromkeys(x.arm for x in found):
+        mine = sorted((x.cost['flops'], x.mean.value) for x in found if x.arm == arm and math.isfinite(x.mean.value))
+        base = arm == next(iter(c['arms']))
+        ax.plot(*zip(*mine), 'o-', ms=4, lw=2.2 if base else 1.1, color=color[arm], zorder=3 if base else 2)
+        ends.append((*mine[-1], arm, color[arm]))
+    ax.set_xlabel('FLOPs, those of what a run starts from included', fontsize=9)
+    ax.set_ylabel(f'{found[0].reports} at the end ({unit(c)})', fontsize=9)
+    labels(ax, ends)
+    seeds = {len(x.runs) for x in found}
+    fig.suptitle(f'a point is a run to its end; {"one seed" if seeds == {1} else f"means of {min(seeds)} seeds"}', fontsize=9)
+    return fig
+
+
+def scaling(c: dict, fits: dict):
+    color, (fig, axes) = colors(c), figure(1)
+    for arm, (compute, values, law) in fits.items():
+        b = law.exponent
+        axes[0, 0].loglog(compute, values, 'o', color=color[arm])
+        line = [law.scale * x**-b.value for x in sorted(compute)]
+        axes[0, 0].loglog(sorted(compute), line, color=color[arm], label=f'{arm}: FLOPs^-{b.format(".4f")}')
+    axes[0, 0].set_xlabel('FLOPs', fontsize=9)
+    axes[0, 0].set_ylabel(f'{c["metric"]} ({unit(c)})', fontsize=9)
+    axes[0, 0].legend(fontsize=8, frameon=False, title='power laws, [a, b]: 95% intervals', title_fontsize=8)
+    return fig
 
 
 def pareto_points(found: list, name: str) -> list:
     """[(cell, cost, mean figure)] of the cells that have both."""
-    costs = [(x, x.ms if name == 'ms/step' else x.collapsed) for x in found]
+    costs = [(x, x.ms if name == 'ms/step' else x.params) for x in found]
     return [(x, cost, x.mean.value) for x, cost in costs if cost and math.isfinite(x.mean.value)]

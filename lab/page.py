@@ -10,10 +10,8 @@ from pathlib import Path
 from files import write
 from lab import tables
 from lab.costs import cost_table
-from lab.figures import pareto_points
+from lab.figures import colors, pareto_points
 from lab.stats import pareto
-
-COLORS = ('#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#17becf', '#8c564b', '#e377c2', '#7f7f7f', '#bcbd22')
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -46,7 +44,7 @@ def write_page(title: str, c: dict, found: list, out: Path):
     from bokeh.resources import INLINE
 
     plots = {f'{c["metric"]} against {name}': curves(c, found, axis, name) for axis, name in tables.AXES.items()}
-    plots |= {f'{c["metric"]} against {k}': front(c, found, k) for k in ('parameters (collapsed)', 'ms/step')}
+    plots |= {f'{c["metric"]} against {k}': front(c, found, k) for k in ('parameters that are trained', 'ms/step')}
     script, divs = components(plots)
     parts = [claims(c, found), to_html(tables.table(c, found))]
     parts += [f'<pre class="scroll">{html.escape(t)}</pre>' for t in [cost_table(c, found)] if t]
@@ -104,9 +102,9 @@ def plot(c: dict, x_label: str):
 def curves(c: dict, found: list, axis: str, name: str):
     from bokeh.models import ColumnDataSource, HoverTool
 
-    p, lines = plot(c, name), []
-    for i, x in enumerate(found):
-        color, data = COLORS[i % len(COLORS)], tables.curve(c, x, axis)
+    p, lines, of = plot(c, name), [], colors(c)
+    for x in found:
+        color, data = of[x.arm], tables.curve(c, x, axis)
         label = f'{x.name}, lr {x.lr:g}'
         source = ColumnDataSource(data | dict(arm=[label] * len(data['x'])))
         p.varea('x', 'low', 'high', source=source, color=color, alpha=0.2, legend_label=label)
@@ -127,12 +125,12 @@ def front(c: dict, found: list, name: str):
     from bokeh.models import ColumnDataSource, HoverTool
 
     p, points = plot(c, name), pareto_points(found, name)
-    index = [found.index(x) for x, _, _ in points]
+    of = colors(c)
     data = dict(
         x=[cost for _, cost, _ in points],
         y=[loss for _, _, loss in points],
         arm=[x.name for x, _, _ in points],
-        color=[COLORS[i % len(COLORS)] for i in index],
+        color=[of[x.arm] for x, _, _ in points],
     )
     best = [points[i] for i in pareto([q[1:] for q in points])]
     p.step([q[1] for q in best], [q[2] for q in best], mode='after', color='gray', line_dash='dashed')

@@ -20,6 +20,7 @@ class Rate:
     seeds: int  # in the smallest sample of a rate
     cost: float  # what the uncertainty of the rate costs on average, in the figure's unit; nan without a quadratic
     means: dict  # {rate: mean figure}, inf where a seed diverged
+    parabola: tuple | None = None  # (logarithm of the rate at its vertex, curvature, figure there)
 
 
 def noise(values) -> tuple:
@@ -48,9 +49,10 @@ def noise(values) -> tuple:
 
 
 def quadratic(x, values):
-    """(vertex, error variance of the vertex, curvature, usable) of the parabola through figures against the logarithm x
-    of the rate, by weighted least squares. x: (rates,), values: (..., rates, seeds). A parabola holds near the minimum
-    only: a point's weight is 1 / (variance of its mean + (half its height above the lowest mean)^2)."""
+    """(vertex, error variance of the vertex, curvature, figure at the vertex, usable) of the parabola through figures
+    against the logarithm x of the rate, by weighted least squares. x: (rates,), values: (..., rates, seeds). A parabola
+    holds near the minimum only: a point's weight is 1 / (variance of its mean + (half its height above the lowest
+    mean)^2)."""
     means, variances = noise(values)
     finite = np.isfinite(means)
     height = np.where(finite, means - means.min(-1, keepdims=True), 0.0)
@@ -62,12 +64,12 @@ def quadratic(x, values):
     normal[~usable] = np.eye(3)
     right = np.einsum('...r,...ri->...i', weights * np.where(finite, means, 0.0), design)
     covariance = np.linalg.inv(normal)
-    b, a = np.moveaxis(np.einsum('...ij,...j->...i', covariance, right)[..., 1:], -1, 0)
+    middle, b, a = np.moveaxis(np.einsum('...ij,...j->...i', covariance, right), -1, 0)
     convex = usable & (a > 0)
     a = np.where(convex, a, 1.0)
     gradient = np.stack([np.zeros_like(a), -1 / (2 * a), b / (2 * a**2)], -1)
     variance = np.einsum('...i,...ij,...j->...', gradient, covariance, gradient)
-    return centre[..., 0] - b / (2 * a), variance, a, convex
+    return centre[..., 0] - b / (2 * a), variance, a, middle - b**2 / (4 * a), convex
 
 
 def best_rate(x, values):
@@ -76,7 +78,7 @@ def best_rate(x, values):
     lowest rate whose mean lies within one standard error of the lowest mean."""
     means, variances = noise(values)
     finite = np.isfinite(means)
-    vertex, _, _, convex = quadratic(x, values)
+    vertex, *_, convex = quadratic(x, values)
     best = np.argmin(means, -1)[..., None]
     near = finite & (np.abs(np.arange(len(x)) - best) <= 1)
     low, high = np.where(near, x, np.inf).min(-1), np.where(near, x, -np.inf).max(-1)
@@ -96,7 +98,7 @@ def choose_rate(figures: dict) -> Rate | None:
     if not np.isfinite(means).any():
         return None
     chosen, convex = best_rate(x, values)
-    _, variance, curvature, _ = quadratic(x, values)
+    vertex, variance, curvature, lowest, _ = quadratic(x, values)
     good = np.flatnonzero(np.isfinite(means))
     edge = ''
     if len(rates) > 1:
@@ -112,4 +114,5 @@ def choose_rate(figures: dict) -> Rate | None:
         seeds=min(len(v) for v in figures.values()),
         cost=float(variance * curvature) if convex and not edge else math.nan,
         means={lr: float(np.mean(v)) for lr, v in figures.items()},
+        parabola=(float(vertex), float(curvature), float(lowest)) if convex else None,
     )

@@ -1,5 +1,5 @@
 """
-Make table, pictures, page and RESULTS.md from the logs of comparisons, and check that documents and logs agree.
+Make tables, pictures and pages from the logs of comparisons, and check that documents and logs agree.
 compare.py is the command; nothing here starts a run.
 
 results/<name>/ holds
@@ -10,7 +10,8 @@ results/<name>/ holds
                      the arm of a preparing step is steps/NAME (a command of transfer.py has facts only), that of an
                      evaluation tasks/ARM, with "tasks": {task: {"figures": {...}, ...}}
     bench.jsonl      step times of the arms, taken alone and in turns (bench.py), where that was possible
-and what is made from them: table.md, loss.png, pareto.png, scaling.png, index.html.
+and what is made from them: table.md, pictures (figures.py lists them), index.html. results/questions.toml says to which
+questions the comparisons belong (questions.py).
 """
 
 import contextlib
@@ -21,32 +22,12 @@ import sys
 from pathlib import Path
 
 from configurator import ROOT, UserError
-from files import write
-from lab import tables
+from files import read_lines, write
+from lab import questions, sweeps, tables
 from lab.costs import cost_table
-from lab.tables import load, markdown, provenance, rates_tried, summary
-
-HEAD = """# Results
-
-Written by `python compare.py --report` from the logs in [results/](results/README.md); `make test` checks that they
-agree. Each row is one arm against the baseline of its comparison. The **effect** is the arm's figure minus the
-baseline's: below 0 the arm is better. `worth` is the smallest gain that matters; it is set before the runs, in the
-comparison's config. The word is read off the effect's interval:
-
-| word | interval |
-| --- | --- |
-| better by worth | all of it lies below -`worth` |
-| better | all of it lies below 0, but it reaches above -`worth`: the gain is real, and may be small |
-| no gain that matters | all of it lies above -`worth`, and it holds 0 |
-| worse | all of it lies above 0 |
-| undecided | it holds both 0 and -`worth` |
-
-[a, b] is always such an interval: all intervals of a comparison hold together with 95%. p is of the hypothesis that there
-is no difference, corrected for the number of arms. ± is always the standard deviation over seeds. The rules and the
-reasons are in [docs/protocol.md](docs/protocol.md). °: a comparison from before these rules, judged anew by its logs; a line
-below its table says what it lacks.
-"""
-
+from lab.questions import Known
+from lab.records import read_records
+from lab.tables import load, provenance, rates_tried
 
 def table(c: dict, found: list) -> str:
     """The whole comparison in Markdown, the costs of its steps included."""
@@ -54,44 +35,74 @@ def table(c: dict, found: list) -> str:
     return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
 
 
-def results_md(results: Path) -> str:
-    rows, parts = [], []
-    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-        c, found = load(folder)
-        if not found or not c['claim']:  # without a claim: compare.py --show shows it
-            continue
-        rows += summary(c, found)
-        picture = f'\n![{folder.name}](results/{folder.name}/loss.png)\n' if (folder / 'loss.png').exists() else ''
-        note = c.get('note', '').strip()
-        parts.append(
-            f'## {folder.name}\n\n{note}{chr(10) * 2 if note else ""}{table(c, found)}\n{provenance(c, found)}\n{picture}'
-        )
-    head = ['claim', 'verdict', 'effect', 'p', 'seeds']
-    return '\n'.join([HEAD, markdown(head, rows) + '\n', *parts])
-
-
 def shown(folder: Path) -> str:
     """The tables of a comparison, for the terminal; of one without a claim only what its runs cost."""
     c, found = load(folder)
     if not found:
         raise UserError(f'{folder} holds no finished runs to show')
+    return body(c, found)
+
+
+def body(c: dict, found: list) -> str:
     if c['claim'] or not (costs := cost_table(c, found)):
         return table(c, found)
     return '\n'.join([costs, *(['', *rates] if (rates := rates_tried(c, found)) else [])])
 
 
+def page_md(folder: Path, k: Known) -> str:
+    """table.md: all that the logs of a comparison say, and its pictures as far as they are drawn."""
+    c, found = k.c, k.found
+    parts = [f'# {folder.name}', c.get('note', '').strip()]
+    if c['claim'] and found:
+        parts.append(table(c, found).strip())
+    elif found:
+        parts.append(f'```\n{body(c, found).strip()}\n```')
+    else:
+        parts += ['No seed decides yet: these are the sweeps that choose the learning rates.', sweeps.table(c, k.swept)]
+    parts.append(provenance(c, found) if found else f'`{c["command"]}`')
+    parts += [f'![{p.stem}]({p.name})' for p in sorted(folder.glob('*.svg'))]
+    return '\n\n'.join(p for p in parts if p) + '\n'
+
+
 def write_comparison(folder: Path, pictures: bool = True):
     """table.md and, where matplotlib and bokeh are, the pictures and the page."""
     c, found = load(folder)
-    if not found:
+    recorded = read_records(folder)
+    k = Known(c, found, sweeps.sweeps(c, recorded))
+    if not found and not k.swept:
         raise UserError(f'{folder} holds no finished runs to report')
-    write(folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'.encode())
-    if not pictures:
-        return
-    from lab import figures, page
+    if pictures:
+        from lab import figures, forest, page
 
-    figures.comparison(c, found, folder)
-    page.write_page(folder.name, c, found, folder / 'index.html')
+        for old in (*folder.glob('*.svg'), folder / 'index.html'):
+            old.unlink(missing_ok=True)
+        figures.comparison(c, found or sweeps.cells(c, recorded, read_lines(folder / 'bench.jsonl')), folder)
+        for size, mine in k.swept.items():
+            if len(mine) > 1:
+                figures.save(sweeps.multiples(c, mine), folder / f'rates{"_" * bool(size)}{size}.svg')
+        if k.judged:
+            figures.save(forest.forest([(folder.name, c, found)]), folder / 'forest.svg')
+        if found and c['claim']:
+            page.write_page(folder.name, c, found, folder / 'index.html')
+    write(folder / 'table.md', page_md(folder, k).encode())
+
+
+def write_all(results: Path):
+    """Everything that --report writes."""
+    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+        try:
+            write_comparison(folder)
+        except UserError as e:
+            print(e)
+    known = questions.read_known(results)
+    asked = questions.read_questions(results, known)
+    questions.draw(results, known, asked)
+    write(results.parent / 'RESULTS.md', questions.results_md(results, known, asked).encode())
+    print(f'wrote {results.parent / "RESULTS.md"}')
+    readme = results.parent / 'README.md'
+    if readme.exists() and (text := readme.read_text()) != (new := questions.with_answers(text, asked, known)):
+        write(readme, new.encode())
+        print(f'wrote {readme}')
 
 
 # -----------------------------------------------------------------------------
@@ -205,11 +216,15 @@ def documents(root: Path = ROOT) -> list[Path]:
 def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     """Where RESULTS.md, the tables and the documents differ from the logs, one message each; [] if nowhere."""
     wrong, root = [], results.parent
-    written = [(root / 'RESULTS.md', results_md(results))]
-    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-        c, found = load(folder)
-        if found and c['claim']:
-            written.append((folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'))
+    known = questions.read_known(results)
+    asked = questions.read_questions(results, known)
+    written = [(root / 'RESULTS.md', questions.results_md(results, known, asked))]
+    written += [(results / name / 'table.md', page_md(results / name, k)) for name, k in known.items()]
+    if (readme := root / 'README.md').exists():
+        written.append((readme, questions.with_answers(readme.read_text(), asked, known)))
+    for q in asked:
+        texts = '\n\n'.join((q.claim, q.answer, q.caption, q.text))
+        wrong += [f'results/questions.toml: {problem}' for problem in untraced(texts, root, {})]
     for path, expected in written:
         have = path.read_text() if path.exists() else ''
         if have != expected:

@@ -142,16 +142,19 @@ def targets_of(c: dict, x: Cell, longest: Cell | None) -> list[float]:
     return list(given) if isinstance(given, tuple | list) else [given]
 
 
-def cell(c, arm, size, rate, bench, records) -> Cell | None:
+def cell(c, arm, size, rate, bench, records, sweep=False) -> Cell | None:
+    """From the runs at this rate that decide, or from those of the sweep."""
     if not rate:
         return None
     mine = [
-        r for r in records.values() if (r['arm'], r['size'], r['lr']) == (arm, size, rate.lr) and r['seed'] <= SWEEP
+        r
+        for r in records.values()
+        if (r['arm'], r['size'], r['lr']) == (arm, size, rate.lr) and (r['seed'] > SWEEP) == sweep
     ]
     runs = {r['seed']: r for r in sorted(mine, key=lambda r: r['seed'])}
     if not runs:
         return None
-    values = verdicts.figures(c, records, arm, size)[1][rate.lr]
+    values = verdicts.figures(c, records, arm, size)[0 if sweep else 1][rate.lr]
     first = next(iter(runs.values()))
     alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b.get('cell') or b['arm']]}
     timed = lambda r: alone.get(cell_name(r['arm'], r['size']), alone.get(c['arms'].get(r['arm'])))
@@ -160,6 +163,7 @@ def cell(c, arm, size, rate, bench, records) -> Cell | None:
     good = [v for v in values.values() if math.isfinite(v)]
     mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
     keys = verdicts.halves(c, records)
+    keys = (keys[0], keys[0]) if sweep else keys
     x = Cell(arm, size, rate, runs, values, *keys, timed(first), mean, params, collapsed, dict(params=params))
     if arm == next(iter(c['arms'])) and len(good) == len(values) >= protocol.SIGMA_SEEDS:
         x.sigma = protocol.sigma(good)
@@ -284,7 +288,9 @@ def curve(c: dict, x: Cell, axis: str) -> dict:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ['---'] * len(head), *rows]
+    """Columns that hold nothing are left out."""
+    full = [i for i in range(len(head)) if any(row[i] not in ('', '-') for row in rows)]
+    lines = [[line[i] for i in full] for line in (head, ['---'] * len(head), *rows)]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in lines)
 
 
@@ -363,7 +369,7 @@ def table(c: dict, found: list[Cell]) -> str:
                 f'{x.params:,}' + (f' ({x.collapsed:,})' if x.collapsed != x.params else ''),
                 f'{x.cost["flops"]:.3g}',
                 '-' if x.ms is None else f'{x.ms:.3g}',
-                '' if x is mine else f'{off:+.1%}',
+                f'{off:+.1%}' if x is not mine and abs(off) >= 0.0005 else '',
             ]
         )
         said += [sentence(c, x, mine)] if judged else []

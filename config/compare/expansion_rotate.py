@@ -20,6 +20,7 @@ arms = dict(
     control='config/expansive_rotate_shakespeare_control.py',
 )
 learning_rates = (1e-3, 2e-3, 4e-3)
+shared_rate = 1e-3  # of expansive networks
 sweep_seeds = 1
 seeds = 3
 looks = False  # from before docs/protocol.md: all seeds at once, the rate of the lowest mean

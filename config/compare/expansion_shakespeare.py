@@ -27,6 +27,7 @@ arms = dict(
     factors5='config/expansive_shakespeare.py --expansion_depth=5',
 )
 learning_rates = (7e-4, 1e-3, 1.5e-3, 2.2e-3, 3.3e-3, 5e-3)
+shared_rate = 1e-3  # of expansive networks
 sweep_seeds = 2
 seeds = 5
 looks = False  # from before docs/protocol.md: all seeds at once, the rate of the lowest mean

@@ -25,6 +25,7 @@ metric = 'val_error'  # % of the characters of the dev strings
 center = 'median'  # some seeds learn the task, others do not: the mean lies between them, where no run does
 worth = 0.5
 learning_rates = (1e-4, 3e-4, 1e-3, 3e-3)
+shared_rate = 1e-4  # of small-to-large transfer
 sweep_seeds = 3
 seeds = 25
 looks = False  # from before docs/protocol.md: all seeds at once, the rate of the lowest mean

@@ -16,6 +16,7 @@ arms = dict(mlp='', chain20='--chain=20')
 metric = 'val_error'  # % of the 5,000 images kept back, which choose the rates; figures are test_error
 worth = 0.05  # 5 of 10,000
 learning_rates = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+shared_rate = 1e-3  # of expansive networks
 sweep_seeds = 5
 seeds = 40
 match = 'tokens'

@@ -1,0 +1,268 @@
+"""
+RESULTS.md by question, and the table that opens it and the README.
+
+results/questions.toml holds what is said by hand, a [[question]] each:
+
+    title        the question
+    claim        what its source claims, in Markdown
+    answer       one sentence
+    figure       a picture, seen from results/; without it the forest of the question's comparisons
+    caption      of the figure
+    rows         what the small table shows: 'COMPARISON/ARM' or 'COMPARISON/ARM@SIZE', * stands for anything
+    text         more, in Markdown; what would change the answer
+    comparisons  {name: its setting in a few words}
+
+Figures in these texts have sources in comments, as those of the documents have (report.py). The rest is written from logs:
+rows, forests, what is undecided and what would decide it. Comparisons that no question names are listed under "Others".
+"""
+
+import re
+import tomllib
+from collections import Counter
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from configurator import ROOT, UserError
+from lab import protocol, sweeps, tables
+from lab.forest import OLD, judged
+from lab.records import read_records
+
+COMMENT = re.compile(r'\s*(<!-- .*? -->)', re.S)
+TOO_MANY = 60  # seeds to add; beyond that less noise or another design is cheaper
+
+
+@dataclass
+class Question:
+    title: str
+    claim: str = ''
+    answer: str = ''
+    figure: str = ''
+    caption: str = ''
+    text: str = ''
+    rows: list = field(default_factory=list)
+    comparisons: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return re.sub(r'\W+', '_', self.title.lower()).strip('_')
+
+    @property
+    def picture(self) -> str:
+        """Of the effects of all its comparisons, seen from results/."""
+        return f'questions/{self.name}.svg'
+
+
+@dataclass
+class Known:
+    """What the logs of a comparison say."""
+
+    c: dict
+    found: list  # cells of the seeds that decide
+    swept: dict  # {size: sweeps}
+
+    @property
+    def judged(self) -> list:
+        return judged(self.found) if self.c['claim'] else []
+
+
+def read_questions(results: Path, known: dict) -> list[Question]:
+    """[] without a file. UserError naming the question if it names a comparison that is not there, or has a key that there
+    is not."""
+    path, keys = results / 'questions.toml', set(Question.__dataclass_fields__)
+    if not path.exists():
+        return []
+    try:
+        given = tomllib.loads(path.read_text()).get('question', [])
+    except tomllib.TOMLDecodeError as e:
+        raise UserError(f'{path}: {e}') from None
+    for i, q in enumerate(given, 1):
+        if odd := [*({'title'} - q.keys()), *(q.keys() - keys)]:
+            raise UserError(f'{path}, question {i}: {", ".join(odd)}: must have title; keys: {", ".join(sorted(keys))}')
+        if odd := [n for n in q.get('comparisons', ()) if n not in known]:
+            raise UserError(f'{path}, {q["title"]}: {", ".join(odd)}: no such comparison in {results.name}/')
+    return [Question(**q) for q in given]
+
+
+def read_known(results: Path) -> dict:
+    """{name: Known} of the comparisons that have finished runs."""
+    found = {}
+    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+        c, cells = tables.load(folder)
+        swept = sweeps.sweeps(c, read_records(folder))
+        if cells or swept:
+            found[folder.name] = Known(c, cells, swept)
+    return found
+
+
+# -----------------------------------------------------------------------------
+# what the logs add
+
+
+def words(known: list[Known]) -> str:
+    """How many verdicts there are, and what they say."""
+    count = Counter(x.verdict.word for k in known for x, _ in k.judged)
+    said = ', '.join(f'{count[w]} {w}' for w in protocol.WORDS if count[w])
+    return said or 'none yet'
+
+
+def matching(known: dict, pattern: str) -> tuple[str, list[str]]:
+    name, _, cell = pattern.partition('/')
+    k = known.get(name)
+    cells = [x.name for x, _ in k.judged] or [s.name for mine in k.swept.values() for s in mine] if k else []
+    return name, [n for n in cells if fnmatch(n, cell)]
+
+
+def small_table(q: Question, known: dict) -> str:
+    """The verdicts of q.rows; of a comparison without verdicts its sweeps."""
+    rows, swept = [], {}
+    for pattern in q.rows:
+        name, cells = matching(known, pattern)
+        if not cells:
+            raise UserError(f"rows of '{q.title}': {pattern}: no verdict and no sweep of that name")
+        k = known[name]
+        if not k.judged:
+            swept.setdefault(name, []).extend(cells)
+        for x, base in k.judged:
+            if x.name in cells:
+                old = '' if k.c.get('looks') else f' {OLD}'
+                rows.append([
+                    f'[{q.comparisons.get(name, name)}](results/{name}/table.md)', f'{x.name} against {base.name}',
+                    f'**{x.verdict.word}**{old}', f'{base.reports} {tables.effect(k.c, x, base)}', f'{k.c["worth"]:g}',
+                    f'{x.verdict.n or len(x.values)}',
+                ])  # fmt: skip
+    parts = [tables.markdown(['setting', 'arm', 'verdict', 'effect [interval]', 'worth', 'seeds'], rows)] if rows else []
+    parts += [sweeps.table(known[name].c, known[name].swept, cells) for name, cells in swept.items()]
+    return '\n\n'.join(parts)
+
+
+def undecided(name: str, k: Known) -> str:
+    """The claims of a comparison that are not decided, what would decide them, and what that costs; '' if none."""
+    waiting = [(x, base) for x, base in k.judged if x.verdict.word == protocol.UNDECIDED]
+    if not waiting:
+        return ''
+    parts = [f'`{x.name}`' + (f' ({tables.waits(x.verdict)})' if tables.waits(x.verdict) else '') for x, _ in waiting]
+    near = [(x, base) for x, base in waiting if x.verdict.n + x.verdict.more <= TOO_MANY]
+    config = ROOT / 'config' / 'compare' / f'{name}.py'
+    if not near:
+        return f'`{name}`: {", ".join(parts)}. Less noise or a larger `worth` is needed.'
+    if not config.exists():
+        return f'`{name}`: {", ".join(parts)}.'
+    flags, minutes = decides(k, near)
+    price = f', about {minutes:.0f} minutes of one {device(k)} by the logged seconds' if minutes >= 0.5 else ''
+    return f'`{name}`: {", ".join(parts)}. `python compare.py config/compare/{name}.py {flags}` would decide{price}.'
+
+
+def decides(k: Known, near: list) -> tuple[str, float]:
+    """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on."""
+    seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + x.verdict.more for x, _ in near))
+    cells = {x.name: x for pair in near for x in pair}
+    everything = len(cells) == len(k.found)
+    flags = ['--looks=true', f'--seeds={seeds}', *(['--sweep_seeds=3'] if k.c['learning_rates'] else [])]
+    flags += [] if everything else [f'--only={",".join(cells)}']
+    seconds = 0.0
+    for x in cells.values():
+        runs = seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
+        seconds += runs * max((alone(r) for r in x.runs.values()), default=0)
+    return ' '.join(flags), seconds / 60
+
+
+def alone(r: dict) -> float:
+    """The seconds that a run took, its share where seeds were trained at once."""
+    return r['eval'].get('seconds', [0])[-1] / (r['facts'].get('seeds_at_once') or 1)
+
+
+def device(k: Known) -> str:
+    return next(iter(k.found[0].facts('device')), 'machine').replace(' 80GB HBM3', '').replace('NVIDIA ', '')
+
+
+# -----------------------------------------------------------------------------
+# pages
+
+HEAD = """# Results
+
+Written by `python compare.py --report` from the logs in [results/](results/README.md) and from `results/questions.toml`;
+`make test` checks that they agree.
+
+"""
+HOW = """
+A comparison has a baseline and arms. The **effect** is the arm's figure minus the baseline's: below 0 the arm is better.
+[a, b] is its interval; all intervals of a comparison hold together with 95%. ± is always the standard deviation over seeds.
+`worth` is the smallest gain that matters, set before the runs. A loss is in nats per token. The word is read off the interval:
+better by worth (all of it below -`worth`), better (all below 0), no gain that matters (all above -`worth`, with 0 inside),
+worse (all above 0), undecided (0 and -`worth` are inside). °: a comparison from before the rules of
+[docs/protocol.md](docs/protocol.md), judged anew by its logs; its page says what it lacks.
+"""
+
+
+def overview(questions: list[Question], known: dict) -> str:
+    """The table of all answers. Their sources stand below it."""
+    rows, sources = [], []
+    for i, q in enumerate(questions, 1):
+        sources += [c for text in (q.answer,) for c in COMMENT.findall(text)]
+        answer = ' '.join(COMMENT.sub('', q.answer).split())
+        rows.append([f'[{i}. {q.title}](RESULTS.md#{anchor(i, q)})', answer, words([known[n] for n in q.comparisons])])
+    lines = tables.markdown(['question', 'answer so far', 'verdicts of its comparisons'], rows)
+    return '\n'.join([lines, *dict.fromkeys(sources)])
+
+
+def anchor(i: int, q: Question) -> str:
+    """As GitHub makes it of the heading."""
+    return re.sub(r'[^\w\- ]', '', f'{i}. {q.title}'.lower()).replace(' ', '-')
+
+
+def section(i: int, q: Question, known: dict) -> str:
+    mine = {name: known[name] for name in q.comparisons}
+    figure = q.figure or (q.picture if any(k.judged for k in mine.values()) else '')
+    parts = [f'## {i}. {q.title}', f'**The claim.** {q.claim.strip()}' if q.claim else '', f'**Our answer.** {q.answer.strip()}']
+    if figure:
+        parts.append(f'![{q.title}](results/{figure})' + (f'\n\n*{q.caption.strip()}*' if q.caption else ''))
+    parts += [small_table(q, known), q.text.strip()]
+    if waiting := [line for name, k in mine.items() if (line := undecided(name, k))]:
+        parts.append('**Undecided.**\n\n' + '\n'.join(f'- {line}' for line in waiting))
+    if any(k.judged for k in mine.values()) and figure != q.picture:
+        parts.append(f'All effects in one picture: [{q.picture.split("/")[0]}](results/{q.picture}).')
+    if mine:
+        parts.append('**Everything.**\n\n' + '\n'.join(listed(n, k, q.comparisons[n]) for n, k in mine.items()))
+    return '\n\n'.join(p for p in parts if p)
+
+
+def listed(name: str, k: Known, setting: str) -> str:
+    line = tables.provenance(k.c, k.found) if k.found else f'`{k.c["command"]}`'
+    return f'- [{name}](results/{name}/table.md): {setting}. Verdicts: {words([k])}. {line}'
+
+
+def results_md(results: Path, known: dict, questions: list[Question]) -> str:
+    parts = [HEAD + (overview(questions, known) + '\n' if questions else '') + HOW]
+    parts += [section(i, q, known) + '\n' for i, q in enumerate(questions, 1)]
+    named = {n for q in questions for n in q.comparisons}
+    if others := {n: k for n, k in known.items() if n not in named}:
+        rest = Question('Others', comparisons={n: k.c['claim'] or k.c['note'] for n, k in others.items()})
+        rows = [f'{n}/{x.name}' for n, k in others.items() for x, _ in k.judged]
+        table = small_table(Question('Others', rows=rows), known)
+        lines = '\n'.join(listed(n, k, rest.comparisons[n].rstrip('.')) for n, k in others.items())
+        waiting = [f'- {line}' for n, k in others.items() if (line := undecided(n, k))]
+        parts.append('\n\n'.join(p for p in ('## Others', table, '\n'.join(waiting), lines) if p) + '\n')
+    return '\n'.join(parts)
+
+
+START, END = '<!-- answers: written by python compare.py --report -->', '<!-- end of answers -->'
+
+
+def with_answers(text: str, questions: list[Question], known: dict) -> str:
+    """A document with the table of answers between its two marks; as it is if it has none."""
+    if START not in text or END not in text or not questions:
+        return text
+    before, _, rest = text.partition(START)
+    return f'{before}{START}\n{overview(questions, known)}\n{END}{rest.partition(END)[2]}'
+
+
+def draw(results: Path, known: dict, questions: list[Question]):
+    """The forest of each question that has verdicts."""
+    from lab import figures, forest
+
+    for q in questions:
+        panels = [(f'{n}: {label}', known[n].c, known[n].found) for n, label in q.comparisons.items() if known[n].judged]
+        if panels:
+            (results / 'questions').mkdir(exist_ok=True)
+            figures.save(forest.forest(panels), results / q.picture)
