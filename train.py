@@ -27,6 +27,7 @@ import files
 import hardware
 import logger
 import optim
+import optimizers
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from linear import factors
 from logger import Log, ending, facts, kept, take_folder, windows
@@ -38,7 +39,7 @@ SKIPS = 100  # updates left out in a row: no accident any more
 
 
 @dataclass
-class TrainConfig(start.Keys, distill.Keys, rotate.Keys, logger.Keys, hardware.Keys, GPTConfig):
+class TrainConfig(start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger.Keys, hardware.Keys, GPTConfig):
     vocab_size: int = key(0, "vocabulary of the model; 0: the data set's", low=0)
     bias: bool = key(False, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
     out_dir: str = key('out', 'where checkpoints and logs go', group='run and output')

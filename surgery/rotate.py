@@ -120,10 +120,7 @@ def turn(cfg, model, optimizer, it: int):
     """Collapse the layer of the last iteration, expand the layer of the next one."""
     old, new = site_at(cfg, it - 1), site_at(cfg, it)
     if cfg.expansion_schedule == 'reset':  # in place: a captured update goes on with the same tensors
-        moments = optimizer.state_dict()
-        for site in (old, new):
-            for v in moments.get(f'{linear.path(site)}.weight', {}).values():
-                v.zero_()
+        optimizer.restart([f'{linear.path(site)}.weight' for site in (old, new)])
         return
     moments = optimizer.release()  # and the old factors with them: there are never two expansions
     collapse(cfg, optimizer.factors, old, moments)

@@ -1,0 +1,87 @@
+"""
+step_rule = composed: all factors of a product take one step, which bounds the change of the product.
+
+For W = F_N ... F_1 with spectral norms s_i, let each factor move by -r O_i with |O_i| <= 1. Then (the triangle inequality,
+term by term of the expanded product)
+
+    |W' - W| <= prod(s_i + r) - prod(s_i) <= r (prod(s_i + 1) - prod(s_i))        for r <= 1
+
+so r = eta / (prod(s_i + 1) - prod(s_i)) gives |W' - W| <= eta, exactly and not only to first order, whatever the sizes of
+the factors. The divisor is at least 1, so eta <= 1 is enough. For two factors r = eta / (s_1 + s_2 + 1): Spectron (arXiv
+2602.12429). One factor: r = eta. eta = lr * scale(d_out, d_in), the step of a dense W.
+
+Factors that are batches of matrices are block-diagonal maps, up to permutations and identities beside them: their norm is
+the largest of the batch, and the bound holds for the whole W. q, k and v one below the other: it holds for each of them, as
+for dense ones. A sum over the batch (Kronecker terms): the bounds of the terms add up. Muon's O has a norm of at most
+1.21 (muon.LARGEST), which multiplies the bound. AdamW's part of a layer (sparse values) and a dense guide have their own steps.
+
+The norms come from two power iterations a step, each with a vector that is kept from step to step, and saved.
+"""
+
+import math
+
+import torch
+
+ITERATIONS, FIRST = 2, 30  # power iterations: of a step, of a new vector
+
+
+class Composed:
+    name = 'right'  # state: an estimate of the first right singular vector of each matrix
+
+    def __init__(self, optimizer, sizes: dict, device):
+        """sizes: {(m, n): B} of the stacks."""
+        chains = []  # [[name of a factor's tensor]], a chain for each layer that is a product
+        self.reach, self.terms = [], 1  # scale(d_out, d_in) of each chain; products in a sum
+        for name, layer, found in optimizer.layers:
+            chain = [f'{name}.{k}' for k in found if k.startswith('factors.')]
+            if chain:
+                chains.append(chain)
+                last = optimizer.places[chain[-1]][1]
+                rows = last[0][0][0] if len(last) > 1 else layer.d_out  # of q, where q, k and v are apart
+                self.reach.append(optimizer.scale(rows, layer.d_in))
+                if layer.is_sum:
+                    self.terms = last[0][1].stop - last[0][1].start
+        N = max(map(len, chains), default=0)  # one kind of layer: all chains are equally long
+        self.shape = len(chains), N, self.terms
+        # slot of each matrix in the norms (chain, factor, term), and its chain; -1: of no chain
+        self.slot = {shape: torch.full((B,), -1) for shape, B in sizes.items()}
+        for c, chain in enumerate(chains):
+            for i, tensor in enumerate(chain):
+                for shape, where in optimizer.places[tensor][1]:
+                    term = torch.arange(where.stop - where.start) if self.terms > 1 else 0
+                    self.slot[shape][where] = (c * N + i) * self.terms + term
+        self.order = list(sizes)
+        flat = torch.cat([self.slot[shape] for shape in self.order]) if sizes else torch.zeros(0, dtype=torch.int64)
+        self.flat = flat.clamp(min=0).to(device)
+        self.chain = self.flat // max(1, N * self.terms)
+        self.alone = (flat < 0).to(device)
+        self.reach = torch.tensor(self.reach, device=device)
+        own = [torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]
+        self.own = torch.cat(own).to(device) if own else torch.zeros(0)
+        gen = torch.Generator().manual_seed(0)
+        self.vectors = {s: torch.randn(B, 1, s[1], generator=gen).to(device) for s, B in sizes.items()}
+        stacks = optimizer.stack(optimizer.tensors.values())
+        for shape, W in stacks.items():
+            norm(W, self.vectors[shape], FIRST)
+
+    def rates(self, optimizer) -> dict:
+        """{(m, n): (B, 1, 1), or a number}: what O is multiplied by."""
+        if not len(self.reach):  # no layer is a product
+            return {shape: optimizer.lr * -optimizer.scale(*shape) for shape in self.order}
+        stacks = optimizer.stack(optimizer.tensors.values())
+        norms = torch.cat([norm(stacks[shape], self.vectors[shape], ITERATIONS) for shape in self.order])
+        norms = norms.masked_fill(self.alone, 0)
+        s = norms.new_zeros(math.prod(self.shape)).scatter_reduce(0, self.flat, norms, 'amax').view(self.shape)
+        bound = ((1 + s).prod(1) - s.prod(1)).sum(1)  # (chains)
+        step = torch.where(self.alone, self.own, (self.reach / bound)[self.chain])
+        rates = (step * -optimizer.lr).split([len(self.slot[shape]) for shape in self.order])
+        return {shape: r[:, None, None] for shape, r in zip(self.order, rates)}
+
+
+def norm(W, v, iterations: int):
+    """Spectral norms (B) of W (B, m, n), from below; v (B, 1, n) is improved in place. A zero matrix leaves it as it is."""
+    for _ in range(iterations):
+        new = (v @ W.mT) @ W
+        size = new.norm(dim=2, keepdim=True)
+        v.copy_(torch.where(size > 0, new / size.clamp(min=1e-30), v))
+    return (v @ W.mT).norm(dim=(1, 2)) / v.norm(dim=(1, 2)).clamp(min=1e-30)
