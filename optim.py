@@ -141,6 +141,16 @@ class Optimizer:
         self.build()
         self.load_state_dict({name: moments.get(name) for name in self.leaves})
 
+    def describe(self) -> list[str]:
+        """A line for the head of a run, where not everything is AdamW's."""
+        if not self.matrices:
+            return []
+        mine, rest = (sum(p.numel() for p in t.values()) for t in (self.matrices.tensors, self.by_adamw))
+        return [
+            f'{self.cfg.optimizer} moves {len(self.matrices.tensors)} tensors of {mine:,} numbers (the matrices of the blocks),'
+            f' AdamW {len(self.by_adamw)} of {rest:,}'
+        ]
+
     def finite(self) -> bool:
         """Whether all gradients are. Waits for the GPU."""
         norms = torch._foreach_norm([p.grad for p in self.weights if p.grad is not None])

@@ -92,7 +92,8 @@ class TrainConfig(start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger
         return self.gradient_accumulation_steps * self.batch_size * self.block_size
 
     def idle(self):
-        return super().idle() | {k: v for k, v in overrides(self).items() if k in rotate.idle(self)}
+        off = [*rotate.idle(self), *optimizers.idle(self)]
+        return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
     def problems(self, sized=None):
         """sized: whether the model's sizes are known already; those of a checkpoint are not before it is read."""
@@ -292,7 +293,7 @@ def train(cfg, again='go on with --init_from=resume'):
         t = Trainer(cfg, device)
         about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
-        lines += [*optim.notes(t.cfg), *factors.table(t.model, t.optimizer.factors)]
+        lines += [*optim.notes(t.cfg), *t.optimizer.describe(), *factors.table(t.model, t.optimizer.factors)]
         lines += [line for hook in t.hooks for line in hook.describe(t.model, t.optimizer)]
         log.head(t.cfg, about, lines)
         with log.closing(lambda: ending(t)):

@@ -13,6 +13,7 @@ holds both.
 
 from dataclasses import dataclass
 
+import linear
 from optimizers import base, muon
 from optimizers.muon import Muon
 from optimizers.normuon import NorMuon
@@ -44,3 +45,8 @@ def problems(cfg) -> list[str]:
         hint = '; a rate of their own for the matrices under AdamW is hidden_lr' if 'matrix_lr' in given else ''
         return [f'{", ".join(given)}: mean nothing with optimizer = adamw{hint}'] if given else []
     return kind.problems(cfg)
+
+
+def idle(cfg) -> list[str]:
+    """Keys that mean nothing with this optimizer: the papers' rates of factors are AdamW's."""
+    return ['structured_lr'] if cfg.optimizer != 'adamw' and 'lm_head' not in linear.chosen(cfg) else []

@@ -59,6 +59,9 @@ class Composed:
         own = [torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]
         self.own = torch.cat(own).to(device) if own else torch.zeros(0)
         gen = torch.Generator().manual_seed(0)
+        self.vectors = {}
+        if not chains:
+            return
         self.vectors = {s: torch.randn(B, 1, s[1], generator=gen).to(device) for s, B in sizes.items()}
         stacks = optimizer.stack(optimizer.tensors.values())
         for shape, W in stacks.items():
