@@ -72,7 +72,7 @@ class TrainConfig(start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger
     learning_rate: float = key(6e-4, 'peak learning rate', above=0, group='optimizer')
     max_iters: int = key(600000, 'optimizer steps', low=0)
     hidden_lr: float = key(1.0, "factor on the learning rate (not the decay) of the blocks' matrices", above=0)
-    weight_decay: float = key(1e-1, 'AdamW decay of matrices', low=0)
+    weight_decay: float = key(1e-1, 'decay of matrices', low=0)
     beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
     beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
     grad_clip: float = key(1.0, 'largest norm of the gradient of the matrices the network computes with; 0: off', low=0)
