@@ -82,7 +82,9 @@ class Layer(nn.Module):
     # how a budget (factorize --params) finds sizes: every entry of variants() is tried, with the knob as large as fits
     sizes = ()  # names of the keys that choose the number of parameters
     knob = ''  # the key that makes the layer larger, in multiples of step(); empty: variants() are all there is
-    is_sum = False  # True: W is a sum over the batch of its matrices (Kronecker terms), else they are blocks of a factor
+    is_sum = (
+        False  # True: W is a sum over the batch of its matrices (Kronecker terms), else they are blocks of a factor
+    )
     parts = ()
     rate = 1.0
 

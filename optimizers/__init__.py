@@ -43,7 +43,7 @@ def problems(cfg) -> list[str]:
     if kind is None:
         given = [k for k in ('matrix_lr', 'step_rule', 'muon_scale', 'momentum') if getattr(cfg, k) != getattr(Keys, k)]
         hint = '; a rate of their own for the matrices under AdamW is hidden_lr' if 'matrix_lr' in given else ''
-        return [f'{", ".join(given)}: mean nothing with optimizer = adamw{hint}'] if given else []
+        return [f'{", ".join(given)}: of no use with optimizer = adamw{hint}'] if given else []
     return kind.problems(cfg)
 
 

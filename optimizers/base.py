@@ -89,7 +89,7 @@ class Matrices:
         found = []
         if cfg.expansion_lr == 'matched':
             found.append(
-                f'expansion_lr = matched: is a ratio of AdamW\'s steps; with optimizer = {cfg.optimizer} use step_rule ='
+                f"expansion_lr = matched: is a ratio of AdamW's steps; with optimizer = {cfg.optimizer} use step_rule ="
                 ' composed'
             )
         if getattr(cfg, 'expansion_moments', 'reset') == 'map':
@@ -181,7 +181,7 @@ class Matrices:
     @torch.no_grad()
     def load(self, name: str, entry: dict | None):
         """Set the state of a tensor; without an entry it stays as it starts. UserError if it is another optimizer's."""
-        if not entry:
+        if entry is None:
             return
         here = self.states(name)
         wanted = {k: tuple(self.folder(name, k).shape) for k in here}

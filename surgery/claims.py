@@ -209,14 +209,26 @@ def check_moments(state, wanted: dict, path):
             fail(path, f'optimizer has a state for {shown(name)}, which the model has not')
         keys = set(entry) if isinstance(entry, dict) else set()
         adams = bool(keys & {'step', 'exp_avg', 'exp_avg_sq'})
-        if adams and keys != {'step', 'exp_avg', 'exp_avg_sq'} or not keys & averages:
+        if (
+            adams
+            and keys != {'step', 'exp_avg', 'exp_avg_sq'}
+            or not isinstance(entry, dict)
+            or keys
+            and not keys & averages
+        ):
             has = ', '.join(map(shown, entry)) if isinstance(entry, dict) else shown(entry)
             fail(path, f'optimizer has for {name}: {has}; must be step, exp_avg, exp_avg_sq, or what optimizers/ names')
         if adams:
             entry['step'] = torch.tensor(number(path, f"optimizer's step of {name}", entry['step'], float, MOST))
         for k in sorted(keys - {'step'}, key=str):
             v, p = entry[k], wanted[name]
-            if not dense(v) or not v.is_floating_point() or k in averages and v.shape != p.shape or v.numel() > p.numel():
+            if (
+                not dense(v)
+                or not v.is_floating_point()
+                or k in averages
+                and v.shape != p.shape
+                or v.numel() > p.numel()
+            ):
                 what = f'{tuple(v.shape)} of {v.dtype}' if isinstance(v, torch.Tensor) else shown(v)
                 fail(path, f'optimizer has {shown(k)} of {name} = {what}: must be {tuple(p.shape)}')
             entry[k] = v.contiguous()

@@ -66,7 +66,9 @@ def test_torchs_muon_takes_the_same_20_steps(scale, theirs):
     model = tiny_gpt(n_kv_head=1)
     opt = optimizer(model, muon_scale=scale, weight_decay=0.3)
     opt.matrices.precision = torch.bfloat16
-    mine = [part[0] for name, p in opt.matrices.tensors.items() for part in opt.matrices.places[name][0].unfold(p.detach())]
+    mine = [
+        part[0] for name, p in opt.matrices.tensors.items() for part in opt.matrices.places[name][0].unfold(p.detach())
+    ]
     torchs = [v.clone().requires_grad_() for v in mine]
     assert len(mine) == 2 * (3 + 3) and {tuple(v.shape) for v in mine} == {(32, 32), (16, 32), (128, 32), (32, 128)}
     oracle = torch.optim.Muon(torchs, lr=1e-2, weight_decay=0.3, adjust_lr_fn=theirs)
@@ -210,11 +212,15 @@ def test_accumulation_is_the_batch(run_train):
 # the composed rule
 
 
-CHAINS = [k for k in linear.LAYERS if k not in ('dense', 'btt_moe')] + ['expanded of 3', 'tensor_train of 3', 'kronecker of 3']
+CHAINS = [k for k in linear.LAYERS if k not in ('dense', 'btt_moe')] + [
+    'expanded of 3',
+    'tensor_train of 3',
+    'kronecker of 3',
+]
 
 
 @pytest.mark.parametrize('name', CHAINS)
-@pytest.mark.parametrize('size', [0.1, 1, 10])
+@pytest.mark.parametrize('size', [0.1, 10])
 def test_a_composed_step_bounds_the_change_of_the_product(name, size):
     """|W' - W| <= 1.21 eta in the spectral norm, for factors of any size, exactly and to first order; and it is no empty
     bound: some layer comes within a factor of 30 of it."""
@@ -299,7 +305,9 @@ def test_power_iteration_finds_the_norm_and_survives_zero():
 # widths, resuming, growth, rotation
 
 
-MUP = {'dense': {}, 'mixture': dict(mlp='moe')} | {k: dict(linear=k, linear_layers='mlp+attn') for k in ('expanded', 'low_rank', 'btt', 'monarch')}
+MUP = {'dense': {}, 'mixture': dict(mlp='moe')} | {
+    k: dict(linear=k, linear_layers='mlp+attn') for k in ('expanded', 'low_rank', 'btt', 'monarch')
+}
 
 
 @pytest.mark.parametrize('scale', ['rms', 'original'])
@@ -332,12 +340,18 @@ def test_resuming_is_exact(run_train, kind, flags):
 
 def test_another_optimizers_state_is_refused_in_one_line(run_train, fails):
     run_train('--optimizer=muon', '--max_iters=2')
-    go = lambda *flags: fails(lambda: run_train(*flags, '--init_from=resume', '--max_iters=4'), 'start a new run from its')
+    go = lambda *flags: fails(
+        lambda: run_train(*flags, '--init_from=resume', '--max_iters=4'), 'start a new run from its'
+    )
     said = go('--optimizer=adamw')
     assert 'optimizer = adamw: the checkpoint has momentum for transformer.h.0' in said and said.count('\n') == 1
     assert 'optimizer = normuon' in go('--optimizer=normuon')
     run_train('--max_iters=2', out='adam')
-    fails(lambda: run_train('--optimizer=muon', '--init_from=resume', out='adam'), 'the checkpoint has step', 'needs momentum')
+    fails(
+        lambda: run_train('--optimizer=muon', '--init_from=resume', out='adam'),
+        'the checkpoint has step',
+        'needs momentum',
+    )
 
 
 @pytest.mark.parametrize('kind', MATRIX)
@@ -347,7 +361,7 @@ def test_growing_a_step_in_depth_is_a_step_of_the_grown(kind, method):
     grow_and_step(kind, method, dict(n_layer=4))
 
 
-@pytest.mark.parametrize('names', [{}, dict(n_kv_head=1, mlp='swiglu', tie_head=False)])
+@pytest.mark.parametrize('names', [{}, dict(n_kv_head=1, mlp='swiglu', mlp_expansion_factor=3.0, tie_head=False)])
 def test_growing_a_step_in_width_is_a_step_of_the_grown(names):
     """Muon's step on n copies of a matrix is n copies of its step, at the original scale: the same function moves as far.
     At the RMS-matched scale it moves sqrt(n) times as far, which hidden_lr undoes."""
@@ -387,12 +401,21 @@ def grow_and_step(kind, method, sizes, names={}, hidden_lr=1.0, **keys):  # noqa
             b.step()
     want = grow_weights(small.state_dict(), small.config, new, how)
     for name in b.matrices.tensors:
-        scale = (want[name] - grow_weights(tiny_gpt(**names).double().state_dict(), small.config, new, how)[name]).abs().max()
+        scale = (
+            (want[name] - grow_weights(tiny_gpt(**names).double().state_dict(), small.config, new, how)[name])
+            .abs()
+            .max()
+        )
         assert (large.state_dict()[name] - want[name]).abs().max() < 1e-6 * scale, name
 
 
 def test_a_rotating_run_and_a_guided_one_go_on(run_train, fails):
-    rotating = ('--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=3')
+    rotating = (
+        '--linear=expanded',
+        '--expansion_init=orthogonal',
+        '--expansion_schedule=rotate',
+        '--expansion_every=3',
+    )
     for i, kind in enumerate(MATRIX):
         found = losses(run_train(f'--optimizer={kind}', *rotating, out=f'r{i}'))
         assert found[9] < found[0] - 0.5
@@ -400,7 +423,11 @@ def test_a_rotating_run_and_a_guided_one_go_on(run_train, fails):
         assert found[9] < found[0] - 0.5
     control = [f.replace('=rotate', '=reset') for f in rotating if 'init' not in f]
     assert losses(run_train('--optimizer=muon', *control, out='reset'))[9] < 4
-    fails(lambda: run_train('--optimizer=muon', *rotating, '--expansion_moments=map'), 'expansion_moments = map', 'use reset')
+    fails(
+        lambda: run_train('--optimizer=muon', *rotating, '--expansion_moments=map'),
+        'expansion_moments = map',
+        'use reset',
+    )
 
 
 def test_restart_forgets_in_place():
@@ -447,12 +474,15 @@ def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):
     [
         (['--optimizer=soap'], ["optimizer = 'soap': is left out", 'use one of adamw, muon, normuon']),
         (['--optimizer=mion'], ["optimizer = 'mion': is unknown", 'use one of adamw, muon, normuon']),
-        (['--matrix_lr=0.1'], ['matrix_lr: means nothing with optimizer = adamw', 'hidden_lr']),
-        (['--step_rule=composed', '--momentum=0.9'], ['step_rule, momentum: mean nothing with optimizer = adamw']),
+        (['--matrix_lr=0.1'], ['matrix_lr: of no use with optimizer = adamw', 'hidden_lr']),
+        (['--step_rule=composed', '--momentum=0.9'], ['step_rule, momentum: of no use with optimizer = adamw']),
         (['--optimizer=normuon', '--step_rule=composed'], ['step_rule = composed', 'use optimizer = muon']),
         (['--optimizer=muon', '--step_rule=product'], ['step_rule', 'must be one of factor, composed']),
         (['--optimizer=muon', '--linear=expanded', '--expansion_lr=matched'], ['expansion_lr = matched', 'composed']),
-        (['--optimizer=muon', '--step_rule=composed', '--linear=btt', '--structured_norm=true'], ['structured_norm = True']),
+        (
+            ['--optimizer=muon', '--step_rule=composed', '--linear=btt', '--structured_norm=true'],
+            ['structured_norm = True'],
+        ),
         (['--optimizer=muon', '--matrix_lr=-1'], ['matrix_lr', 'must be at least 0']),
     ],
 )
