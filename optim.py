@@ -238,10 +238,7 @@ class Optimizer:
             odd = sorted(set(state) ^ set(self.leaves))
             raise UserError(f'the optimizer state does not fit the model: {len(odd)} names differ, first {odd[0]}')
         full = self.adamw.state_dict()
-        full['state'] = {
-            i: without_moments(p) if (s := state[name]) is None else s
-            for i, (name, p) in enumerate(self.by_adamw.items())
-        }
+        full['state'] = {i: state[name] or without_moments(p) for i, (name, p) in enumerate(self.by_adamw.items())}
         for name, entry in zip(self.by_adamw, full['state'].values()):
             if 'exp_avg' not in entry:
                 raise UserError(

@@ -44,8 +44,9 @@ class Matrices:
         state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}}
     """
 
-    averages = ()  # names of state of the matrix's own size, linear in past gradients: growth moves them as it moves gradients
-    per_row = ()  # names of state with one number a row
+    # names of state: at least one average of gradients, as large as the matrix (growth moves it as gradients move)
+    averages = ('momentum',)
+    per_row = ()  # with one number a row
 
     def __init__(self, layers, parameters: dict, cfg, capturable=False):
         """layers: [(name, layer, {key: Matrix})]. parameters: {name: tensor}, at least those of the layers."""

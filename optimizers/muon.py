@@ -35,7 +35,6 @@ class Keys:
 class Muon(Matrices):
     """State: momentum, an average of gradients."""
 
-    averages = ('momentum',)
     precision = None  # of Newton-Schulz; none: bfloat16 on a GPU that has it, float32 elsewhere
 
     def direction(self, G, state):

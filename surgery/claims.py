@@ -209,13 +209,7 @@ def check_moments(state, wanted: dict, path):
             fail(path, f'optimizer has a state for {shown(name)}, which the model has not')
         keys = set(entry) if isinstance(entry, dict) else set()
         adams = bool(keys & {'step', 'exp_avg', 'exp_avg_sq'})
-        if (
-            adams
-            and keys != {'step', 'exp_avg', 'exp_avg_sq'}
-            or not isinstance(entry, dict)
-            or keys
-            and not keys & averages
-        ):
+        if not (keys == {'step', 'exp_avg', 'exp_avg_sq'} if adams else keys & averages):
             has = ', '.join(map(shown, entry)) if isinstance(entry, dict) else shown(entry)
             fail(path, f'optimizer has for {name}: {has}; must be step, exp_avg, exp_avg_sq, or what optimizers/ names')
         if adams:

@@ -250,8 +250,8 @@ def test_a_composed_step_bounds_the_change_of_the_product(name, size):
             delta = tuple(p.detach().double() - w for p, w in zip(m.factors, start))
             formed = Formed(copy.deepcopy(m).double())
             first = torch.func.jvp(lambda *f: torch.func.functional_call(formed, names(f), ()), start, delta)[1]  # noqa: B023
-            pieces = lambda W: W.split(m.parts) if splits(m) else [W]
-            for exact, linearly in zip(pieces(change), pieces(first)):
+            rows = m.parts if splits(m) else (m.d_out,)
+            for exact, linearly in zip(change.split(rows), first.split(rows)):
                 exact, linearly = (torch.linalg.matrix_norm(X, 2).item() for X in (exact, linearly))
                 limit = muon.LARGEST * eta * (1 if splits(m) or not m.parts else math.sqrt(3))
                 assert 0 < linearly <= limit and 0 < exact <= limit, (n, exact, linearly, limit)
@@ -448,10 +448,10 @@ def test_restart_forgets_in_place():
 
 
 class Signs(base.Matrices):
-    """A toy: sign descent. As an optimizer of optimizers/ it would be this one file and one line in OPTIMIZERS."""
+    """A toy: the signs of an average. As an optimizer of optimizers/ it would be this one file and one line in OPTIMIZERS."""
 
     def direction(self, G, state):
-        return G.sign()
+        return state['momentum'].lerp_(G, 0.1).sign()
 
 
 def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):

@@ -128,8 +128,6 @@ def grow_moments(state: dict, old, new, how: How) -> dict:
     large = {}
     for t in tensors(old, new, how):
         entry, averages, large[t.name] = state[t.source], {}, {}
-        if not entry:  # an optimizer without state
-            continue
         full = max((v.shape for v in entry.values()), key=math.prod)  # of the parameter
         for k, v in entry.items():
             if v.shape == full:
