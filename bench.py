@@ -15,8 +15,11 @@ blocks), tokens/s, MFU and peak memory. --out writes the figures of each arm to 
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # as train.py does, before torch is loaded
 
 import torch
 
@@ -60,7 +63,7 @@ def main():
             raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
-    device = hardware.choose_device(bench.device)
+    device = hardware.choose_device(bench.device, bench.deterministic)
     torch._dynamo.config.recompile_limit = max(64, 4 * len(arms))  # the arms share the code of forward
     timed = [Arm(a, c, device, bench.warmup) for a, c in zip(arms, configs)]
     for _ in range(bench.rounds):

@@ -109,7 +109,9 @@ def load(path: str | Path, map_location='cpu') -> dict:
     args = ckpt['model_args']
     if f == OLD and args.get('mup_base') and args.get('tie_head') is False:
         raise UserError(
-            f'{path}: {OLD} multiplied the logits of an untied head under mup_base; use the version that wrote it'
+            f'{path}: {OLD} multiplied the logits of an untied head under mup_base, this version does not: to the same'
+            ' weights it gives other logits. Train it again, or check out the commit that wrote it, which is in the'
+            ' manifest.json beside it'
         )
     ckpt['model'] = check_tensors(ckpt['model'], path)
     ckpt.setdefault('config', {})

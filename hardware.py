@@ -58,6 +58,10 @@ class Keys:
     cuda_graph: bool = key(
         False, 'replay the step as CUDA graphs: faster for models that leave the GPU idle; one process'
     )
+    deterministic: bool = key(
+        False,
+        'kernels that give the same bits every time: on one GPU too, a resumed run ends as if never stopped; slower',
+    )
 
 
 def peak_of(name: str) -> float | None:
@@ -99,7 +103,10 @@ def rank_world() -> tuple[int, int]:
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str, deterministic: bool = False) -> torch.device:
+    """The device that a key names, ready for use. deterministic: how the whole process computes from now on."""
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        set_deterministic(deterministic)
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     if device == 'cuda':
@@ -114,6 +121,23 @@ def choose_device(device: str) -> torch.device:
     elif device.type == 'cpu':  # denormal numbers are slow, and Adam's moments of what has no gradient decay to them
         torch.set_flush_denormal(True)
     return device
+
+
+def set_deterministic(on: bool):
+    """The same bits every time, or kernels chosen for speed alone. By torch's switch attention takes the backward pass of
+    flash attention that adds in a fixed order, and leaves out cuDNN's; gradients of embeddings and of the tokens of a
+    mixture are added in a fixed order; and the compiler times no kernels to choose among them. The kernels in
+    linear/kernels/ need no switch: each number is written by one program, in a fixed order."""
+    asked = ':4096:8', ':16:8'  # workspaces with which cuBLAS promises it; torch looks once, at its first product
+    if on and os.environ.get('CUBLAS_WORKSPACE_CONFIG') not in asked:
+        if torch.cuda.is_initialized():
+            raise UserError(
+                'deterministic = True: this process has used the GPU without it, and cuBLAS is set up once; start the run in'
+                f' a process of its own, or set CUBLAS_WORKSPACE_CONFIG={asked[0]} for all of them'
+            )
+        os.environ['CUBLAS_WORKSPACE_CONFIG'] = asked[0]
+    torch.use_deterministic_algorithms(on)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what was not written
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

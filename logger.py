@@ -36,13 +36,17 @@ RECORD = (  # of a run in its out_dir
     'ckpt.pt', 'best.pt', 'ckpt.json', 'config.json', 'manifest.json', 'metrics.jsonl', 'meta.json', 'tokenizer.json', 'eval.json',
 )  # fmt: skip
 
+STARTING, FINISHING = 30, 120  # seconds that wandb may take; what it could not send stays in out_dir/wandb
+
 
 @dataclass
 class Keys:
     """What is said of a run beside its losses."""
 
     note: str = key('', 'printed at the start; config files say here which preset they chose', group='notes and wandb')
-    wandb_log: bool = key(False, 'log to wandb as well')
+    wandb_log: bool = key(
+        False, f'log to wandb as well; its server is waited for {STARTING} s at the start, {FINISHING} s at the end'
+    )
     wandb_project: str = key('owt', 'wandb project')
     wandb_run_name: str = key('gpt2', 'wandb run name')
 
@@ -352,6 +356,7 @@ class Log:
         cfg = self.cfg
         how = dict(id=run_id, resume='allow') if run_id else {}
         how |= dict(config=dataclasses.asdict(cfg), dir=str(self.out_dir))
+        how |= dict(settings=dict(init_timeout=STARTING, finish_timeout=FINISHING))
         init = lambda: wandb.init(project=cfg.wandb_project, name=cfg.wandb_run_name, **how)
         self.wandb = self.to_wandb(init)
 

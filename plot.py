@@ -143,9 +143,12 @@ def state(folder: Path, lines: list[dict]) -> str:
 
 
 def found_under(folder: Path) -> list[tuple]:
-    """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below."""
-    rows = []
-    for path in sorted(p.parent for p in folder.rglob('metrics.jsonl')):
+    """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below.
+    A run of a comparison is in its own folder and in the comparison's results: the folder is listed."""
+    rows, folders = [], sorted(p.parent for p in folder.rglob('metrics.jsonl'))
+    own = [p.parts for p in folders if (p / 'manifest.json').exists()]
+    listed = {parts[i:] for parts in own for i in range(len(parts))}
+    for path in folders:
         lines = [m for m in read_metrics(path) if isinstance(m, dict)]
         name = path.relative_to(folder)
         if (path / 'manifest.json').exists():
@@ -159,6 +162,8 @@ def found_under(folder: Path) -> list[tuple]:
             rows.append((str(name), done, at, evals, facts))
         else:  # of compare.py: a line per run
             for run_, r in read_records(path).items():
+                if 'eval' not in r or (path.name, *run_.split('/')) in listed:
+                    continue
                 evals = r['eval'].get('val_loss', [])
                 rows.append((str(name / run_), r['state'], max(r['eval'].get('iter', [0])), evals, r['facts']))
     return rows

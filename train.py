@@ -14,9 +14,13 @@ import contextlib
 import dataclasses
 import gc
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
+
+# read once, when torch is loaded. A thread that waits by spinning takes its core from other jobs of the machine
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 import torch
 import torch.distributed as dist
@@ -266,7 +270,8 @@ class Trainer:
         checkpoint.keep(self.out_dir, self.iter, self.cfg.keep_last)
 
     def restore(self, ckpt: dict):
-        """Go on as if there had been no interruption: bit-exact on a CPU, with the same number of processes."""
+        """Go on as if there had been no interruption, with the same number of processes: to the bit on a CPU, and on
+        one GPU with deterministic = True."""
         self.optimizer.load_state_dict(ckpt['optimizer'])
         if self.scaler.is_enabled() and ckpt['scaler']:
             self.scaler.load_state_dict(ckpt['scaler'])
@@ -287,7 +292,7 @@ def train(cfg, again='go on with --init_from=resume'):
         if small:
             train(small, again='repeat the command to go on')
             hardware.start_afresh()  # its memory is free for the large model
-    device, rank = hardware.choose_device(cfg.device), hardware.rank_world()[0]
+    device, rank = hardware.choose_device(cfg.device, cfg.deterministic), hardware.rank_world()[0]
     mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
     with mine, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
         t = Trainer(cfg, device)

@@ -216,7 +216,7 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
     broke is tried again; one that ends with exit code 2 (a user's mistake) is not.
     Returns {name: what went wrong}. Ctrl-C and SIGTERM stop the runs and wait until they have saved; then the exception
     is raised again."""
-    running, failed, attempts, wait, left = {}, {}, {}, {}, None
+    running, failed, attempts, wait, last, left = {}, {}, {}, {}, {}, None
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -229,10 +229,13 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
             if left is None:
                 left = [r for r in todo() if r[0] not in failed and r[0] not in running]
             ready = [r for r in left if r[0] not in wait]
-            for name, folder, command in ready[: jobs - len(running)]:
-                slot = min(set(range(jobs)) - {r[0] for r in running.values()})
+            for slot in sorted(set(range(jobs)) - {r[0] for r in running.values()}):
+                if not ready:
+                    break
+                name, folder, command = next_for(slot, ready, last)
+                last[slot] = cell(name)
                 full = [sys.executable, '-m', 'lab.launch', str(folder), *command]
-                left = [r for r in left if r[0] != name]
+                left, ready = ([r for r in rs if r[0] != name] for rs in (left, ready))
                 try:
                     running[name] = (slot, *start(full, folder, slot))
                 except (UserError, OSError) as e:  # a full disk
@@ -258,6 +261,19 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def cell(name: str) -> str:
+    """The arm and size of a run: what is before its rate and seed."""
+    return name.rsplit('/lr', 1)[0]
+
+
+def next_for(slot: int, ready: list, last: dict) -> tuple:
+    """The next run for this slot: of the arm that its process has compiled, else of an arm that no other process is at,
+    else the first. last: the arm of each slot's last run."""
+    own = [r for r in ready if cell(r[0]) == last.get(slot)]
+    new = [r for r in ready if cell(r[0]) not in last.values()]
+    return [*own, *new, *ready][0]
 
 
 def last_words(folder: Path, code: int) -> str:

@@ -118,7 +118,7 @@ def match(argv: list[str]):
     if isinstance(candidate.mlp_expansion_factor, tuple) and candidate.solve == 'mlp_expansion_factor':
         raise UserError('solve = mlp_expansion_factor: the candidate has one factor per layer; give one number')
     unit = dict(params='parameters', flops='FLOP per token', time='ms per step')[candidate.match]
-    device = hardware.choose_device(candidate.device)
+    device = hardware.choose_device(candidate.device, candidate.deterministic)
     target, found = solve(*configs, device)
     print(f'reference: {target:,.6g} {unit}' if candidate.match == 'time' else f'reference: {target:,.0f} {unit}')
     best = min(found, key=lambda f: abs(f[0] / target - 1))

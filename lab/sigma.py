@@ -32,6 +32,9 @@ def show(folder: Path):
             print(f'{cell}, rate {lr:g}, {len(rows)} seeds: val_loss {mean:.4f}, std {protocol.sigma(whole)}')
             print(f'    std of val_a {protocol.sigma(a)}, of val_b {protocol.sigma(b)}, correlation {between:.3f}')
     for cell, curve in sorted(swept.items()):
+        curve = {lr: losses for lr, losses in curve.items() if len(losses) > 1}  # the others are still to be run
+        if not curve:
+            continue
         chosen = choose_rate(curve)
         print(f'{cell}, sweep, mean (std) of {chosen.seeds} seeds')
         means = [f'{lr:g}: {statistics.mean(v):.4f} ({statistics.stdev(v):.4f})' for lr, v in sorted(curve.items())]

@@ -8,7 +8,7 @@ import time
 import torch
 
 import hardware
-from configurator import overrides
+from configurator import UserError, overrides
 from logger import commit
 from train import Trainer
 
@@ -17,6 +17,10 @@ class Arm:
     def __init__(self, argv: list[str], cfg, device, warmup: int):
         mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out'))
         self.name, self.times, self.peak = ' '.join(a for a in argv if not a.startswith(mine)), [], 0
+        if cfg.deterministic != torch.are_deterministic_algorithms_enabled():
+            raise UserError(
+                'deterministic: holds for a whole process, and all arms are timed in one; give it to all of them'
+            )
         before = memory(device)
         t0 = time.perf_counter()
         self.trainer = Trainer(cfg, device)

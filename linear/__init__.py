@@ -218,6 +218,13 @@ def problems(config) -> list[str]:
     return found or LAYERS[config.linear].problems(config, chosen(config))
 
 
+def plain_first(kind: str) -> str:
+    """What to do with layers of this kind where only plain matrices serve."""
+    if LAYERS[kind].is_matrix:
+        return 'collapse it first: python transfer.py collapse'
+    return 'such a layer is no matrix, so no plain model computes the same'
+
+
 def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts=()) -> nn.Module:
     """The layer of a site. residual: it writes to the residual stream, so its std is 0.02/sqrt(2*n_layer) (GPT-2);
     otherwise 0.02. parts: outputs of the layers that it is side by side (q, k and v). W0 comes from the global random stream, as the dense twin's; factors draw from one of their own.

@@ -23,8 +23,8 @@ def collapse_model(model) -> GPT:
     UserError where a layer is no matrix."""
     if not linear.LAYERS[model.config.linear].is_matrix:
         raise UserError(
-            f'linear = {model.config.linear}: such a layer is no matrix, so no plain model computes the same;'
-            ' sample.py and evaluate.py take it as it is'
+            f'linear = {model.config.linear}: {linear.plain_first(model.config.linear)}; sample.py and evaluate.py take'
+            ' it as it is'
         )
     args = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(GPTConfig)}
     plain = GPT(GPTConfig(**args | dict(linear='dense')))
@@ -69,7 +69,8 @@ def expand_model(model, config, seed: int) -> GPT:
 def expand(cfg: ExpandConfig):
     ckpt, model, tokens = open_model(cfg)
     if model.config.linear != 'dense':
-        raise UserError(f'{cfg.checkpoint}: its layers are {model.config.linear}; collapse it first')
+        kind = model.config.linear
+        raise UserError(f'{cfg.checkpoint}: its layers are {kind}; {linear.plain_first(kind)}')
     keys = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if hasattr(model.config, f.name)}
     config = dataclasses.replace(model.config, linear='expanded', **keys)
     if found := config.problems():

@@ -6,6 +6,7 @@ from it. A dense checkpoint of ours differs from nanoGPT's only in the optimizer
 import torch
 
 import checkpoint
+import linear
 from configurator import UserError, input_path, root_path
 from model import NANOGPT_KEYS
 from surgery import reader
@@ -33,7 +34,8 @@ def export_nanogpt(cfg: TransferConfig):
     ckpt = reader.load(cfg.checkpoint)
     model = checkpoint.build(ckpt, cfg.checkpoint)
     if beyond := sorted(set(ckpt['model_args']) - set(NANOGPT_KEYS)):
-        hint = '; collapse it first: python transfer.py collapse' if 'linear' in beyond else ''
+        plain = linear.LAYERS[model.config.linear].is_matrix and 'linear' in beyond
+        hint = "; python transfer.py collapse writes a checkpoint for nanoGPT's sample.py" if plain else ''
         raise UserError(f'{cfg.checkpoint}: nanoGPT cannot express {", ".join(beyond)}{hint}')
     if missing := [n for n in sum(in_groups(model), []) if n not in ckpt.get('optimizer', {})]:
         raise UserError(

@@ -416,7 +416,7 @@ def factorize(cfg: FactorizeConfig):
     ckpt, model, tokens = open_model(cfg)
     if model.config.linear != 'dense':
         raise UserError(
-            f'{cfg.checkpoint} has linear = {model.config.linear} already; collapse it first: python transfer.py collapse'
+            f'{cfg.checkpoint} has linear = {model.config.linear} already; {linear.plain_first(model.config.linear)}'
         )
     if odd := next((n for n, p in model.named_parameters() if not p.isfinite().all()), None):
         raise UserError(f'{cfg.checkpoint}: {odd} holds values that are not finite; take an earlier checkpoint')

@@ -197,12 +197,12 @@ def take_model_keys(cfg, ckpt: dict, path, quiet=False):
         elif cfg.expansion_schedule != 'all':
             raise UserError(
                 f'init_from = {path}: its layers are {args["linear"]}, expansion_schedule = {cfg.expansion_schedule}'
-                ' starts from plain ones; collapse it first: python transfer.py collapse'
+                f' starts from plain ones; {linear.plain_first(args["linear"])}'
             )
         elif other := [k for k in overrides(cfg) if k in shape and getattr(cfg, k) != args[k]]:
             raise UserError(
-                f'init_from = {path}: its layers are {args["linear"]}; leave out {", ".join(other)} to go on with them,'
-                ' or collapse it first: python transfer.py collapse'
+                f'init_from = {path}: its layers are {args["linear"]}; leave out {", ".join(other)} to go on with them;'
+                f' for other layers: {linear.plain_first(args["linear"])}'
             )
         if cfg.block_size < args['block_size'] and args['position'] == 'learned':
             wpe = 'transformer.wpe.weight'
@@ -210,6 +210,8 @@ def take_model_keys(cfg, ckpt: dict, path, quiet=False):
         args['block_size'] = min(cfg.block_size, args['block_size'])
     else:
         args |= rotate.resumed(ckpt)
+        grown = {k: ckpt['config'].get(k) for k in vars(cfg) if k.startswith('transfer_')}  # long ago, and only once
+        args |= {k: v for k, v in grown.items() if isinstance(v, type(getattr(cfg, k)))}
     args = {k: v for k, v in args.items() if k not in drop}
     changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
     if changed and not quiet:
@@ -221,7 +223,8 @@ def take_model_keys(cfg, ckpt: dict, path, quiet=False):
 def source(cfg, small):
     """Of a run whose transfer_from is a config, `small`: (cfg that grows the checkpoint of small, the config that trains
     that first, or None where that has been done)."""
-    small = dataclasses.replace(small, device=cfg.device, backend=cfg.backend, compile=cfg.compile)
+    machine = dict(device=cfg.device, backend=cfg.backend, compile=cfg.compile, deterministic=cfg.deterministic)
+    small = dataclasses.replace(small, **machine)
     path = root_path(small.out_dir) / 'ckpt.pt'
     if path.parent == root_path(cfg.out_dir):
         raise UserError(f"out_dir = '{cfg.out_dir}': {cfg.transfer_from} trains the small model there; choose another")
@@ -233,6 +236,7 @@ def source(cfg, small):
         'dtype',
         'compile',
         'cuda_graph',
+        'deterministic',
         'note',
         'keep_last',
         'on_nan',

@@ -1,16 +1,19 @@
-"""What only a GPU can show. Skipped elsewhere."""
+"""What only a GPU can show. Skipped elsewhere. It needs no data set and no network."""
 
 import copy
 
 import pytest
 import torch
+from conftest import ROOT, losses
 from torch.profiler import ProfilerActivity, profile
 
+import checkpoint
 import hardware
 from configurator import load
 from linear import LAYERS, make, moe
 from linear.kernels import fused
 from model import GPTConfig
+from tokens.download import write_dataset
 from toys.letter_counting import Transformer
 from toys.mnist import CNN, MLP
 from toys.seeds import Stack, batches, make_optimizer, make_step, set_lr
@@ -21,6 +24,21 @@ FLAGS = [
     'config/shakespeare_char.py', '--dropout=0', '--warmup_iters=0', '--learning_rate=1e-4', '--min_lr=0',
     '--n_layer=2', '--batch_size=8',
 ]  # fmt: skip
+
+
+@pytest.fixture(scope='session', autouse=True)
+def shakespeare(tmp_path_factory):
+    """In place of conftest's: the documents of this repository by characters. A bare machine has no Shakespeare."""
+    text = ''.join(
+        p.read_text(encoding='utf-8') for p in [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
+    )
+    itos, folder = sorted(set(text)), tmp_path_factory.mktemp('documents')
+    stoi = {ch: i for i, ch in enumerate(itos)}
+    ids = [stoi[ch] for ch in text]
+    cut = int(len(ids) * 0.9)
+    write_dataset(folder, ids[:cut], ids[cut:], vocab_size=len(itos), tokenizer='char', itos=itos, edition='documents')
+    FLAGS.append(f'--dataset={folder}')
+    return folder
 
 
 def run(*flags, graph=True, steps=8):
@@ -301,3 +319,34 @@ def test_a_replayed_step_of_a_toy_is_the_step(kind, net):
         return
     for a, b in zip(*after):
         assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        (),
+        ('--linear=expanded', '--expansion=2000', '--linear_path=materialised'),
+        ('--linear=expanded', '--expansion=2000', '--linear_path=materialised', '--cuda_graph=true'),
+        ('--linear=monarch', '--linear_path=factored'),
+    ],
+    ids=['dense', 'expanded', 'expanded, replayed', 'fused'],
+)
+def test_resume_is_exact_in_the_deterministic_mode(flags, script, shakespeare, tmp_path):
+    """Twelve steps at once, and six and six in another process: losses, weights and moments are the same to the bit."""
+    same = [
+        'config/shakespeare_char.py', f'--dataset={shakespeare}', '--deterministic=true', '--compile=true', '--n_layer=2',
+        '--batch_size=16', '--warmup_iters=2', '--lr_decay_iters=12', '--eval_interval=6', '--eval_iters=4',
+        '--log_interval=1', '--always_save_checkpoint=true', *flags,
+    ]  # fmt: skip
+    at_once, parts = tmp_path / 'at_once', tmp_path / 'parts'
+    script('train.py', *same, '--max_iters=12', f'--out_dir={at_once}')
+    script('train.py', *same, '--max_iters=6', f'--out_dir={parts}')
+    script('train.py', *same, '--max_iters=12', f'--out_dir={parts}', '--init_from=resume')
+    assert len(losses(parts)) == 12
+    assert losses(parts) == losses(at_once)
+    assert losses(parts, 'eval') == losses(at_once, 'eval')
+    a, b = (checkpoint.load(folder / 'ckpt.pt') for folder in (at_once, parts))
+    assert a['iter_num'] == b['iter_num'] == 12
+    assert not [k for k in a['model'] if not torch.equal(a['model'][k], b['model'][k])]
+    moments = {f'{k}.{m}': (v, b['optimizer'][k][m]) for k, of in a['optimizer'].items() for m, v in of.items()}
+    assert not [k for k, (v, w) in moments.items() if not torch.equal(v, w)]

@@ -1,14 +1,19 @@
-"""MFU is right or absent; a run of several processes ends in one line where one of them is lost."""
+"""MFU is right or absent; a run of several processes ends in one line where one of them is lost; the deterministic mode."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, TINY
 
+import bench
+import checkpoint
+import hardware
 from hardware import peak_of
 
 
@@ -57,13 +62,13 @@ run(main)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('signal', ['SIGKILL', 'SIGSTOP'])
-def test_a_lost_process_ends_the_run_in_one_line(signal):
+@pytest.mark.parametrize('name', ['SIGKILL', 'SIGSTOP'])
+def test_a_lost_process_ends_the_run_in_one_line(name):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
-    code = MEMBER.format(root=str(ROOT), signal=signal)
+    code = MEMBER.format(root=str(ROOT), signal=name)
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     first, second = (
         subprocess.Popen([sys.executable, '-c', code], env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)
@@ -78,3 +83,78 @@ def test_a_lost_process_ends_the_run_in_one_line(signal):
     finally:
         second.kill()
         second.wait()
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_saves_and_says_so(tmp_path):
+    two = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(ROOT / 'train.py')]
+    long = [
+        '--gradient_accumulation_steps=2',
+        '--max_iters=100000',
+        '--lr_decay_iters=100000',
+        '--eval_interval=100000',
+    ]
+    p = subprocess.Popen(
+        [*two, *TINY, *long, f'--out_dir={tmp_path}/run'],
+        env=os.environ | dict(OMP_NUM_THREADS='1'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        next(line for line in p.stdout if line.startswith('iter 3:'))
+        p.send_signal(signal.SIGINT)
+        said = p.communicate(timeout=100)[0]
+    finally:
+        p.kill()
+    said = said.split('Traceback')[0]  # what follows is torchrun's own
+    assert said.count('stopping after this step') == said.count('interrupted: saved') == 1
+    assert 'go on with --init_from=resume' in said
+    assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['iter_num'] >= 4
+
+
+def test_threads_of_a_run_do_not_wait_by_spinning():
+    """libgomp says what it has read; it reads when torch is loaded."""
+    env = {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'} | dict(OMP_DISPLAY_ENV='verbose')
+    for script in ('train.py', 'bench.py'):
+        r = subprocess.run([sys.executable, str(ROOT / script), '--help'], env=env, capture_output=True, text=True)
+        if 'GOMP_SPINCOUNT' not in r.stderr:
+            pytest.skip('torch has another OpenMP here')
+        assert "GOMP_SPINCOUNT = '0'" in r.stderr, r.stderr
+
+
+# -----------------------------------------------------------------------------
+# deterministic = True
+
+
+@pytest.fixture
+def afterwards():
+    """The mode holds for the whole process: the next test starts without."""
+    yield
+    hardware.set_deterministic(False)
+
+
+@pytest.mark.parametrize('flags', [(), ('--linear=expanded', '--expansion=200')])
+def test_the_deterministic_mode_changes_nothing_of_a_run_on_a_cpu(run_train, afterwards, flags):
+    a = checkpoint.load(run_train(*flags, '--deterministic=true', out='a') / 'ckpt.pt')
+    assert torch.are_deterministic_algorithms_enabled()
+    b = checkpoint.load(run_train(*flags, out='b') / 'ckpt.pt')
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert all(torch.equal(a['model'][k], v) for k, v in b['model'].items())
+
+
+def test_the_deterministic_mode_asks_cublas_for_it_before_the_gpu_is_used(monkeypatch, fails, afterwards):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':0:0')
+    hardware.choose_device('cpu', deterministic=True)
+    assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8' and torch.are_deterministic_algorithms_enabled()
+    hardware.choose_device('cpu')
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
+    monkeypatch.setattr('torch.cuda.is_initialized', lambda: True)
+    fails(lambda: hardware.choose_device('cpu', deterministic=True), 'deterministic = True', 'a process of its own')
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_bench_of_arms_with_and_without_the_deterministic_mode_is_refused(monkeypatch, fails, afterwards):
+    flags = ['--dataset=shakespeare_char', '--n_layer=1', '--n_head=2', '--n_embd=32', '--batch_size=1', '--device=cpu']
+    flags += ['--block_size=8', '--gradient_accumulation_steps=1']
+    own = ['--steps=1', '--rounds=1', '--warmup=1']
+    monkeypatch.setattr('sys.argv', ['bench.py', *flags, *own, '--', *flags, '--deterministic=true'])
+    fails(bench.main, 'deterministic: holds for a whole process')

@@ -10,6 +10,7 @@ import files
 import plot
 import transfer
 from configurator import UserError
+from lab import records
 from surgery import collapse
 
 
@@ -113,6 +114,24 @@ def test_plot_lists_runs_with_their_state(run_train, capsys, monkeypatch, tmp_pa
     assert 'diverged at 2' in lines['broken']
     best = min(json.loads(t)['val_loss'] for t in open(tmp_path / 'runs/done/metrics.jsonl') if '"eval"' in t)
     assert f'{best:.4f}' in lines['done'] and 'cpu' in lines['done']
+
+
+def test_a_run_of_a_comparison_is_listed_once(run_train, tmp_path):
+    """It is in its own folder, and in the comparison's results; a step that trained nothing is in the latter."""
+    run_train('--max_iters=1', out='out/compare/demo/dense/lr0.01/s1')
+    common = dict(state='finished', facts={}, eval=dict(iter=[0, 1], val_loss=[4.0, 3.0]), train={})
+    names = ('dense/lr0.01/s1', 'dense/lr0.01/s2')
+    records.write_records(
+        tmp_path / 'out' / 'results' / 'demo',
+        {n: dict(run=n, arm='dense', size='', lr=0.01, seed=1, **common) for n in names}
+        | {
+            'steps/a/lr0/s1': dict(
+                run='steps/a/lr0/s1', arm='steps/a', size='', lr=0.0, seed=1, state='finished', facts={}
+            )
+        },
+    )
+    found = [row[0] for row in plot.found_under(tmp_path / 'out')]
+    assert found == ['compare/demo/dense/lr0.01/s1', 'results/demo/dense/lr0.01/s2']
 
 
 @pytest.mark.parametrize(

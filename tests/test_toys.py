@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import compare
+import files
 from configurator import load
 from lab import tables
 from logger import read_metrics
@@ -216,6 +217,24 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     last = evals(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')[-1]
     assert found[1].values[2] == last['val_error'] and found[1].cost['flops'] == last['flops']
     assert [[r['facts']['seeds_at_once'] for r in x.runs.values()] for x in found] == [[2, 2], [2, 1]]
+
+
+@pytest.mark.parametrize('module, schema', [(mnist, MnistConfig), (letter_counting, LetterConfig)])
+def test_a_toy_moves_an_older_record_aside_and_has_its_folder_alone(
+    module, schema, tmp_path, monkeypatch, fails, capsys
+):
+    monkeypatch.setattr(
+        'sys.argv', ['toy', *QUICK[module.__name__.split('.')[-1]], f'--out_dir={tmp_path}/a', '--seeds=1,2']
+    )
+    module.main()
+    first = (tmp_path / 'a' / 's2' / 'metrics.jsonl').read_bytes()
+    lock = files.lock(tmp_path / 'a')
+    fails(module.main, 'is at work there')
+    os.close(lock)
+    assert not (tmp_path / 'a' / 's2' / 'earlier-1').exists()
+    module.main()
+    assert (tmp_path / 'a' / 's2' / 'earlier-1' / 'metrics.jsonl').read_bytes() == first
+    assert f'held another run, which is now in {tmp_path}/a/s2/earlier-1' in capsys.readouterr().out
 
 
 def test_mnist_is_verified(tmp_path, monkeypatch, fails):

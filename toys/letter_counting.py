@@ -35,6 +35,7 @@ import torch.nn.functional as F  # noqa: E402
 
 import hardware  # noqa: E402
 from configurator import ROOT, key, load, root_path, run  # noqa: E402
+from files import alone  # noqa: E402
 from tokens.download import shakespeare  # noqa: E402
 from toys.seeds import (  # noqa: E402
     Clock,
@@ -260,7 +261,9 @@ def train(cfg):
 
 
 def main():
-    train(load(LetterConfig, sys.argv[1:]))
+    cfg = load(LetterConfig, sys.argv[1:])
+    with alone(root_path(cfg.out_dir)):
+        train(cfg)
 
 
 if __name__ == '__main__':

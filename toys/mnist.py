@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: E402
 
 import hardware  # noqa: E402
 from configurator import ROOT, UserError, key, load, root_path, run  # noqa: E402
-from files import write  # noqa: E402
+from files import alone, write  # noqa: E402
 from toys.seeds import (  # noqa: E402
     Clock,
     Stack,
@@ -280,7 +280,9 @@ def train(cfg):
 
 
 def main():
-    train(load(MnistConfig, sys.argv[1:]))
+    cfg = load(MnistConfig, sys.argv[1:])
+    with alone(root_path(cfg.out_dir)):
+        train(cfg)
 
 
 if __name__ == '__main__':

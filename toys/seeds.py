@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hardware
 from configurator import UserError, brief
-from logger import Log
+from files import launched
+from logger import Log, make_room
 
 
 def read_seeds(text: str) -> list[int]:
@@ -123,8 +124,11 @@ class Clock:
 
 
 def write_runs(cfg, out: Path, seeds: list[int], facts: dict, lines: list[list[dict]], final_iter: int):
-    """A run's record for each seed in out/s<seed>; lines: one list of evaluations per seed."""
+    """A run's record for each seed in out/s<seed>, an earlier one there moves aside. lines: one list of evaluations per
+    seed. The caller holds out (files.alone)."""
     for s, mine in zip(seeds, lines):
+        if not launched(out) and (moved := make_room(out / f's{s}')):
+            print(moved)
         log = Log(cfg, out / f's{s}', {}, facts | dict(seed_model=s, seed_data=s, seeds_at_once=len(seeds)))
         for m in mine:
             log.metrics(kind='eval', **m)

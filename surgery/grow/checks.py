@@ -5,6 +5,7 @@ What can grow into what.
 import dataclasses
 import math
 
+import linear
 from configurator import UserError
 from surgery.grow.weights import DEPTH, How
 from surgery.grow.widen import WIDTH, head_maps, tile
@@ -16,7 +17,7 @@ KEPT += ('vocab_size', 'tie_head', 'mup_base')
 def problems(old, new, how: How) -> list[str]:
     """Why old cannot grow into new this way, one line each."""
     if old.linear != 'dense':
-        return [f'the source has linear = {old.linear}; collapse it first: python transfer.py collapse']
+        return [f'the source has linear = {old.linear}; {linear.plain_first(old.linear)}']
     if old.mlp == 'moe':
         return ['the source has mlp = moe: how experts grow is not known here; grow an MLP of another kind']
     width, d, D = how.width, old.n_embd, new.n_embd

@@ -52,6 +52,27 @@ def test_a_users_mistake_is_not_tried_again_and_a_crash_once(tmp_path, monkeypat
     assert [started.count(name) for name in codes] == [1, 2, 2]
 
 
+def test_a_process_goes_on_with_the_arm_that_it_has_compiled(tmp_path, monkeypatch):
+    """Two arms, two slots: each slot gets the runs of one arm, and the one that is through helps with the other."""
+    monkeypatch.setattr(launch.time, 'sleep', lambda seconds: None)
+    names = [
+        f'{arm}@w64/lr{lr}/s{seed}'
+        for arm, rates in (('a', (1, 2)), ('b', (1, 2, 3)))
+        for lr in rates
+        for seed in (1, 2)
+    ]
+    taken, over = {}, set()
+
+    def start(command, folder, slot):
+        taken.setdefault(slot, []).append(command[-1])
+        return lambda: 0, lambda: True
+
+    todo = lambda: [(n, tmp_path / n, [n]) for n in names if n not in over]
+    assert not launch.run_all(todo, lambda name, code: over.add(name) or '', start, jobs=2)
+    assert {n[0] for n in taken[0][:4]} == {'a'} and {n[0] for n in taken[1]} == {'b'}
+    assert sorted(taken[0] + taken[1]) == names and len(taken[0]) == len(taken[1]) == 5
+
+
 def ends(error):
     def main():
         if error:

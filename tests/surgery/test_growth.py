@@ -493,8 +493,12 @@ def test_one_command_trains_small_grows_and_goes_on(tmp_path, capsys):
     assert ckpt['position'] == 2 * checkpoint.load(tmp_path / 'small' / 'ckpt.pt')['position']
     go('--transfer_moments=fresh')
     assert capsys.readouterr().out.count('iter 3') == 1
-    go('--init_from=resume', '--max_iters=6')
-    assert checkpoint.load(tmp_path / 'large' / 'ckpt.pt')['transfer']['method'] == 'spectrum+zero_block'
+    go('--init_from=resume', '--max_iters=6', '--transfer_method=clone', '--transfer_noise=0.5')
+    said = capsys.readouterr().out
+    assert 'taken from the checkpoint: ' in said and 'transfer_method = spectrum+zero_block' in said
+    assert 'transfer_method=spectrum+zero_block' in said and 'transfer_noise=' not in said  # config: ...
+    done = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
+    assert done['transfer']['method'] == done['config']['transfer_method'] == 'spectrum+zero_block'
     (tmp_path / 'small.py').write_text(source.replace('n_layer = 2', 'n_layer = 1') + f"out_dir = '{tmp_path}/small'\n")
     with pytest.raises(UserError, match='was trained with n_layer = 2'):
         go()

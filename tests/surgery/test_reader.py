@@ -136,10 +136,34 @@ def test_a_run_of_nanogpt_goes_on_here(run_train, tmp_path, capsys):
 def test_export_nanogpt_wants_a_dense_run_with_moments(run_train, tmp_path, fails):
     out = run_train('--max_iters=2', '--linear=expanded')
     export = lambda path: transfer.export_nanogpt(collapse.TransferConfig(str(path), str(tmp_path / 'n.pt')))
-    fails(lambda: export(out / 'ckpt.pt'), 'nanoGPT cannot express linear', 'collapse it first')
+    fails(
+        lambda: export(out / 'ckpt.pt'),
+        'nanoGPT cannot express linear',
+        "collapse writes a checkpoint for nanoGPT's sample.py",
+    )
     torch.save(nanogpts(optimizer={}), tmp_path / 'bare.pt')
     fails(lambda: export(tmp_path / 'bare.pt'), 'has no moments of 28 parameters')
     assert not (tmp_path / 'n.pt').exists()
+
+
+def test_no_command_says_to_collapse_a_mixture(run_train, tmp_path, fails):
+    """Its layers are no matrices: collapsing cannot be done."""
+    src = run_train('--max_iters=1', '--linear=btt_moe') / 'ckpt.pt'
+    out = tmp_path / 'n.pt'
+    keys = dict(checkpoint=str(src), out=str(out), windows=1)
+    commands = (
+        lambda: transfer.collapse(transfer.TransferConfig(**keys)),
+        lambda: transfer.expand(transfer.ExpandConfig(**keys)),
+        lambda: transfer.factorize(transfer.FactorizeConfig(**keys, linear='monarch')),
+        lambda: transfer.grow(transfer.GrowConfig(**keys, n_embd=64, method='clone')),
+        lambda: transfer.export_nanogpt(transfer.TransferConfig(**keys)),
+        lambda: run_train(f'--init_from={src}', '--linear=monarch', out='other'),
+    )
+    for command in commands:
+        said = fails(command, 'linear' if command is commands[4] else 'btt_moe')
+        assert 'collapse it' not in said and 'transfer.py collapse' not in said
+        assert command is commands[4] or 'is no matrix' in said
+    assert not out.exists()
 
 
 TRAIN = dict(dataset='tiny', device='cpu', compile=False, dtype='float32', eval_interval=10, eval_iters=1, batch_size=4,
