@@ -10,6 +10,7 @@ from conftest import losses, tiny_gpt, tokens, train_config
 
 import linear
 import optimizers
+import transfer
 from configurator import UserError, load
 from lab import mup
 from linear import factors
@@ -407,6 +408,25 @@ def grow_and_step(kind, method, sizes, names={}, hidden_lr=1.0, **keys):  # noqa
             .max()
         )
         assert (large.state_dict()[name] - want[name]).abs().max() < 1e-6 * scale, name
+
+
+def test_a_run_grows_with_its_state_and_says_where_it_cannot(run_train, capsys, fails):
+    small = run_train('--optimizer=muon', '--max_iters=4', out='small') / 'ckpt.pt'
+    flags = ('--init_from=transfer', f'--transfer_from={small}', '--transfer_method=stack', '--n_layer=4')
+    out = run_train(*flags, '--optimizer=muon', '--transfer_moments=move', '--max_iters=3', out='large')
+    assert "moments: the optimizer's, grown with the weights" in capsys.readouterr().out and losses(out)[2] < 4
+    run_train(*flags, '--max_iters=1', out='other')
+    assert 'moments: fresh' in capsys.readouterr().out
+    move = (*flags, '--optimizer=normuon', '--transfer_moments=move')
+    fails(lambda: run_train(*move, out='move'), 'those of optimizer = muon, and it is normuon now')
+    deep, plain = small.with_name('deep.pt'), small.with_name('plain.pt')
+    command = lambda name, *argv: transfer.COMMANDS[name][1](load(transfer.COMMANDS[name][0], argv))
+    command('grow', f'--checkpoint={small}', '--method=clone', '--n_embd=64', f'--out={deep}')
+    assert '--hidden_lr=0.707 keeps the pace' in capsys.readouterr().out
+    state = torch.load(deep, weights_only=True)['optimizer']
+    assert state['transformer.h.0.mlp.c_fc.weight']['momentum'].shape == (256, 64)
+    export = (f'--checkpoint={small}', f'--out={plain}')
+    fails(lambda: command('export-nanogpt', *export), 'its optimizer is muon, nanoGPT resumes only AdamW')
 
 
 def test_a_rotating_run_and_a_guided_one_go_on(run_train, fails):

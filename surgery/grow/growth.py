@@ -104,7 +104,7 @@ def target(old, cfg: GrowConfig, how: How):
 def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: str = 'dense', optimizer='') -> bool:
     """Whether the moments grow with the weights. UserError if the user asked for that and it is not possible. optimizer: of the
     run that goes on with them; empty: the source's."""
-    before = ckpt['config'].get('optimizer', 'adamw')
+    before = ckpt.get('config', {}).get('optimizer', 'adamw')
     why, group = '', lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
     if 'optimizer' not in ckpt:
         why = 'the source has no optimizer state'
