@@ -6,6 +6,7 @@ Time the training step. It is exactly the step of train.py, with data and optimi
 
     python bench.py structures --d_in=768 --d_out=3072      a table of all layers: lab/bench_layers.py
     python bench.py mlp --widths=768,2048,5120              time MLPs of these layers
+    python bench.py sample config/gpt2.py                   tokens per second of sampling: lab/bench_sample.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
 Arms are separated by `--`. Each is a config with flags as for train.py; the keys of bench.py go to the first. All arms
@@ -26,10 +27,12 @@ import torch
 import hardware
 from configurator import UserError, input_path, key, load, overrides, root_path, run
 from files import write
-from lab import bench_layers, mup
+from lab import bench_layers, bench_sample, mup
 from lab.steps import Arm, table
 from logger import relative
 from train import TrainConfig
+
+COMMANDS = bench_layers.COMMANDS | dict(sample=(bench_sample.SampleBenchConfig, bench_sample.bench))
 
 
 @dataclass
@@ -45,8 +48,8 @@ def main():
     arms, argv = [[]], sys.argv[1:]
     if argv and argv[0] == 'mup':
         return mup.main(argv[1:])
-    if argv and argv[0] in bench_layers.COMMANDS:
-        schema, command = bench_layers.COMMANDS[argv[0]]
+    if argv and argv[0] in COMMANDS:
+        schema, command = COMMANDS[argv[0]]
         return command(load(schema, argv[1:]))
     for a in argv:
         arms.append([]) if a == '--' else arms[-1].append(a)

@@ -25,6 +25,7 @@ and checks that what a file claims fits what is in it.
 import contextlib
 import dataclasses
 import os
+import pickletools
 import zipfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ import torch
 
 import files
 import linear
-from configurator import UserError, input_path
+from configurator import UserError, brief, input_path
 from linear.factors import load_state
 from model import GPT, GPTConfig, model_args
 
@@ -104,7 +105,7 @@ def load(path: str | Path, map_location='cpu') -> dict:
         )
     if not isinstance(f := ckpt.get('format', FORMAT), str) or f not in (FORMAT, OLD):
         raise UserError(
-            f"{path} has format {ascii(f)[:40]}, this version reads '{FORMAT}'; use the version that wrote it"
+            f"{path} has format {ascii(brief(f, 40))}, this version reads '{FORMAT}'; use the version that wrote it"
         )
     args = ckpt['model_args']
     if f == OLD and args.get('mup_base') and args.get('tie_head') is False:
@@ -128,10 +129,15 @@ def check_zip(path: Path):
             packed = next((i.filename for i in z.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
             beyond = sum(i.file_size for i in z.infolist()) > path.stat().st_size
             broken = None if packed or beyond else z.testzip()
+            plain = packed or beyond or broken or names_are_plain(z)
     except Exception as e:  # zipfile has many ways to fail on damaged headers
         raise UserError(
             f'{path} is truncated or no checkpoint ({first_line(e)}); restore it from a copy, or train again'
         ) from None
+    if not plain:
+        raise UserError(
+            f'{path} is no checkpoint of tensors and plain values (it names a bytearray, or something of an endless name)'
+        )
     if packed:
         raise UserError(
             f'{path} was zipped again with compression ({ascii(packed)[:60]}); unpack it, and zip it without: zip -0 -r'
@@ -141,20 +147,34 @@ def check_zip(path: Path):
         raise UserError(f'{path} is corrupted ({what}); restore it from a copy')
 
 
+def names_are_plain(z: zipfile.ZipFile) -> bool:
+    """Whether no pickle in the file names what torch.load itself cannot cope with: bytearray, which it lets ask for as many
+    bytes as there are, or a name so long that its message about it takes minutes to build."""
+    pickles = [z.read(name) for name in z.namelist() if name.endswith('data.pkl')]
+    names = [arg for data in pickles for op, arg, _ in pickletools.genops(data) if op.name == 'GLOBAL']
+    return not any(name.endswith(' bytearray') or len(name) > 200 for name in names)
+
+
 def check_tensors(model: dict, path) -> dict:
     """{name: tensor on one piece of memory, in at least 32 bits}. UserError if a part is no tensor, or if the tensors
     claim more numbers than the file holds (one number can be repeated for ever, by a stride of 0)."""
     size, total = path.stat().st_size, 0
     for k, v in model.items():
-        ok = isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided and not v.is_quantized
-        ok = ok and not v.is_meta and not v.is_complex()
+        ok = isinstance(k, str) and dense(v) and not v.is_complex()
         total += v.numel() * v.element_size() if ok else 0
-        if not ok or v.numel() * v.element_size() > v.untyped_storage().nbytes() or total > 2 * size:
+        if not ok or total > 2 * size:
             raise UserError(
                 f'{path}: {ascii(k)[:80]} in model is no tensor that this file holds; restore it from a copy'
             )
     whole = lambda v: v.float() if v.dtype in (torch.bfloat16, torch.float16) else v  # surgery in 16 bits is not exact
     return {k: whole(v.detach()).contiguous() for k, v in model.items()}
+
+
+def dense(v) -> bool:
+    """Whether v is an ordinary tensor whose numbers are all in its storage, not one number that is repeated."""
+    if not isinstance(v, torch.Tensor) or v.layout != torch.strided or v.is_quantized or v.is_nested or v.is_meta:
+        return False
+    return v.numel() * v.element_size() <= v.untyped_storage().nbytes()
 
 
 def first_line(e: Exception) -> str:

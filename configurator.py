@@ -13,9 +13,11 @@ keys. `include('other.py')` runs another config first (its path is relative to t
 
 import dataclasses
 import difflib
+import errno
 import math
 import os
 import re
+import reprlib
 import stat
 import sys
 import types
@@ -25,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 LONGEST = 2**20  # bytes of a config file that are read
 LARGEST = 2**53  # of a whole number without a limit of its own: what a float holds exactly
+LONGEST_JSON = 2**26  # bytes of a meta.json, a tokenizer.json, a config.json
 MANY = 10_000  # numbers in a tuple
 
 
@@ -84,12 +87,16 @@ def printable(text: str) -> str:
     return ''.join(ch.encode('unicode_escape').decode() if odd(ch) else ch for ch in str(text))
 
 
+SHORT = reprlib.Repr()
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 4, 200, 200, 200
+SHORT.maxlist = SHORT.maxtuple = SHORT.maxdict = SHORT.maxset = 20
+
+
 def brief(value, most: int = 100) -> str:
-    """A value in a message: a text as it is, anything else as Python writes it, cut where it is long."""
-    if isinstance(value, str | bytes | list | tuple):
-        value = value[: most + 1]
+    """A value in a message: a text as it is, anything else as Python writes it, cut where it is long or deep: a list of
+    a file can hold one other list many times over, and so on, and reads as 2^60 values."""
     try:
-        text = value if isinstance(value, str) else repr(value)
+        text = value if isinstance(value, str) else SHORT.repr(value)
     except Exception:  # an int of 10,000 digits has no text
         text = f'a huge {type(value).__name__}'
     return text if len(text) <= most else text[: most - 3] + '...'
@@ -197,7 +204,7 @@ def read_config(path: Path, above: tuple = ()) -> dict:
         values.update(read_config(path.parent / checked(other), (*above, path)))
 
     try:
-        source = read_source(path)
+        source = read_text(path, LONGEST)
     except (OSError, UnicodeDecodeError) as e:
         near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / 'config').rglob('*.py')], 1)
         hint = f"; did you mean 'config/{near[0]}.py'?" if near else '; ls config/ shows what there is'
@@ -218,15 +225,23 @@ def read_config(path: Path, above: tuple = ()) -> dict:
     return {k: v for k, v in values.items() if not str(k).startswith('_') and not isinstance(v, skip)}
 
 
-def read_source(path: Path) -> str:
-    """The text of a config file. Raises OSError if it is no file, or longer than any config: /dev/zero never ends."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as f:  # NONBLOCK: a pipe that nobody writes to
-        if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
-            raise OSError(0, 'not a file')
-        source = f.read(LONGEST + 1)
-    if len(source) > LONGEST:
-        raise OSError(0, f'longer than {LONGEST:,} bytes')
-    return source.decode('utf-8-sig')
+def open_file(path: Path):
+    """The file, to read its bytes. Raises OSError if it is none: a pipe that nobody writes to hangs, /dev/zero never ends."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return open(fd, 'rb')
+    os.close(fd)
+    raise OSError(errno.EINVAL, 'not a file')
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a file, without a byte-order mark. Raises OSError if it is no file, or has more than so many bytes, and
+    UnicodeDecodeError if it is no text."""
+    with open_file(path) as f:
+        text = f.read(most + 1)
+    if len(text) > most:
+        raise OSError(errno.EFBIG, f'longer than {most:,} bytes')
+    return text.decode('utf-8-sig')
 
 
 def frames(tb) -> list:
@@ -273,7 +288,7 @@ def load(schema, argv: list[str]):
     for path in files:
         found = read_config(path)
         odd = [brief(str(k), 40) for k in found if k not in fields]
-        if len(odd) > max(2, len(found) / 3):  # one line, not one for each of its keys
+        if len(odd) > max(3, len(found) / 3):  # one line, not one for each of its keys
             problems.append(
                 f'{path}: {", ".join(odd[:3])} and {len(odd) - 3} more of its keys mean nothing here: it is the config of another script, such as {reader_of(path)}'
             )

@@ -256,10 +256,11 @@ def set_random_state(states: dict, rank: int, device: torch.device):
 
 class Replay:
     """f(x, y) captured as a CUDA graph at its fourth call and replayed from then on. f must read and write at the same
-    addresses every time and give the same shapes; its result is overwritten by the next call."""
+    addresses every time and give the same shapes; its result is overwritten by the next call. generator: of f's random
+    numbers, if it is not the device's own."""
 
-    def __init__(self, f):
-        self.f, self.calls, self.graph, self.inputs = f, 0, None, None
+    def __init__(self, f, generator=None):
+        self.f, self.generator, self.calls, self.graph, self.inputs = f, generator, 0, None, None
 
     def __call__(self, *inputs):
         if self.inputs is None:  # from the first call on the same tensors, so that nothing compiles anew in the capture
@@ -271,6 +272,8 @@ class Replay:
             return self.f(*self.inputs)
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
+            if self.generator is not None:
+                self.graph.register_generator_state(self.generator)
             with torch.cuda.graph(self.graph, capture_error_mode='thread_local'):
                 self.result = self.f(*self.inputs)
         self.graph.replay()

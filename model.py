@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+import hardware
 import linear
 from configurator import brief, key
 from linear import moe
@@ -203,7 +204,7 @@ class CausalSelfAttention(nn.Module):
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0,
-            is_causal=mask is None and T > 1,  # a single new token sees the whole cache
+            is_causal=mask is None,
             scale=self.scale,
             enable_gqa=self.n_kv_head != self.n_head,  # the kernel shares keys and values, nothing is repeated
         )
@@ -287,28 +288,33 @@ class GPT(nn.Module):
             if name in parts:
                 nn.init.normal_(parts[name].weight, mean=0.0, std=0.02)
 
-    def embed(self, idx, start=0):
-        """idx (B, T) at positions start ... -> what the first block takes: x (B, T, C), RoPE's table, the window's mask."""
-        pos = torch.arange(start, start + idx.size(1), device=idx.device)
+    def embed(self, idx, pos=None, keys=0):
+        """idx (B, T) at positions pos (T,), none: 0 ... -> what the first block takes: x (B, T, C), RoPE's table, the mask
+        (T, keys), none where attention is plainly causal. keys: how many there are in a cache; 0: the T of idx."""
+        T, c, rope, mask = idx.size(1), self.config, None, None
+        if c.position == 'rope':
+            rope = tuple(t[:T] if pos is None else t[pos] for t in (self.rope_cos, self.rope_sin))
+        if pos is None:
+            pos = torch.arange(T, device=idx.device)
         x = self.transformer.wte(idx)  # (B, T, C)
-        c, rope, mask = self.config, None, None
         if c.position == 'learned':
             x = x + self.transformer.wpe(pos)
-        else:
-            rope = tuple(t[start : start + idx.size(1)] for t in (self.rope_cos, self.rope_sin))
-        if c.attention_window:  # a mask costs SDPA its flash kernel
-            back = pos[:, None] - torch.arange(start + idx.size(1), device=idx.device)  # (T, all keys)
-            mask = (back >= 0) & (back < c.attention_window)
+        if c.attention_window or keys:  # a mask costs SDPA its flash kernel
+            back = pos[:, None] - torch.arange(keys or T, device=idx.device)  # (T, all keys)
+            mask = (back >= 0) & (back < (c.attention_window or c.block_size))
         return self.transformer.drop(x), rope, mask
 
-    def forward(self, idx, targets=None, caches=None, last_only=True, soft=None):
+    def forward(self, idx, targets=None, caches=None, pos=None, last_only=True, soft=None):
         """idx (B, T) token ids -> (logits, loss).
         With targets (B, T), -1 where there is none: (None, mean cross-entropy in nats). Without: logits of the last
-        position (B, 1, V), or of all (B, T, V) with last_only=False. caches: one Cache per block, extended by T.
+        position (B, 1, V), or of all (B, T, V) with last_only=False. caches: one Cache per block, filled at positions
+        pos (T,): those of a prompt, or the next one.
         soft: (logits (B, T, V) of another model, w): the loss is 1 - w parts cross-entropy and w parts the divergence
         KL(other, this) (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
         c = self.config
-        x, rope, mask = self.embed(idx, caches[0].length if caches else 0)
+        for cache in caches or ():
+            cache.pos = pos
+        x, rope, mask = self.embed(idx, pos, caches[0].size if caches and idx.size(1) == 1 else 0)
         for i, block in enumerate(self.transformer.h):
             x = block(x, rope, mask, caches[i] if caches else None)
         x = self.transformer.ln_f(x)
@@ -369,38 +375,44 @@ class GPT(nn.Module):
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None, vocabulary=None):
         """Continue idx (B, T), one (B, 1) of token ids at a time. As in nanoGPT the context is the last block_size
         tokens; until it is full, a key-value cache makes each token cost one position. temperature 0 is greedy;
-        vocabulary: draw only ids below it."""
-        size = self.config.block_size
-        caches = None
-        for _ in range(max_new_tokens):
-            if idx.size(1) > size:  # the window slides: every position embedding changes, so nothing can be reused
-                logits, _ = self(idx[:, -size:])
-            elif caches is None:
-                caches = [Cache(size) for _ in self.transformer.h]
-                logits, _ = self(idx, caches=caches)
+        vocabulary: draw only ids below it. On a GPU a token is a CUDA graph, replayed."""
+        T, size = idx.size(1), self.config.block_size
+        places = torch.arange(size, device=idx.device)
+        caches = [Cache(min(size, T + max_new_tokens)) for _ in self.transformer.h]
+
+        def draw(idx, caches=None, pos=None):
+            logits, _ = self(idx, caches=caches, pos=pos)
+            return pick(logits[:, -1, :vocabulary].float(), temperature, top_k, top_p, generator)
+
+        step = lambda new, pos: draw(new, caches, pos)
+        if idx.is_cuda:  # launching the kernels of one token takes longer than running them
+            step = hardware.Replay(step, generator)
+        for n in range(T, T + max_new_tokens):
+            if n > size:  # the window slides: every position embedding changes, so nothing can be reused
+                new = draw(idx[:, -size:])
+            elif n == T:
+                new = draw(idx, caches, places[:n])
             else:
-                logits, _ = self(idx[:, -1:], caches=caches)
-            new = pick(logits[:, -1, :vocabulary].float(), temperature, top_k, top_p, generator)
+                new = step(idx[:, -1:], places[n - 1 : n]).clone()  # a replay writes to the same address
             idx = torch.cat((idx, new), dim=1)
             yield new
 
 
 class Cache:
-    """Keys and values of one block for the tokens seen so far, (B, heads, size, head width) allocated at first use."""
+    """Keys and values of one block, (2, B, heads, size, head width) allocated at first use. pos (T,): the positions of
+    the tokens to come. It stays at one address and always has the same shape, as a CUDA graph needs it: a single new token
+    sees all of it, and the mask hides what is not there yet."""
 
     def __init__(self, size):
-        self.size, self.length, self.kv = size, 0, None
+        self.size, self.pos, self.kv = size, None, None
 
     def extend(self, k, v):
-        assert self.length == 0 or k.size(2) == 1, 'a filled cache takes one token at a time'
         if self.kv is None:
             B, nh, _, hs = k.shape
-            self.kv = k.new_empty(2, B, nh, self.size, hs)
-        end = self.length + k.size(2)
-        self.kv[0, :, :, self.length : end] = k
-        self.kv[1, :, :, self.length : end] = v
-        self.length = end
-        return self.kv[0, :, :, :end], self.kv[1, :, :, :end]
+            self.kv = k.new_zeros(2, B, nh, self.size, hs)
+        for mine, new in zip(self.kv, (k, v)):
+            mine.index_copy_(2, self.pos, new)
+        return (k, v) if len(self.pos) > 1 else (self.kv[0], self.kv[1])
 
 
 def pick(logits, temperature, top_k, top_p, generator):

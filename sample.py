@@ -35,6 +35,7 @@ class SampleConfig:
     device: str = key('auto', 'cuda, cuda:1, cpu, mps; auto: the best there is')
     dtype: str = key('auto', 'precision of matrix products', choices=('auto', 'float32', 'bfloat16', 'float16'))
     compile: bool = key(False, 'torch.compile; pays only for long or many samples')
+    batch_size: int = key(1, 'samples drawn side by side; above 1 each is printed when it is finished', low=1)
 
 
 def from_checkpoint(path, device='cpu'):
@@ -52,14 +53,26 @@ def from_checkpoint(path, device='cpu'):
     return model.to(device), tokenizer.load(path, ckpt)
 
 
+def lower(model, dtype):
+    """Round the weights of linear layers to dtype once. autocast would do it again for every token."""
+    for m in model.modules():
+        if isinstance(m, torch.nn.Linear):  # the head's own copy, if it is tied to the embeddings
+            m.weight = torch.nn.Parameter(m.weight.to(dtype), requires_grad=False)
+            if m.bias is not None:
+                m.bias = torch.nn.Parameter(m.bias.to(dtype), requires_grad=False)
+
+
 def sample(cfg: SampleConfig):
     path = input_path(cfg.checkpoint) if cfg.checkpoint else root_path(cfg.out_dir) / 'best.pt'
     if not cfg.checkpoint and not path.exists():
         path = path.with_name('ckpt.pt')
     device = hardware.choose_device(cfg.device)
     model, tok = from_checkpoint(path, device)
+    dtype = hardware.choose_dtype(cfg.dtype, device)
+    if dtype != torch.float32:
+        lower(model, dtype)
     if cfg.compile:
-        model.compile(dynamic=True)
+        model.compile()
     start = cfg.start
     if start.startswith('FILE:'):
         try:
@@ -74,15 +87,18 @@ def sample(cfg: SampleConfig):
         raise UserError('start: the prompt is empty; give at least one character')
     vocabulary = tok.vocabulary if tok.vocabulary < model.config.vocab_size else None  # never draw a padded id
     show = printable if sys.stdout.isatty() else str
-    x = torch.tensor([ids], device=device)
-    with hardware.autocast(device, hardware.choose_dtype(cfg.dtype, device)):
-        for i in range(cfg.num_samples):
+    limits = cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p
+    with hardware.autocast(device, dtype):
+        for i in range(0, cfg.num_samples, cfg.batch_size):
+            B = min(cfg.batch_size, cfg.num_samples - i)
             generator = torch.Generator(device).manual_seed(cfg.seed + i)
-            print(show(start), end='', flush=True)
-            new = model.generate(x, cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, generator, vocabulary)
-            for text in tokenizer.stream(tok, ids, (i.item() for i in new)):
-                print(show(text), end='', flush=True)
-            print('\n---------------')
+            new = model.generate(torch.tensor([ids] * B, device=device), *limits, generator, vocabulary)
+            rows = [(t.item() for t in new)] if B == 1 else [[*r] for r in zip(*(t.flatten().tolist() for t in new))]
+            for row in rows:
+                print(show(start), end='', flush=True)
+                for text in tokenizer.stream(tok, ids, iter(row)):
+                    print(show(text), end='', flush=True)
+                print('\n---------------')
 
 
 if __name__ == '__main__':

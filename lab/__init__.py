@@ -16,5 +16,6 @@ Comparisons: from a config to runs, records, verdicts and pages.
     match.py         the width at which one config costs as much as another one
     mup.py           is the best learning rate of a narrow model also that of a wide one?
     steps.py         time the training step of arms in turns
+    bench_sample.py  tokens per second of sampling, for bench.py
     bench_layers.py  tables and timings of single layers, for bench.py
 """

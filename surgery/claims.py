@@ -11,7 +11,8 @@ import math
 
 import torch
 
-from configurator import UserError, coerce, kinds, type_name, violations
+from checkpoint import dense
+from configurator import UserError, brief, coerce, kinds, type_name, violations
 from model import GPT, GPTConfig
 from optimizers import OPTIMIZERS
 
@@ -29,7 +30,8 @@ CONFIG = dict(dataset=str, batch_size=int, gradient_accumulation_steps=int, seed
 
 def shown(value, most: int = 60) -> str:
     """A value of a file for the terminal: short, without control characters."""
-    text = value if isinstance(value, str) and value.isprintable() else ascii(value)
+    text = brief(value, 10 * most)
+    text = text if text.isprintable() else ascii(text if isinstance(value, str) else text.replace('\n', ' '))
     return text if len(text) <= most else text[: most - 3] + '...'
 
 
@@ -234,17 +236,9 @@ def check_rng(rng, path):
     if len(rng['cuda']) != len(rng['cpu']):
         fail(path, f'rng has {len(rng["cpu"])} states of the CPU and {len(rng["cuda"])} of CUDA')
     sizes = dict(cpu=torch.get_rng_state().numel(), cuda=16)
-    for k, states in rng.items():
-        for i, v in enumerate(states):
+    for k in sizes:
+        for i, v in enumerate(rng[k]):
             if k == 'cuda' and v is None:
                 continue
             if not dense(v) or v.dtype != torch.uint8 or v.shape != (sizes[k],):
                 fail(path, f'rng.{k}[{i}] is no state of a random generator ({sizes[k]} bytes)')
-
-
-def dense(v) -> bool:
-    """Whether v is an ordinary tensor on the CPU whose numbers are all in its storage, not one number that is
-    repeated."""
-    if not isinstance(v, torch.Tensor) or v.layout != torch.strided or v.device.type != 'cpu' or v.is_quantized:
-        return False
-    return v.numel() * v.element_size() <= v.untyped_storage().nbytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import UserError
+from configurator import LONGEST_JSON, UserError, read_text
 from model import GPT, GPTConfig
 from surgery.claims import check_model, shown
 from tokens.tokenizer import transformers
@@ -74,7 +74,7 @@ def check_folder(hf, cls, folder: Path):
     if not text.is_file():
         raise UserError(f'{folder} cannot be read from a Hugging Face folder (no config.json); give one that'
                         ' save_pretrained wrote')  # fmt: skip
-    raw = json.loads(text.read_text(encoding='utf-8'))
+    raw = json.loads(read_text(text, LONGEST_JSON))
     if not isinstance(raw, dict):
         raise UserError(f'{text} is {shown(raw)}: must be a dict; restore it from a copy')
     for key, why in (

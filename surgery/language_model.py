@@ -13,7 +13,7 @@ import torch
 
 import checkpoint
 import hardware
-from configurator import UserError, input_path, printable
+from configurator import LONGEST_JSON, UserError, input_path, printable, read_text
 from surgery import reader
 from surgery.collapse import to_run
 from surgery.huggingface import pretrained
@@ -114,7 +114,7 @@ def open_model(cfg) -> LM:
     is_hf = False
     if path.is_dir():
         try:
-            is_hf = 'model_type' in json.loads((path / 'config.json').read_text())
+            is_hf = 'model_type' in json.loads(read_text(path / 'config.json', LONGEST_JSON))
         except (OSError, ValueError):
             pass
         ours = [path / f for f in ('best.pt', 'ckpt.pt') if (path / f).exists()]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import checkpoint
 import hardware
 import linear
-from configurator import UserError, input_path, key, overrides, printable, root_path
+from configurator import UserError, brief, input_path, key, overrides, printable, root_path
 from linear.factors import load_state
 from model import COMPUTING, GPT
 from surgery import reader, rotate
@@ -66,7 +66,7 @@ def read(cfg) -> tuple:
         return '', None
     path = dict(resume=root_path(cfg.out_dir) / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
     ckpt = reader.load(path)
-    if cfg.init_from == 'resume' and not {'optimizer', 'position'} <= set(ckpt):
+    if cfg.init_from == 'resume' and not {'optimizer', 'position', 'scaler', 'rng'} <= set(ckpt):
         why = f' ({ckpt["unresumable"]})' if 'unresumable' in ckpt else ''
         raise UserError(
             f'{path} has weights but no optimizer state to resume from{why}; to start from its weights:'
@@ -106,13 +106,13 @@ def say_changes(cfg, ckpt: dict, path, quiet=False):
     if odd := [k for k in ('seed_data', 'data_order') if k in changed]:
         raise UserError(
             f'init_from = resume: {", ".join(f"{k} = {now[k]}" for k in odd)}: the run was at window {ckpt["position"]:,} of'
-            f' another order of its data ({", ".join(f"{k} = {printable(was[k])}" for k in odd)}); give it that, or start a'
+            f' another order of its data ({", ".join(f"{k} = {printable(brief(was[k]))}" for k in odd)}); give it that, or start a'
             f' new run from its weights: --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
         )
     if quiet:
         return
     if changed:
-        text = ', '.join(f'{k} = {now[k]} (was {was[k]})' for k in changed)
+        text = ', '.join(f'{k} = {now[k]} (was {brief(was[k])})' for k in changed)
         print(f'changed since the checkpoint: {printable(text)}', flush=True)
     if 'dataset' in changed:
         print(
@@ -244,7 +244,7 @@ def source(cfg, small):
     )  # no effect on what is learned
     changed = {k: v for k, v in done['config'].items() if not k.startswith(drop) and v != getattr(small, k, v)}
     if changed or done['iter_num'] > small.max_iters:
-        was = ', '.join(f'{k} = {v}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'
+        was = ', '.join(f'{k} = {brief(v)}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'
         raise UserError(f'{path} is not of {cfg.transfer_from}: it was trained with {was}; move it, or use it as it is')
     cfg = dataclasses.replace(cfg, transfer_from=f'{small.out_dir}/ckpt.pt')
     if done['iter_num'] == small.max_iters:

@@ -1,18 +1,13 @@
 """What the configurator promises: every mistake is found, named and explained; what is right is accepted."""
 
 import dataclasses
-import os
-import resource
-import signal
 import time
 
+import fuzz
 import pytest
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import compare
-import evaluate
 import sample
 from configurator import UserError, groups, key, load
 from linear.structured import divisors
@@ -182,79 +177,13 @@ def test_a_group_may_come_from_the_class_that_declares_the_key():
 # -----------------------------------------------------------------------------
 # whatever is given: a config or one clear message, soon, and in little memory
 
-CASES = int(os.environ.get('FUZZ_CASES', 300))  # FUZZ_CASES=10000 takes some minutes
-NUMBERS = st.one_of(
-    st.sampled_from([0, 1, -1, 2, 3, 7, 12, 768, 10_007, 65_521, 2**20, 10**6, 2**31, 2**53 + 1, 10**9, 10**30]),
-    st.sampled_from(['1e6', '2e7', '1e400', 'nan', 'inf', '-inf', '1_0', '0x10', '9' * 5000, '', ',', '1,2,3', 'none']),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-)
-TEXTS = st.one_of(
-    st.text(max_size=20),
-    st.sampled_from(
-        ['\0', '~nobodyatall/x', 'x' * 5000, '/dev/zero', '../..', '\ud800', '\x1b[2J', 'h.*', '*', '[', '+']
-    ),
-)
-VALUES = st.one_of(
-    NUMBERS, TEXTS, st.booleans(), st.none(), st.lists(NUMBERS, max_size=8), st.dictionaries(TEXTS, NUMBERS, max_size=3),
-)  # fmt: skip
 
-
-WIDTHS = st.sampled_from([24, 64, 768, 10_007, 65_536, 131_072, 250_000, 10**9])
-
-
-def plausible(field):
-    """Values of a key: its choices where it has some, else anything."""
-    choices = field.metadata.get('choices')
-    return st.one_of(st.sampled_from(choices), VALUES) if choices else VALUES
-
-
-def some_keys(schema, most=6):
-    """{key: value}, keys of the schema and others. Three of its layers' keys at once are likelier than chance has it."""
-    fields = {f.name: f for f in dataclasses.fields(schema)}
-    one = st.sampled_from(sorted(fields)).flatmap(lambda name: st.tuples(st.just(name), plausible(fields[name])))
-    likely = dict(linear=plausible(fields['linear']), n_embd=WIDTHS, n_head=st.just(1)) if 'linear' in fields else {}
-    layer = st.tuples(*(st.tuples(st.just(k), v) for k, v in likely.items()))
-    odd = st.tuples(st.text(max_size=12), VALUES)
-    return st.tuples(layer, st.lists(st.one_of(one, one, one, odd), max_size=most)).map(lambda t: dict([*t[0], *t[1]]))
-
-
-@pytest.mark.parametrize('schema', [TrainConfig, compare.CompareConfig, evaluate.EvalConfig, sample.SampleConfig])
+@pytest.mark.parametrize('schema', fuzz.SCHEMAS)
 @pytest.mark.parametrize('where', ['flags', 'file'])
 def test_whatever_is_given_ends_in_a_config_or_a_clear_message(schema, where, tmp_path):
-    def too_long(*_):
-        raise AssertionError('it hangs')
-
-    slowest = [0.0]
-
-    @settings(max_examples=CASES // 8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(some_keys(schema))
-    def case(keys):
-        if where == 'flags':
-            argv = [f'--{k}={v}' for k, v in keys.items()]
-        else:
-            file = tmp_path / 'c.py'
-            text = ''.join(f'globals()[{k!r}] = eval({repr(v)!r}, _names)\n' for k, v in keys.items())
-            file.write_text("_names = dict(inf=float('inf'), nan=float('nan'))\n" + text, errors='surrogatepass')
-            argv = [str(file)]
-        signal.alarm(5)
-        t0 = time.time()
-        try:
-            load(schema, argv)
-        except UserError as e:
-            assert str(e) and len(str(e)) < 900 * (len(keys) + 5)
-        finally:
-            signal.alarm(0)
-            slowest[0] = max(slowest[0], time.time() - t0)
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        case()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 2**20  # KiB: a gigabyte
-    print(f'{schema.__name__}, {where}: {CASES // 8:,} cases, the slowest {slowest[0]:.2f} s')
+    n = fuzz.cases(300) // len(fuzz.SCHEMAS) // 2
+    fuzz.configurations(n, schema, where, tmp_path, count := fuzz.Count())
+    assert count.accepted + count.refused >= n
 
 
 def test_divisors_are_all_there_in_order_and_soon():

@@ -12,7 +12,7 @@ import hardware
 from configurator import load
 from linear import LAYERS, make, moe
 from linear.kernels import fused
-from model import GPTConfig
+from model import GPT, GPTConfig
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
 from toys.mnist import CNN, MLP
@@ -115,6 +115,26 @@ def test_dropout_differs_between_replays():
     x, y = t.data['train'].batch(0)
     losses = {t.micro_step(x, y).item() for _ in range(4)}
     assert len(losses) == 4
+
+
+@pytest.mark.parametrize('compile', [False, True])
+@pytest.mark.parametrize('keys', [{}, dict(position='rope', n_kv_head=2, qk_norm=True), dict(attention_window=7)])
+def test_replayed_sampling_draws_what_recomputing_draws(keys, compile):
+    """Greedy to the id, beyond the context too; by chance reproducibly, and differently at every token."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=64, block_size=48, vocab_size=256, **keys)).cuda().eval()
+    with torch.no_grad():
+        for p in model.parameters():  # or the likeliest next token is always the last one
+            p.add_(0.2 * torch.randn_like(p))
+    idx = prompt = torch.randint(256, (2, 5), device='cuda')
+    for _ in range(60):
+        idx = torch.cat((idx, model(idx[:, -48:])[0][:, -1].argmax(-1, keepdim=True)), 1)
+    if compile:
+        model.compile()
+    draw = lambda **keys: torch.cat([*model.generate(prompt, 60, **keys)], 1)
+    assert torch.equal(draw(temperature=0), idx[:, 5:])
+    by = lambda seed: draw(temperature=5.0, top_k=200, generator=torch.Generator('cuda').manual_seed(seed))
+    assert torch.equal(by(1), by(1)) and not torch.equal(by(1), by(2)) and len(by(1).unique()) > 50
 
 
 def test_mfu_has_a_peak_and_bf16_is_the_default():

@@ -36,7 +36,7 @@ def test_the_command_draws_sample_i_with_seed_plus_i_below_the_vocabulary(monkey
 
         def generate(self, x, n, temperature, top_k, top_p, generator, vocabulary):
             drawn.append((x.tolist(), n, temperature, top_k, top_p, generator.initial_seed(), vocabulary))
-            return iter([torch.tensor([[2]])])
+            return iter([torch.arange(2, 2 + len(x))[:, None]])
 
     class Characters:
         vocabulary = 5
@@ -48,3 +48,18 @@ def test_the_command_draws_sample_i_with_seed_plus_i_below_the_vocabulary(monkey
     sample.sample(sample.SampleConfig(checkpoint='x.pt', **keys))
     assert drawn == [([[0, 1]], 9, 0.7, 4, 0.9, seed, 5) for seed in (7, 8, 9)]
     assert capsys.readouterr().out == 'abc\n---------------\n' * 3
+    drawn.clear()
+    sample.sample(sample.SampleConfig(checkpoint='x.pt', batch_size=2, **keys))
+    assert [(d[0], d[5]) for d in drawn] == [([[0, 1]] * 2, 7), ([[0, 1]], 9)]
+    assert capsys.readouterr().out == ''.join(f'ab{c}\n---------------\n' for c in 'cdc')
+
+
+def test_weights_of_linear_layers_are_rounded_once_and_embeddings_are_not():
+    """What autocast does at every product: the logits are the same to the bit."""
+    model, x = tiny_gpt(bias=True).eval(), tokens(T=6)
+    with torch.autocast('cpu', torch.bfloat16):
+        before = model(x, last_only=False)[0]
+        sample.lower(model, torch.bfloat16)
+        assert torch.equal(model(x, last_only=False)[0], before)
+    assert model.lm_head.weight.dtype == torch.bfloat16 and model.transformer.wte.weight.dtype == torch.float32
+    assert model.transformer.h[0].mlp.c_fc.bias.dtype == torch.bfloat16

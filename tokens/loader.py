@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import ROOT, UserError, checked, printable
+from configurator import LONGEST_JSON, ROOT, UserError, checked, printable, read_text
 from tokens.tokenfile import LOOKED_THROUGH, Tokens, is_plain, open_shards, read_command, shard_paths, verify
 
 TOKENIZERS = ('gpt2', 'char', 'bpe')
@@ -129,7 +129,7 @@ def from_pickle(pickle: Path, json: Path) -> str:
 def read_meta_file(path: Path) -> dict:
     """A meta.json, ours or nanoGPT's meta.pkl as JSON. Raises ValueError, in words, for what cannot be a vocabulary."""
     try:
-        meta = json.loads(path.read_text(encoding='utf-8'))
+        meta = json.loads(read_text(path, LONGEST_JSON))
     except (ValueError, RecursionError) as e:
         raise ValueError(f'is not JSON ({e})') from None
     except OSError as e:
@@ -218,6 +218,8 @@ def open_tokens(dataset: str, split: str, block_size: int, vocab_size: int) -> T
 
 def open_raw(path: Path, expected: int | None, meta: dict) -> np.ndarray:
     """nanoGPT's file: ids and nothing else, memory-mapped. Raises ValueError, in words, if they cannot be what they should."""
+    if not path.is_file():
+        raise ValueError(f'{path} is no file')
     size, dtype = path.stat().st_size, meta.get('dtype', '')
     if not dtype:  # a file of another program
         wide = expected and size == 4 * expected or meta.get('vocab_size', 0) > 2**16

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import UserError
+from configurator import LONGEST_JSON, UserError, open_file, read_text
 from files import write, writing
 
 MAGIC = b'nanoMorph tokens '
@@ -58,8 +58,11 @@ def pack_header(**fields) -> bytes:
 
 def read_header(path: Path) -> dict:
     """The header of a shard. Raises ValueError, in words, for a file that is foreign, truncated or of a later version."""
-    with open(path, 'rb') as f:
-        head = f.read(HEADER)
+    try:
+        with open_file(path) as f:
+            head = f.read(HEADER)
+    except OSError as e:
+        raise ValueError(f'unreadable: {e.strerror}') from None
     if not head.startswith(MAGIC):
         raise ValueError('foreign: it does not begin as a nanoMorph token file')
     try:
@@ -136,7 +139,7 @@ def read_command(folder: Path) -> str:
     """The command that prepared a data set, or began to; '' if none is recorded."""
     for name in ('unfinished.json', 'meta.json'):
         try:
-            return json.loads((folder / name).read_text(encoding='utf-8'))['command'] + ''
+            return json.loads(read_text(folder / name, LONGEST_JSON))['command'] + ''
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return ''
@@ -291,7 +294,7 @@ def verify_once(parts: dict, folder: Path):
     """verify a large split, {path: (ids, crc32)}: only files that were not, or have another size or time since then."""
     memo, seen = folder / 'verified.json', {}
     with suppress(OSError, ValueError, RecursionError):
-        seen = json.loads(memo.read_text())
+        seen = json.loads(read_text(memo, LONGEST_JSON))
     stamps = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in parts}
     new = [p for p in parts if not isinstance(seen, dict) or seen.get(p.name) != stamps[p.name]]
     if new:

@@ -12,10 +12,11 @@ A vocabulary is a dict of plain values. A checkpoint carries it under the key `t
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configurator import UserError, printable
+from configurator import LONGEST_JSON, UserError, brief, printable, read_text
 from files import write
 from tokens import loader
 from tokens.download import gpt2_encoding
@@ -59,7 +60,7 @@ def of_meta(meta: dict, folder: Path) -> dict:
     if meta.get('tokenizer') == 'bpe':
         path = folder / 'tokenizer.json'
         try:
-            return of_json('bpe', path.read_text(encoding='utf-8'), meta['vocab_size'])
+            return of_json('bpe', read_text(path, LONGEST_JSON), meta['vocab_size'])
         except (OSError, UnicodeDecodeError, KeyError) as e:
             reason = getattr(e, 'strerror', None) or type(e).__name__
             raise UserError(f'{path} is missing or broken ({reason}); prepare its data set again') from None
@@ -119,10 +120,10 @@ def check(record, path) -> dict:
             text, digest = record.get('json', ''), record.get('sha256')
             if not isinstance(text, str) or not isinstance(digest, str):
                 raise ValueError('is damaged: json and sha256 are no texts')
-            if text and hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest() != digest:
+            if 'json' in record and hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest() != digest:
                 raise ValueError('is damaged: json is not what sha256 says')
         elif kind != 'gpt2':
-            raise ValueError(f'is of the kind {str(kind)[:100]!r}, which this version does not know')
+            raise ValueError(f'is of the kind {brief(kind)!r}, which this version does not know')
     except ValueError as e:
         raise UserError(f'{path}: its tokenizer {e}; restore the checkpoint from a copy') from None
     return record
@@ -175,7 +176,7 @@ def build(record: dict, where='', folders=()) -> Tokenizer:
 
         decode = lambda ids: ''.join(itos[i] for i in ids).encode(errors='replace')
         return Tokenizer(encode, decode, n, f'{n} characters', record)
-    text = record.get('json') or find_json(record, where, folders)
+    text = record['json'] if 'json' in record else find_json(record, where, folders)
     bpe = parse(text, where)
     if bpe.get_vocab_size() != n:
         raise UserError(f'{where}: its tokenizer has {bpe.get_vocab_size()} ids, {n} are on record; restore it')
@@ -208,8 +209,11 @@ def parse(text: str, where):
 
 def find_json(record: dict, where, folders) -> str:
     """The tokenizer.json that a record names by its hash."""
-    texts = [p.read_text(encoding='utf-8') for f in folders if (p := f / 'tokenizer.json').exists()]
-    if Path(where).is_dir():
+    texts = []
+    for folder in folders:
+        with suppress(OSError, UnicodeDecodeError):  # none there, or a damaged one
+            texts.append(read_text(folder / 'tokenizer.json', LONGEST_JSON))
+    if where and Path(where).is_dir():
         texts.append(folder_json(where))
     for text in texts:
         if hashlib.sha256(text.encode()).hexdigest() == record['sha256']:
@@ -227,7 +231,7 @@ def carry(record: dict, source: Path, out: Path, dataset=None):
         return
     text = find_json(record, source, [source.parent, *([loader.data_dir(dataset)] if loader.is_plain(dataset) else [])])
     beside = out.with_name('tokenizer.json')
-    if beside.exists() and beside.read_text(encoding='utf-8') != text:
+    if beside.exists() and beside.read_bytes() != text.encode():
         raise UserError(f'{beside} is the tokenizer of another run; choose an --out in another folder')
     write(beside, text.encode())
 

@@ -1,0 +1,82 @@
+"""
+How fast a model writes. bench.py calls it.
+
+    python bench.py sample config/gpt2.py --tokens=1000 --rounds=5
+    python bench.py sample config/gpt2.py --tokens=1000 --samples=64 --compile=true
+
+The model has random weights; it is sampled as sample.py does it, from a prompt of one token, with its defaults
+(temperature 0.8, top_k 200). Counted is the whole call, the capture of the CUDA graph included; compiling is not. The limit is
+the time to read weights and cache once per token at the copy rate, which is measured right after.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+import hardware
+from configurator import key, root_path
+from files import write
+from lab.bench_layers import rates
+from logger import commit
+from model import GPT, GPTConfig
+from sample import lower
+from surgery.collapse import to_run
+from train import TrainConfig
+
+
+@dataclass
+class SampleBenchConfig(TrainConfig):
+    tokens: int = key(1000, 'tokens of a sample', low=1, group='sampling')
+    samples: int = key(1, 'drawn side by side', low=1)
+    rounds: int = key(5, 'timed calls; the median counts', low=1)
+    out: str = key('', 'file to which the figures are added, a JSON line; empty: none')
+
+
+def bench(cfg: SampleBenchConfig):
+    device = hardware.choose_device(cfg.device)
+    dtype = hardware.choose_dtype(cfg.dtype, device)
+    torch.manual_seed(1337)
+    model = to_run(GPT(GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}))).to(device)
+    if dtype != torch.float32:
+        lower(model, dtype)
+    if cfg.compile:
+        model.compile()
+    prompt = torch.zeros(cfg.samples, 1, dtype=torch.long, device=device)
+    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    seconds = []
+    with hardware.autocast(device, dtype):
+        for i in range(cfg.rounds + 1):
+            generator = torch.Generator(device).manual_seed(i)
+            wait()
+            t = time.perf_counter()
+            for new in model.generate(prompt, cfg.tokens, 0.8, 200, 1.0, generator):
+                new[0].item()  # as where text is shown as it is written
+            wait()
+            seconds.append(time.perf_counter() - t)
+    speeds = sorted(cfg.tokens * cfg.samples / s for s in seconds[1:])  # the first one compiles
+    each = torch.empty((), dtype=dtype).element_size()
+    read = sum(
+        p.numel() * p.element_size()
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if not name.startswith('transformer.w')
+    )
+    cache = 2 * cfg.samples * sum(b.attn.n_kv_head * b.attn.head_width for b in model.transformer.h) * each
+    copy = rates(device, dtype)[1]
+    limit = cfg.samples * copy / (read + cache * min(cfg.tokens, cfg.block_size) / 2)
+    row = dict(
+        params=model.num_params(), samples=cfg.samples, tokens=cfg.tokens, compile=bool(cfg.compile),
+        tokens_per_second=statistics.median(speeds), slowest=speeds[0], fastest=speeds[-1], limit=limit,
+        device=hardware.device_name(device), dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__,
+        commit=commit(),
+    )  # fmt: skip
+    print(
+        f'{row["params"]:,} parameters, {cfg.samples} x {cfg.tokens} tokens, {"compiled" if cfg.compile else "not compiled"},'
+        f' {row["device"]}, {row["dtype"]}: {row["tokens_per_second"]:,.0f} tokens/s ({speeds[0]:,.0f} to {speeds[-1]:,.0f});'
+        f' reading weights and cache allows {limit:,.0f}'
+    )
+    if cfg.out:
+        path = root_path(cfg.out)
+        write(path, (path.read_bytes() if path.exists() else b'') + json.dumps(row).encode() + b'\n')

@@ -1,0 +1,20 @@
+"""bench.py sample counts the tokens that it has drawn."""
+
+import json
+
+from conftest import TINY
+
+import bench
+from lab import bench_sample
+
+
+def test_tokens_per_second_are_those_of_the_whole_call(tmp_path, monkeypatch, capsys):
+    """A clock that goes on by a second at every look: two samples of 20 tokens a second."""
+    now = iter(range(1000))
+    monkeypatch.setattr(bench_sample.time, 'perf_counter', lambda: next(now))
+    monkeypatch.setattr(bench_sample, 'rates', lambda device, dtype: (1.0, 1e6))
+    monkeypatch.setattr('sys.argv', ['bench.py', 'sample', *TINY, '--vocab_size=64', '--tokens=20', '--samples=2', '--rounds=3', f'--out={tmp_path}/x.jsonl', '--device=cpu', '--compile=false'])  # fmt: skip
+    bench.main()
+    row = json.loads((tmp_path / 'x.jsonl').read_text())
+    assert (row['tokens_per_second'], row['slowest'], row['fastest'], row['samples']) == (40, 40, 40, 2)
+    assert '40 tokens/s' in capsys.readouterr().out
