@@ -18,6 +18,7 @@ for dense ones. A sum over the batch (Kronecker terms): the bounds of the terms 
 The norms come from two power iterations a step, each with a vector that is kept from step to step, and saved.
 """
 
+import itertools
 import math
 
 import torch
@@ -41,44 +42,43 @@ class Composed:
                 self.reach.append(optimizer.scale(rows, layer.d_in))
                 if layer.is_sum:
                     self.terms = last[0][1].stop - last[0][1].start
-        N = max(map(len, chains), default=0)  # one kind of layer: all chains are equally long
-        self.shape = len(chains), N, self.terms
-        # slot of each matrix in the norms (chain, factor, term), and its chain; -1: of no chain
-        self.slot = {shape: torch.full((B,), -1) for shape, B in sizes.items()}
-        for c, chain in enumerate(chains):
-            for i, tensor in enumerate(chain):
-                for shape, where in optimizer.places[tensor][1]:
-                    term = torch.arange(where.stop - where.start) if self.terms > 1 else 0
-                    self.slot[shape][where] = (c * N + i) * self.terms + term
-        self.order = list(sizes)
-        flat = torch.cat([self.slot[shape] for shape in self.order]) if sizes else torch.zeros(0, dtype=torch.int64)
-        self.flat = flat.clamp(min=0).to(device)
-        self.chain = self.flat // max(1, N * self.terms)
-        self.alone = (flat < 0).to(device)
-        self.reach = torch.tensor(self.reach, device=device)
-        own = [torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]
-        self.own = torch.cat(own).to(device) if own else torch.zeros(0)
-        gen = torch.Generator().manual_seed(0)
-        self.vectors = {}
+        self.sizes, self.vectors = sizes, {}
         if not chains:
             return
+        N = len(chains[0])  # one kind of layer: all chains are equally long
+        self.shape = len(chains), N, self.terms
+        starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))  # of the stacks, laid end to end
+        total = sum(sizes.values())
+        members = [[] for _ in range(math.prod(self.shape))]  # matrices of each factor (and term)
+        chain = torch.full((total,), -1)  # of each matrix; -1: none
+        for c, tensors in enumerate(chains):
+            for i, tensor in enumerate(tensors):
+                for shape, where in optimizer.places[tensor][1]:
+                    found = range(starts[shape] + where.start, starts[shape] + where.stop)
+                    chain[found.start : found.stop] = c
+                    for term, at in enumerate(found):
+                        members[(c * N + i) * self.terms + (term if self.terms > 1 else 0)].append(at)
+        most = max(map(len, members))
+        self.members = torch.tensor([m + [total] * (most - len(m)) for m in members], device=device)  # total: a zero
+        self.chain, self.alone = chain.clamp(min=0).to(device), (chain < 0).to(device)
+        self.reach = torch.tensor(self.reach, device=device)
+        self.own = torch.cat([torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]).to(device)
+        gen = torch.Generator().manual_seed(0)
         self.vectors = {s: torch.randn(B, 1, s[1], generator=gen).to(device) for s, B in sizes.items()}
-        stacks = optimizer.stack(optimizer.tensors.values())
-        for shape, W in stacks.items():
+        for shape, W in optimizer.stack(optimizer.tensors.values()).items():
             norm(W, self.vectors[shape], FIRST)
 
     def rates(self, optimizer) -> dict:
         """{(m, n): (B, 1, 1), or a number}: what O is multiplied by."""
-        if not len(self.reach):  # no layer is a product
-            return {shape: optimizer.lr * -optimizer.scale(*shape) for shape in self.order}
+        if not self.vectors:  # no layer is a product
+            return {shape: optimizer.lr * -optimizer.scale(*shape) for shape in self.sizes}
         stacks = optimizer.stack(optimizer.tensors.values())
-        norms = torch.cat([norm(stacks[shape], self.vectors[shape], ITERATIONS) for shape in self.order])
-        norms = norms.masked_fill(self.alone, 0)
-        s = norms.new_zeros(math.prod(self.shape)).scatter_reduce(0, self.flat, norms, 'amax').view(self.shape)
+        norms = torch.cat([norm(stacks[shape], v, ITERATIONS) for shape, v in self.vectors.items()])
+        s = torch.cat((norms, norms.new_zeros(1)))[self.members].amax(1).view(self.shape)
         bound = ((1 + s).prod(1) - s.prod(1)).sum(1)  # (chains)
         step = torch.where(self.alone, self.own, (self.reach / bound)[self.chain])
-        rates = (step * -optimizer.lr).split([len(self.slot[shape]) for shape in self.order])
-        return {shape: r[:, None, None] for shape, r in zip(self.order, rates)}
+        rates = (step * -optimizer.lr).split(list(self.sizes.values()))
+        return {shape: r[:, None, None] for shape, r in zip(self.sizes, rates)}
 
 
 def norm(W, v, iterations: int):
