@@ -29,6 +29,7 @@ OTHERS = (
     '#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#0b8a99', '#8c564b', '#e377c2', '#9a9a00', '#7f7f7f',
     '#393b79', '#ad494a', '#637939', '#a55194',
 )  # fmt: skip
+DRAWN = ('loss*.svg', 'pareto*.svg', 'rates*.svg', 'budget.svg', 'scaling.svg', 'forest.svg')
 UNITS = dict(val_error='%')  # others are losses
 FRONT = 'grey line: front of what nothing beats in both'
 
@@ -72,6 +73,7 @@ def save(fig, out: Path):
     content = io.BytesIO()
     with matplotlib.rc_context({'svg.hashsalt': out.name}):
         fig.savefig(content, format=out.suffix[1:], dpi=110, metadata={'Date': None} if out.suffix == '.svg' else None)
+    out.parent.mkdir(exist_ok=True)
     write(out, content.getvalue())
 
 
@@ -102,6 +104,11 @@ def labels(ax, points: list[tuple]):
             text, (x, y), xytext=(1.03, height), textcoords=('axes fraction', 'data'), fontsize=7.5, color=color,
             va='center', annotation_clip=False, arrowprops=dict(arrowstyle='-', color=color, lw=0.5, alpha=0.6),
         )  # fmt: skip
+
+
+def drawn(folder: Path) -> list[Path]:
+    """The pictures of a comparison that are there."""
+    return [path for pattern in DRAWN for path in sorted(folder.glob(pattern))]
 
 
 def comparison(c: dict, found: list, folder: Path):
@@ -172,6 +179,22 @@ def budget(c: dict, found: list):
     labels(ax, ends)
     seeds = {len(x.runs) for x in found}
     fig.suptitle(f'a point is a run to its end; {"one seed" if seeds == {1} else f"means of {min(seeds)} seeds"}', fontsize=9)
+    return fig
+
+
+def times(rows: list[dict]):
+    """Step times by bench.py over that of the first arm, from the fastest block to the slowest."""
+    fig, axes = figure(1, width=8.5, height=0.27 * len(rows) + 0.8)
+    ax, common = axes[0, 0], set.intersection(*(set(r['arm'].split()[1:]) for r in rows))
+    names = [' '.join(w for w in r['arm'].split() if w not in common).removeprefix('config/') for r in rows]
+    ax.axvline(1, color=BASELINE, lw=0.8)
+    for i, r in enumerate(rows):
+        color, first = BASELINE if i == 0 else OTHERS[0], rows[0]['ms']
+        ax.plot([r['ms_min'] / first, r['ms_max'] / first], [i, i], '|-', color=color)
+        ax.plot(r['ms'] / first, i, 'o', ms=5, color=color)
+    ax.set_yticks(range(len(rows)), names, fontsize=8)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_xlabel(f'step time over that of {names[0]} ({rows[0]["device"]}, {rows[0]["dtype"]}); left of 1 is faster', fontsize=9)
     return fig
 
 

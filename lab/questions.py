@@ -7,6 +7,7 @@ results/questions.toml holds what is said by hand, a [[question]] each:
     claim        what its source claims, in Markdown
     answer       one sentence
     figure       a picture, seen from results/; without it the forest of the question's comparisons
+    times        a bench.jsonl, seen from results/: the figure shows its step times
     caption      of the figure
     rows         what the small table shows: 'COMPARISON/ARM' or 'COMPARISON/ARM@SIZE', * stands for anything
     text         more, in Markdown; what would change the answer
@@ -24,6 +25,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from configurator import ROOT, UserError
+from files import read_lines
 from lab import protocol, sweeps, tables
 from lab.forest import OLD, judged
 from lab.records import read_records
@@ -38,6 +40,7 @@ class Question:
     claim: str = ''
     answer: str = ''
     figure: str = ''
+    times: str = ''
     caption: str = ''
     text: str = ''
     rows: list = field(default_factory=list)
@@ -60,6 +63,7 @@ class Known:
     c: dict
     found: list  # cells of the seeds that decide
     swept: dict  # {size: sweeps}
+    tried: list  # where no seed decides: cells of the sweep's seeds at the best rates tried
 
     @property
     def judged(self) -> list:
@@ -84,15 +88,19 @@ def read_questions(results: Path, known: dict) -> list[Question]:
     return [Question(**q) for q in given]
 
 
+def read(folder: Path) -> Known | None:
+    """None without finished runs."""
+    c, found = tables.load(folder)
+    records, bench = read_records(folder), read_lines(folder / 'bench.jsonl')
+    swept = sweeps.sweeps(c, records)
+    tried = [] if found else sweeps.cells(c, records, bench)
+    return Known(c, found, swept, tried) if found or swept else None
+
+
 def read_known(results: Path) -> dict:
     """{name: Known} of the comparisons that have finished runs."""
-    found = {}
-    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-        c, cells = tables.load(folder)
-        swept = sweeps.sweeps(c, read_records(folder))
-        if cells or swept:
-            found[folder.name] = Known(c, cells, swept)
-    return found
+    folders = sorted(p.parent for p in results.glob('*/comparison.json'))
+    return {folder.name: k for folder in folders if (k := read(folder))}
 
 
 # -----------------------------------------------------------------------------
@@ -141,21 +149,23 @@ def undecided(name: str, k: Known) -> str:
     waiting = [(x, base) for x, base in k.judged if x.verdict.word == protocol.UNDECIDED]
     if not waiting:
         return ''
-    parts = [f'`{x.name}`' + (f' ({tables.waits(x.verdict)})' if tables.waits(x.verdict) else '') for x, _ in waiting]
-    near = [(x, base) for x, base in waiting if x.verdict.n + x.verdict.more <= TOO_MANY]
-    config = ROOT / 'config' / 'compare' / f'{name}.py'
+    more = lambda v: v.note or (f'about {v.more} more seeds' if v.more else '')
+    parts = [f'`{x.name}`' + (f' ({more(x.verdict)})' if more(x.verdict) else '') for x, _ in waiting]
+    near = [(x, base) for x, base in waiting if x.verdict.n + (x.verdict.more or 0) <= TOO_MANY]
+    config, said = ROOT / 'config' / 'compare' / f'{name}.py', f'`{name}`: {", ".join(parts)}.'
     if not near:
-        return f'`{name}`: {", ".join(parts)}. Less noise or a larger `worth` is needed.'
+        return f'{said} Less noise or a larger `worth` is needed.'
     if not config.exists():
-        return f'`{name}`: {", ".join(parts)}.'
+        return said
     flags, minutes = decides(k, near)
-    price = f', about {minutes:.0f} minutes of one {device(k)} by the logged seconds' if minutes >= 0.5 else ''
-    return f'`{name}`: {", ".join(parts)}. `python compare.py config/compare/{name}.py {flags}` would decide{price}.'
+    names = '' if len(near) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in near)}'
+    price = f', about {minutes:.0f} minutes of {device(k)}' if minutes >= 0.5 else ''
+    return f'{said} To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}.'
 
 
 def decides(k: Known, near: list) -> tuple[str, float]:
     """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on."""
-    seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + x.verdict.more for x, _ in near))
+    seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in near))
     cells = {x.name: x for pair in near for x in pair}
     everything = len(cells) == len(k.found)
     flags = ['--looks=true', f'--seeds={seeds}', *(['--sweep_seeds=3'] if k.c['learning_rates'] else [])]
@@ -173,7 +183,8 @@ def alone(r: dict) -> float:
 
 
 def device(k: Known) -> str:
-    return next(iter(k.found[0].facts('device')), 'machine').replace(' 80GB HBM3', '').replace('NVIDIA ', '')
+    name = next(iter(k.found[0].facts('device')), 'a machine')
+    return 'a CPU' if name.startswith('cpu') else f'one {name.removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")}'
 
 
 # -----------------------------------------------------------------------------
@@ -199,7 +210,7 @@ def overview(questions: list[Question], known: dict) -> str:
     """The table of all answers. Their sources stand below it."""
     rows, sources = [], []
     for i, q in enumerate(questions, 1):
-        sources += [c for text in (q.answer,) for c in COMMENT.findall(text)]
+        sources += COMMENT.findall(q.answer)
         answer = ' '.join(COMMENT.sub('', q.answer).split())
         rows.append([f'[{i}. {q.title}](RESULTS.md#{anchor(i, q)})', answer, words([known[n] for n in q.comparisons])])
     lines = tables.markdown(['question', 'answer so far', 'verdicts of its comparisons'], rows)
@@ -213,22 +224,23 @@ def anchor(i: int, q: Question) -> str:
 
 def section(i: int, q: Question, known: dict) -> str:
     mine = {name: known[name] for name in q.comparisons}
-    figure = q.figure or (q.picture if any(k.judged for k in mine.values()) else '')
-    parts = [f'## {i}. {q.title}', f'**The claim.** {q.claim.strip()}' if q.claim else '', f'**Our answer.** {q.answer.strip()}']
+    figure = q.figure or (q.picture if q.times or any(k.judged for k in mine.values()) else '')
+    parts = [f'## {i}. {q.title}', f'**The claim.**\n{q.claim.strip()}' if q.claim else '', f'**Our answer.**\n{q.answer.strip()}']
     if figure:
-        parts.append(f'![{q.title}](results/{figure})' + (f'\n\n*{q.caption.strip()}*' if q.caption else ''))
+        parts.append(f'![{q.title}](results/{figure})')
+        parts.append('\n'.join([f'*{COMMENT.sub("", q.caption).strip()}*', *COMMENT.findall(q.caption)]) if q.caption else '')
     parts += [small_table(q, known), q.text.strip()]
     if waiting := [line for name, k in mine.items() if (line := undecided(name, k))]:
         parts.append('**Undecided.**\n\n' + '\n'.join(f'- {line}' for line in waiting))
     if any(k.judged for k in mine.values()) and figure != q.picture:
-        parts.append(f'All effects in one picture: [{q.picture.split("/")[0]}](results/{q.picture}).')
+        parts.append(f'[All effects in one picture](results/{q.picture}).')
     if mine:
         parts.append('**Everything.**\n\n' + '\n'.join(listed(n, k, q.comparisons[n]) for n, k in mine.items()))
     return '\n\n'.join(p for p in parts if p)
 
 
 def listed(name: str, k: Known, setting: str) -> str:
-    line = tables.provenance(k.c, k.found) if k.found else f'`{k.c["command"]}`'
+    line = tables.provenance(k.c, k.found or k.tried)
     return f'- [{name}](results/{name}/table.md): {setting}. Verdicts: {words([k])}. {line}'
 
 
@@ -258,11 +270,13 @@ def with_answers(text: str, questions: list[Question], known: dict) -> str:
 
 
 def draw(results: Path, known: dict, questions: list[Question]):
-    """The forest of each question that has verdicts."""
+    """The forest of each question that has verdicts, or step times."""
     from lab import figures, forest
 
     for q in questions:
+        if q.times:
+            figures.save(figures.times(read_lines(results / q.times)), results / q.picture)
+            continue
         panels = [(f'{n}: {label}', known[n].c, known[n].found) for n, label in q.comparisons.items() if known[n].judged]
         if panels:
-            (results / 'questions').mkdir(exist_ok=True)
             figures.save(forest.forest(panels), results / q.picture)

@@ -22,12 +22,11 @@ import sys
 from pathlib import Path
 
 from configurator import ROOT, UserError
-from files import read_lines, write
-from lab import questions, sweeps, tables
+from files import write
+from lab import figures, forest, questions, sweeps, tables
 from lab.costs import cost_table
 from lab.questions import Known
-from lab.records import read_records
-from lab.tables import load, provenance, rates_tried
+from lab.tables import provenance, rates_tried
 
 def table(c: dict, found: list) -> str:
     """The whole comparison in Markdown, the costs of its steps included."""
@@ -37,16 +36,19 @@ def table(c: dict, found: list) -> str:
 
 def shown(folder: Path) -> str:
     """The tables of a comparison, for the terminal; of one without a claim only what its runs cost."""
-    c, found = load(folder)
-    if not found:
+    k = questions.read(folder)
+    if not k:
         raise UserError(f'{folder} holds no finished runs to show')
-    return body(c, found)
+    return body(k.c, k.found) if k.found else sweeps.table(k.c, k.swept)
 
 
 def body(c: dict, found: list) -> str:
     if c['claim'] or not (costs := cost_table(c, found)):
         return table(c, found)
     return '\n'.join([costs, *(['', *rates] if (rates := rates_tried(c, found)) else [])])
+
+
+NO_WORDS = 'No arm has seeds at its chosen rate yet, so there are no verdicts. These are the sweeps that choose the rates.'
 
 
 def page_md(folder: Path, k: Known) -> str:
@@ -58,25 +60,24 @@ def page_md(folder: Path, k: Known) -> str:
     elif found:
         parts.append(f'```\n{body(c, found).strip()}\n```')
     else:
-        parts += ['No seed decides yet: these are the sweeps that choose the learning rates.', sweeps.table(c, k.swept)]
-    parts.append(provenance(c, found) if found else f'`{c["command"]}`')
-    parts += [f'![{p.stem}]({p.name})' for p in sorted(folder.glob('*.svg'))]
+        parts += [NO_WORDS, sweeps.table(c, k.swept)]
+    parts.append(provenance(c, found or k.tried))
+    parts += [f'![{p.stem}]({p.name})' for p in figures.drawn(folder)]
     return '\n\n'.join(p for p in parts if p) + '\n'
 
 
 def write_comparison(folder: Path, pictures: bool = True):
     """table.md and, where matplotlib and bokeh are, the pictures and the page."""
-    c, found = load(folder)
-    recorded = read_records(folder)
-    k = Known(c, found, sweeps.sweeps(c, recorded))
-    if not found and not k.swept:
+    k = questions.read(folder)
+    if not k:
         raise UserError(f'{folder} holds no finished runs to report')
+    c, found = k.c, k.found
     if pictures:
-        from lab import figures, forest, page
+        from lab import page
 
-        for old in (*folder.glob('*.svg'), folder / 'index.html'):
-            old.unlink(missing_ok=True)
-        figures.comparison(c, found or sweeps.cells(c, recorded, read_lines(folder / 'bench.jsonl')), folder)
+        for old in figures.drawn(folder):
+            old.unlink()
+        figures.comparison(c, found or k.tried, folder)
         for size, mine in k.swept.items():
             if len(mine) > 1:
                 figures.save(sweeps.multiples(c, mine), folder / f'rates{"_" * bool(size)}{size}.svg')
