@@ -5,7 +5,7 @@ Which runs are there, how did they end, and what do their loss curves look like?
     python plot.py out/compare                           every run under that folder
     python plot.py out/shakespeare-char out/expansive-shakespeare --out=out/loss.png
     python plot.py results/d12_finalists --out=          only the table
-    python plot.py results/expansion_shakespeare --rates --out=docs/rates.png    loss against learning rate of a comparison
+    python plot.py results/expansion_shakespeare --rates --out=out/rates.png     loss against learning rate of a comparison
 
 Without arguments, or with folders that are no runs, it lists the runs below them. With runs it draws their loss curves
 and prints a table. A run is the out_dir of train.py; a folder of results/ stands for all of its runs. Runs whose names
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from configurator import UserError, input_path, key, load, root_path, run
 from files import save_picture
-from lab import stats, tables, verdicts
+from lab import sweeps, tables
 from lab.records import read_records, read_runs
 from logger import read_metrics
 
@@ -69,34 +69,18 @@ def table(runs: list[dict]) -> str:
     return '\n'.join(rows)
 
 
-def rates_picture(folder: Path, out: Path):
-    """Of a comparison: the mean over the sweep's seeds at every rate, a line per arm; and, as a point with its 95%
-    interval, the mean over the seeds that decide, at the best rate."""
-    c, cells = tables.load(folder)
-    if not any(len(x.rates) > 1 for x in cells):
+def rates_pictures(folder: Path, out: Path) -> list[Path]:
+    """The sweep of a comparison, a panel per arm; each size in a file of its own."""
+    if not (folder / 'comparison.json').exists():
         raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(8, 4.5))
-    for i, x in enumerate(x for x in cells if len(x.rates) > 1):
-        finite = {lr: v for lr, v in x.rates.items() if math.isfinite(v)}
-        ax.plot(*zip(*finite.items()), 'o-', ms=4, color=f'C{i}', label=x.name)
-        mean = stats.mean(
-            [verdicts.value(r, x.chooses, x.chooses, c['at']) for r in x.runs.values()]
-        )  # as in the sweep
-        e = [[mean.value - mean.low], [mean.high - mean.value]]
-        ax.errorbar(x.lr, mean.value, yerr=e, fmt='D', ms=6, capsize=4, color=f'C{i}', mec='black')
-    ax.set(xscale='log', xlabel='learning rate', ylabel=c['metric'])
-    ax.set_title('lines: sweep; diamonds: other random seeds at the best rate, with 95% interval', fontsize=9)
-    ticks = sorted({lr for x in cells for lr in x.rates})
-    ax.set_xticks(ticks, [f'{lr:g}' for lr in ticks], fontsize=8)
-    ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.legend()
-    save_picture(fig, out)
+    c, _ = tables.load(folder)
+    found = sweeps.sweeps(c, read_records(folder))
+    if not found:
+        raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')
+    paths = [out if len(found) == 1 else out.with_stem(f'{out.stem}_{size}') for size in found]
+    for path, mine in zip(paths, found.values()):
+        save_picture(sweeps.multiples(c, mine), path)
+    return paths
 
 
 def story(runs: list[dict]) -> str:
@@ -215,8 +199,8 @@ def main():
     cfg = load(PlotConfig, [a for a in args if a.startswith('--')])
     names = [a for a in args if not a.startswith('--')] or ['out']
     if cfg.rates:
-        rates_picture(input_path(names[0]), root_path(cfg.out))
-        print(f'wrote {root_path(cfg.out)}')
+        for path in rates_pictures(input_path(names[0]), root_path(cfg.out)):
+            print(f'wrote {path}')
         return
     if not any((input_path(n) / 'metrics.jsonl').exists() for n in names):
         print('\n\n'.join(listing(input_path(n)) for n in names))

@@ -15,8 +15,11 @@ Comparisons: from a config to runs, records, verdicts and pages.
     tables.py        from records to figures, verdicts and tables
     costs.py         what arms with preparing steps cost, source counted and free
     figures.py       pictures of a comparison
+    forest.py        effects with their intervals, a picture
+    sweeps.py        loss against learning rate, arm by arm: table and picture
     page.py          its page, one self-contained HTML file
-    report.py        RESULTS.md, and the check that documents and logs agree
+    questions.py     RESULTS.md by question
+    report.py        what --report writes, and the check that documents and logs agree
     match.py         the width at which one config costs as much as another one
     mup.py           is the best learning rate of a narrow model also that of a wide one?
     steps.py         time the training step of arms in turns

@@ -132,7 +132,9 @@ def losses(c: dict, found: list):
     for ax, axis in zip(axes[0], axes_):
         for x in found:
             p = tables.curve(c, x, axis)
-            ax.plot(p['x'], p['mean'], color=color[x.arm], lw=1.6, label=f'{x.name}, rate {x.lr:.3g}, {len(x.runs)} seeds')
+            ax.plot(
+                p['x'], p['mean'], color=color[x.arm], lw=1.6, label=f'{x.name}, rate {x.lr:.3g}, {len(x.runs)} seeds'
+            )
             ax.fill_between(p['x'], p['low'], p['high'], color=color[x.arm], alpha=0.15, lw=0)
         name = dict(flops='FLOPs', seconds='seconds (steps alone on the machine)')[axis]
         ax.set_xlabel(name, fontsize=9)
@@ -140,7 +142,8 @@ def losses(c: dict, found: list):
     axes[0, 0].legend(fontsize=7, frameon=False)
     several = any(len(x.runs) > 1 for x in found)
     fig.suptitle(
-        ('mean over seeds; band: 95% interval of the mean' if several else 'one seed') + '; without the start', fontsize=9
+        ('mean over seeds; band: 95% interval of the mean' if several else 'one seed') + '; without the start',
+        fontsize=9,
     )
     return fig
 
@@ -178,7 +181,9 @@ def budget(c: dict, found: list):
     ax.set_ylabel(f'{found[0].reports} at the end ({unit(c)})', fontsize=9)
     labels(ax, ends)
     seeds = {len(x.runs) for x in found}
-    fig.suptitle(f'a point is a run to its end; {"one seed" if seeds == {1} else f"means of {min(seeds)} seeds"}', fontsize=9)
+    fig.suptitle(
+        f'a point is a run to its end; {"one seed" if seeds == {1} else f"means of {min(seeds)} seeds"}', fontsize=9
+    )
     return fig
 
 
@@ -186,15 +191,18 @@ def times(rows: list[dict]):
     """Step times by bench.py over that of the first arm, from the fastest block to the slowest."""
     fig, axes = figure(1, width=8.5, height=0.27 * len(rows) + 0.8)
     ax, common = axes[0, 0], set.intersection(*(set(r['arm'].split()[1:]) for r in rows))
-    names = [' '.join(w for w in r['arm'].split() if w not in common).removeprefix('config/') for r in rows]
+    names = [' '.join(w for w in r['arm'].split() if w not in common) for r in rows]
+    names = [n.removeprefix('config/').replace('.py', '').replace('--', '') for n in names]
     ax.axvline(1, color=BASELINE, lw=0.8)
     for i, r in enumerate(rows):
         color, first = BASELINE if i == 0 else OTHERS[0], rows[0]['ms']
         ax.plot([r['ms_min'] / first, r['ms_max'] / first], [i, i], '|-', color=color)
-        ax.plot(r['ms'] / first, i, 'o', ms=5, color=color)
+        ax.plot(r['ratio'], i, 'o', ms=5, color=color)
     ax.set_yticks(range(len(rows)), names, fontsize=8)
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set_xlabel(f'step time over that of {names[0]} ({rows[0]["device"]}, {rows[0]["dtype"]}); left of 1 is faster', fontsize=9)
+    fig.supxlabel(
+        f'step time over that of {names[0]} ({rows[0]["device"]}, {rows[0]["dtype"]}); left of 1 is faster', fontsize=9
+    )
     return fig
 
 

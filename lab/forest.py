@@ -50,10 +50,18 @@ def panel(ax, title: str, c: dict, mine: list):
         old = not c.get('looks')
         word = x.verdict.word + (f' {OLD}' if old else '')
         strong = 'bold' if x.verdict.word in (protocol.BY_WORTH, protocol.BETTER, protocol.WORSE) else 'normal'
-        seeds = f'{x.verdict.n or len(x.values)} seeds'
-        ax.annotate(f'{word}, {seeds}', (1.02, i), xycoords=('axes fraction', 'data'), fontsize=8, va='center', weight=strong)
+        n = x.verdict.n or len(x.values)
+        seeds = f'{n} seed{"s" * (n != 1)}'
+        ax.annotate(
+            f'{word}, {seeds}', (1.02, i), xycoords=('axes fraction', 'data'), fontsize=8, va='center', weight=strong
+        )
         if math.isfinite(value):
-            ax.plot([v for v in (low, high) if not math.isnan(v)], [i] * (0 if math.isnan(low) else 2), '|-', color=color[x.arm])
+            ax.plot(
+                [v for v in (low, high) if not math.isnan(v)],
+                [i] * (0 if math.isnan(low) else 2),
+                '|-',
+                color=color[x.arm],
+            )
             ax.plot(value, i, 'o', ms=5, color=color[x.arm], mfc='white' if old else color[x.arm])
             ends += [v for v in (value, low, high) if math.isfinite(v)]
         else:
@@ -67,5 +75,8 @@ def panel(ax, title: str, c: dict, mine: list):
     what = 'share' if share else unit(c)
     key = mine[0][0].reports if mine else c['metric']
     center = dict(median=', medians', log=', ratio').get(c.get('center'), '')
-    ax.set_xlabel(f'{key} minus that of {mine[0][1].arm if mine else "the baseline"} ({what}{center}); worth {c["worth"]:g}', fontsize=8)
+    ax.set_xlabel(
+        f'{key} minus that of {mine[0][1].arm if mine else "the baseline"} ({what}{center}); worth {c["worth"]:g}',
+        fontsize=8,
+    )
     ax.set_title(title, fontsize=9, loc='left')

@@ -139,7 +139,9 @@ def small_table(q: Question, known: dict) -> str:
                     f'**{x.verdict.word}**{old}', f'{base.reports} {tables.effect(k.c, x, base)}', f'{k.c["worth"]:g}',
                     f'{x.verdict.n or len(x.values)}',
                 ])  # fmt: skip
-    parts = [tables.markdown(['setting', 'arm', 'verdict', 'effect [interval]', 'worth', 'seeds'], rows)] if rows else []
+    parts = (
+        [tables.markdown(['setting', 'arm', 'verdict', 'effect [interval]', 'worth', 'seeds'], rows)] if rows else []
+    )
     parts += [sweeps.table(known[name].c, known[name].swept, cells) for name, cells in swept.items()]
     return '\n\n'.join(parts)
 
@@ -225,10 +227,16 @@ def anchor(i: int, q: Question) -> str:
 def section(i: int, q: Question, known: dict) -> str:
     mine = {name: known[name] for name in q.comparisons}
     figure = q.figure or (q.picture if q.times or any(k.judged for k in mine.values()) else '')
-    parts = [f'## {i}. {q.title}', f'**The claim.**\n{q.claim.strip()}' if q.claim else '', f'**Our answer.**\n{q.answer.strip()}']
+    parts = [
+        f'## {i}. {q.title}',
+        f'**The claim.**\n{q.claim.strip()}' if q.claim else '',
+        f'**Our answer.**\n{q.answer.strip()}',
+    ]
     if figure:
         parts.append(f'![{q.title}](results/{figure})')
-        parts.append('\n'.join([f'*{COMMENT.sub("", q.caption).strip()}*', *COMMENT.findall(q.caption)]) if q.caption else '')
+        parts.append(
+            '\n'.join([f'*{COMMENT.sub("", q.caption).strip()}*', *COMMENT.findall(q.caption)]) if q.caption else ''
+        )
     parts += [small_table(q, known), q.text.strip()]
     if waiting := [line for name, k in mine.items() if (line := undecided(name, k))]:
         parts.append('**Undecided.**\n\n' + '\n'.join(f'- {line}' for line in waiting))
@@ -277,6 +285,8 @@ def draw(results: Path, known: dict, questions: list[Question]):
         if q.times:
             figures.save(figures.times(read_lines(results / q.times)), results / q.picture)
             continue
-        panels = [(f'{n}: {label}', known[n].c, known[n].found) for n, label in q.comparisons.items() if known[n].judged]
+        panels = [
+            (f'{n}: {label}', known[n].c, known[n].found) for n, label in q.comparisons.items() if known[n].judged
+        ]
         if panels:
             figures.save(forest.forest(panels), results / q.picture)

@@ -28,6 +28,7 @@ from lab.costs import cost_table
 from lab.questions import Known
 from lab.tables import provenance, rates_tried
 
+
 def table(c: dict, found: list) -> str:
     """The whole comparison in Markdown, the costs of its steps included."""
     costs = cost_table(c, found)
@@ -48,7 +49,9 @@ def body(c: dict, found: list) -> str:
     return '\n'.join([costs, *(['', *rates] if (rates := rates_tried(c, found)) else [])])
 
 
-NO_WORDS = 'No arm has seeds at its chosen rate yet, so there are no verdicts. These are the sweeps that choose the rates.'
+NO_WORDS = (
+    'No arm has seeds at its chosen rate yet, so there are no verdicts. These are the sweeps that choose the rates.'
+)
 
 
 def page_md(folder: Path, k: Known) -> str:

@@ -41,7 +41,7 @@ class Sweep:
 
 
 def sweeps(c: dict, records: dict) -> dict:
-    """{size: [Sweep]}, the baseline first; without arms that have no sweep, or one of fewer than three rates."""
+    """{size: [Sweep]}, the baseline first; only sizes at which the baseline has a sweep, and arms of three rates or more."""
     c, found = c | dict(halves=verdicts.halves(c, records)), {}
     swept = {(r['arm'], r['size']): None for r in records.values() if 'eval' in r and r['arm'] in c['arms']}
     sizes = [s for s in c.get('sizes') or () if any(s == size for _, size in swept)] or ['']
@@ -54,7 +54,7 @@ def sweeps(c: dict, records: dict) -> dict:
                 fit = choose_rate({lr: list(v.values()) for lr, v in curve.items()})
                 s = Sweep(arm, size, tables.cell_name(arm, size), curve, rate, fit and fit.parabola, c['halves'][0])
                 found.setdefault(size, []).append(s)
-    return found
+    return {size: mine for size, mine in found.items() if mine[0].arm == next(iter(c['arms']))}
 
 
 def cells(c: dict, records: dict, bench: list) -> list:
@@ -83,7 +83,9 @@ def gaps(c: dict, mine: list[Sweep], s: Sweep) -> tuple[float | None, float]:
 def over_rates(mine: list[Sweep], s: Sweep) -> str:
     """The least and the greatest of arm minus baseline at one rate for both, over the rates that both were tried at."""
     base = mine[0].means
-    both = {lr: v - base[lr] for lr, v in s.means.items() if lr in base and math.isfinite(v) and math.isfinite(base[lr])}
+    both = {
+        lr: v - base[lr] for lr, v in s.means.items() if lr in base and math.isfinite(v) and math.isfinite(base[lr])
+    }
     if s is mine[0] or len(both) < 2:
         return ''
     low, high = min(both, key=both.get), max(both, key=both.get)
@@ -136,11 +138,17 @@ def multiples(c: dict, mine: list[Sweep]):
         ax.axvline(at, color='#555555', ls='--', lw=1)
         ax.axhline(level, color='#222222', ls=':', lw=1)
         draw(ax, s, color[s.arm], high)
-        ax.set_xticks(ticks if len(ticks) < 7 else ticks[::2], [f'{t:g}' for t in (ticks if len(ticks) < 7 else ticks[::2])])
+        ax.set_xticks(
+            ticks if len(ticks) < 7 else ticks[::2], [f'{t:g}' for t in (ticks if len(ticks) < 7 else ticks[::2])]
+        )
         ax.minorticks_off()
         ax.tick_params(axis='x', labelsize=7, rotation=40)
         on, own = gaps(c, mine, s)
-        said = f'{on:+.3f} at the shared rate\n{own:+.3f} at its own' if on is not None else f'{own:+.3f} at its own rate\n'
+        said = (
+            f'{on:+.3f} at the shared rate\n{own:+.3f} at its own'
+            if on is not None
+            else f'{own:+.3f} at its own rate\n'
+        )
         ax.set_title(f'{s.name}\n' + ('baseline\n' if s is mine[0] else said), fontsize=8, color=color[s.arm])
     for ax in axes.flat[len(mine) :]:
         ax.set_visible(False)
@@ -175,7 +183,9 @@ def draw(ax, s: Sweep, color: str, high: float):
             finite = [v for v in above if math.isfinite(v)]
             said = f'{max(finite):.2f}' if finite else 'diverged'
             ax.plot(lr, high, '^', ms=5, color=color, clip_on=False)
-            ax.annotate(said, (lr, high), xytext=(0, -10), textcoords='offset points', fontsize=6.5, ha='center', color=color)
+            ax.annotate(
+                said, (lr, high), xytext=(0, -10), textcoords='offset points', fontsize=6.5, ha='center', color=color
+            )
     if s.parabola:
         vertex, curvature, lowest = s.parabola
         ends = [math.log(lr) for lr in (min(s.figures), max(s.figures))]
