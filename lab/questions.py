@@ -252,7 +252,7 @@ def listed(name: str, k: Known, setting: str) -> str:
     return f'- [{name}](results/{name}/table.md): {setting}. Verdicts: {words([k])}. {line}'
 
 
-def results_md(results: Path, known: dict, questions: list[Question]) -> str:
+def results_md(known: dict, questions: list[Question]) -> str:
     parts = [HEAD + (overview(questions, known) + '\n' if questions else '') + HOW]
     parts += [section(i, q, known) + '\n' for i, q in enumerate(questions, 1)]
     named = {n for q in questions for n in q.comparisons}

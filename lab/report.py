@@ -93,18 +93,19 @@ def write_comparison(folder: Path, pictures: bool = True):
 
 def write_all(results: Path):
     """Everything that --report writes."""
-    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-        try:
-            write_comparison(folder)
-        except UserError as e:
-            print(e)
     known = questions.read_known(results)
     asked = questions.read_questions(results, known)
+    text = questions.results_md(known, asked)  # mistakes in the questions are found before anything is drawn
+    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+        if folder.name in known:
+            write_comparison(folder)
+        else:
+            print(f'{folder.name}: no finished run yet')
     questions.draw(results, known, asked)
-    write(results.parent / 'RESULTS.md', questions.results_md(results, known, asked).encode())
+    write(results.parent / 'RESULTS.md', text.encode())
     print(f'wrote {results.parent / "RESULTS.md"}')
     readme = results.parent / 'README.md'
-    if readme.exists() and (text := readme.read_text()) != (new := questions.with_answers(text, asked, known)):
+    if readme.exists() and (old := readme.read_text()) != (new := questions.with_answers(old, asked, known)):
         write(readme, new.encode())
         print(f'wrote {readme}')
 
@@ -119,7 +120,7 @@ NO_PROSE = re.compile(  # code, addresses, versions, papers, intervals' level: n
     re.S,
 )
 FIGURE = re.compile(
-    r'(?<![\w.,/])(?<![A-Za-z]-)(?:\d[\d,]*\.\d+(?:[kMB]\b|x\b|(?![\w.]|\.\d))|\d[\d,]*(?= ?%| (?:ms|nats|times|MiB|GiB|seconds|minutes)\b))'
+    r'(?<![\w.,/])(?<![A-Za-z]-)(?:\d[\d,]*\.\d+(?:[kMB]\b|x\b|(?!\w|\.\d))|\d[\d,]*(?= ?%| (?:ms|nats|times|MiB|GiB|seconds|minutes)\b))'
 )
 NUMBER = re.compile(r'\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d+)?')
 SIZES = dict(k=1e3, M=1e6, B=1e9)
@@ -222,7 +223,7 @@ def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     wrong, root = [], results.parent
     known = questions.read_known(results)
     asked = questions.read_questions(results, known)
-    written = [(root / 'RESULTS.md', questions.results_md(results, known, asked))]
+    written = [(root / 'RESULTS.md', questions.results_md(known, asked))]
     written += [(results / name / 'table.md', page_md(results / name, k)) for name, k in known.items()]
     if (readme := root / 'README.md').exists():
         written.append((readme, questions.with_answers(readme.read_text(), asked, known)))
