@@ -18,12 +18,13 @@ from lab import stats, tables
 
 BASELINE, GREY = '#222222', '#8a8a8a'
 COLORS = {  # of arms that are in several comparisons; one colour each, in all pictures and pages
-    'k2000': '#d62728', 'expanded': '#d62728', 'k10000': '#1f77b4', 'k10000-clip0.5': '#76b7e5', 'factors3': '#2ca02c',
-    'factors5': '#9467bd', 'rotate': '#0b8a99', 'control': '#8c564b', 'all': '#ff7f0e', 'dense_own': '#7f7f7f',
-    'onehot': '#d62728', 'random_onehot': '#e58fb5', 'double': '#1f77b4',
+    'k2000': '#d6008f', 'expanded': '#d6008f', 'k10000': '#1b2a8a', 'k10000-clip0.5': '#8f9be0', 'factors3': '#3d9be9',
+    'factors5': '#7a5230', 'rotate': '#0b8a99', 'control': '#9467bd', 'all': '#ff7f0e', 'dense_own': '#7f7f7f',
     'low_rank': '#d62728', 'block_dense': '#ff7f0e', 'monarch': '#1f77b4', 'btt_rank1': '#74c476', 'btt_rank4': '#1a7a31',
     'btt': '#1a7a31', 'kronecker': '#9467bd', 'tensor_train': '#8c564b', 'block_diagonal': '#0b8a99', 'btt_moe': '#9a9a00',
-    'moe': '#e377c2', 'one_hot': '#e377c2', 'clone-1': '#76b7e5', 'bert2bert': '#9a9a00', 'ligo': '#8c564b', 'alone': '#0b8a99', 'stack': '#d62728', 'interleave': '#ff7f0e', 'zero_block': '#2ca02c', 'clone-2': '#1f77b4',
+    'moe': '#e377c2', 'onehot': '#d62728', 'random_onehot': '#e58fb5', 'double': '#1f77b4', 'one_hot': '#e377c2',
+    'stack': '#d62728', 'interleave': '#ff7f0e', 'zero_block': '#2ca02c', 'clone-1': '#8f9be0', 'clone-2': '#1b2a8a',
+    'bert2bert': '#9a9a00', 'ligo': '#8c564b', 'alone': '#0b8a99',
 }  # fmt: skip
 OTHERS = (
     '#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#0b8a99', '#8c564b', '#e377c2', '#9a9a00', '#7f7f7f',
@@ -126,6 +127,16 @@ def comparison(c: dict, found: list, folder: Path):
         save(scaling(c, fits), folder / 'scaling.svg')
 
 
+def targets(ax, found: list):
+    """The losses that were set before the runs, or of growth what the longest run of the baseline ends with."""
+    for target in sorted({t for x in found for t in (*x.faster, x.target) if t}):
+        ax.axhline(target, color=GREY, lw=0.9, ls=':')
+        ax.annotate(
+            f'target {target:.4g}', (0.01, target), xycoords=('axes fraction', 'data'), xytext=(0, 2),
+            textcoords='offset points', fontsize=7, color=GREY,
+        )  # fmt: skip
+
+
 def losses(c: dict, found: list):
     axes_ = ['flops', *(['seconds'] if any(x.timed for x in found) else [])]
     color, (fig, axes) = colors(c), figure(len(axes_))
@@ -136,13 +147,15 @@ def losses(c: dict, found: list):
                 p['x'], p['mean'], color=color[x.arm], lw=1.6, label=f'{x.name}, rate {x.lr:.3g}, {len(x.runs)} seeds'
             )
             ax.fill_between(p['x'], p['low'], p['high'], color=color[x.arm], alpha=0.15, lw=0)
+        targets(ax, found)
         name = dict(flops='FLOPs', seconds='seconds (steps alone on the machine)')[axis]
         ax.set_xlabel(name, fontsize=9)
         ax.set_ylabel(f'{found[0].reports} ({unit(c)})', fontsize=9)
     axes[0, 0].legend(fontsize=7, frameon=False)
     several = any(len(x.runs) > 1 for x in found)
     fig.suptitle(
-        ('mean over seeds; band: 95% interval of the mean' if several else 'one seed') + '; without the start',
+        ('mean over seeds; band: 95% interval of the mean' if several else 'one seed')
+        + '; the evaluation before training is left out',
         fontsize=9,
     )
     return fig
@@ -177,6 +190,7 @@ def budget(c: dict, found: list):
         base = arm == next(iter(c['arms']))
         ax.plot(*zip(*mine), 'o-', ms=4, lw=2.2 if base else 1.1, color=color[arm], zorder=3 if base else 2)
         ends.append((*mine[-1], arm, color[arm]))
+    targets(ax, found)
     ax.set_xlabel('FLOPs, those of what a run starts from included', fontsize=9)
     ax.set_ylabel(f'{found[0].reports} at the end ({unit(c)})', fontsize=9)
     labels(ax, ends)

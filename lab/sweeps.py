@@ -156,10 +156,15 @@ def multiples(c: dict, mine: list[Sweep]):
         ax.set_ylabel(f'{mine[0].chooses} ({unit(c)})', fontsize=8)
     fig.supxlabel('learning rate', fontsize=9)
     seeds = sorted({s.seeds for s in mine})
+    dashed = (
+        f'the shared rate {at:g}'
+        if c.get('shared_rate')
+        else f'the best rate tried of {mine[0].arm}, {at:g}, shared by all'
+    )
     n = ' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))
     fig.suptitle(
         f'points: runs ({n} seed{"s" * (n != "1")} per rate); line: parabola through the means; diamond: chosen rate;\n'
-        f'dashed: the shared rate {at:g}; dotted: {mine[0].arm} at its best. Numbers: mean minus that of {mine[0].arm},'
+        f'dashed: {dashed}; dotted: {mine[0].arm} at its best. Numbers: mean minus that of {mine[0].arm},'
         ' at rates tried',
         fontsize=8.5,
     )

@@ -206,6 +206,12 @@ def test_an_arm_has_one_colour_wherever_it_stands():
     assert set(many.values()) == {figures.BASELINE, figures.GREY}
 
 
+def test_no_two_arms_of_a_published_comparison_look_alike():
+    for path in (report.ROOT / 'results').glob('*/comparison.json'):
+        shown = [v for v in figures.colors(json.loads(path.read_text())).values() if v != figures.GREY]
+        assert len(set(shown)) == len(shown), path
+
+
 def test_pareto_goes_by_what_is_trained(results):
     c, found = tables.load(results / 'one')
     assert {cost for _, cost, _ in figures.pareto_points(found, 'parameters that are trained')} == {10}
