@@ -132,7 +132,7 @@ def targets(ax, found: list):
     for target in sorted({t for x in found for t in (*x.faster, x.target) if t}):
         ax.axhline(target, color=GREY, lw=0.9, ls=':')
         ax.annotate(
-            f'target {target:.4g}', (0.01, target), xycoords=('axes fraction', 'data'), xytext=(0, 2),
+            f'target {target:.5g}', (0.01, target), xycoords=('axes fraction', 'data'), xytext=(0, 2),
             textcoords='offset points', fontsize=7, color=GREY,
         )  # fmt: skip
 
