@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import LONGEST_JSON, UserError, read_text
+from configurator import LONGEST_JSON, UserError, open_file, read_text
 from model import GPT, GPTConfig
 from surgery.claims import check_model, shown
 from tokens.tokenizer import transformers
@@ -103,11 +103,13 @@ def check_folder(hf, cls, folder: Path):
 def headers(path: Path) -> list:
     """The entries of a file of weights, without reading them."""
     if path.suffix == '.bin':
-        stored = zipfile.is_zipfile(path)  # torch before 1.6 wrote another format
-        if stored:
+        if stored := zipfile.is_zipfile(path):
             checkpoint.check_zip(path)
+        else:  # torch before 1.6 wrote five pickles, one after another, and then the numbers
+            with open_file(path) as f:
+                checkpoint.check_names([f] * 5, path)
         return torch.load(path, map_location='cpu', weights_only=True, mmap=stored)
-    with open(path, 'rb') as f:
+    with open_file(path) as f:
         n = int.from_bytes(f.read(8), 'little')
         if n > path.stat().st_size - 8:
             raise UserError(f'{path} is truncated or no safetensors file; restore it from a copy')

@@ -495,7 +495,7 @@ def hostile_pickles() -> list[bytes]:
     return found
 
 
-def rezipped(rng: random.Random, data: bytes, change) -> bytes:
+def rezipped(data: bytes, change) -> bytes:
     """The zip file written again, every checksum right, each of its parts as change(name, bytes) makes it."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(out, 'w') as new:
@@ -526,7 +526,7 @@ def bad_zip(rng: random.Random, data: bytes) -> bytes:
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a name twice is what is wanted
-        return rezipped(rng, data, change)
+        return rezipped(data, change)
 
 
 def foreign(rng: random.Random, ckpt: dict) -> bytes:

@@ -125,6 +125,19 @@ def test_a_missing_shard_and_a_compressed_file_are_refused(tmp_path):
                 read()
 
 
+def test_an_old_file_of_torch_is_read_and_checked_like_a_new_one(tmp_path):
+    """Before 1.6 torch wrote pickles one after another, no zip file."""
+    hf = saved(tmp_path, 'bin')
+    write = lambda sd: torch.save(sd, tmp_path / 'pytorch_model.bin', _use_new_zipfile_serialization=False)
+    write(hf.state_dict())
+    ours = checkpoint.build(reader.load(tmp_path))
+    assert (ours(tokens(), last_only=False)[0] - hf(tokens()).logits).abs().max() < 1e-4
+    write(hf.state_dict() | dict(note=bytearray(b'x')))
+    for read in both_readers(tmp_path):
+        with pytest.raises(UserError, match='names .* bytearray'):
+            read()
+
+
 def test_dropouts_that_differ_are_said(tmp_path, capsys):
     saved(tmp_path, 'safetensors', resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.1)
     assert reader.load(tmp_path)['model_args']['dropout'] == 0.1
