@@ -239,7 +239,8 @@ DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32
 
 def odd_tensor(rng: random.Random, t):
     """A tensor that is almost t: of another shape, kind, layout or value."""
-    flat = t.reshape(-1) if t.layout == torch.strided and not t.is_quantized and not t.is_meta else torch.ones(4)
+    odd = t.layout != torch.strided or t.is_quantized or t.is_meta or t.is_nested
+    flat = torch.ones(4) if odd else t.reshape(-1)
     some = [
         lambda: t.to(rng.choice(DTYPES)),
         lambda: t.to(rng.choice(DTYPES)),

@@ -94,6 +94,7 @@ def test_a_head_of_its_own_in_a_tied_folder_stays_its_own(tmp_path, kind):
         (lambda sd: None, dict(n_embd=10**7), 'config.json describes .* parameters, and the weights are .* bytes'),
         (lambda sd: None, dict(n_head=0), 'cannot be read'),
         (lambda sd: None, dict(vocab_size='many'), 'cannot be read'),
+        (lambda sd: None, dict(pad_token_id=2**70), 'transformers cannot compute with it'),
         (lambda sd: None, dict(auto_map={'AutoModelForCausalLM': 'mine.Mine'}), 'code of its own, which is never run'),
         (lambda sd: None, dict(quantization_config={'quant_method': 'bitsandbytes'}), 'its weights are quantized'),
     ],
