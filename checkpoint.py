@@ -69,7 +69,8 @@ def save(path: Path, ckpt: dict):
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
-        raise UserError(f'cannot write {path} ({str(e).splitlines()[0]}); {path.name} is as it was before') from None
+        why = getattr(e, 'strerror', None) or f'{first_line(e)}: is the disk full?'
+        raise UserError(f'cannot write {path} ({why}); {path.name} is as it was before') from None
     finally:
         with contextlib.suppress(OSError):
             tmp.unlink()

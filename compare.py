@@ -49,7 +49,7 @@ from pathlib import Path
 
 import checkpoint
 import evaluate
-from configurator import ROOT, UserError, input_path, key, load, root_path, run
+from configurator import ROOT, UserError, input_path, key, load, printable, root_path, run
 from files import write, write_json
 from lab import launch, records, report, tables
 from lab.plan import (
@@ -507,7 +507,7 @@ def main():
     cfg = load(CompareConfig, argv)
     results = root_path(cfg.results)
     if cfg.show:
-        print(report.shown(input_path(cfg.show)))
+        print(printable(report.shown(input_path(cfg.show))))
     elif cfg.check:
         if wrong := report.check(results):
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')

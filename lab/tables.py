@@ -2,17 +2,20 @@
 From the records of a comparison to its figures, verdicts and tables.
 """
 
-import json
 import math
 import statistics
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from configurator import UserError
+from files import read_json, read_lines
 from lab import stats
-from lab.records import SWEEP, cell_name, read_lines, read_records, references
+from lab.records import SWEEP, cell_name, read_records, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
+COMPARISON = {'arms': {str: str}, 'claim': str, 'metric': str, 'at': {'last', 'best'}, 'worth': float, 'command': str, 'match': {'params', 'flops', 'tokens', 'time'}, 'mismatch': {str: str}, 'note?': str, 'sizes?': ({str: str}, None), 'target?': (float, None), 'steps?': ({str: str}, None), 'horizons?': (list, dict, None)}  # fmt: skip
+TIMES = {'ms': float, 'arm?': str, 'cell?': (str, None), 'cells?': ([str], None)}
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
 # -----------------------------------------------------------------------------
@@ -389,8 +392,12 @@ def summary(name: str, c: dict, found: list[Cell]) -> list[list[str]]:
 
 def load(folder: Path) -> tuple[dict, list[Cell]]:
     """A comparison and its cells (none without a finished run) from its folder."""
+    c = read_json(folder / 'comparison.json', COMPARISON)
+    texts = c['arms'] | (c.get('steps') or {})
     try:
-        c = json.loads((folder / 'comparison.json').read_text())
-    except (OSError, ValueError):
-        raise UserError(f'{folder / "comparison.json"} cannot be read; run the comparison again to write it') from None
-    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl'))
+        TopologicalSorter({name: references(text) for name, text in texts.items()}).prepare()
+    except CycleError as e:
+        raise UserError(
+            f'{folder / "comparison.json"}: arms or steps start from each other: {" ".join(e.args[1])}'
+        ) from None
+    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl', TIMES))
