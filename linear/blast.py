@@ -85,9 +85,10 @@ class Blast(Structured):
                 break
             before = now
         V, S, U = kept
-        norms = [torch.where(n > 0, n, 1.0) for n in (V.norm(dim=(0, 1)), S.norm(dim=(0, 1)), U.norm(dim=(0, 1)))]
-        size = (norms[0] * norms[1] * norms[2]) ** (1 / 3)  # of each rank: the three factors share it alike
-        V, S, U = (F * (size / n) for F, n in zip((V, S, U), norms))
+        # the three factors share the size of each rank alike, and a rank that W does not need stays able to learn
+        norms = [F.norm(dim=(0, 1)) for F in (V, S, U)]
+        sizes = structured.shares(norms[0] * norms[1] * norms[2], 3)
+        V, S, U = (F * (size / torch.where(n > 0, n, 1.0)) for F, n, size in zip((V, S, U), norms, sizes))
         self.place([V, S.permute(2, 1, 0), U.mT])
 
     @torch.no_grad()

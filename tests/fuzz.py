@@ -854,7 +854,7 @@ def a_run(folder: Path):
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(m) + '\n' for m in lines))
 
 
-def a_comparison(folder: Path):
+def a_comparison(folder: Path, **keys):
     """Two arms with two seeds each, one of which starts from a step; timed, and evaluated on a task."""
     folder.mkdir()
     c = dict(arms=dict(a='x.py', b='x.py --init_from={s}'), steps=dict(s='y.py'), claim='{arm} below {baseline}', metric='val_loss',
@@ -869,7 +869,7 @@ def a_comparison(folder: Path):
             if arm == 'tasks/a':
                 more = dict(facts={}, tasks=dict(val=dict(figures=dict(nats_per_token=3.0))))
             rows.append(r | more)
-    (folder / 'comparison.json').write_text(json.dumps(c))
+    (folder / 'comparison.json').write_text(json.dumps(c | keys))
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
     times = [dict(arm='x.py', cells=['a', 'steps/s'], ms=2.0), dict(arm='b', cells=['b'], ms=3.0)]
     (folder / 'bench.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in times))
@@ -883,6 +883,7 @@ class Records:
 
     def warm(self):
         a_run(self.folder / 'run'), a_comparison(self.folder / 'c')
+        a_comparison(self.folder / 'p', looks=True, seeds=12, targets=[3.5], learning_rates=[0.1], center='mean')
         self.files = {p: p.read_bytes() for p in self.folder.glob('*/*')}
         self.use()
 
@@ -906,7 +907,7 @@ class Records:
 
     def use(self):
         """Every reader; the first that refuses does not keep the others from reading."""
-        run, c = self.folder / 'run', self.folder / 'c'
+        run, c, planned = (self.folder / n for n in ('run', 'c', 'p'))
         log = object.__new__(logger.Log)  # a run that goes on; its other parts want a model
         log.out_dir, log.cfg, log.quiet = run, TrainConfig(max_iters=4, eval_interval=2), True
         readers = [
@@ -916,6 +917,7 @@ class Records:
             lambda: records.record(run, 'a', 'a', '', 0.1, 1, {}),
             lambda: log.so_far(2),
             lambda: report.shown(c),
+            lambda: report.shown(planned),
             lambda: report.results_md(self.folder),
         ]
         refused = None

@@ -2,12 +2,14 @@
 
 import dataclasses
 import time
+import types
 
 import fuzz
 import pytest
 from conftest import ROOT
 
 import compare
+import configurator
 import sample
 from configurator import UserError, groups, key, load
 from linear.structured import divisors
@@ -236,3 +238,44 @@ def test_help_shows_defaults_on_one_line_each(capsys):
     with pytest.raises(SystemExit):
         load(sample.SampleConfig, ['--help'])
     assert "--start='\\n'  (" in capsys.readouterr().out
+
+
+def test_a_path_is_looked_for_in_the_repository_first_and_then_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('train.py', 'mine.txt'):
+        (tmp_path / name).touch()
+    assert configurator.input_path('train.py') == ROOT / 'train.py'
+    assert configurator.input_path('mine.txt').resolve() == tmp_path / 'mine.txt'
+    assert configurator.input_path('nowhere.txt') == ROOT / 'nowhere.txt'
+
+
+def test_a_config_file_behind_a_boolean_is_a_config_file():
+    cfg = load(TrainConfig, ['--wandb_log', 'config/shakespeare_char.py'])
+    assert cfg.wandb_log and cfg.dataset == 'shakespeare_char'
+
+
+def test_a_reader_that_leaves_ends_a_script_with_code_1(monkeypatch):
+    def main():
+        raise BrokenPipeError
+
+    moved = []
+    monkeypatch.setattr(configurator.os, 'dup2', lambda a, b: moved.append(b))
+    monkeypatch.setattr(configurator.sys, 'stdout', types.SimpleNamespace(fileno=lambda: 1))
+    with pytest.raises(SystemExit) as e:
+        configurator.run(main)
+    monkeypatch.undo()
+    assert e.value.code == 1 and moved == [1]
+
+
+def test_letters_that_turn_a_terminals_text_round_are_spelled_out():
+    assert configurator.printable('a\u202eb\x1b[2J\x9bc\n\té') == 'a\\u202eb\\x1b[2J\\x9bc\n\té'
+
+
+def test_a_value_at_its_limit_is_in_and_at_an_open_limit_out():
+    f = lambda **limits: types.SimpleNamespace(metadata=key(1.0, 'a key', **limits).metadata)
+    assert not configurator.violations(f(low=0), 0.0) and not configurator.violations(f(high=2), 2)
+    assert configurator.violations(f(above=0), 0.0) == 'must be above 0' and not configurator.violations(
+        f(above=0), 1e-9
+    )
+    assert configurator.violations(f(low=0), -1e-9) == 'must be at least 0'
+    assert configurator.violations(f(high=2), 2.1) == 'must be at most 2'

@@ -476,3 +476,23 @@ def test_as_a_user_runs_it(run_train, script, tmp_path):
     r = script('evaluate.py', '--checkpoint=nowhere', '--tasks=wikitext', check=False)
     assert r.returncode == 2 and "did you mean 'wikitext2'" in r.stderr and 'Traceback' not in r.stderr
     assert '--tasks' in script('evaluate.py', '--help').stdout and (ROOT / 'evaluate.py').exists()
+
+
+def test_the_known_edition_of_a_file_is_told_from_another_one(data, monkeypatch, capsys):
+    import hashlib
+
+    content, facts = evaluate.read_source('wikitext2')
+    assert 'is another edition' in capsys.readouterr().out and not facts['known_edition']
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(evaluate.SOURCES, 'wikitext2', evaluate.SOURCES['wikitext2'] | dict(sha256=digest))
+    assert evaluate.read_source('wikitext2') == (content, facts | dict(known_edition=True))
+    assert capsys.readouterr().out == ''
+
+
+def test_an_ending_has_a_token_even_where_the_tokenizer_joins_it_to_the_context():
+    """All of the text as one token: it is the target, and what is before it the context."""
+    joined = lambda text: [len(text)] if text.endswith('end') else [1] * len(text)
+    lm = evaluate.LM(None, 99, 8, joined, None, 99, [], prefix=[7])
+    assert evaluate.encode_pair(lm, 'abc', ' end') == ([7], [7])
+    whole = lambda text: [1, 2] if text == 'ab' else [1, 9]  # as many tokens as the context alone
+    assert evaluate.encode_pair(evaluate.LM(None, 99, 8, whole, None, 99, []), 'ab', 'c') == ([1], [9])

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,3 +159,35 @@ def test_a_bench_of_arms_with_and_without_the_deterministic_mode_is_refused(monk
     own = ['--steps=1', '--rounds=1', '--warmup=1']
     monkeypatch.setattr('sys.argv', ['bench.py', *flags, *own, '--', *flags, '--deterministic=true'])
     fails(bench.main, 'deterministic: holds for a whole process')
+
+
+def test_a_process_takes_back_the_random_state_of_its_own_rank():
+    device, states, wanted = torch.device('cpu'), [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(torch.get_rng_state())
+        wanted.append(torch.rand(4))
+    for rank in (0, 1):
+        hardware.set_random_state(dict(cpu=states, cuda=[None, None]), rank, device)
+        assert torch.equal(torch.rand(4), wanted[rank])
+    torch.manual_seed(3)
+    hardware.set_random_state(dict(cpu=states, cuda=[None, None]), 2, device)  # there were fewer processes
+    again = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(4), again)
+
+
+def test_the_process_group_waits_as_long_as_ddp_timeout_says(monkeypatch):
+    given = {}
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setattr(
+        torch.distributed, 'init_process_group', lambda backend, **keys: given.update(keys, backend=backend)
+    )
+    with hardware.processes(torch.device('cpu'), 'auto', timeout=7):
+        pass
+    assert (given['backend'], given['timeout'].total_seconds(), given['device_id']) == ('gloo', 7, None)
+
+
+def test_peak_memory_is_in_bytes():
+    resident = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    assert 0.5 * resident < hardware.peak_memory(torch.device('cpu')) < 2**40

@@ -1,12 +1,15 @@
 """The figures of a run's log and of bench.py, on a clock that the test moves."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY
 
+import bench
+import checkpoint
 import hardware
 import train as module
 from configurator import load
@@ -80,6 +83,7 @@ def test_bench_times_a_step_of_each_arm_and_counts_all_that_it_computes(clock):
         assert row['flops_per_step'] == flops and row['mfu'] == pytest.approx(flops / seconds / PEAK)
         assert row['tokens_per_s'] == pytest.approx(2 * 4 * 32 / seconds)
         assert (row['blocks'], row['steps'], row['setup_s']) == (3, 4, seconds)
+        assert row['block_ms'] == [1000 * seconds] * 3
     assert arms[1].trainer.optimizer.factors.flops_per_update() > 0
 
 
@@ -93,3 +97,57 @@ def test_an_evaluation_takes_eval_iters_batches_of_either_split(monkeypatch):
         t.evaluate('train'), t.evaluate('val')
         assert taken[-2:] == [('train', windows), ('val', windows)]
         assert t.model.training
+
+
+def test_the_seconds_up_to_an_interruption_are_counted(run_train, clock, monkeypatch, tmp_path):
+    """Three steps and no evaluation since the one before the first."""
+    calls = iter([False, False, False, True])
+    monkeypatch.setattr(hardware.Interrupt, 'agreed', lambda self, device, ask: next(calls))
+    with pytest.raises(SystemExit):
+        run_train('--max_iters=9', '--eval_interval=9')
+    assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['seconds'] == pytest.approx(3 * 2)
+
+
+def test_mfu_is_that_of_one_device_of_several(clock, tmp_path):
+    flags = ('--gradient_accumulation_steps=2', '--max_iters=3', '--save_checkpoint=false', f'--out_dir={tmp_path}')
+    t = Trainer(load(TrainConfig, [*TINY, *flags]), torch.device('cpu'))
+    t.world, t.accumulation = 2, 1  # half of the micro-batches of a step are another one's
+    lines, quiet = [], lambda *_, **__: None
+    module.loop(t, SimpleNamespace(train=lambda done, **v: lines.append(v), metrics=quiet, say=quiet, evaluating=quiet))
+    assert lines[-1]['tokens_per_s'] == pytest.approx(2 * 4 * 32 / 2)  # of the run
+    assert lines[-1]['mfu'] == pytest.approx(4 * 32 * t.flops_per_token / 2 / PEAK)
+
+
+def test_bench_takes_its_keys_from_the_first_arm_and_gives_no_memory_that_arms_share(monkeypatch, tmp_path, capsys):
+    made = []
+
+    class Arm:
+        def __init__(self, argv, cfg, device, warmup):
+            self.warmup, self.blocks = warmup, []
+            made.append(self)
+
+        def timed_block(self, n):
+            self.blocks.append(n)
+
+        def figures(self, first):
+            assert first is made[0]
+            return dict(peak_memory=5)
+
+    monkeypatch.setattr(bench, 'Arm', Arm)
+    monkeypatch.setattr(bench, 'table', lambda rows: f'{rows}')
+    for arms in (1, 2):
+        made.clear()
+        out = tmp_path / f'{arms}.jsonl'
+        keys = ['--steps=3', '--rounds=4', '--warmup=2', '--device=cpu', f'--out={out}']
+        monkeypatch.setattr(sys, 'argv', ['bench.py', *TINY, *keys, *(['--', *TINY] * (arms - 1))])
+        bench.main()
+        assert [(a.warmup, a.blocks) for a in made] == [(2, [3] * 4)] * arms
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [r['peak_memory'] for r in rows] == ([5] if arms == 1 else [None, None])
+
+
+def test_bench_shows_the_median_and_the_range_of_the_blocks(clock):
+    arm = steps.Arm([], load(TrainConfig, TINY), torch.device('cpu'), warmup=1)
+    arm.steps, arm.times = 1, [2.0, 1.0, 8.0]
+    row = arm.figures(SimpleNamespace(times=[1.0, 1.0, 2.0]))
+    assert [row[k] for k in ('ms', 'ms_min', 'ms_max', 'ratio')] == [2000, 1000, 8000, 2]

@@ -230,3 +230,10 @@ torch.save(logits, {str(tmp_path / 'logits.pt')!r})
     env = os.environ | {'TIKTOKEN_CACHE_DIR': os.environ.get('TIKTOKEN_CACHE_DIR', '')}
     r = subprocess.run([sys.executable, 'sample.py', *args], cwd=NANOGPT, capture_output=True, text=True, env=env)
     assert r.returncode == 0 and '-----' in r.stdout, r.stderr
+
+
+def test_a_guide_is_counted_in_the_flops():
+    keys = dict(linear='btt', linear_path='factored')
+    led, alone = tiny_gpt(guide_iters=9, **keys), tiny_gpt(**keys)
+    guides = sum(p.numel() for name, p in led.named_parameters() if name.endswith('guide'))
+    assert guides == 2 * 2 * 32 * 128 and led.flops_per_token() - alone.flops_per_token() == 6 * guides

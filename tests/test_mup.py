@@ -1,6 +1,7 @@
 """mu-parametrization: nothing in a model grows or fades with its width, whatever its matrices are made of."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -185,3 +186,26 @@ def test_the_cap_of_other_layers_is_the_std_that_they_start_with():
             assert u == pytest.approx(sigma, rel=0.1), kind
     m, _ = capped('btt_moe', 256, 256, experts=4)  # its experts are no rank: as rank 1
     assert m.sigma.tolist() == pytest.approx([structured.gemm_std(16, 16)] * 2)
+
+
+def test_the_change_of_an_output_is_per_unit_of_rate():
+    """A dense layer n -> n: sign steps of 1 on every weight change the output by about the sum of |x|, at most."""
+    x = torch.manual_seed(0) and torch.randn(8, BASE)
+    assert 1 < mup.moved('dense', BASE, BASE) < x.abs().sum(1).max()
+
+
+def test_a_rate_that_diverged_is_never_the_best(tmp_path, capsys):
+    line = dict(member='dense', width=64, base=64, iters=10, device='cpu')
+    found = {8e-3: float('nan'), 1e-3: 3.0, 2e-3: 2.0, 4e-3: 2.5}
+    (tmp_path / 'rates.jsonl').write_text(
+        ''.join(json.dumps(line | dict(lr=k, val_loss=v)) + '\n' for k, v in found.items())
+    )
+    mup.show(mup.MupConfig(out=str(tmp_path / 'rates.jsonl')))
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row == ['dense', '64', '3.0000', '2.0000', '2.5000', 'nan', '0.002']
+
+
+def test_sizes_are_of_the_change_since_the_start():
+    """At a rate of nothing nothing changes, whatever the outputs are."""
+    found = mup.sizes(BASE, BASE, steps=1, lr=1e-30)
+    assert all(start > 0 and first == last == 0 for k, (start, first, last) in found.items() if k == 'logits')

@@ -45,3 +45,19 @@ def test_mup_lowers_the_rate_of_matrices_and_of_no_embedding():
     rates = {id(p): g['lr'] for g in opt.adamw.param_groups for p in g['params']}
     for name, p in opt.leaves.items():
         assert rates[id(p)] == (1.0 if p.dim() == 1 or name.endswith(('wte.weight', 'wpe.weight')) else 0.5), name
+
+
+def test_adamw_has_the_betas_of_the_config():
+    model = tiny_gpt()
+    groups = Optimizer(model, train_config(model, beta1=0.8, beta2=0.99)).adamw.param_groups
+    assert {g['betas'] for g in groups} == {(0.8, 0.99)}
+
+
+def test_without_a_schedule_its_keys_are_not_judged():
+    from optim import problems
+
+    odd = dict(min_lr=1.0, warmup_iters=50, lr_decay_iters=20, schedule='wsd', wsd_decay_iters=99)
+    assert not problems(train_config(tiny_gpt(), decay_lr=False, **odd))
+    assert [p.split(' ')[0] for p in problems(train_config(tiny_gpt(), **odd | dict(decay_lr=True)))] == [
+        'min_lr', 'warmup_iters', 'wsd_decay_iters'
+    ]  # fmt: skip

@@ -308,3 +308,15 @@ def test_a_key_without_effect_is_said_to_be(run_train, capsys):
     assert 'without effect here: expansion = 2000, swiglu_match = False, gate_budget = 0.5' in capsys.readouterr().out
     run_train('--linear=expanded', '--expansion=40', '--max_iters=0')
     assert 'without effect' not in capsys.readouterr().out
+
+
+def test_gates_within_the_budget_cost_nothing_and_bring_nothing():
+    x, y = tokens(), tokens(seed=1)
+    model = tiny_gpt(mlp_gate=True, gate_budget=0.75, gate_penalty=10.0)
+    for block in model.transformer.h:
+        block.mlp.c_proj.weight.data.zero_()  # what the gates scale is nothing
+        block.mlp.gate.data.fill_(0.5)
+    assert model.train()(x, y)[1].item() == pytest.approx(model.eval()(x, y)[1].item())
+    for block in model.transformer.h:
+        block.mlp.gate.data.fill_(0.85)
+    assert (model.train()(x, y)[1] - model.eval()(x, y)[1]).item() == pytest.approx(10 * 0.1, abs=1e-4)

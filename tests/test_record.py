@@ -19,6 +19,7 @@ from conftest import ROOT, TINY, losses
 import checkpoint
 import files
 import hardware
+import logger
 import optim
 from configurator import UserError, load
 from lab import launch, records
@@ -649,3 +650,35 @@ def test_a_second_signal_ends_the_process(capfd):
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def test_floats_keep_what_a_float32_holds(tmp_path):
+    log = Log(TrainConfig(out_dir=str(tmp_path)), tmp_path, {}, {})
+    log.metrics(kind='train', iter=3, loss=1.2345678912)
+    log.close()
+    assert read_metrics(tmp_path) == [dict(kind='train', iter=3, loss=1.2345679)]
+
+
+def test_a_copy_of_the_code_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv('NANOMORPH_COMMIT', 'of the original')
+    assert logger.commit() == 'of the original'
+
+
+def test_the_windows_of_the_last_steps_are_those_that_they_saw():
+    c = TrainConfig(gradient_accumulation_steps=2, batch_size=4, seed_data=5)
+    t = types.SimpleNamespace(cfg=c, position=80)
+    assert logger.windows(t, 3) == ('windows 56 to 79 of the training data (data_order = permutation, seed_data = 5)')
+
+
+def test_the_end_names_the_iteration_of_each_checkpoint(tmp_path):
+    (tmp_path / 'best.pt').touch()
+    t = types.SimpleNamespace(cfg=TrainConfig(), out_dir=tmp_path, saved=9, best_iter=6, best_val_loss=1.5)
+    said = f'saved {tmp_path}/ckpt.pt at iteration 9, best.pt of iteration 6 (val loss 1.5000)'
+    assert logger.kept(t, stopped=False) == said
+    assert logger.kept(t, stopped=True) == f'interrupted: {said}; go on with --init_from=resume'
+
+
+def test_resuming_what_is_done_logs_its_last_evaluation_once(go):
+    for more in ((), ('--init_from=resume',)):
+        out = go('--max_iters=7', *more)
+        assert [m['iter'] for m in read_metrics(out) if m['kind'] == 'eval'] == [0, 5, 7]

@@ -63,3 +63,34 @@ def test_weights_of_linear_layers_are_rounded_once_and_embeddings_are_not():
         assert torch.equal(model(x, last_only=False)[0], before)
     assert model.lm_head.weight.dtype == torch.bfloat16 and model.transformer.wte.weight.dtype == torch.float32
     assert model.transformer.h[0].mlp.c_fc.bias.dtype == torch.bfloat16
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What a sample is made from: [path of the checkpoint, prompt]; the model and its tokenizer are fakes."""
+    found = []
+
+    class Model:
+        config = SimpleNamespace(vocab_size=9)
+        generate = staticmethod(lambda *_: iter(()))
+
+    class Text:
+        vocabulary = 9
+        encode = staticmethod(lambda text: found.append(text) or [1])
+        decode = staticmethod(lambda ids: b'')
+
+    monkeypatch.setattr(sample, 'from_checkpoint', lambda path, device: found.append(path) or (Model(), Text()))
+    return found
+
+
+def test_the_best_checkpoint_of_a_run_is_sampled_and_the_latest_where_there_is_none(opened, tmp_path):
+    for name in ('ckpt.pt', 'best.pt'):
+        (tmp_path / name).touch()
+        sample.sample(sample.SampleConfig(out_dir=str(tmp_path), device='cpu'))
+        assert opened[-2] == tmp_path / name
+
+
+def test_a_byte_order_mark_of_a_prompt_file_is_no_part_of_the_prompt(opened, tmp_path):
+    (tmp_path / 'prompt.txt').write_bytes('é and so on\n'.encode('utf-8-sig'))
+    sample.sample(sample.SampleConfig(checkpoint='x.pt', start=f'FILE:{tmp_path}/prompt.txt', device='cpu'))
+    assert opened[1] == 'é and so on\n'

@@ -300,20 +300,22 @@ def test_evaluating_another_task_keeps_what_was_measured_before(run_train, monke
 def test_a_comparison_of_ones_own_stays_apart_from_the_published_ones():
     import compare
     from configurator import load
+    from lab import comparison
     from lab.plan import make_plans
 
     cfg = load(compare.CompareConfig, ['config/compare/demo.py', '--name=demo'])
-    assert compare.Comparison(cfg, make_plans(cfg)).folder == ROOT / 'out' / 'results' / 'demo'
+    assert comparison.Comparison(cfg, make_plans(cfg)).folder == ROOT / 'out' / 'results' / 'demo'
     for flag in ('--check', '--report'):
         assert load(compare.CompareConfig, [flag]).results == 'results'  # what RESULTS.md is about
     assert load(compare.CompareConfig, ['--report', '--results=out/results']).results == 'out/results'
 
 
-def test_runs_that_share_a_processor_do_not_wait_by_spinning(tmp_path):
+def test_runs_that_share_a_processor_do_not_wait_by_spinning(tmp_path, monkeypatch):
     import time
 
     from lab import launch
 
+    monkeypatch.delenv('OMP_WAIT_POLICY', raising=False)  # train.py sets it where it is imported
     for jobs, policy in ((2, 'passive'), (1, '')):
         start = launch.engine('local', jobs, tmp_path)
         file = tmp_path / f'{jobs}.txt'
@@ -321,3 +323,52 @@ def test_runs_that_share_a_processor_do_not_wait_by_spinning(tmp_path):
         while poll() is None:
             time.sleep(0.01)
         assert file.read_text().strip() == policy
+
+
+def two_seeds(last=(2.0, 2.2), best=(1.5, 1.9)):
+    """Two runs of one arm, each with its lowest loss before its last."""
+    return [
+        dict(
+            name=f'out/a-s{i}', arm='a', rate=1e-3, train=[], manifest=dict(params=9, params_collapsed=5, device='cpu'),
+            evals=[dict(iter=0, val_loss=4.0), dict(iter=10, val_loss=b), dict(iter=20, val_loss=v)],
+        )
+        for i, (b, v) in enumerate(zip(best, last))
+    ]  # fmt: skip
+
+
+def test_the_table_of_plot_has_best_and_last_losses_with_the_spread_of_their_seeds():
+    row = plot.table(two_seeds()).splitlines()[1]
+    spread = lambda a, b: f'{(a + b) / 2:.4f} ± {abs(a - b) / 2**0.5:.4f}'  # the sample standard deviation
+    assert (
+        spread(1.5, 1.9) in row
+        and row.endswith(spread(2.0, 2.2))
+        and row.split()[:6] == ['a', '2', '9', '5', '0.001', '1.7000']
+    )
+
+
+def test_best_is_the_run_with_the_lowest_loss(monkeypatch, tmp_path, capsys):
+    runs = two_seeds(best=(1.9, 1.5))
+    for r in runs:
+        (tmp_path / r['arm']).mkdir(exist_ok=True)
+        (tmp_path / r['arm'] / 'metrics.jsonl').touch()
+    monkeypatch.setattr(plot, 'read_runs', lambda folder: runs)
+    monkeypatch.setattr('sys.argv', ['plot.py', str(tmp_path / 'a'), '--best'])
+    plot.main()
+    assert capsys.readouterr().out == 'out/a-s1\n'
+
+
+def test_a_run_that_ended_before_its_end_is_not_called_running(tmp_path):
+    """However lately its log was written to."""
+    (tmp_path / 'config.json').write_text('{"max_iters": 9}')
+    (tmp_path / 'metrics.jsonl').touch()
+    lines = [dict(kind='eval', iter=0, val_loss=4.0), dict(kind='train', iter=3, loss=3.0)]
+    for facts, state in ((dict(finished='now', final_iter=4), 'interrupted at 4'), ({}, 'running')):
+        (tmp_path / 'manifest.json').write_text(json.dumps(facts))
+        assert plot.state(tmp_path, lines) == state
+
+
+def test_every_command_of_transfer_does_what_its_name_says():
+    assert {name: operation.__name__.replace('_', '-') for name, (_, operation) in transfer.COMMANDS.items()} == {
+        name: name
+        for name in ('collapse', 'expand', 'prune', 'export-hf', 'export-nanogpt', 'grow', 'factorize', 'spectra')
+    }

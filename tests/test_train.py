@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
 from conftest import ROOT, TINY, losses, tiny_gpt
 
 import checkpoint
+import train as module
 from configurator import load
 from lab import launch
 from linear import factors
@@ -422,3 +424,60 @@ def test_validation_is_logged_in_two_halves_that_make_the_whole(run_train):
     assert evals and all(m['val_a'] != m['val_b'] for m in evals)
     for m in evals:  # 28 windows, 14 in each half
         assert m['val_loss'] == pytest.approx((m['val_a'] + m['val_b']) / 2, abs=1e-6)
+
+
+def test_every_hook_is_called_whatever_the_one_before_it_says(tmp_path):
+    called, forward = [], []
+
+    class Changes(Hook):
+        def after_update(self, model, optimizer, it):
+            called.append('changes')
+            return True
+
+    class Listens(Hook):
+        def after_update(self, model, optimizer, it):
+            called.append('listens')
+            return False
+
+    t = Trainer(load(TrainConfig, [*TINY, f'--out_dir={tmp_path}']), torch.device('cpu'))
+    t.hooks, t.wrap = [Changes(), Listens()], lambda: forward.append(t.iter)
+    t.step()
+    assert called == ['changes', 'listens'] and forward == [1]
+
+
+def test_an_evaluation_computes_in_the_precision_of_training(tmp_path):
+    t = Trainer(load(TrainConfig, [*TINY, '--dtype=bfloat16', f'--out_dir={tmp_path}']), torch.device('cpu'))
+    seen = []
+    t.eval_forward = lambda x, y: (None, torch.tensor(float(seen.append(torch.is_autocast_enabled('cpu')) or 1)))
+    t.evaluate('val')
+    assert seen and all(seen)
+
+
+def test_processes_start_with_one_model_and_draw_dropouts_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'DDP', lambda model, **_: model)
+    monkeypatch.setattr(torch.distributed, 'broadcast', lambda *_: None)
+    monkeypatch.setattr(torch.distributed, 'barrier', lambda: None)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    models, draws = [], []
+    for rank in ('0', '1'):
+        monkeypatch.setenv('RANK', rank)
+        flags = ('--gradient_accumulation_steps=2', '--dropout=0.1', f'--out_dir={tmp_path}')
+        models.append(Trainer(load(TrainConfig, [*TINY, *flags]), torch.device('cpu')).model.state_dict())
+        draws.append(torch.rand(8))
+    assert all(torch.equal(v, models[1][k]) for k, v in models[0].items())
+    assert not torch.equal(*draws)
+
+
+@pytest.mark.parametrize('always, expected', [(True, [True, False, False]), (False, [True, False])])
+def test_without_always_save_checkpoint_only_a_lower_loss_and_the_end_are_saved(always, expected):
+    saved, quiet = [], lambda *_, **__: None
+    t = types.SimpleNamespace(
+        cfg=TrainConfig(always_save_checkpoint=always), iter=0, tokens=0, seconds=0.0, best_val_loss=math.inf,
+        best_iter=0, save=saved.append,
+    )  # fmt: skip
+    log = types.SimpleNamespace(metrics=quiet, say=quiet)
+    for it, loss, done in ((5, 2.0, False), (10, 2.5, False), (15, 2.4, True)):
+        t.iter = it
+        for save in (False, True):  # false: where the run went on from
+            module.evaluated(t, log, dict(train_loss=1.0, val_loss=loss if save else 9.0), done, save)
+    assert saved == expected and (t.best_val_loss, t.best_iter) == (2.0, 5)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import files
 from configurator import Diverged, UserError
 from lab import launch
 
@@ -106,3 +107,48 @@ def test_a_pool_answers_with_each_code_and_leaves_after_a_run_that_failed(monkey
     launch.pool()
     answers = [json.loads(text) for text in capfd.readouterr().out.splitlines()]
     assert answers == [[0, False], [launch.LOCKED, False], [3, True]] and next(codes) == 0
+
+
+def test_a_run_gets_its_share_of_the_processors_and_a_gpu_of_its_own(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(launch.os, 'cpu_count', lambda: 8)
+    monkeypatch.setattr(launch, 'gpus', lambda: ['4', '5'])
+    monkeypatch.setattr(
+        launch.subprocess, 'Popen', lambda command, **keys: started.append(keys['env']) or SimpleNamespace(poll=None)
+    )
+    for jobs, threads, expected in ((4, 0, ('2', '2')), (16, 0, ('1', '1')), (4, 3, ('3', '2'))):
+        start = launch.engine('local', jobs, tmp_path, threads=threads)
+        start(['x'], tmp_path, slot=0)
+        assert tuple(started[-1][k] for k in ('OMP_NUM_THREADS', 'TORCHINDUCTOR_COMPILE_THREADS')) == expected
+    for slot in range(4):
+        start(['x'], tmp_path, slot)
+    assert [env['CUDA_VISIBLE_DEVICES'] for env in started[-4:]] == ['4', '5', '4', '5']
+
+
+def test_the_last_words_of_a_run_are_its_last(tmp_path):
+    assert 'no output' in launch.last_words(tmp_path, 1)
+    (tmp_path / 'output.txt').write_text('config: ...\nTraceback\nValueError: of all things\n\n')
+    assert launch.last_words(tmp_path, 3).startswith('exit code 3: ValueError: of all things (')
+
+
+def test_a_run_in_a_pool_leaves_no_lock_to_the_next(tmp_path, monkeypatch):
+    """Else the next run of this process would take a folder that another one works in for its own."""
+    monkeypatch.setitem(sys.modules, 'a_script', SimpleNamespace(main=ends(None)))
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    monkeypatch.setattr(launch.os, 'dup2', lambda *_: None)
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert launch.one(tmp_path / 'a', launch.Path('a_script.py'), []) == 0
+    finally:
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
+    assert files.HELD not in launch.os.environ and files.holder(tmp_path / 'a') is None
+
+
+@pytest.mark.parametrize('name', ['ckpt.json', 'eval.json'])
+def test_a_command_is_over_when_its_last_file_is_there_and_can_be_forgotten(tmp_path, name):
+    assert not launch.over(tmp_path)
+    (tmp_path / name).write_text('{}')
+    assert launch.over(tmp_path)
+    launch.forget(tmp_path)
+    assert not launch.over(tmp_path)

@@ -92,3 +92,22 @@ def test_time_of_a_real_step_is_positive(capsys):
 def test_mistakes_are_named(argv, message):
     with pytest.raises(UserError, match=message):
         match(argv)
+
+
+def test_flops_per_token_hold_their_part_of_the_update():
+    """Forming W and its chain rule are shared by all tokens of an iteration."""
+    keys = dict(n_layer=1, n_embd=32, n_head=2, vocab_size=65, block_size=16, match='flops')
+    dense = match_module.cost(MatchConfig(**keys), None)
+    formed = dict(linear='expanded', linear_path='materialised', expansion=40)
+    for batch in (4, 8):
+        cfg = MatchConfig(**keys, **formed, batch_size=batch, gradient_accumulation_steps=2)
+        per_update = 6 * 2 * 40 * 32 * 128  # two layers, six times k d_in d_out
+        assert match_module.cost(cfg, None) - dense == pytest.approx(per_update / (2 * batch * 16))
+
+
+def test_what_costs_as_much_as_the_reference_is_the_lower_of_the_two_values(monkeypatch):
+    monkeypatch.setattr(match_module, 'cost', lambda cfg, device: cfg.n_embd)
+    cfg = MatchConfig(n_embd=64, n_head=4)
+    for reference, expected in ((64, [64, 80]), (96, [96, 112]), (70, [64, 80]), (10, [16])):
+        target, found = match_module.solve(MatchConfig(n_embd=reference, n_head=1), cfg, None)
+        assert (target, [value for value, _ in found]) == (reference, expected)

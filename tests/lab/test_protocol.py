@@ -466,3 +466,71 @@ def test_seeds_that_never_reach_the_target_leave_a_bound_and_their_share():
     assert str(stats.faster(never, never, 2.0)).startswith('no bound')
     early = [([0, 100, 200], [4.0, 1.9, 1.8])] * 4  # there at the first evaluation
     assert math.isinf(stats.faster(early, base, 2.0).high)
+
+
+def test_the_baselines_own_best_rate_at_either_end_keeps_a_gain_undecided():
+    v = Verdict(BETTER, -0.1, -0.2, -0.05, 0.01, 5, 8, 'Welch')
+    for edge in ('low', 'high'):
+        base = Rate(1e-3, edge, 'quadratic', None, 3, 0.0, {})
+        found = protocol.with_rates(v, None, base)
+        assert found.word == UNDECIDED and f'at the {edge} end' in found.note
+    assert protocol.with_rates(v, None, Rate(1e-3, 'divergence', 'quadratic', None, 3, 0.0, {})).word == BETTER
+
+
+def test_the_worth_of_a_ratio_is_that_of_its_logarithm():
+    """30% lower is a factor of 0.7: arms at 0.69 of the baseline are beyond it, arms at 0.72 are not."""
+    rng = np.random.default_rng(21)
+    base = rng.lognormal(0, 0.005, 20)
+    words = [protocol.judge(dict(a=base[::-1] * f), base, 0.3, center='log')['a'].word for f in (0.69, 0.72)]
+    assert words == [BY_WORTH, BETTER]
+
+
+def test_undecided_asks_for_the_seeds_that_exclude_the_further_of_0_and_worth():
+    """The interval shrinks with the root of the seeds until it no longer holds the bound that is further away."""
+    v = Verdict(UNDECIDED, -0.002, -0.012, 0.008, 0.5, 4, 8, 'Welch')
+    assert protocol.more_seeds(v, v.low, v.high, 0.01) == math.ceil(4 * (0.010 / 0.008) ** 2) - 4
+    v = Verdict(UNDECIDED, -0.009, -0.029, 0.011, 0.5, 4, 8, 'Welch')
+    assert protocol.more_seeds(v, v.low, v.high, 0.01) == math.ceil(4 * (0.020 / 0.009) ** 2) - 4
+
+
+def test_what_an_uncertain_rate_costs_is_in_the_unit_of_the_figure():
+    """Figures ten times as large, with ten times their noise: the same rate at ten times the cost."""
+    choose = lambda unit: rates.choose_rate({
+        lr: [unit * (2 + 0.1 * math.log(lr / 2e-3) ** 2 + e) for e in (-0.02, 0, 0.02)] for lr in (1e-3, 2e-3, 4e-3)
+    })  # fmt: skip
+    one, ten = choose(1), choose(10)
+    assert one.lr == ten.lr and ten.cost == pytest.approx(10 * one.cost) and one.cost > 0
+
+
+def test_the_second_best_rate_is_another_one_than_the_chosen():
+    """The best of those tried apart from the choice: a rate next to the vertex is the choice itself."""
+    figures = {
+        lr: [2 + 0.1 * math.log(lr / 2.2e-3) ** 2 + e for e in (-0.001, 0, 0.001)] for lr in (1e-3, 2e-3, 4e-3, 8e-3)
+    }
+    r = rates.choose_rate(figures)
+    assert r.lr == pytest.approx(2.2e-3, rel=0.01) and r.second == 4e-3
+
+
+def test_a_rate_that_lies_ten_times_as_high_as_all_below_it_has_diverged():
+    figures = {1e-3: [2.04, 2.05], 2e-3: [2.01, 2.02], 4e-3: [2.0, 2.01], 8e-3: [3.0, 3.1]}
+    means, _ = rates.noise(np.array([figures[lr] for lr in sorted(figures)]))
+    assert np.isfinite(means[:3]).all() and math.isinf(means[3])
+    figures[8e-3] = [2.2, 2.21]  # five times: steep, and no divergence
+    means, _ = rates.noise(np.array([figures[lr] for lr in sorted(figures)]))
+    assert np.isfinite(means).all()
+
+
+def test_the_variance_of_a_few_seeds_is_drawn_towards_that_of_the_other_rates():
+    """With four degrees of freedom of the median variance: three seeds that happen to agree are not certain."""
+    values = np.array([[1.0, 1.2, 1.4], [2.0, 2.2, 2.4], [3.0, 3.0, 3.0]])
+    _, variances = rates.noise(values)
+    own = values.var(-1, ddof=1)
+    assert variances == pytest.approx((2 * own + 4 * 0.04) / 6 / 3)
+
+
+def test_a_vertex_beyond_the_neighbours_of_the_lowest_mean_is_not_believed():
+    x = np.log([1e-3, 2e-3, 4e-3, 8e-3])
+    values = np.array([2.3, 2.2, 2.1, 2.02])[:, None] + np.array([-0.001, 0, 0.001])
+    chosen, convex = rates.best_rate(x, values)
+    vertex, *_ = rates.quadratic(x, values)
+    assert convex and vertex > x[-1] + 0.1 and chosen == x[-1]

@@ -25,3 +25,16 @@ def test_a_block_is_u_diag_s_v_and_the_projection_beats_low_rank():
     assert (m.to_dense() == 0).all()
     grads = torch.autograd.grad(m.to_dense(), list(m.factors), torch.randn(54, 36, dtype=torch.float64))
     assert (grads[2].abs().amax((0, 2)) > 0).all()
+
+
+def test_a_matrix_that_needs_few_ranks_leaves_the_others_something_to_learn_from():
+    """Once the error is nothing no round goes on: it would zero the ranks that the matrix does not need."""
+    low = linear.LAYERS['low_rank'](36, 54, linear.Keys(rank=2)).double()
+    low.start(None, 0.02, torch.Generator().manual_seed(0))
+    W = low.to_dense().detach()
+    m = linear.LAYERS['blast'](36, 54, linear.Keys(blocks=3, rank=4)).double()
+    m.from_dense(W)
+    torch.testing.assert_close(m.to_dense(), W, rtol=1e-8, atol=1e-10)
+    grad = torch.autograd.grad(m.to_dense(), m.factors[2], torch.randn(54, 36, dtype=torch.float64))[0]
+    each = grad.abs().amax((0, 2))
+    assert (each > 1e-3 * each.max()).all()

@@ -144,3 +144,49 @@ def test_linear_and_the_configurator_work_alone(tmp_path):
     )  # fmt: skip
     assert r.returncode == 0, r.stderr
     assert r.stdout.split() == [str(tmp_path / 'linear' / '__init__.py'), '[]']
+
+
+def test_the_guide_of_queries_keys_and_values_is_three_matrices_too():
+    model = tiny_gpt(linear='btt', linear_layers='attn', n_kv_head=1, guide_iters=9)
+    layer = model.transformer.h[0].attn.c_attn
+    assert [p.size(1) for p in layer.matrices()['guide'].unfold(layer.guide.detach())] == [32, 16, 16]
+
+
+def test_what_is_written_between_factors_is_counted():
+    """moves(): each feature between input and output once as it is written, once as it is read."""
+    assert made('expanded', expansion=40).moves() == 2 * 40
+    assert made('expanded', expansion=40, expansion_depth=3).moves() == 2 * (40 + 40)
+    assert made('low_rank', rank=5).moves() == 2 * 5
+    assert made('block_dense', blocks=3, rank=6).moves() == 2 * 6
+    assert made('monarch', blocks=3).moves() == 2 * 36
+    assert made('block_diagonal', blocks=3).moves() == made('dense').moves() == 0
+    assert made('blast', blocks=3, rank=4).moves() == 2 * (4 * 3 * 4)  # z, sum of s z, both in another order as well
+    assert made('low_rank_sparse', rank=4).moves() == 2 * 4 + 2 * (2 * 54)  # between A and B; two outputs to be added
+    train = made('tensor_train', tt_cores=3, rank=4)  # each width in another order as well; so are the ends
+    assert train.moves() == 4 * sum(train.widths()[1:-1]) + 2 * 36 + 2 * 54
+    one, two = (made('btt_moe', experts=4, experts_active=k) for k in (1, 2))
+    assert two.moves() == 2 * one.moves() > 0
+
+
+def test_the_size_of_a_layer_is_checked_wherever_it_stands():
+    """Two blocks of different width: what fits the first need not fit the second."""
+    keys = dict(n_embd=32, n_head=2, n_layer=2, linear='block_diagonal', blocks=16)
+    assert not GPTConfig(mlp_expansion_factor=(4.0, 4.0), **keys).problems()
+    found = '\n'.join(GPTConfig(mlp_expansion_factor=(4.0, 1.25), **keys).problems())
+    assert 'blocks = 16: must divide' in found and 'h.1.mlp' in found
+
+
+def test_the_keys_of_a_mixture_of_mlps_are_the_models_and_not_those_of_its_linear_layers():
+    """They are kept by a checkpoint, said to be in effect, and taken over with its weights, though its layers are plain."""
+    config = GPTConfig(mlp='moe', experts=4, experts_active=1, router_loss=0.1)
+    keys = {'experts', 'experts_active', 'router_loss'}
+    assert keys <= model_args(config).keys() and not config.idle() and not keys & set(linear.all_keys())
+    assert keys == GPTConfig(experts=4, experts_active=1, router_loss=0.1).idle().keys()
+
+
+def test_a_dense_layer_starts_from_the_matrix_or_with_the_std_that_it_is_given():
+    m, W = made('dense'), torch.randn(54, 36)
+    m.start(None, 0.5, torch.Generator().manual_seed(0))
+    assert m.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    m.start(W, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(m.weight, W)

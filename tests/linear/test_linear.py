@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import linear
+from configurator import UserError
 from linear import factors
 from linear.expanded import Expanded, effective_lr_ratio, orthonormal
 from linear.factors import Factors
@@ -349,3 +350,52 @@ def test_vectors_do_not_decay():
     model = tiny_gpt(bias=True)
     scales = {name: decay for name, p, _, decay in factors.leaves(model)}
     assert all(scales[n] == (1.0 if p.dim() >= 2 else 0.0) for n, p, *_ in factors.leaves(model))
+
+
+def test_an_expansion_of_0_is_four_times_the_smaller_side():
+    assert expanded(24, 40).k == expanded(40, 24).k == 4 * 24
+
+
+def test_an_orthogonal_start_takes_as_many_features_as_its_smaller_side_and_no_fewer():
+    """Of the layers of a GPT the smaller side is n_embd; the head of a few tokens has a smaller one."""
+    problems = lambda k: GPTConfig(
+        n_embd=24, n_head=2, linear='expanded', expansion_init='orthogonal', expansion=k
+    ).problems()
+    assert not problems(24) and not problems(0)
+    assert 'needs expansion >= 24' in problems(23)[0]
+
+
+def test_the_table_says_what_share_of_a_dense_layer_each_kind_takes_and_on_which_path():
+    model = tiny_gpt(linear='low_rank', rank=8, linear_layers='mlp', linear_path='factored')
+    up = f'transformer.h.0.mlp.c_fc and 1 more 32 -> 128: {model.transformer.h[0].mlp.c_fc.describe()},'
+    lines = factors.table(model)
+    assert (
+        lines[0] == f'{up.removeprefix("transformer.")} 1,280 parameters (31.2% of dense), factored' and len(lines) == 2
+    )
+    lines = factors.table(model, Factors(model, path='materialised'))
+    assert [line.rpartition(', ')[2] for line in lines] == ['materialised'] * 2
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda sd: sd.pop('transformer.ln_f.weight'), 'missing transformer.ln_f.weight'),
+        (lambda sd: sd.update(more=torch.zeros(1)), 'left over more'),
+        (lambda sd: sd.update({'transformer.ln_f.weight': torch.ones(33)}), r'ln_f.weight is \(33,\), not \(32,\)'),
+    ],
+)
+def test_a_single_weight_that_does_not_fit_is_named(change, message):
+    model = tiny_gpt()
+    state = model.state_dict()
+    change(state)
+    with pytest.raises(UserError, match=f'the weights do not fit the model: .*{message}$'):
+        factors.load_state(model, state)
+
+
+@pytest.mark.parametrize('kind', ['expanded', 'btt', 'low_rank_sparse'])
+def test_layers_of_one_size_draw_different_factors_and_the_same_ones_again(kind):
+    first, second = (tiny_gpt(linear=kind, linear_path='factored').transformer.h for _ in range(2))
+    for a, b in zip(first[0].mlp.c_fc.factors, first[1].mlp.c_fc.factors):
+        assert not torch.equal(a, b)
+    for a, b in zip(first[1].mlp.c_fc.factors, second[1].mlp.c_fc.factors):
+        assert torch.equal(a, b)

@@ -195,3 +195,10 @@ def test_runs_with_mixtures_are_sampled_and_evaluated(flags, run_train, capsys, 
     else:
         collapse(cfg)
         assert (tmp_path / 'plain.pt').exists()
+
+
+def test_the_backward_pass_of_a_mixture_costs_twice_its_forward_pass():
+    m, x = mixture(2, 4), torch.randn(7, 36, dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        m(x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 7 * m.macs()

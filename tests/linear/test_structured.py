@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import UserError
 from lab import mup
-from linear import LAYERS, einsum, factors, structured
+from linear import LAYERS, einsum, factors, structured, tensor_train
 from linear.einsum import Shape
 from linear.factors import load_state
 from linear.kernels import blocks, fused
@@ -703,3 +703,115 @@ def test_compiled_forming_is_forming():
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(da, db, rtol=1e-4, atol=1e-5)
     assert sum(g.abs().sum() > 0 for g in db) > len(db) / 2  # not where the other factor starts at zero
+
+
+@pytest.mark.parametrize('n', [2, 3])
+def test_small_singular_values_are_shared_alike_by_all_factors(n):
+    """Only what is zero to float32 gets another scale than the n-th root."""
+    S = torch.tensor([1.0, 1e-3, 1e-5, 0.0], dtype=torch.float64)
+    parts = structured.shares(S, n)
+    for part in parts:
+        torch.testing.assert_close(part[:3], S[:3] ** (1 / n))
+    torch.testing.assert_close(math.prod(parts), S)
+    assert all(part[3] > 0 for part in parts[:-1])
+
+
+@pytest.mark.parametrize('name', ['btt', 'low_rank', 'block_diagonal'])
+def test_a_capped_layer_that_is_set_to_a_matrix_computes_that_matrix(name):
+    """The cap is lifted to the size of the factors, and a learned gain begins anew."""
+    capped, free = (
+        MEMBERS[name](36, 36, GPTConfig(linear=name, structured_norm=norm)).double() for norm in (True, False)
+    )
+    W = 100 * torch.randn(36, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for m in (capped, free):
+        m.start(None, 0.02, torch.Generator().manual_seed(1))
+        if m.gain is not None:
+            m.gain.data.mul_(2)
+        m.from_dense(W)
+    torch.testing.assert_close(capped.to_dense(), free.to_dense())
+
+
+def test_rates_of_layers_of_three_factors_are_the_papers_too():
+    """d_in over the width that a factor multiplies, over the number of factors in its product."""
+    rates = lambda name, **keys: MEMBERS[name](36, 54, GPTConfig(linear=name, **keys)).lr_scale.tolist()
+    assert rates('blast', blocks=3, rank=4) == pytest.approx([36 / 12 / 3, 36 / 3 / 3, 36 / 4 / 3])
+    assert rates('low_rank_sparse', rank=4) == pytest.approx(
+        [36 / 36 / 2, 36 / 4 / 2, 1]
+    )  # the values are entries of W
+    m = MEMBERS['tensor_train'](36, 54, GPTConfig(linear='tensor_train', tt_cores=3, rank=4))
+    assert m.lr_scale.tolist() == pytest.approx([36 / (r * i) / 3 for r, _, i, _ in (W.shape for W in m.factors)])
+
+
+@pytest.mark.parametrize('size', [(96, 96), (96, 384), (384, 96)])
+@pytest.mark.parametrize('name, keys', [('blast', dict(blocks=4, rank=6)), ('low_rank_sparse', dict(rank=24))])
+def test_blast_and_low_rank_sparse_start_with_the_size_that_they_say(name, keys, size):
+    """BLAST with the dense layer's output; low rank plus sparse with that of low rank, and values that are uniform up to
+    1 / sqrt(d_in), as in the paper."""
+    d_in, d_out = size
+    m, power = MEMBERS[name](*size, GPTConfig(linear=name, **keys)), []
+    for seed in range(8):
+        m.start(None, 0.02, torch.Generator().manual_seed(seed))
+        x = torch.randn(200, d_in, generator=torch.Generator().manual_seed(seed))
+        power.append(m(x).square().mean().item())
+    if name == 'blast':
+        wanted = min(1, d_out / d_in)
+    else:
+        values = m.factors[2]
+        assert values.abs().max().item() == pytest.approx(1 / math.sqrt(d_in), rel=0.01)
+        assert values.std().item() == pytest.approx(1 / math.sqrt(3 * d_in), rel=0.1)
+        wanted = min(1, 24 / d_in) * min(1, d_out / 24) + 0.03 / 3
+    assert sum(power) / 8 == pytest.approx(wanted, rel=0.15)
+
+
+def test_a_share_of_the_parameters_is_what_a_layer_takes():
+    """structured_share of the dense layer's, to the next rank or number of blocks that fits."""
+    fine = ('low_rank', 'block_dense', 'blast', 'low_rank_sparse')  # the others have few sizes to choose from
+    for size in ((768, 768), (768, 3072), (3072, 768)):
+        for name, L in MEMBERS.items():
+            for share in (1 / 3, 1 / 6):
+                with torch.device('meta'):
+                    n = sum(W.numel() for W in L(*size, GPTConfig(linear=name, structured_share=share)).factors)
+                rel = 0.3 if name in fine else 0.5
+                assert n / math.prod(size) == pytest.approx(share, rel=rel), (name, size)
+    m = MEMBERS['low_rank_sparse'](256, 256, GPTConfig(linear='low_rank_sparse', structured_share=0.3, density=0.1))
+    assert sum(W.numel() for W in m.factors) / 256**2 == pytest.approx(0.3, rel=0.1)  # the sparse part is in it
+
+
+def test_the_rank_of_theta_is_a_power_of_the_smaller_side():
+    theta = (0.5, 0, 0.5, 0, 0.5, 0.5, 0.25)
+    ranks = [
+        MEMBERS['einsum'](*size, GPTConfig(linear='einsum', theta=theta)).shape.r for size in ((16, 256), (256, 16))
+    ]
+    assert ranks == [2, 2]
+
+
+@pytest.mark.parametrize('cores', [3, 4])
+def test_a_tensor_train_has_balanced_cores_the_nearest_rank_and_the_cost_of_its_product(cores):
+    assert tensor_train.balanced(768, 3) == [8, 8, 12] and tensor_train.balanced(768, 4) == [4, 4, 6, 8]
+    share = 0.2
+    make = lambda rank: MEMBERS['tensor_train'](
+        96, 384, GPTConfig(linear='tensor_train', tt_cores=cores, rank=rank, structured_share=share)
+    )
+    off = lambda m: abs(sum(W.numel() for W in m.factors) - share * 96 * 384)
+    m = make(0)
+    r = max(m.ranks)
+    assert off(m) <= min(off(make(r - 1)), off(make(r + 1)))
+    with FlopCounterMode(display=False) as counter:
+        m.to_dense()
+    assert counter.get_total_flops() == 2 * m.form_macs() > 0
+
+
+def test_a_rank_beyond_the_blocks_is_named_in_the_unit_in_which_it_is_given():
+    with pytest.raises(UserError, match='rank = 40: .* full rank at 32; use at most 32'):
+        MEMBERS['block_dense'](32, 128, GPTConfig(linear='block_dense', blocks=4, rank=40))
+
+
+@pytest.mark.parametrize('size', [(36, 54), (54, 36)])
+def test_the_backward_pass_of_two_factors_is_counted_with_what_it_forms_again(size):
+    m = layer('btt', size, blocks=3, rank=2)
+    A, B = m.factors
+    x = torch.randn(7, size[0], dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        m(x).sum().backward()
+    again = 0 if A.size(1) > B.size(2) else A.numel()  # Z is kept where it would be dear
+    assert counter.get_total_flops() == 2 * 7 * (3 * m.macs() + again)

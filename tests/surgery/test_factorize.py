@@ -1,5 +1,6 @@
 """Dense to structured: projections are the nearest there are, counts are the published ones, nothing is lost on the way."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ from conftest import ROOT, TINY, tiny_gpt, tokens
 import checkpoint
 import linear
 import transfer
-from configurator import load
+from configurator import UserError, load
 from linear.dense import Dense
 from linear.factors import Factors
 from model import GPT, NANOGPT_KEYS, GPTConfig
@@ -531,3 +532,71 @@ def test_losses_are_taken_with_the_matrix_where_factors_cost_more():
 def test_help_and_dispatch(script):
     r = script('transfer.py', 'factorize', '--help')
     assert '--kronecker_shape' in r.stdout and '--distill_iters' in r.stdout and 'whitened' in r.stdout
+
+
+def test_the_error_of_a_block_is_relative_to_what_the_old_one_adds(monkeypatch):
+    """A new block that adds nothing has error 1, whatever flows past it; the rates of its tensors fall to zero."""
+    model = tiny_gpt(n_layer=1).eval()
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(100)  # a stream that is large beside what the block adds
+    config = dataclasses.replace(model.config, linear='low_rank', rank=3, linear_layers='mlp+attn')
+    layers = {s: new_layer(config, s, layer_of(model, s)) for s in linear.chosen(config) if s.endswith('c_proj')}
+    new, rates, step = factorize.twin(model), [], torch.optim.Adam.step
+    for site, member in layers.items():
+        for W in member.factors:
+            torch.nn.init.zeros_(W)
+        put(new, site, member)
+
+    def watched(self):
+        rates.append({round(g['lr'] / g['rate'], 9) for g in self.param_groups})
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, 'step', watched)
+    cfg = SimpleNamespace(distill_iters=40, distill_lr=1e-12, distill_batch=2)
+    data = SimpleNamespace(batch=lambda position: (tokens(seed=position), None))
+    found = distill.train_block(model, new, 0, list(layers.values()), data, cfg, contextlib.nullcontext())
+    assert found == pytest.approx((1, 1), abs=1e-4)
+    assert rates == [{round(min(1, (i + 1) / 2) * (1 - i / 40), 9)} for i in range(40)]
+
+
+def test_an_interrupted_distillation_goes_on_with_the_seed_it_began_with(tmp_path):
+    path, was = tmp_path / 'x.distill.pt', dict(seed=1, distill_lr=0.1, device='cpu', windows=2)
+    checkpoint.save(path, dict(model={}, model_args={}, done=1, settings=was))
+    assert distill.recall(path, was | dict(device='cuda', windows=9), {}) == 1  # which change nothing that is learned
+    for key, value in (('seed', 2), ('distill_lr', 0.2)):
+        with pytest.raises(UserError, match=f'was begun with {key} = {was[key]}; repeat that'):
+            distill.recall(path, was | {key: value}, {})
+
+
+def test_shapes_that_leave_much_of_a_budget_unused_are_no_candidates():
+    config = dataclasses.replace(tiny_gpt().config, linear='kronecker')
+    dense = tiny_gpt().num_params()
+    found = factorize.shapes(config, dense * 3 // 4, dense)
+    sizes = [n for n, _ in found]
+    assert len(found) > 3 and max(sizes) <= dense * 3 // 4 and min(sizes) >= max(sizes) - 0.01 * dense
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_random_layer_starts_as_one_of_its_place_in_a_new_model():
+    """What writes to the residual stream starts at zero, the others do not."""
+    model = tiny_gpt()
+    config = dataclasses.replace(model.config, linear='btt', linear_layers='mlp+attn')
+    for site in linear.chosen(config):
+        made = new_layer(config, site, layer_of(model, site), init='random').to_dense()
+        assert (made == 0).all() == site.endswith('c_proj'), site
+
+
+def test_the_training_tokens_that_are_looked_at_go_by_the_seed():
+    config = tiny_gpt().config
+    look = lambda seed: factorize.training_windows('shakespeare_char', config, 256, seed, 'cpu')[0]
+    assert torch.equal(look(1), look(1)) and not torch.equal(look(1), look(2)) and look(1).shape == (16, 16)
+
+
+def test_the_tokens_of_a_distillation_are_those_of_all_its_blocks(tmp_path):
+    _, path = plain(tmp_path)
+    flags = ('--linear=low_rank', '--rank=2', '--distill_iters=2', '--distill_batch=3')
+    _, facts = run_factorize(tmp_path, path, *flags)
+    assert facts['tokens'] == 2 * 3 * 16 * 2  # steps, windows, tokens in each, blocks
+    assert (
+        checkpoint.load(tmp_path / 'new' / 'ckpt.pt')['best_val_loss'] == math.inf
+    )  # the source's is of another model

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import types
 
 import conftest
 import pytest
@@ -442,7 +443,7 @@ def test_the_command_says_what_it_did_and_its_result_resumes(run_train, tmp_path
     said = capsys.readouterr().out
     for part in ('n_embd 32 -> 64, n_head 2 -> 4, hidden 128 -> 256', 'largest logit difference', 'copies are equal'):
         assert part in said
-    assert '--hidden_lr=0.5' in said and "Adam's, grown with the weights" in said
+    assert '--hidden_lr=0.5' in said and "the optimizer's, grown with the weights" in said
     large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
     assert large['transfer']['source_iter'] == 6 and set(large['model_args']) == set(NANOGPT_KEYS)
     resumed = run_train('--max_iters=8', '--init_from=resume', out='large')
@@ -627,3 +628,111 @@ def test_the_grown_config_pair_fits():
     cfg = load(TrainConfig, [str(ROOT / 'config' / 'grow_shakespeare.py')])
     small = load(TrainConfig, [str(ROOT / cfg.transfer_from)])
     settle(weights.plain(small), cfg, growth.how_of(cfg))
+
+
+def test_the_singular_values_of_a_tall_gaussian_matrix_descend_as_those_of_any():
+    """An embedding is taken by its Gram matrix."""
+    from surgery import spectra
+
+    W = torch.randn((400, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(spectra.gaussian((400, 20)).float(), torch.linalg.svdvals(W), rtol=1e-4, atol=0)
+
+
+def test_multi_query_stays_multi_query_and_groups_keep_their_number_of_heads():
+    """Where no number of key-value heads is asked for."""
+    for kv, expected in ((0, 0), (1, 1), (2, 4)):
+        old = GPTConfig(n_layer=1, n_head=4, n_embd=32, vocab_size=65, n_kv_head=kv)
+        new = growth.target(old, GrowConfig(n_embd=64, method='clone'), parse('clone', 0, 0))
+        assert (new.n_head, new.n_kv_head) == (8, expected)
+
+
+def test_the_scale_of_mup_cannot_change_by_growth():
+    old = GPTConfig(n_layer=1, n_head=2, n_embd=32, vocab_size=65, mup_base=16)
+    with pytest.raises(UserError, match='mup_base = 32: the source has 16, and growth keeps it'):
+        settle(old, dataclasses.replace(old, n_embd=64, n_head=4, mup_base=32), parse('clone', 0, 0))
+
+
+def test_random_copies_and_noise_go_by_the_seed_and_differ_from_tensor_to_tensor():
+    model = small_gpt()
+    for name in ('attn.c_attn', 'mlp.c_fc'):  # the same in both blocks
+        model.transformer.h[1].get_submodule(name).weight.data.copy_(model.transformer.h[0].get_submodule(name).weight)
+    fc = lambda seed, method='clone', noise=0.3, layer=0: (
+        grown(model, method, noise, seed, n_embd=64, n_head=8).transformer.h[layer].mlp.c_fc.weight
+    )
+    assert torch.equal(fc(1), fc(1)) and not torch.equal(fc(1), fc(2)) and not torch.equal(fc(1), fc(1, layer=1))
+    assert torch.equal(fc(1, 'net2wider', 0.0), fc(1, 'net2wider', 0.0))
+    assert not torch.equal(fc(1, 'net2wider', 0.0), fc(2, 'net2wider', 0.0))
+
+
+def test_new_columns_of_embeddings_start_as_those_of_a_new_model():
+    """one_hot puts the small matrix into the corner of an identity; embeddings are no map, they get random columns."""
+    wte = grown(small_gpt(), 'one_hot', n_embd=96, n_head=4).transformer.wte.weight
+    assert wte[:, 32:].std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_past_of_a_grown_model_is_that_of_its_source_and_of_its_sources_source():
+    how = parse('clone', 0, 0)
+    past = dict(since=0, flops=None, seconds=5.0)
+    found = growth.history(dict(config={}, iter_num=3, seconds=3.0, transfer=past), None, how, 'x.pt')
+    assert found['seconds'] == 5 + 3 and found['flops'] is None and found['source_iter'] == 3
+    assert growth.history(dict(config={}, iter_num=3), None, how, 'x.pt')['seconds'] == 0
+
+
+def test_a_grown_checkpoint_counts_each_second_once_and_keeps_a_loss_that_is_still_its_own(run_train, tmp_path):
+    small = run_train('--max_iters=2', '--n_layer=1')
+    source = checkpoint.load(small / 'ckpt.pt')
+    clone, stack = ('--n_embd=64', '--method=clone'), ('--n_layer=2', '--method=stack')
+    for how, moments in ((clone, 'move'), (clone, 'fresh'), (stack, 'fresh')):
+        growth.grow(grow_args(small, tmp_path, *how, f'--moments={moments}', '--windows=1', out='large'))
+        large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
+        assert ('seconds' in large) == (moments == 'move')  # the run counts on from them
+        assert large['transfer']['seconds'] + large.get('seconds', 0) == pytest.approx(source['seconds'])
+        assert large['best_val_loss'] == (source['best_val_loss'] if how is clone else math.inf)
+
+
+def test_what_growing_itself_takes_is_counted(monkeypatch):
+    """The seconds of it, and the FLOPs of what ligo learns: so many steps of the large model."""
+    small = GPT(GPTConfig(block_size=16, vocab_size=65, n_layer=1, n_head=2, n_embd=32, bias=False))
+    config = dict(gradient_accumulation_steps=1, batch_size=4, block_size=16)
+    ckpt = checkpoint.pack(small, config, 3, 2.0, seconds=10.0)
+    now = itertools.count(0, 7)
+    monkeypatch.setattr(growth, 'time', types.SimpleNamespace(time=lambda: next(now)))
+    monkeypatch.setattr(ligo, 'learn', lambda weights, old, new, how, *_, **__: grow_weights(weights, old, new, how))
+    found = {}
+    for method in ('clone', 'ligo'):
+        sizes = dict(n_layer=1, n_head=4, n_embd=64, block_size=16, vocab_size=65, bias=False, batch_size=2)
+        cfg = TrainConfig(**sizes, transfer_method=method)
+        model, data = GPT(weights.plain(cfg)), types.SimpleNamespace(device='cpu')
+        found[method] = growth.start(model, cfg, ckpt, data, quiet=True)[1]
+        assert found[method]['growing'] == 7 and found[method]['seconds'] == 10 + 7
+    learned = ligo.STEPS * 2 * 16 * model.flops_per_token()
+    assert found['clone']['flops'] == 3 * 4 * 16 * small.flops_per_token()
+    assert found['ligo']['flops'] == found['clone']['flops'] + learned
+
+
+def test_surgery_looks_at_as_many_validation_tokens_as_asked_for():
+    from surgery import operation
+
+    config = GPTConfig(block_size=16, vocab_size=96)
+    x, y = operation.real_tokens(config, 'shakespeare_char', 3)
+    assert x.shape == y.shape == (3, 16)
+    assert operation.real_tokens(config, 'shakespeare_char')[0].numel() == operation.CHECKED
+    read = {s: (ROOT / 'data' / 'shakespeare_char' / f'{s}.bin').read_bytes() for s in ('train', 'val')}
+    for row in x.numpy().astype('uint16'):
+        assert row.tobytes() in read['val']
+    assert any(row.tobytes() not in read['train'] for row in x.numpy().astype('uint16'))
+
+
+def test_a_checkpoint_is_not_replaced_by_what_is_made_of_it(tmp_path):
+    from surgery import operation
+
+    cfg = operation.SurgeryConfig(checkpoint=f'{tmp_path}/x.pt', out=f'{tmp_path}/x.pt')
+    with pytest.raises(UserError, match='is the checkpoint itself, which would be lost'):
+        operation.open_model(cfg)
+
+
+def test_weights_with_rotary_positions_start_a_shorter_context(run_train, tmp_path):
+    """There is no table of positions to cut."""
+    small = run_train('--position=rope', '--max_iters=1', '--n_layer=1')
+    flags = ('--max_iters=1', '--block_size=16', f'--init_from={small}/ckpt.pt')
+    assert checkpoint.load(run_train(*flags, out='new') / 'ckpt.pt')['model_args']['block_size'] == 16

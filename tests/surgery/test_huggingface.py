@@ -11,7 +11,7 @@ import checkpoint
 import evaluate
 import transfer
 from configurator import UserError
-from surgery import collapse, huggingface, language_model, reader
+from surgery import collapse, export_hf, huggingface, language_model, reader
 from surgery.export_hf import hf_tokenizer, to_gpt2
 from surgery.huggingface import load_gpt2
 from tokens import tokenizer
@@ -279,3 +279,15 @@ def test_training_starts_from_a_hugging_face_folder(run_train, tmp_path):
     out = run_train(f'--init_from={tmp_path / "hf"}', '--max_iters=3', '--linear=expanded', '--expansion=200')
     model = checkpoint.build(reader.load(out / 'ckpt.pt'))
     assert model.config.mlp == 'gelu_tanh' and model.config.block_size == 32 and model.config.linear == 'expanded'
+
+
+def test_an_exported_model_has_the_dropout_of_the_run_in_all_three_places():
+    c = export_hf.to_gpt2(tiny_gpt(bias=True, dropout=0.1)).config
+    assert c.resid_pdrop == c.embd_pdrop == c.attn_pdrop == 0.1
+
+
+@pytest.mark.parametrize('keys', [dict(n_kv_head=1), dict(qk_norm=True), dict(attention_window=4), dict(mlp_gate=True)])
+def test_each_option_that_gpt2_lacks_is_named(keys):
+    ((key, value),) = keys.items()
+    assert export_hf.inexpressible(tiny_gpt(bias=True, **keys).config) == [f'{key} = {value}']
+    assert export_hf.inexpressible(tiny_gpt(bias=True, n_kv_head=2).config) == []  # as many as heads

@@ -21,7 +21,7 @@ from fuzz import laughs, nanogpts, ours, stepped
 import checkpoint
 import transfer
 from configurator import UserError
-from surgery import collapse, reader
+from surgery import claims, collapse, reader
 from surgery.export_nanogpt import nanogpts_state
 from tokens import loader
 
@@ -327,3 +327,10 @@ def test_a_pickle_that_asks_for_a_billion_bytes_is_refused_before_it_gets_them(t
     torch.save(ckpt, tmp_path / 'c.pt')
     with pytest.raises(UserError, match='names .* bytearray'):
         reader.load(tmp_path / 'c.pt')
+
+
+def test_random_states_of_other_numbers_of_processes_are_refused():
+    state = torch.get_rng_state()
+    claims.check_rng(dict(cpu=[state] * 2, cuda=[None, None]), 'x.pt')
+    with pytest.raises(UserError, match='rng has 2 states of the CPU and 1 of CUDA'):
+        claims.check_rng(dict(cpu=[state] * 2, cuda=[None]), 'x.pt')

@@ -1,5 +1,6 @@
 """One expansion at a time: the function is kept, the run goes on exactly, one graph and one expansion's memory."""
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -353,3 +354,33 @@ def test_two_processes_rotate_as_one_with_twice_the_accumulation(run_train, tmp_
     assert r.returncode == 0, r.stderr
     a, b = losses(one), losses(two)
     assert len(a) == 10 and max(abs(a[i] - b[i]) for i in a) < 1e-5
+
+
+@pytest.mark.parametrize('d_in, d_out', [(12, 20), (20, 12)])
+def test_second_moments_that_are_gathered_sum_to_what_was_spread(d_in, d_out):
+    """Exactly so where all rows of the longer side are of one length: noise without a mean, an orthogonal start."""
+    gen = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)
+    W = draw(d_out, d_in)
+    W = 3 * W / W.norm(dim=1 if d_in < d_out else 0, keepdim=True)
+    member = Expanded(d_in, d_out, GPTConfig(linear='expanded', expansion=24, expansion_init='orthogonal')).double()
+    member.start(W, None, gen)
+    v = draw(d_out, d_in).abs()
+    state = dict(step=torch.tensor(30.0), exp_avg=torch.zeros(d_out, d_in).double(), exp_avg_sq=v)
+    w = rotate.gather(member, rotate.spread(member, state, 0.9, 0.95))['exp_avg_sq']
+    torch.testing.assert_close(w.sum(0), v.sum(0))
+    torch.testing.assert_close(w.sum(1), v.sum(1))
+
+
+def test_an_expansion_must_keep_the_largest_rank_of_the_layers_that_take_turns():
+    """Block 1 has fewer hidden units than the width: its MLP has a smaller rank than that of block 0."""
+    flags = [*TINY, *ROTATE, '--mlp_expansion_factor=4,0.5', '--vocab_size=65']
+    with pytest.raises(UserError, match='expansion = 20: .*must keep matrices of rank 32'):
+        load(TrainConfig, [*flags, '--expansion_init=svd', '--expansion=20'])
+
+
+def test_factors_of_expand_go_by_its_seed():
+    model = tiny_gpt().eval()
+    config = dataclasses.replace(model.config, linear='expanded', expansion_init='orthogonal')
+    first = lambda seed: collapse.expand_model(model, config, seed).transformer.h[0].mlp.c_fc.factors[0]
+    assert torch.equal(first(1), first(1)) and not torch.equal(first(1), first(2))

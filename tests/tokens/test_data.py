@@ -1,6 +1,7 @@
 """Preparation: sources in order, hashes checked, half files never left behind."""
 
 import bz2
+import gzip
 import hashlib
 import http.server
 import importlib.util
@@ -18,7 +19,7 @@ from conftest import vocabulary
 
 import files
 from configurator import ROOT, UserError, load
-from tokens import download, loader, tokenfile
+from tokens import download, loader, recipes, tokenfile
 
 
 def never():
@@ -528,3 +529,42 @@ def test_another_tokenizer_does_not_replace_a_set_of_ones_own(texts, tmp_path):
 def test_a_recipes_folder_is_not_taken_for_ones_own_text(texts):
     with pytest.raises(UserError, match='taken by a recipe of its own'):
         prepare('text', ROOT / 'data', f'--folder={texts}', '--name=shakespeare')
+
+
+def test_documents_are_read_from_plain_and_packed_files_and_a_broken_line_is_named_by_its_number(tmp_path):
+    good = b'{"text": "one"}\n{"text": "two"}\n'
+    for name, pack in (('a.jsonl', bytes), ('a.jsonl.bz2', bz2.compress), ('a.jsonl.gz', gzip.compress)):
+        (tmp_path / name).write_bytes(pack(good))
+        assert list(recipes.read_jsonl(tmp_path / name)) == ['one', 'two']
+        (tmp_path / name).write_bytes(pack(good + b'{"title": "three"}\n'))
+        with pytest.raises(UserError, match=f'{name}, line 3: not JSON with the key'):
+            list(recipes.read_jsonl(tmp_path / name))
+
+
+def test_each_split_of_gutenberg_has_its_own_files(tmp_path, monkeypatch):
+    monkeypatch.setenv('NANOMORPH_DATA', str(tmp_path))
+    (tmp_path / 'gutenberg').mkdir()
+    names = ('val.jsonl.bz2', 'test.jsonl.bz2', 'train_0.jsonl', 'train_1.jsonl')
+    for name in names:
+        (tmp_path / 'gutenberg' / name).touch()
+    found = recipes.gutenberg_files(tmp_path)
+    assert {s: [p.name for p in files] for s, files in found.items()} == dict(
+        val=['val.jsonl.bz2'], test=['test.jsonl.bz2'], train=['train_0.jsonl', 'train_1.jsonl']
+    )
+
+
+def test_an_interrupted_data_set_holds_no_tokens_of_the_one_before(tmp_path, monkeypatch):
+    """Its meta.json is new and its train.bin would be old: it must look unfinished."""
+    download.write_dataset(tmp_path, [1, 2, 3], [4], vocab_size=9)
+    write, written = download.write, []
+
+    def killed(path, content):
+        written.append(path.name)
+        if len(written) > 1:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(download, 'write', killed)
+    with pytest.raises(KeyboardInterrupt):
+        download.write_dataset(tmp_path, [5, 6, 7], [8], vocab_size=9)
+    assert written == ['meta.json', 'val.bin'] and not list(tmp_path.glob('*.bin'))

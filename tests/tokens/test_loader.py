@@ -309,3 +309,19 @@ def test_a_set_of_ones_own_text_names_the_command_that_made_it(sharded, tmp_path
     with pytest.raises(UserError, match='truncated.*; python data/text/prepare.py --folder=/mine'):
         Loader(name, 'val', 10, 4, 1000)
     assert loader.mend('nope') == 'python data/text/prepare.py --folder=/path/to/texts --name=nope'
+
+
+def test_data_of_nanogpt_whose_meta_names_no_tokenizer_is_in_gpt2s_tokens(tmp_path):
+    (tmp_path / 'meta.json').write_text(json.dumps(dict(vocab_size=50257, dtype='uint32')))
+    assert loader.recipe_tokenizer(str(tmp_path)) == 'gpt2'
+    (tmp_path / 'meta.json').write_text(json.dumps(dict(itos=['a', 'b'], vocab_size=2)))
+    assert loader.recipe_tokenizer(str(tmp_path)) == 'char'
+
+
+def test_the_validation_loss_is_the_mean_over_windows_though_one_half_has_one_more(dataset):
+    data = dict(val=Loader(dataset(), 'val', 10, 4, 1000))
+    found = losses.evaluate(lambda x, y: x[y >= 0].float().mean(), data, 'val', 3)  # the tokens are their own numbers
+    firsts = [0, 60, 120]
+    each = [first + 4.5 for first in firsts]
+    assert (found['val_a'], found['val_b']) == pytest.approx(((each[0] + each[1]) / 2, each[2]))
+    assert found['val_loss'] == pytest.approx(sum(each) / 3)

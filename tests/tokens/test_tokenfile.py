@@ -329,3 +329,13 @@ def test_mistakes_with_tokenizers_are_named(tmp_path):
     (tmp_path / 'meta.json').write_text('{"tokenizer": "words"}')
     with pytest.raises(UserError, match="tokenizer = 'words' must be one of gpt2, char, bpe"):
         loader.read_meta(str(tmp_path))
+
+
+def test_another_share_of_a_data_set_is_no_other_data_set(tmp_path):
+    """How many tokens are taken, and in how large files: what is there is gone on with, without being asked."""
+    one = tokenfile.command('hub', tokenizer='gpt2', max_tokens=10**6)
+    tokenfile.begin(tmp_path, one)
+    for flags in (dict(max_tokens=10**7), dict(), dict(max_tokens=10**6, shard_tokens=9), dict(replace=True)):
+        tokenfile.begin(tmp_path, tokenfile.command('hub', tokenizer='gpt2', **flags))
+    with pytest.raises(UserError, match='would be replaced'):
+        tokenfile.begin(tmp_path, tokenfile.command('hub', tokenizer='gpt2', val_documents=7))

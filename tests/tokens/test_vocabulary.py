@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -342,3 +343,15 @@ def test_the_teacher_of_other_tokens_is_refused_before_it_is_built(run, tmp_path
     cfg = load(TrainConfig, [f'--distill_from={out}/ckpt.pt', f'--dataset={characters(tmp_path / "b", GREEK)}'])
     with pytest.raises(UserError, match='distill_from.*abcde.*αβγ'):
         distill.open_teacher(cfg, torch.device('cpu'))
+
+
+def test_an_unknown_token_that_the_text_spells_is_known():
+    bpe = types.SimpleNamespace(token_to_id=dict([('[UNK]', 7)]).get)
+    unknown = tokenizer.counting(bpe, '[UNK]')
+    assert unknown('a [UNK] b', [1, 7, 2]) == 0 and unknown('a é [UNK]', [1, 7, 7]) == 1
+    assert tokenizer.counting(bpe, None)('a', [7]) == tokenizer.counting(bpe, '<unk>')('a', [7]) == 0
+
+
+def test_a_vocabulary_larger_than_gpt2s_is_not_taken_for_it(tmp_path):
+    of = lambda n: tokenizer.of_checkpoint(tmp_path / 'x.pt', dict(model_args=dict(vocab_size=n), config={}))
+    assert of(50257) == of(50304) == tokenizer.GPT2 and of(50305) == of(50256) == {}
