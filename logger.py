@@ -39,7 +39,7 @@ RECORD = (  # of a run in its out_dir
 # the shapes (files.misfit) of what is read back; a loss is NaN where a run diverged
 LINE = (
     {'kind': {'train'}, 'iter': int, 'loss': float, 'ms?': (float, None)},
-    {'kind': {'eval'}, 'iter': int, 'val_loss': float, str: float},
+    {'kind': {'eval'}, 'iter': int, 'val_loss': float, str: (float, str)},
 )
 CONFIG = {'max_iters': int, 'learning_rate?': float}
 MANIFEST = {'device?': str, 'started?': str, 'finished?': str, 'params?': int, 'params_collapsed?': int, 'final_iter?': int,

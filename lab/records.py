@@ -36,7 +36,14 @@ TIMED = {'device?': str, 'started?': str, 'seconds?': float, 'flops?': (float, N
 COSTS = {'params': int, 'params_collapsed': int, 'processes': int, 'tokens_per_iter': float, 'flops_per_token': float,
          'flops_per_update': float, 'max_iters?': int, 'transfer?': {'flops?': (float, None), 'growing?': float}}  # fmt: skip
 RECORD = (
-    ALL | {'facts': TIMED | COSTS, 'ms': (float, None), 'eval': {str: [float]}, 'train': {str: [float]}, 'tasks?': ()},
+    ALL
+    | {
+        'facts': TIMED | COSTS,
+        'ms': (float, None),
+        'eval': {'iter?': [float], 'val_loss?': [float], str: ([float], [str])},
+        'train': {str: [float]},
+        'tasks?': (),
+    },
     ALL | {'facts': TIMED | {'flops': float}, 'eval?': (), 'tasks?': ()},
     ALL | {'facts': dict, 'eval?': (), 'tasks': {str: {'figures': {str: float}}}},
 )
