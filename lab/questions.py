@@ -168,15 +168,22 @@ def undecided(name: str, k: Known) -> str:
 def decides(k: Known, near: list) -> tuple[str, float]:
     """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on."""
     seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in near))
-    cells = {x.name: x for pair in near for x in pair}
+    cells = {x.name: x for x, base in near for x in (base, x)}
+    if k.c.get('looks'):  # it goes on where it stopped
+        seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in cells.values())
+        return '--results=results', seconds / 60
     everything = len(cells) == len(k.found)
     flags = ['--looks=true', f'--seeds={seeds}', *(['--sweep_seeds=3'] if k.c['learning_rates'] else [])]
     flags += [] if everything else [f'--only={",".join(cells)}']
     seconds = 0.0
     for x in cells.values():
         runs = seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
-        seconds += runs * max((alone(r) for r in x.runs.values()), default=0)
+        seconds += runs * longest(x)
     return ' '.join(flags), seconds / 60
+
+
+def longest(x) -> float:
+    return max((alone(r) for r in x.runs.values()), default=0)
 
 
 def alone(r: dict) -> float:
@@ -204,7 +211,8 @@ A comparison has a baseline and arms. The **effect** is the arm's figure minus t
 `worth` is the smallest gain that matters, set before the runs. A loss is in nats per token. The word is read off the interval:
 better by worth (all of it below -`worth`), better (all below 0), no gain that matters (all above -`worth`, with 0 inside),
 worse (all above 0), undecided (0 and -`worth` are inside). °: a comparison from before the rules of
-[docs/protocol.md](docs/protocol.md), judged anew by its logs; its page says what it lacks.
+[docs/protocol.md](docs/protocol.md), judged anew by its logs; its page says what it lacks. Minutes below are of runs one after the
+other, each as long as logged; many of those shared a machine, so alone they take less.
 """
 
 
@@ -216,7 +224,8 @@ def overview(questions: list[Question], known: dict) -> str:
         answer = ' '.join(COMMENT.sub('', q.answer).split())
         rows.append([f'[{i}. {q.title}](RESULTS.md#{anchor(i, q)})', answer, words([known[n] for n in q.comparisons])])
     lines = tables.markdown(['question', 'answer so far', 'verdicts of its comparisons'], rows)
-    return '\n'.join([lines, *dict.fromkeys(sources)])
+    said = '; '.join(dict.fromkeys(c.removeprefix('<!-- source: ').removesuffix(' -->') for c in sources))
+    return lines + (f'\n<!-- source: {said} -->' if said else '')
 
 
 def anchor(i: int, q: Question) -> str:
