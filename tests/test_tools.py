@@ -346,7 +346,11 @@ def test_plot_tells_the_story_and_writes_the_picture_where_they_are_asked_for(mo
     monkeypatch.setattr(plot, 'story', lambda runs: f'a story of {len(runs)} runs')
     monkeypatch.setattr(plot, 'picture', lambda runs, out: out.write_bytes(b'png'))
     picture = f'--out={tmp_path}/x.png'
-    for flags, told, drawn in ((['--out='], False, False), (['--out=', '--story'], True, False), ([picture], False, True)):
+    for flags, told, drawn in (
+        (['--out='], False, False),
+        (['--out=', '--story'], True, False),
+        ([picture], False, True),
+    ):
         monkeypatch.setattr('sys.argv', ['plot.py', str(tmp_path / 'a'), *flags])
         plot.main()
         out = capsys.readouterr().out

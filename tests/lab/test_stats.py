@@ -180,10 +180,17 @@ def test_the_interval_of_a_speed_up_reaches_further_to_the_long_side_of_the_cost
 def test_sigma_and_the_sweep_are_those_of_the_last_losses_and_a_rate_that_diverged_is_said_to(tmp_path, capsys):
     """Not of the lowest ones, and of the seeds that decide and those that choose apart."""
     lines = []
-    for lr, seeds in ((0.01, range(1, 9)), (0.01, (10_001, 10_002)), (0.02, (10_001, 10_002)), (0.04, (10_001, 10_002))):
+    for lr, seeds in (
+        (0.01, range(1, 9)),
+        (0.01, (10_001, 10_002)),
+        (0.02, (10_001, 10_002)),
+        (0.04, (10_001, 10_002)),
+    ):
         for s in seeds:
             last = 2 + 0.01 * (s % 10) + 10 * (lr - 0.02) ** 2 + (5 if s > 10_000 else 0)
-            curve = dict(iter=[0, 1, 2], val_loss=[4.0, 1.0, last], val_a=[4.0, 1.0, last], val_b=[4.0, 1.0, last + s**2])
+            curve = dict(
+                iter=[0, 1, 2], val_loss=[4.0, 1.0, last], val_a=[4.0, 1.0, last], val_b=[4.0, 1.0, last + s**2]
+            )
             state = 'diverged' if lr == 0.04 and s == 10_002 else 'finished'
             lines.append(dict(run=f'a/lr{lr}/s{s}', arm='a', size='', lr=lr, seed=s, state=state, eval=curve))
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))

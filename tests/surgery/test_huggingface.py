@@ -194,7 +194,9 @@ def test_gpt2s_own_tokenizer_travels_with_a_bpe_model(tmp_path):
     assert tok(text)['input_ids'] == gpt2_encoding().encode(text) and tok.decode(tok(text)['input_ids']) == text
 
 
-@pytest.mark.parametrize('texts, end', [(['<|endoftext|>', 'a', 'b'], 0), (['a', 'b', '<|endoftext|>'], 2), (['a'], None)])
+@pytest.mark.parametrize(
+    'texts, end', [(['<|endoftext|>', 'a', 'b'], 0), (['a', 'b', '<|endoftext|>'], 2), (['a'], None)]
+)
 def test_the_end_of_a_vocabulary_is_that_of_its_exported_tokenizer_whatever_its_number(texts, end):
     from tokenizers import Tokenizer, models
 

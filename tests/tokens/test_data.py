@@ -571,7 +571,9 @@ def test_an_interrupted_data_set_holds_no_tokens_of_the_one_before(tmp_path, mon
     assert written == ['meta.json', 'val.bin'] and not list(tmp_path.glob('*.bin'))
 
 
-@pytest.mark.parametrize('line', ['[1]', '7', 'null', '"text"', '{}', '{"text": 5}', '{"text": null}', '{"text": "a"', '[' * 9])
+@pytest.mark.parametrize(
+    'line', ['[1]', '7', 'null', '"text"', '{}', '{"text": 5}', '{"text": null}', '{"text": "a"', '[' * 9]
+)
 def test_json_of_another_shape_is_named_by_its_line(tmp_path, line):
     (tmp_path / 'a.jsonl').write_text('{"text": "one"}\n' + line + '\n')
     with pytest.raises(UserError, match=r"a.jsonl, line 2: not JSON with the key 'text'"):

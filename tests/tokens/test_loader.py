@@ -267,7 +267,9 @@ def test_shards_give_the_batches_of_one_file(dataset, sharded, tmp_path, one_par
 
 def test_a_whole_file_beside_shards_is_the_split(dataset, sharded):
     sharded(), dataset()
-    assert loader.split_path(dataset(), 'train').name == Loader(dataset(), 'train', 33, 8, 1000).path.name == 'train.bin'
+    assert (
+        loader.split_path(dataset(), 'train').name == Loader(dataset(), 'train', 33, 8, 1000).path.name == 'train.bin'
+    )
 
 
 def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp_path):
