@@ -10,7 +10,7 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     format         'nanomorph 2'; 1 is read as well
     tokenizer      what the token ids mean, see tokens/tokenizer.py
   and, in a checkpoint to resume from:
-    optimizer      {name: {step, exp_avg, exp_avg_sq}}
+    optimizer      {name: {step, exp_avg, exp_avg_sq}}; of matrices under another optimizer what it keeps: {momentum} ...
     position       windows of training data consumed
     seconds        time spent training
     tokens         consumed; iterations can differ in size, where a run was resumed with other batches

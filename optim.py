@@ -1,14 +1,16 @@
 """
 The optimizer and its schedule.
 
-`Optimizer` is AdamW over the leaves of a model (the factors where a matrix is formed from factors, which it owns). To the
-training loop it looks like an optimizer over the matrices that the network computes with.
+`Optimizer` moves the leaves of a model (the factors where a matrix is formed from factors, which it owns): all by AdamW,
+or the matrices of the blocks by one of optimizers/ and the rest by AdamW. To the training loop it looks like an optimizer
+over the matrices that the network computes with.
 """
 
 import math
 
 import torch
 
+import optimizers
 from configurator import UserError
 from linear.factors import Factors
 
@@ -31,10 +33,10 @@ def lr_at(cfg, it: int) -> float:
 
 
 def problems(cfg) -> list[str]:
-    """What is wrong with the keys of the schedule, one line each."""
+    """What is wrong with the keys of optimizer and schedule, one line each."""
+    found = optimizers.problems(cfg)
     if not cfg.decay_lr:
-        return []
-    found = []
+        return found
     if cfg.min_lr > cfg.learning_rate:
         found.append(f'min_lr = {cfg.min_lr:g}: must be at most learning_rate ({cfg.learning_rate:g})')
     if cfg.warmup_iters > cfg.lr_decay_iters:
@@ -59,7 +61,8 @@ def notes(cfg) -> list[str]:
 
 
 class Optimizer:
-    """AdamW with nanoGPT's decay rule (matrices decay, vectors do not) and each layer's own rate and decay scales.
+    """AdamW with nanoGPT's decay rule (matrices decay, vectors do not) and each layer's own rate and decay scales; the
+    matrices of the blocks can have an optimizer of their own (`matrices`; none: AdamW's as well).
 
     It owns the factors beside the model (`factors`, by tokens: see linear.factors.Factors): making the optimizer takes
     them out of the model.
@@ -81,7 +84,7 @@ class Optimizer:
         self.build()
 
     def build(self):
-        """AdamW without moments, over what the model and the factors hold now."""
+        """The optimizers without state, over what the model and the factors hold now."""
         cfg = self.cfg
         self.weights = list(self.model.parameters())  # what the network computes with
         self.param_groups = [dict(params=self.weights)]
@@ -91,12 +94,19 @@ class Optimizer:
         if self.fixed_grads:
             for p in self.weights:  # one after another leaves them where they are
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        leaves = list(self.factors.leaves())
+        self.leaves, self.matrices = {name: p for name, p, *_ in leaves}, None
+        if kind := optimizers.OPTIMIZERS[cfg.optimizer]:
+            blocks = [found for found in self.factors.matrices() if found[0].startswith('transformer.h.')]
+            self.matrices = kind(blocks, self.leaves, cfg, self.capturable)
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
-        for name, p, lr_scale, decay_scale in self.factors.leaves():
+        for name, p, lr_scale, decay_scale in leaves:
+            if self.matrices and name in self.matrices.tensors:
+                continue
             if name.startswith('transformer.h.') and p.dim() >= 2:
                 lr_scale, decay_scale = lr_scale * cfg.hidden_lr, decay_scale / cfg.hidden_lr
             groups.setdefault((lr_scale, decay_scale), {})[name] = p
-        self.leaves = {name: p for g in groups.values() for name, p in g.items()}
+        self.by_adamw = {name: p for g in groups.values() for name, p in g.items()}
         self.adamw = torch.optim.AdamW(
             [
                 dict(
@@ -114,21 +124,32 @@ class Optimizer:
         self.steps, self.graphs = 0, None
 
     def release(self) -> dict:
-        """Hold neither parameters nor moments until rebuild(): a hook changes the model in between, and what it removes
-        is freed at once. Returns the moments, as state_dict()."""
+        """Hold neither parameters nor state until rebuild(): a hook changes the model in between, and what it removes
+        is freed at once. Returns the state, as state_dict()."""
         moments = self.state_dict()
         if self.grad_norm is not None:
             self.grad_norm = self.grad_norm.clone()  # the old one lies in the graph's memory
-        self.weights = self.param_groups = self.leaves = self.adamw = self.graphs = self.static_grads = None
+        self.weights = self.param_groups = self.leaves = self.graphs = self.static_grads = None
+        self.adamw = self.by_adamw = self.matrices = None
         self.factors.release()
         return moments
 
     def rebuild(self, moments: dict):
-        """Go on with the model as it is now. Moments of what is gone are left out, what is new starts without; the
+        """Go on with the model as it is now. The state of what is gone is left out, what is new starts without; the
         update is captured anew."""
         self.factors.collect()
         self.build()
-        self.load_state_dict({name: moments.get(name) or without_moments(p) for name, p in self.leaves.items()})
+        self.load_state_dict({name: moments.get(name) for name in self.leaves})
+
+    def describe(self) -> list[str]:
+        """A line for the head of a run, where not everything is AdamW's."""
+        if not self.matrices:
+            return []
+        mine, rest = (sum(p.numel() for p in t.values()) for t in (self.matrices.tensors, self.by_adamw))
+        return [
+            f'{self.cfg.optimizer} moves {len(self.matrices.tensors)} tensors of {mine:,} numbers (the matrices of the blocks),'
+            f' AdamW {len(self.by_adamw)} of {rest:,}'
+        ]
 
     def finite(self) -> bool:
         """Whether all gradients are. Waits for the GPU."""
@@ -154,6 +175,8 @@ class Optimizer:
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.cfg.grad_clip or math.inf)
         self.factors.pull()
         self.adamw.step()
+        if self.matrices:
+            self.matrices.step()
 
     def capture(self):
         """Two graphs, so that the products (and what autograd keeps of them) that form() writes lie where move()
@@ -181,6 +204,8 @@ class Optimizer:
                 g['lr'].fill_(lr * g['lr_scale'])
             else:
                 g['lr'] = lr * g['lr_scale']
+        if self.matrices:
+            self.matrices.set_lr(lr)
 
     def zero_grad(self):
         if self.fixed_grads:
@@ -189,19 +214,41 @@ class Optimizer:
             for p in self.weights:
                 p.grad = None
 
-    def state_dict(self) -> dict:
-        """{parameter name: {step, exp_avg, exp_avg_sq}}: by name, so that it can follow a parameter through surgery. A
-        parameter that was never moved has a state as well, torch's AdamW has none for it."""
+    def restart(self, names):
+        """The state of these leaves as at the start, in place: a captured update goes on with the same tensors."""
         state = self.adamw.state_dict()['state']
-        return {name: state.get(i) or without_moments(p) for i, (name, p) in enumerate(self.leaves.items())}
+        for i, name in enumerate(self.by_adamw):
+            if name in names:
+                for v in state.get(i, {}).values():
+                    v.zero_()
+        for name in self.matrices.tensors if self.matrices else ():
+            if name in names:
+                self.matrices.restart(name)
+
+    def state_dict(self) -> dict:
+        """{parameter name: {step, exp_avg, exp_avg_sq}, or what the matrices' optimizer keeps}: by name, so that it can follow
+        a parameter through surgery. A parameter that was never moved has a state as well, torch's AdamW has none for it."""
+        state = self.adamw.state_dict()['state']
+        found = {name: state.get(i) or without_moments(p) for i, (name, p) in enumerate(self.by_adamw.items())}
+        return found | (self.matrices.state_dict() if self.matrices else {})
 
     def load_state_dict(self, state: dict):
+        """Where state has None for a name, that parameter starts anew."""
         if set(state) != set(self.leaves):
             odd = sorted(set(state) ^ set(self.leaves))
             raise UserError(f'the optimizer state does not fit the model: {len(odd)} names differ, first {odd[0]}')
         full = self.adamw.state_dict()
-        full['state'] = {i: state[name] for i, name in enumerate(self.leaves)}
+        full['state'] = {i: state[name] or without_moments(p) for i, (name, p) in enumerate(self.by_adamw.items())}
+        for name, entry in zip(self.by_adamw, full['state'].values()):
+            if 'exp_avg' not in entry:
+                raise UserError(
+                    f'optimizer = {self.cfg.optimizer}: the checkpoint has {", ".join(entry)} for {name}, this needs the'
+                    ' moments of AdamW; resume with the optimizer that it was trained with, or start a new run from its'
+                    ' weights'
+                )
         self.adamw.load_state_dict(full)
+        for name in self.matrices.tensors if self.matrices else ():
+            self.matrices.load(name, state[name])
 
 
 def update(optimizer: Optimizer, scaler, skip: bool) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from configurator import UserError, input_path, key, load, root_path, run
 from files import save_picture
-from lab import tables
+from lab import stats, tables, verdicts
 from lab.records import read_records, read_runs
 from logger import read_metrics
 
@@ -84,8 +84,11 @@ def rates_picture(folder: Path, out: Path):
     for i, x in enumerate(x for x in cells if len(x.rates) > 1):
         finite = {lr: v for lr, v in x.rates.items() if math.isfinite(v)}
         ax.plot(*zip(*finite.items()), 'o-', ms=4, color=f'C{i}', label=x.name)
-        e = [[x.mean.value - x.mean.low], [x.mean.high - x.mean.value]]
-        ax.errorbar(x.lr, x.mean.value, yerr=e, fmt='D', ms=6, capsize=4, color=f'C{i}', mec='black')
+        mean = stats.mean(
+            [verdicts.value(r, x.chooses, x.chooses, c['at']) for r in x.runs.values()]
+        )  # as in the sweep
+        e = [[mean.value - mean.low], [mean.high - mean.value]]
+        ax.errorbar(x.lr, mean.value, yerr=e, fmt='D', ms=6, capsize=4, color=f'C{i}', mec='black')
     ax.set(xscale='log', xlabel='learning rate', ylabel=c['metric'])
     ax.set_title('lines: sweep; diamonds: other random seeds at the best rate, with 95% interval', fontsize=9)
     ticks = sorted({lr for x in cells for lr in x.rates})

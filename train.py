@@ -31,6 +31,7 @@ import files
 import hardware
 import logger
 import optim
+import optimizers
 from configurator import Diverged, UserError, key, load, overrides, root_path, run
 from linear import factors
 from logger import Log, ending, facts, kept, take_folder, windows
@@ -42,7 +43,7 @@ SKIPS = 100  # updates left out in a row: no accident any more
 
 
 @dataclass
-class TrainConfig(start.Keys, distill.Keys, rotate.Keys, logger.Keys, hardware.Keys, GPTConfig):
+class TrainConfig(start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger.Keys, hardware.Keys, GPTConfig):
     vocab_size: int = key(0, "vocabulary of the model; 0: the data set's", low=0)
     bias: bool = key(False, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
     out_dir: str = key('out', 'where checkpoints and logs go', group='run and output')
@@ -75,7 +76,7 @@ class TrainConfig(start.Keys, distill.Keys, rotate.Keys, logger.Keys, hardware.K
     learning_rate: float = key(6e-4, 'peak learning rate', above=0, group='optimizer')
     max_iters: int = key(600000, 'optimizer steps', low=0)
     hidden_lr: float = key(1.0, "factor on the learning rate (not the decay) of the blocks' matrices", above=0)
-    weight_decay: float = key(1e-1, 'AdamW decay of matrices', low=0)
+    weight_decay: float = key(1e-1, 'decay of matrices', low=0)
     beta1: float = key(0.9, 'AdamW', low=0, high=0.99999)
     beta2: float = key(0.95, 'AdamW', low=0, high=0.99999)
     grad_clip: float = key(1.0, 'largest norm of the gradient of the matrices the network computes with; 0: off', low=0)
@@ -95,7 +96,8 @@ class TrainConfig(start.Keys, distill.Keys, rotate.Keys, logger.Keys, hardware.K
         return self.gradient_accumulation_steps * self.batch_size * self.block_size
 
     def idle(self):
-        return super().idle() | {k: v for k, v in overrides(self).items() if k in rotate.idle(self)}
+        off = [*rotate.idle(self), *optimizers.idle(self)]
+        return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
     def problems(self, sized=None):
         """sized: whether the model's sizes are known already; those of a checkpoint are not before it is read."""
@@ -296,7 +298,7 @@ def train(cfg, again='go on with --init_from=resume'):
         t = Trainer(cfg, device)
         about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
-        lines += [*optim.notes(t.cfg), *factors.table(t.model, t.optimizer.factors)]
+        lines += [*optim.notes(t.cfg), *t.optimizer.describe(), *factors.table(t.model, t.optimizer.factors)]
         lines += [line for hook in t.hooks for line in hook.describe(t.model, t.optimizer)]
         log.head(t.cfg, about, lines)
         with log.closing(lambda: ending(t)):

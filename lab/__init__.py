@@ -1,10 +1,14 @@
 """
 Comparisons: from a config to runs, records, verdicts and pages.
 
+    comparison.py    the loop that makes the runs of a comparison
+    live.py          what a terminal shows meanwhile
+    timing.py        milliseconds per step of its arms
     plan.py          which runs a comparison consists of, what they cost, whether they match
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
     stats.py         intervals, tests, speed-ups, power laws
+    verdicts.py      what the records say so far: rates and words
     rates.py         the learning rate of an arm, from its sweep
     protocol.py      the rule by which a comparison is judged
     sigma.py         the spread over seeds, and the curves of sweeps

@@ -19,17 +19,18 @@ def cost_table(c: dict, found: list[Cell]) -> str:
     for x in found:
         cuts = [leg for leg in x.legs[next(iter(x.runs))] if 'error' in leg['facts']]
         tokens = sum(leg['facts'].get('tokens', 0) for leg in x.legs[next(iter(x.runs))] if 'eval' not in leg)
-        mean = lambda axis, x=x: statistics.mean(x.reaches(s, axis, c['metric']) for s in x.runs)
-        one = stats.Estimate(1, math.nan, math.nan, 1)
-        gain = {a: (one, one) if x is base else (x.faster.get(a), x.free.get(a)) for a in ('flops', 'seconds')}
-        if not (x.ms_alone and base.ms_alone):
-            gain['seconds'] = None, None
+        mean = lambda axis, x=x: statistics.mean(x.reaches(s, axis) for s in x.runs)
+        one = stats.Faster(1, 1, 1, 1, 1) if x.target else None
+        gain = {}
+        for a in ('flops', 'seconds'):
+            both = (by.get(x.target, {}).get(a) for by in (x.faster, x.free))
+            gain[a] = (one, one) if x is base and (a == 'flops' or x.timed) else tuple(map(known, both))
         rows.append({
             'run': x.name,
             'n': str(len(x.runs)) if len(x.runs) > 1 else '',
             'parameters': f'{x.params:,}' if any(y.params != base.params for y in found) else '',
             'error': f'{cuts[-1]["facts"]["error"]:.3f}' if cuts else '',
-            'at start': f'{statistics.mean(r["eval"][c["metric"]][0] for r in x.runs.values()):.4f}',
+            'at start': f'{statistics.mean(r["eval"][x.reports][0] for r in x.runs.values()):.4f}',
             c['at']: f'{x.mean.value:.4f}',
             'rate': f'{x.lr:.3g}' if len({y.lr for y in found}) > 1 else '',
             'rates tried': str(len(x.rates)) if any(len(y.rates) > 1 for y in found) else '',
@@ -47,16 +48,16 @@ def cost_table(c: dict, found: list[Cell]) -> str:
                     rows[-1][f'{unit} saved'], rows[-1][f'{unit} source free'] = map(share, gain[axis])
     for leg in steps.values():
         if 'eval' in leg and (leg['seed'] == 1 or len(base.runs) == 1):
-            losses = leg['eval'][c['metric']]
+            losses = leg['eval'][base.reports]
             name = cell_name(leg['arm'], leg['size'])
             rows.append(
                 {'run': name, 'at start': f'{losses[0]:.4f}', c['at']: f'{losses[-1]:.4f}', 'rate': f'{leg["lr"]:.3g}'}
             )
     text = f'{base.facts("device")[0]}; FLOPs and seconds with those of preparing steps, source free: without'
     if any(r.get('iters') for r in rows):
-        text += f'; to {c["metric"]} {base.target:.4f}'
+        text += f'; to {base.reports} {base.target:.4f}'
     text += '; at its loss: FLOPs saved against a run of the baseline that ends there' if c.get('horizons') else ''
-    text += '' if base.ms_alone or not c.get('horizons') else '; seconds: not timed alone'
+    text += '' if base.timed or not c.get('horizons') else '; seconds: not timed alone'
     lines = [text, *columns(rows)]
     heads = {k: None for x in found for k in x.tasks}
     if heads:
@@ -68,11 +69,17 @@ def cost_table(c: dict, found: list[Cell]) -> str:
     return '\n'.join(lines)
 
 
-def share(e: stats.Estimate | None) -> str:
-    """A speed-up as the share of the cost that it saves."""
+def known(e: stats.Faster | None) -> stats.Faster | None:
+    """A speed-up, if all seeds of both arms reach the target."""
+    return e if e and math.isfinite(e.value) else None
+
+
+def share(e: stats.Faster | None) -> str:
+    """A speed-up as the share of the cost that it saves, with its interval if there are seeds enough for one."""
     if not e:
         return ''
-    return stats.Estimate(1 - 1 / e.value, 1 - 1 / e.low, 1 - 1 / e.high, e.n).format('.1%')
+    bounded = e.low > 0 and math.isfinite(e.high) and e.high > e.low
+    return f'{1 - 1 / e.value:.1%}' + (f' [{1 - 1 / e.low:.1%}, {1 - 1 / e.high:.1%}]' if bounded else '')
 
 
 def columns(rows: list[dict]) -> list[str]:

@@ -61,9 +61,9 @@ def write_page(title: str, c: dict, found: list, out: Path):
 
 
 def claims(c: dict, found: list) -> str:
-    rows = tables.summary('', c, found)
     return '\n'.join(
-        f'<p>{html.escape(r[0])}: {to_bold(html.escape(r[3]))}, {html.escape(r[1])}, {r[2]} seeds</p>' for r in rows
+        f'<p>{html.escape(claim)}: {to_bold(html.escape(word))}, {html.escape(effect)}, {seeds} seeds</p>'
+        for claim, word, effect, _, seeds in tables.summary(c, found)
     )
 
 
@@ -72,13 +72,18 @@ def to_bold(text: str) -> str:
 
 
 def to_html(markdown: str) -> str:
-    """The table and the list that tables.table writes, and no more Markdown than that."""
-    lines = [to_bold(html.escape(line)) for line in markdown.splitlines()]
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines if line.startswith('|')]
-    body = ''.join('<tr>' + ''.join(f'<td>{v}</td>' for v in row) + '</tr>\n' for row in rows[2:])
-    head = ''.join(f'<th>{v}</th>' for v in rows[0])
-    notes = ''.join(f'<li>{line[2:]}</li>\n' for line in lines if line.startswith('- '))
-    return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{body}</table></div>\n<ul>\n{notes}</ul>'
+    """The tables and lists that tables.table writes, and no more Markdown than that."""
+    return '\n'.join(map(block, to_bold(html.escape(markdown)).strip().split('\n\n')))
+
+
+def block(text: str) -> str:
+    lines = text.splitlines()
+    if not lines[0].startswith('|'):
+        return '<ul>\n' + ''.join(f'<li>{line[2:]}</li>\n' for line in lines) + '</ul>'
+    head, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in lines)
+    body = ''.join('<tr>' + ''.join(f'<td>{v}</td>' for v in row) + '</tr>\n' for row in rows)
+    head = ''.join(f'<th>{v}</th>' for v in head)
+    return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{body}</table></div>'
 
 
 def plot(c: dict, x_label: str):

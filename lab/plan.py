@@ -7,6 +7,7 @@ training like an arm's, or a command of transfer.py. A step that several arms sh
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -15,7 +16,8 @@ import sys
 from dataclasses import dataclass
 
 from configurator import ROOT, UserError, load, overrides
-from lab import tables
+from lab import protocol, verdicts
+from lab.rates import Rate
 from lab.records import SWEEP, cell_name, references, run_name
 
 SCRIPTS = {  # what an arm may be trained with, and the schema of its keys
@@ -167,18 +169,50 @@ def costs(plan: Plan) -> dict:
         return plan.module.costs(plan.cfg)
     if not plan.trains:
         return dict(params=0, flops=0, tokens=0)
-    from lab import match
     from tokens import loader
 
     loader.prepare(plan.cfg.dataset)  # once, before many runs would
     tokens = math.prod(getattr(plan.cfg, k) for k in ('max_iters', *PER_STEP))
     if not plan.known:
         return dict(tokens=tokens)
-    cfg = load(match.MatchConfig, plan.argv)
+    params, flops = of_shapes(tuple(a for a in plan.argv if not a.startswith(tuple(f'--{k}=' for k in LENGTH))))
+    return dict(params=params, flops=tokens * flops, tokens=tokens)
+
+
+@functools.cache
+def of_shapes(argv: tuple) -> tuple[int, float]:
+    """(parameters, FLOPs per token) of a config."""
+    from lab import match
+    from tokens import loader
+
+    cfg = load(match.MatchConfig, list(argv))
     if not cfg.vocab_size:
         cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
-    per_token, params = (match.cost(dataclasses.replace(cfg, match=axis), None) for axis in ('flops', 'params'))
-    return dict(params=params, flops=tokens * per_token, tokens=tokens)
+    params, flops = (match.cost(dataclasses.replace(cfg, match=axis), None) for axis in ('params', 'flops'))
+    return params, flops
+
+
+LENGTH = ('max_iters', 'lr_decay_iters', 'warmup_iters')
+
+
+def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
+    """With match = 'flops' an arm whose text has no --max_iters trains until it has used the baseline's FLOPs. Its decay
+    has the baseline's share of the iterations, and so has its warmup, in whole percent; all are rounded down."""
+    if cfg.match != 'flops' or cfg.horizons:
+        return plans
+    found = []
+    for p in plans:
+        base = next((q for q in plans if q.is_arm and q.size == p.size), plans[0])
+        both = [costs(q).get('flops') for q in (base, p)] if p.is_arm else [None]
+        if None in both or p.arm == base.arm or '--max_iters=' in cfg.arms[p.arm]:
+            found.append(p)
+            continue
+        iters = int(both[0] * p.cfg.max_iters / both[1] + 1e-9)
+        share = lambda k, base=base: getattr(base.cfg, k, 0) / base.cfg.max_iters
+        lengths = (iters, int(iters * share('lr_decay_iters')), int(iters * round(share('warmup_iters'), 2)))
+        argv = [*p.argv, *(f'--{k}={n}' for k, n in zip(LENGTH, lengths) if hasattr(p.cfg, k))]
+        found.append(dataclasses.replace(p, argv=argv, cfg=load(type(p.cfg), argv)))
+    return found
 
 
 def check_match(cfg, plans: list[Plan], ms: dict):
@@ -229,7 +263,7 @@ def rates(cfg, plan: Plan) -> list[float] | str:
     name = plan.arm.removeprefix('steps/')
     given = cfg.learning_rates
     if isinstance(given, dict):
-        given = given.get(name, ())
+        given = given.get(plan.name, given.get(name, ()))
     elif not plan.is_arm:
         given = ()
     if isinstance(given, str):
@@ -245,67 +279,113 @@ def rates(cfg, plan: Plan) -> list[float] | str:
     return found or [plan.cfg.learning_rate]
 
 
-def beyond(grid: list[float], best: float) -> float | None:
-    """The next rate to try if the best of a sorted grid lies at its edge."""
-    if len(grid) < 2 or best not in (grid[0], grid[-1]):
+def beyond(grid: list[float], edge: str) -> float | None:
+    """The next rate to try where the best of a sorted grid is at its low or high end."""
+    if len(grid) < 2 or edge not in ('low', 'high'):
         return None
     ratio = (grid[-1] / grid[0]) ** (1 / (len(grid) - 1))
-    return float(f'{best * ratio if best == grid[-1] else best / ratio:.3g}')
+    return float(f'{grid[-1] * ratio if edge == "high" else grid[0] / ratio:.3g}')
 
 
 class Missing:
     """What is still to run, given the records of what is over: the sweep, the rates beyond its edge, the seeds that
-    decide, and what those start from."""
+    decide, and what those start from. With looks the baseline's seeds come before those of the arms, and arms get their
+    seeds in pairs, until they have a word (docs/protocol.md)."""
 
     def __init__(self, cfg, plans: list[Plan], records: dict):
         self.cfg, self.plans, self.records, self.runs, self.chosen = cfg, plans, records, {}, {}
-        for i, p in enumerate(plans):
-            lr = self.rate(i) if p.is_arm else None
-            if lr is not None and self.over(i, lr, range(1, cfg.seeds + 1)) and cfg.tasks:
-                i = next(j for j, q in enumerate(plans) if (q.arm, q.size) == (f'tasks/{p.arm}', p.size))
-                good = [
-                    r
-                    for r in records.values()
-                    if (r['arm'], r['size'], r['lr'], r['state']) == (p.arm, p.size, lr, 'finished')
-                ]
-                self.over(i, lr, sorted(r['seed'] for r in good if r['seed'] <= cfg.seeds))
+        self.c = vars(cfg) | dict(halves=verdicts.halves(vars(cfg), records))
+        self.sigma = {}  # size: (figures of the baseline's first seeds, number of arms), once they are there
+        for size in dict.fromkeys(p.size for p in plans if p.is_arm):
+            arms = [i for i, p in enumerate(plans) if p.is_arm and p.size == size]
+            for i in arms:
+                self.rate(i)
+            done = self.decide(size, arms) if cfg.looks else [i for i in arms if self.seeds(i, cfg.seeds)]
+            for i in done if cfg.tasks else ():
+                self.evaluate(plans[i])
+
+    def decide(self, size: str, arms: list[int]) -> list[int]:
+        """Ask for the seeds of the next looks. The plans that need no more of them."""
+        base, *others = arms
+        if not self.seeds(base, protocol.SIGMA_SEEDS):
+            return []
+        rates = {self.plans[i].arm: self.sweep(i) for i in arms}
+        lr = self.rate(base)
+        found = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][lr]
+        self.sigma[size] = [found[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others)
+        self.check(base)
+        found, done = verdicts.judged(self.c, self.records, size, rates), []
+        for i, n in zip(others, verdicts.next_looks(found, protocol.looks_to(self.cfg.seeds)).values()):
+            if self.rate(i) is not None and all(
+                [self.seeds(i, n), self.seeds(base, max(n, protocol.SIGMA_SEEDS)), self.check(i)]
+            ):
+                done.append(i)
+        return [base, *done] if len(done) == len(others) else done
+
+    def check(self, i: int) -> bool:
+        """Are the seeds of the first look over at the second best rate, too?"""
+        second = self.sweep(i).second
+        return second is None or self.over(i, second, range(1, protocol.FIRST + 1))
+
+    def seeds(self, i: int, n: int) -> bool:
+        """Is the rate known, and are seeds 1 to n over?"""
+        return self.rate(i) is not None and self.over(i, self.rate(i), range(1, n + 1))
+
+    def evaluate(self, p: Plan):
+        """Ask for evaluate.py's measurements of all runs that decide."""
+        i = next(j for j, q in enumerate(self.plans) if (q.arm, q.size) == (f'tasks/{p.arm}', p.size))
+        lr, most = self.rate(self.plans.index(p)), self.cfg.seeds if not self.cfg.looks else SWEEP
+        good = [r for r in self.records.values() if (r['arm'], r['size'], r['lr']) == (p.arm, p.size, lr)]
+        self.over(i, lr, sorted(r['seed'] for r in good if r['state'] == 'finished' and r['seed'] <= most))
 
     def run(self, i: int, lr: float, seed: int) -> Run:
         p = self.plans[i]
         return Run(i, lr, seed, run_name(p.arm, p.size, lr, seed))
 
     def over(self, i: int, lr: float, seeds) -> bool:
-        absent = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records]
-        self.runs |= {r.name: r for r in absent}
+        absent, p = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records], self.plans[i]
+        only = [w.strip() for w in self.cfg.only.split(',') if w.strip()]
+        if not only or not p.is_arm or {p.arm, p.size, p.name} & set(only):
+            self.runs |= {r.name: r for r in absent}
         return not absent
 
     def rate(self, i: int) -> float | None:
         """The learning rate of a plan; None while it is not known, and then what would tell is among the missing."""
+        found = self.sweep(i)
+        return found and found.lr
+
+    def sweep(self, i: int) -> Rate | None:
         if i not in self.chosen:
             self.chosen[i] = self.choose(i)
         return self.chosen[i]
 
-    def choose(self, i: int) -> float | None:
+    def choose(self, i: int) -> Rate | None:
         cfg, p = self.cfg, self.plans[i]
         given = rates(cfg, p)
-        same = lambda arm: [j for j, q in enumerate(self.plans) if q.arm == arm and (q.size == p.size or not cfg.sizes)]
+        same = lambda arm: [  # arm may be a cell, ARM@SIZE
+            j
+            for j, q in enumerate(self.plans)
+            if (q.arm == arm and (q.size == p.size or not cfg.sizes)) or (q.name == arm and q.is_arm)
+        ]
         if isinstance(given, str):
-            if given == p.arm or not same(given):
+            if same(given) in ([], [i]):
                 raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
-            return self.rate(same(given)[0])
+            lr = self.rate(same(given)[0])
+            return lr and verdicts.given_rate(lr)
         if same(p.arm)[0] != i:  # chosen at the longest horizon
-            return self.rate(same(p.arm)[0])
+            lr = self.rate(same(p.arm)[0])
+            return lr and verdicts.given_rate(lr)
         if len(given) == 1:
-            return given[0]
-        done = [r for r in self.records.values() if (r['arm'], r['size']) == (p.arm, p.size) and r['seed'] > SWEEP]
-        grid, sweep = sorted({*given, *(r['lr'] for r in done)}), range(SWEEP + 1, SWEEP + 1 + cfg.sweep_seeds)
-        if not all([self.over(i, rate, sweep) for rate in grid]):
+            return verdicts.given_rate(given[0])
+        swept = verdicts.figures(self.c, self.records, p.arm, p.size)[0]
+        grid, seeds = sorted({*given, *swept}), range(SWEEP + 1, SWEEP + 1 + cfg.sweep_seeds)
+        if not all([self.over(i, rate, seeds) for rate in grid]):
             return None
-        lr, edge, _ = tables.choose(done, cfg.metric, cfg.at)
-        if edge and len(grid) < len(given) + cfg.extend:
-            self.over(i, beyond(grid, lr), sweep)
+        found = verdicts.rate(self.c, self.records, p.arm, p.size)
+        if (further := beyond(grid, found.edge)) and len(grid) < len(given) + cfg.extend:
+            self.over(i, further, seeds)
             return None
-        return lr
+        return found
 
     def needs(self, r: Run) -> list[Run | None]:
         """The runs whose checkpoints r starts from; None stands for one whose rate is not known yet."""

@@ -98,7 +98,7 @@ def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
     """What a claim will need, in words, to be printed before the runs."""
     nominal = stats.bounds(fractions(looks), (ALPHA / arms,))[:, 0]
     lines = [
-        f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arms against the baseline,'
+        f'sigma {sigma:.4g}, worth {worth:g} ({worth / sigma:.2f} sigma), {arms} arm{"s" * (arms != 1)} against the baseline,'
         f' error rate {ALPHA:.0%} for all of them and all looks together',
         'seeds   a claim needs p <   and a difference of     finds with 80% one of',
     ]
@@ -116,8 +116,9 @@ def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
 
 def halves(evaluations: dict, metric: str = 'val_loss') -> tuple[str, str]:
     """(key that chooses rates and evaluations, key that is reported) of a record's evaluations; both the metric itself
-    where its halves were not logged."""
-    return ('val_a', 'val_b') if metric == 'val_loss' and {'val_a', 'val_b'} <= set(evaluations) else (metric, metric)
+    where its halves were not logged. An error has its test set as the second one (toys/mnist.py)."""
+    pair = dict(val_loss=('val_a', 'val_b'), val_error=('val_error', 'test_error')).get(metric, (metric, metric))
+    return pair if set(pair) <= set(evaluations) else (metric, metric)
 
 
 def figure(evaluations: dict, chooses: str, reports: str, at: str = 'last') -> float:

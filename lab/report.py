@@ -24,14 +24,27 @@ from configurator import ROOT, UserError
 from files import write
 from lab import tables
 from lab.costs import cost_table
-from lab.tables import load, markdown, rates_tried, summary
+from lab.tables import load, markdown, provenance, rates_tried, summary
 
 HEAD = """# Results
 
 Written by `python compare.py --report` from the logs in [results/](results/README.md); `make test` checks that they
-agree. A figure is the mean over seeds of arm minus baseline, paired by seed, with its 95% interval; below 0 the arm is
-better. **confirmed**: the interval lies below 0. **not confirmed**: it excludes a gain that would matter (`worth` in
-the comparison's config). **open**: neither, or the loser's learning rate was the lowest or highest tried.
+agree. Each row is one arm against the baseline of its comparison. The **effect** is the arm's figure minus the
+baseline's: below 0 the arm is better. `worth` is the smallest gain that matters; it is set before the runs, in the
+comparison's config. The word is read off the effect's interval:
+
+| word | interval |
+| --- | --- |
+| better by worth | all of it lies below -`worth` |
+| better | all of it lies below 0, but it reaches above -`worth`: the gain is real, and may be small |
+| no gain that matters | all of it lies above -`worth`, and it holds 0 |
+| worse | all of it lies above 0 |
+| undecided | it holds both 0 and -`worth` |
+
+[a, b] is always such an interval: all intervals of a comparison hold together with 95%. p is of the hypothesis that there
+is no difference, corrected for the number of arms. ± is always the standard deviation over seeds. The rules and the
+reasons are in [docs/protocol.md](docs/protocol.md). °: a comparison from before these rules, judged anew by its logs; a line
+below its table says what it lacks.
 """
 
 
@@ -47,11 +60,13 @@ def results_md(results: Path) -> str:
         c, found = load(folder)
         if not found or not c['claim']:  # without a claim: compare.py --show shows it
             continue
-        rows += summary(folder.name, c, found)
+        rows += summary(c, found)
         picture = f'\n![{folder.name}](results/{folder.name}/loss.png)\n' if (folder / 'loss.png').exists() else ''
         note = c.get('note', '').strip()
-        parts.append(f'## {folder.name}\n\n{note}{chr(10) * 2 if note else ""}{table(c, found)}{picture}')
-    head = ['claim', 'figure', 'seeds', 'verdict', 'hardware', 'commit', 'command']
+        parts.append(
+            f'## {folder.name}\n\n{note}{chr(10) * 2 if note else ""}{table(c, found)}\n{provenance(c, found)}\n{picture}'
+        )
+    head = ['claim', 'verdict', 'effect', 'p', 'seeds']
     return '\n'.join([HEAD, markdown(head, rows) + '\n', *parts])
 
 

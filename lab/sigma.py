@@ -20,7 +20,7 @@ def show(folder: Path):
     for r in records.read_records(folder).values():
         cell, done = records.cell_name(r['arm'], r['size']), r['state'] == 'finished'
         if r['seed'] > records.SWEEP:
-            loss = r['eval']['val_loss'][-1] if done else math.inf
+            loss = r['eval']['val_a'][-1] if done else math.inf  # the half that chooses
             swept.setdefault(cell, {}).setdefault(r['lr'], []).append(loss)
         elif done:
             last = [r['eval'][k][-1] for k in ('val_loss', 'val_a', 'val_b')]
@@ -36,7 +36,7 @@ def show(folder: Path):
         if not curve:
             continue
         chosen = choose_rate(curve)
-        print(f'{cell}, sweep, mean (std) of {chosen.seeds} seeds')
+        print(f'{cell}, sweep, val_a, mean (std) of {chosen.seeds} seeds')
         shown = lambda v: f'{statistics.mean(v):.4f} ({statistics.stdev(v):.4f})' if max(v) < math.inf else 'diverged'
         print('    ' + ', '.join(f'{lr:g}: {shown(v)}' for lr, v in sorted(curve.items())))
         print(f'    chosen: {chosen.lr:.2e} ({chosen.how}{", at the edge: " + chosen.edge if chosen.edge else ""})')

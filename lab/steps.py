@@ -71,6 +71,7 @@ class Arm:
             dtype=str(t.dtype).removeprefix('torch.'),
             compiled=t.forward is not t.model,
             blocks=len(self.times),
+            block_ms=[float(f'{1000 * s:.6g}') for s in self.times],  # as they took turns: ratios can be recomputed
             steps=self.steps,
             torch=torch.__version__,
             commit=commit(),

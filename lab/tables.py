@@ -5,11 +5,13 @@ From the records of a comparison to its figures, verdicts and tables.
 import json
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from configurator import UserError
-from lab import stats
+from lab import protocol, stats, verdicts
+from lab.protocol import Verdict
+from lab.rates import Rate
 from lab.records import SWEEP, cell_name, read_lines, read_records, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
@@ -19,55 +21,46 @@ AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 # from records to figures
 
 
-def value(r: dict, metric: str, at: str) -> float:
-    """The figure of a run: its metric at the last evaluation, or at the best one; inf if it diverged."""
-    if r['state'] == 'diverged':
-        return math.inf
-    if metric not in r['eval']:
-        raise UserError(f"metric = '{metric}': the evaluations have {', '.join(k for k in r['eval'] if k != 'iter')}")
-    return r['eval'][metric][-1] if at == 'last' else min(r['eval'][metric])
-
-
-def choose(records: list[dict], metric: str, at: str):
-    """(best learning rate, whether it is the lowest or highest tried, {rate: mean figure}) of one arm's sweep, or of
-    all its runs if there was none. None if there is nothing yet."""
-    rates, sweep = {}, [r for r in records if r['seed'] > SWEEP]
-    for r in sweep or records:
-        rates.setdefault(r['lr'], []).append(value(r, metric, at))
-    if not rates:
-        return None
-    means = {lr: statistics.mean(v) for lr, v in sorted(rates.items())}
-    best = min(means, key=means.get)
-    return best, len(means) > 1 and best in (min(means), max(means)), means
-
-
 @dataclass
 class Cell:
     """One arm at one size: what its runs say."""
 
     arm: str
     size: str
-    lr: float
-    edge: bool
-    rates: dict  # learning rate: mean figure of the sweep
-    runs: dict  # seed: record
+    rate: Rate
+    runs: dict  # seed: record, of the seeds that decide
     values: dict  # seed: figure
-    ms: float | None  # per step
-    ms_alone: bool  # measured by bench.py; else by the runs themselves, which share the machine
+    chooses: str  # the keys of the evaluations that choose rates, and that values are
+    reports: str
+    ms: float | None  # per step, by bench.py
     mean: stats.Estimate
     params: int
     collapsed: int
     cost: dict  # axis of AXES or 'params': what the run to its end costs
-    diff: stats.Estimate | None = None  # paired, against the first arm
-    needed: int | None = None  # seeds that would resolve half of diff
-    target: float | None = None
-    faster: dict = field(default_factory=dict)  # axis: Estimate of the speed-up to target, or None
+    verdict: Verdict | None = None  # against the first arm
+    sigma: stats.Estimate | None = None  # of the baseline, from 8 seeds on
+    target: float | None = None  # the first of targets
+    faster: dict = field(default_factory=dict)  # target: {axis: stats.Faster}
     free: dict = field(default_factory=dict)  # the same, without what the arm starts from
     legs: dict = field(default_factory=dict)  # seed: records of what its run starts from
     before: dict = field(default_factory=dict)  # (seed, axis): what those cost
     growing: dict = field(default_factory=dict)  # (seed, axis): what growing itself cost
     saved: float | None = None  # share of the FLOPs of a run of the baseline that ends at the same loss
     tasks: dict = field(default_factory=dict)  # (task, figure): Estimate
+
+    @property
+    def lr(self) -> float:
+        return self.rate.lr
+
+    @property
+    def rates(self) -> dict:
+        """{rate of the sweep: mean figure}"""
+        return self.rate.means
+
+    @property
+    def timed(self) -> bool:
+        """Was every step of it timed by bench.py?"""
+        return not math.isnan(self.cost['seconds'])
 
     @property
     def name(self):
@@ -82,74 +75,94 @@ class Cell:
         return [before + x for x in self.own(r, axis)]
 
     def own(self, r: dict, axis: str) -> list[float]:
-        if axis in r['eval'] and not (axis == 'seconds' and self.ms_alone):
+        """Seconds are iterations times bench.py's milliseconds, nan where it did not time the arm."""
+        if axis in r['eval'] and axis != 'seconds':
             return r['eval'][axis]
         return [i * per_iter(r['facts'], self.ms, axis) for i in r['eval']['iter']]
 
-    def reaches(self, seed: int, axis: str, metric: str, free: bool = False) -> float:
-        """The cost of the run of a seed when it reaches the target; inf and nan as in stats.reached. free: without the cost
-        of what it starts from."""
+    def curve_to(self, seed: int, axis: str, free: bool = False) -> tuple[list, list]:
+        """(costs, losses) of the run of a seed. free: without the cost of what it starts from."""
         r = self.runs[seed]
-        before = 0 if free else self.before.get((seed, axis), 0)
-        cost = (
-            stats.reached(self.own(r, axis), r['eval'][metric], self.target) if r['state'] == 'finished' else math.inf
-        )
-        return before + self.growing.get((seed, axis), 0) + cost
+        before = self.growing.get((seed, axis), 0) + (0 if free else self.before.get((seed, axis), 0))
+        costs = [x and before + x for x in self.own(r, axis)]  # 0 is the model before training, whatever that cost
+        losses = r['eval'][self.reports] if r['state'] == 'finished' else [math.inf] * len(costs)
+        return costs, losses
+
+    def reaches(self, seed: int, axis: str, free: bool = False) -> float:
+        """The cost of the run of a seed when it reaches the target; inf and nan as in stats.reached."""
+        return stats.reached(*self.curve_to(seed, axis, free), self.target)
 
 
 def per_iter(facts: dict, ms: float | None, axis: str) -> float:
     if axis == 'flops':
         return facts['tokens_per_iter'] * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
-    return dict(iter=1, tokens=facts['tokens_per_iter'], seconds=(ms or 0) / 1000)[axis]
+    return dict(iter=1, tokens=facts['tokens_per_iter'], seconds=math.nan if ms is None else ms / 1000)[axis]
 
 
 def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
     """All arms and sizes of comparison c that have runs to judge, in order; the first arm is the baseline."""
-    found = []
-    arms, sizes = list(c['arms']), list(c.get('sizes') or ())
+    c = c | dict(halves=verdicts.halves(c, records))
+    found, arms, sizes = [], list(c['arms']), list(c.get('sizes') or ())
     known = {(r['arm'], r['size']): None for r in records.values() if r['arm'] in arms}
     order = lambda k: (
         sizes.index(k[1]) if k[1] in sizes else 0,
         arms.index(k[0]),
         -(float(k[1][1:]) if k[1] and not sizes else 1),
     )
-    for arm, size in sorted(known, key=order):
-        mine = [r for r in records.values() if (r['arm'], r['size']) == (arm, size)]
-        chosen = choose(mine, c['metric'], c['at'])
-        runs = {r['seed']: r for r in mine if chosen and r['lr'] == chosen[0] and r['seed'] <= SWEEP}
-        if runs and (size in sizes if sizes else c.get('horizons') or not size):
-            found.append(cell(c, arm, size, chosen, dict(sorted(runs.items())), bench, records))
+    shown = [k for k in sorted(known, key=order) if (k[1] in sizes if sizes else c.get('horizons') or not k[1])]
+    for size in dict.fromkeys(size for _, size in shown):
+        there = arms if not c.get('horizons') else [arm for arm in arms if (arm, size) in known]
+        rates = {arm: verdicts.rate(c, records, arm, size) for arm in there}
+        words = verdicts.verdicts(c, records, size, rates)
+        for arm in rates:
+            if x := cell(c, arm, size, rates[arm], bench, records):
+                x.verdict = words.get(arm)
+                found.append(x)
+    found.sort(key=lambda x: order((x.arm, x.size)))
     base = {x.size: x for x in found if x.arm == arms[0]}
     longest = next(iter(base.values()), None)  # with horizons all are timed to what it ends with
     for x in found:
-        rivals = [longest] if c.get('horizons') and longest else [y for y in found if y.size == x.size]
-        finite = [v for y in rivals for v in y.values.values() if math.isfinite(v)]
-        x.target = c.get('target') or max(finite, default=None)
-    for x in found:
-        if x.size in base and x is not base[x.size]:
-            against(x, base[x.size])
         rival = longest if c.get('horizons') else base.get(x.size)
+        targets = targets_of(c, x, rival)
+        x.target = targets[0] if targets else None
         if rival and x is not rival:
-            speed(x, rival, c['metric'])
+            for target in targets:
+                speed(x, rival, target)
         if c.get('horizons'):
             x.saved = saved(x, list(base.values()))
     return found
 
 
-def cell(c, arm, size, chosen, runs, bench, records) -> Cell:
-    lr, edge, rates = chosen
-    values = {s: value(r, c['metric'], c['at']) for s, r in runs.items()}
+def targets_of(c: dict, x: Cell, longest: Cell | None) -> list[float]:
+    """Those that the comparison sets; with horizons, unless it does, what the longest baseline ends with."""
+    given = c.get('targets') or ()
+    given = given.get(x.size, ()) if isinstance(given, dict) else given
+    if not given and c.get('horizons') and longest:
+        given = [v for v in (longest.mean.value,) if math.isfinite(v)]
+    return list(given) if isinstance(given, tuple | list) else [given]
+
+
+def cell(c, arm, size, rate, bench, records) -> Cell | None:
+    if not rate:
+        return None
+    mine = [
+        r for r in records.values() if (r['arm'], r['size'], r['lr']) == (arm, size, rate.lr) and r['seed'] <= SWEEP
+    ]
+    runs = {r['seed']: r for r in sorted(mine, key=lambda r: r['seed'])}
+    if not runs:
+        return None
+    values = verdicts.figures(c, records, arm, size)[1][rate.lr]
     first = next(iter(runs.values()))
     alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b.get('cell') or b['arm']]}
     timed = lambda r: alone.get(cell_name(r['arm'], r['size']), alone.get(c['arms'].get(r['arm'])))
-    logged = [r['ms'] for r in runs.values() if r['ms']]
     legs = {s: origins(c, records, r) for s, r in runs.items()}
-    ms = timed(first) or (statistics.median(logged) if logged else None)
-    ms_alone = all(timed(r) for r in (first, *legs[first['seed']]) if 'ms' in r)
     params, collapsed = first['facts']['params'], first['facts']['params_collapsed']
     good = [v for v in values.values() if math.isfinite(v)]
     mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
-    x = Cell(arm, size, lr, edge, rates, runs, values, ms, ms_alone, mean, params, collapsed, dict(params=params))
+    keys = verdicts.halves(c, records)
+    x = Cell(arm, size, rate, runs, values, *keys, timed(first), mean, params, collapsed, dict(params=params))
+    if arm == next(iter(c['arms'])) and len(good) == len(values) >= protocol.SIGMA_SEEDS:
+        x.sigma = protocol.sigma(good)
     x.legs = legs
     for s, r in runs.items():
         past = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in legs[s]]
@@ -159,7 +172,7 @@ def cell(c, arm, size, chosen, runs, bench, records) -> Cell:
     whole = next((r for r in runs.values() if r['state'] == 'finished'), None)
     for axis in AXES:
         x.cost[axis] = x.at(whole, axis)[-1] + x.own(whole, axis)[-1] * (allowed(whole) - 1) if whole else 0
-    measured = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (f'tasks/{arm}', size, lr)]
+    measured = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (f'tasks/{arm}', size, rate.lr)]
     names = {(t, f): None for r in measured for t, got in r['tasks'].items() for f in got['figures'] if f in FIGURES}
     for t, f in names:
         x.tasks[t, f] = stats.mean([r['tasks'][t]['figures'][f] for r in measured if t in r['tasks']])
@@ -176,8 +189,8 @@ def origins(c: dict, records: dict, r: dict) -> list[dict]:
         same = [q for q in records.values() if (q['arm'], q['seed']) == (arm, seed) and q['size'] in (r['size'], '')]
         if not same:
             continue  # the comparison is not done
-        all_of_it = [q for q in records.values() if q['arm'] == arm]
-        lr = None if '/' in arm else choose(all_of_it, c['metric'], c['at'])[0]
+        chosen = None if '/' in arm else verdicts.rate(c, records, arm, same[0]['size'])
+        lr = chosen and chosen.lr
         q = next((q for q in same if q['lr'] == lr), same[-1])
         found += [o for o in (*origins(c, records, q), q) if o not in found]
     return found
@@ -188,14 +201,14 @@ def flops_before(c: dict, records: dict, r: dict) -> float:
 
 
 def spent(r: dict, ms: float | None, before: float) -> dict:
-    """{flops, seconds} of a preparing step, without the FLOPs of steps before it. Seconds are as timed alone by bench.py
-    if it was, else as logged."""
+    """{flops, seconds} of a preparing step, without the FLOPs of steps before it. A training's seconds are bench.py's, nan
+    where it did not time it; those of a command of transfer.py are as logged."""
     if 'eval' not in r:
         return dict(flops=r['facts']['flops'], seconds=r['facts'].get('seconds', 0))
-    iters, logged = r['eval']['iter'][-1], r['eval'].get('seconds', [0])[-1]
+    iters = r['eval']['iter'][-1]
     return dict(
         flops=iters * per_iter(r['facts'], None, 'flops') + grown(r, 'flops', before),
-        seconds=(iters * ms / 1000 if ms else logged) + grown(r, 'seconds', 0),
+        seconds=iters * per_iter(r['facts'], ms, 'seconds') + grown(r, 'seconds', 0),
     )
 
 
@@ -226,38 +239,12 @@ def allowed(r: dict) -> float:
     return r['facts'].get('max_iters', r['eval']['iter'][-1]) / (r['eval']['iter'][-1] or 1)
 
 
-def against(x: Cell, base: Cell):
-    """Fill in x's difference to the baseline, over the seeds both have."""
-    pairs = [(x.values[s], base.values[s]) for s in x.values if s in base.values]
-    if not pairs or not all(math.isfinite(v) for p in pairs for v in p):
-        return
-    x.diff = stats.paired_difference(*zip(*pairs))
-    x.needed = stats.seeds_needed([u - v for u, v in pairs])
-
-
-def speed(x: Cell, base: Cell, metric: str):
-    """Fill in how many times sooner x reaches the target than the baseline, over the seeds both have."""
-    seeds = [s for s in x.values if s in base.values]
-    for axis in ('iter', 'flops', 'seconds'):
-        if axis == 'seconds' and x.ms_alone != base.ms_alone:
-            continue  # one was timed alone, the other beside other runs
-        costs = lambda y, free, axis=axis: [y.reaches(s, axis, metric, free) for s in seeds]
-        x.faster[axis] = stats.speedup(costs(x, False), costs(base, False))
-        x.free[axis] = stats.speedup(costs(x, True), costs(base, True))
-
-
-def verdict(x: Cell, base: Cell, worth: float) -> tuple[str, str]:
-    """(confirmed, not confirmed or open; why) of the claim that x has the lower figure. A gain of `worth` is the
-    smallest that would matter: where the interval excludes it, the claim is not confirmed."""
-    if any(not math.isfinite(v) for v in x.values.values()):
-        return 'not confirmed', f'{sum(not math.isfinite(v) for v in x.values.values())} of {x.mean.n} seeds diverged'
-    if x.diff is None or x.diff.n < 2:
-        return 'open', 'fewer than two pairs of seeds'
-    if x.diff.high < 0:
-        return ('open', f'{base.name} has its best rate on the edge') if base.edge else ('confirmed', '')
-    if x.diff.low > -worth:
-        return ('open', f'{x.name} has its best rate on the edge') if x.edge else ('not confirmed', '')
-    return 'open', 'the interval holds both 0 and a gain that matters'
+def speed(x: Cell, base: Cell, target: float):
+    """Fill in how many times sooner x reaches the target than the baseline."""
+    for axis in ('iter', 'flops', *(['seconds'] if x.timed and base.timed else [])):
+        curves = lambda y, free, axis=axis: [y.curve_to(s, axis, free) for s in y.runs]
+        x.faster.setdefault(target, {})[axis] = stats.faster(curves(x, False), curves(base, False), target)
+        x.free.setdefault(target, {})[axis] = stats.faster(curves(x, True), curves(base, True), target)
 
 
 def mismatch(x: Cell, base: Cell, axis: str) -> float:
@@ -278,13 +265,13 @@ def scaling(c: dict, found: list[Cell]) -> dict:
 
 def curve(c: dict, x: Cell, axis: str) -> dict:
     """Mean over seeds and 95% band of the metric along an axis, without the evaluation before training, as far as all
-    seeds go."""
-    runs = [r for r in x.runs.values() if r['state'] == 'finished']
+    seeds go. Nothing along seconds that bench.py did not take."""
+    runs = [r for r in x.runs.values() if r['state'] == 'finished' and (axis != 'seconds' or x.timed)]
     points = dict(x=[], mean=[], low=[], high=[])
     evals = min((len(r['eval']['iter']) for r in runs), default=0)
     for i in range(evals):
         if i or evals == 1:
-            e = stats.mean([r['eval'][c['metric']][i] for r in runs])
+            e = stats.mean([r['eval'][x.reports][i] for r in runs])
             points['x'].append(statistics.mean(x.at(r, axis)[i] for r in runs))
             points['mean'].append(e.value)
             points['low'].append(e.value if math.isnan(e.low) else e.low)
@@ -296,51 +283,97 @@ def curve(c: dict, x: Cell, axis: str) -> dict:
 # words
 
 
-def times(e: stats.Estimate | None) -> str:
-    return e.format('.2f') if e else '-'
-
-
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in lines)
 
 
+def center(c: dict, x: Cell) -> str:
+    """The figure of a cell: mean ± standard deviation over seeds; median; geometric mean."""
+    values, which = list(x.values.values()), c.get('center', 'mean')
+    if which == 'median':
+        return number(statistics.median(values))
+    if not all(map(math.isfinite, values)):
+        return 'diverged'
+    if which == 'log':
+        return number(statistics.geometric_mean(values))
+    return number(x.mean.value) + (f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else '')
+
+
+def number(v: float) -> str:
+    return f'{v:.4f}' if math.isfinite(v) else 'diverged'
+
+
+def effect(c: dict, x: Cell, base: Cell) -> str:
+    """The effect with its interval; of too few seeds the difference alone."""
+    v, share = x.verdict, c.get('center') == 'log'
+    spec = '+.1%' if share else '+.4f'
+    if v.how and math.isfinite(v.value):
+        return f'{v.value:{spec}} [{v.low:{spec}}, {v.high:{spec}}]'
+    which = statistics.median if c.get('center') == 'median' else statistics.mean
+    a, b = (which(y.values.values()) for y in (x, base))
+    return f'{a / b - 1 if share else a - b:{spec}}' if math.isfinite(a) and math.isfinite(b) else '-'
+
+
+def p_text(v: Verdict) -> str:
+    return '' if not v.how else '<0.0001' if v.p < 1e-4 else f'{v.p:.2g}'
+
+
+def waits(v: Verdict) -> str:
+    """Why a verdict is undecided, and what would decide."""
+    return '; '.join(
+        w for w in (v.note, f'about {v.more} more seed{"s" * (v.more != 1)} would decide' if v.more else '') if w
+    )
+
+
+def sentence(c: dict, x: Cell, base: Cell) -> str:
+    """The verdict on an arm for a reader."""
+    v, worth = x.verdict, f'{c["worth"]:.0%}' if c.get('center') == 'log' else f'{c["worth"]:g}'
+    means = {
+        protocol.BY_WORTH: f'the gain is {worth} or more',
+        protocol.BETTER: f'there is a gain, and it may be smaller than {worth}',
+        protocol.NO_GAIN: f'a gain of {worth} or more is ruled out',
+        protocol.WORSE: '',
+        protocol.UNDECIDED: f'a gain of {worth} is neither shown nor ruled out' if v.how and not v.note else '',
+    }[v.word]
+    seeds = f'p {p_text(v)}, {v.n} seeds against {v.base_n} ({v.how})' if v.how else f'{v.n} seed{"s" * (v.n != 1)}'
+    figure = effect(c, x, base)
+    said = ', '.join([f'{x.name}: **{v.word}**', *([figure] if figure != '-' else []), seeds])
+    return ': '.join(w for w in (said, '; '.join(w for w in (means, waits(v)) if w)) if w)
+
+
 def table(c: dict, found: list[Cell]) -> str:
-    """The whole comparison in Markdown."""
-    base = found[0]
-    rows, notes = [], []
+    """The whole comparison in Markdown: a table, a sentence per arm, notes."""
+    rows, said, notes = [], [], marks(c, found)
     for x in found:
         mine = next(y for y in found if y.size == x.size)
-        rate = f'{x.lr:g}' + (f' of {len(x.rates)}' if len(x.rates) > 1 else '') + (', **edge**' if x.edge else '')
+        judged = x is not mine and x.verdict
+        rate = f'{x.lr:g}' + (f' of {len(x.rates)}' if len(x.rates) > 1 else '')
+        rate += f', **{x.rate.edge} end**' if x.rate.edge in ('low', 'high') else ''
         off = mismatch(x, mine, c['match'])
         rows.append(
             [
                 x.name,
                 str(len(x.values)),
                 rate,
-                'diverged' if math.isinf(x.mean.value) else str(x.mean),
-                'baseline' if x is mine else str(x.diff) if x.diff else '-',
-                '' if x is mine else str(x.needed or '-'),
-                *('' if x is mine else times(x.faster.get(a)) for a in ('iter', 'flops', 'seconds')),
+                center(c, x),
+                effect(c, x, mine) if judged else 'baseline' if x is mine else '-',
+                p_text(x.verdict) if judged else '',
+                x.verdict.word if judged else '',
                 f'{x.params:,}' + (f' ({x.collapsed:,})' if x.collapsed != x.params else ''),
                 f'{x.cost["flops"]:.3g}',
-                '-' if x.ms is None else f'{x.ms:.3g}' + ('' if x.ms_alone else '*'),
+                '-' if x.ms is None else f'{x.ms:.3g}',
                 '' if x is mine else f'{off:+.1%}',
             ]
         )
+        said += [sentence(c, x, mine)] if judged else []
         if abs(off) > 0.01:
             notes.append(f'{x.name} is not matched in {c["match"]}: {c["mismatch"].get(x.arm, "no reason given")}')
+    which = dict(mean='mean ± std', median='median', log='geometric mean')[c.get('center', 'mean')]
     head = [
-        'arm', 'n', 'learning rate', f'{c["metric"]} ({c["at"]})', f'minus {base.arm}', 'seeds for half of it',
-        'faster in steps', 'in FLOPs', 'in seconds', 'parameters (collapsed)', 'FLOPs', 'ms/step', c['match'],
+        'arm', 'seeds', 'learning rate', f'{found[0].reports} ({c["at"]}), {which}', f'minus {found[0].arm}', 'p', 'verdict',
+        'parameters (collapsed)', 'FLOPs', 'ms/step', f'{c["match"]} off',
     ]  # fmt: skip
-    if any(x.ms and not x.ms_alone for x in found):
-        notes.append('ms/step with * is from the logs of the runs, which may have shared the machine')
-    if targets := [
-        f'{x.target:.4f}' + (f' ({x.size})' if x.size else '') for x in found if x.target and x.diff is None
-    ]:
-        notes.append(f'faster: how many times sooner {c["metric"]} = {", ".join(dict.fromkeys(targets))} is reached')
-    notes.append(f'[a, b]: 95% intervals over seeds, each for itself; last column: {c["match"]}, which was matched')
     if any('max_iters' in r['facts'] for x in found for r in x.runs.values()):
         ends = {x.name: [r['eval']['iter'][-1] for r in x.runs.values() if r['state'] == 'finished'] for x in found}
         ends = ', '.join(f'{name} {min(e):,} to {max(e):,}' for name, e in ends.items() if e)
@@ -352,39 +385,105 @@ def table(c: dict, found: list[Cell]) -> str:
         notes.append(
             f'{arm}: {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {law.exponent.format(".4f")} over {law.sizes} sizes'
         )
-    return markdown(head, rows) + '\n\n' + '\n'.join(f'- {n}' for n in notes) + '\n'
+    parts = [markdown(head, rows), '\n'.join(f'- {s}' for s in said), speeds(found), '\n'.join(f'- {n}' for n in notes)]
+    return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def speeds(found: list[Cell]) -> str:
+    """How many times sooner each arm reaches each target, with 95% intervals over the seeds of both arms."""
+    rows = [
+        [x.name, f'{target:g}', *(str(by.get(axis, '-')) for axis in ('iter', 'flops', 'seconds'))]
+        for x in found
+        for target, by in x.faster.items()
+    ]
+    return (
+        markdown(['times sooner', f'at {found[0].reports}', 'in steps', 'in FLOPs', 'in seconds'], rows) if rows else ''
+    )
 
 
 def rates_tried(c: dict, found: list[Cell]) -> list[str]:
-    figures = lambda x: ', '.join(f'{lr:g}: {v:.4f}' for lr, v in x.rates.items())
-    return [f'{x.name}, rate: {c["metric"]} {figures(x)}' for x in found if len(x.rates) > 1]
+    figures = lambda x: ', '.join(f'{lr:g}: {number(v)}' for lr, v in x.rates.items())
+    lines = []
+    for x in found:
+        if len(x.rates) > 1:
+            r = x.rate
+            cost = f'; its uncertainty costs {r.cost:.4f} on average' if math.isfinite(r.cost) else ''
+            how = f'; chosen: {r.lr:g} ({r.how}{", next to divergence" if r.edge == "divergence" else ""}{cost})'
+            lines.append(f'{x.name}, rate: {x.chooses} {figures(x)}' + (how if c.get('looks') else ''))
+    return lines
 
 
-def summary(name: str, c: dict, found: list[Cell]) -> list[list[str]]:
-    """The rows of RESULTS.md: claim, figure, seeds, verdict, hardware, commit, command."""
+def marks(c: dict, found: list[Cell]) -> list[str]:
+    """What a comparison lacks by the rules of docs/protocol.md, and the noise where that is known."""
+    notes = [
+        f'sigma of {x.name}: {x.sigma} from {x.sigma.n} seeds; worth is {c["worth"] / x.sigma.value:.2f} sigma'
+        for x in found
+        if x.sigma and x.sigma.value and c.get('center', 'mean') == 'mean'
+    ]
+    if c.get('looks'):
+        return notes
+    lacks = []
+    seeds = [x.rate.seeds for x in found if len(x.rates) > 1]
+    if seeds:
+        lacks.append(f'the lowest mean chose the rate, from {min(seeds)} seed{"s" if min(seeds) > 1 else ""} per rate')
+    elif len(found) > 1:
+        lacks.append('no rate was tuned')
+    if any(x.arm == found[0].arm and len(x.values) < protocol.SIGMA_SEEDS for x in found):
+        lacks.append(f'sigma is not known (fewer than {protocol.SIGMA_SEEDS} seeds of the baseline)')
+    if found[0].chooses == found[0].reports:
+        lacks.append('rate, stopping and figure are from one validation set')
+    at = {x.name: s for x in found if c.get('script', 'train.py') == 'train.py' and (s := left(x)) is not None}
+    if any(s > ANNEALED for s in at.values()):
+        shares = ', '.join(f'{name} {s:.1%}' for name, s in at.items())
+        lacks.append(f'not annealed: the share of the peak rate where the figure was taken is {shares}')
+    return [f'by an earlier rule, judged anew by its figures: {"; ".join(lacks)}', *notes]
+
+
+ANNEALED = 0.11  # min_lr is a tenth of the peak rate in nanoGPT
+
+
+def left(x: Cell) -> float | None:
+    """The mean share of the peak rate that runs of train.py had where their figure was taken; None if a run diverged, or
+    has keys that there are no more."""
+    from optim import lr_at
+    from train import TrainConfig
+
+    known, shares = {f.name for f in fields(TrainConfig)}, []
+    for seed, r in x.runs.items():
+        if r['state'] != 'finished' or not set(r['settings']) <= known:
+            return None
+        cfg = TrainConfig(**r['settings'])
+        it = r['eval']['iter'][r['eval'][x.reports].index(x.values[seed])]
+        shares.append(lr_at(cfg, it - 1) / cfg.learning_rate)
+    return statistics.mean(shares)
+
+
+def summary(c: dict, found: list[Cell]) -> list[list[str]]:
+    """The rows of RESULTS.md: claim, verdict, effect, p, seeds."""
     rows = []
     for x in found:
         base = next(y for y in found if y.size == x.size)
-        if x is base:
-            continue
-        word, why = verdict(x, base, c['worth'])
-        if x.diff is None:
-            figure = 'diverged' if math.isinf(x.mean.value) else '-'
-        else:
-            figure = f'{c["metric"]} {x.diff.format("+.4f")} ({x.mean.value:.4f} against {base.mean.value:.4f})'
-        both = [*dict.fromkeys(base.facts('commit') + x.facts('commit'))]
-        rows.append(
-            [
-                c['claim'].replace('{arm}', x.name).replace('{baseline}', base.name),
-                figure,
-                str(x.diff.n if x.diff else len(x.values)),
-                f'**{word}**' + (f' ({why})' if why else ''),
-                ', '.join(dict.fromkeys(base.facts('device') + x.facts('device'))),
-                ', '.join(k[:7] for k in both),
-                f'`{c["command"]}`',
-            ]
-        )
+        if x is not base and (v := x.verdict):
+            both = f'{len(x.values)}' if len(x.values) == len(base.values) else f'{len(x.values)}, {len(base.values)}'
+            claim = c['claim'].replace('{arm}', x.name).replace('{baseline}', base.name)
+            rows.append(
+                [
+                    claim,
+                    f'**{v.word}**' + ('' if c.get('looks') else ' °') + (f' ({waits(v)})' if waits(v) else ''),
+                    f'{x.reports} {effect(c, x, base)}',
+                    p_text(v),
+                    both,
+                ]
+            )
     return rows
+
+
+def provenance(c: dict, found: list[Cell]) -> str:
+    """One line: the command, on what, and the commits."""
+    runs = [r['facts'] for x in found for r in x.runs.values()]
+    mark = lambda f: str(f.get('commit'))[:7] + ('-dirty' if f.get('dirty') else '')
+    devices = dict.fromkeys(str(f.get('device')) for f in runs)
+    return f'`{c["command"]}`; {", ".join(devices)}; commit {", ".join(dict.fromkeys(map(mark, runs)))}'
 
 
 def load(folder: Path) -> tuple[dict, list[Cell]]:

@@ -42,6 +42,17 @@ class Matrix(NamedTuple):
         t = torch.cat(parts, dim=1).reshape([view[a] for a in axes])
         return t.permute([axes.index(a) for a in range(len(axes))]).reshape(self.shape)
 
+    def a_row(self) -> 'Matrix':
+        """The same matrices with a single column: a number for each row."""
+        shape = tuple(1 if a in self.cols else n for a, n in enumerate(self.view or self.shape))
+        return self._replace(shape=shape, view=())
+
+    def a_column(self) -> 'Matrix':
+        """The same matrices with a single row each, those of split as well: a number for each column."""
+        ones = dict.fromkeys(self.rows, 1) | ({self.rows[0]: len(self.split)} if self.split else {})
+        shape = tuple(ones.get(a, n) for a, n in enumerate(self.view or self.shape))
+        return self._replace(shape=shape, view=(), split=(1,) * len(self.split))
+
 
 class Layer(nn.Module):
     """A linear layer, built as Name(d_in, d_out, config) with a config that has at least the keys of Name.Keys.
@@ -71,6 +82,9 @@ class Layer(nn.Module):
     # how a budget (factorize --params) finds sizes: every entry of variants() is tried, with the knob as large as fits
     sizes = ()  # names of the keys that choose the number of parameters
     knob = ''  # the key that makes the layer larger, in multiples of step(); empty: variants() are all there is
+    is_sum = (
+        False  # True: W is a sum over the batch of its matrices (Kronecker terms), else they are blocks of a factor
+    )
     parts = ()
     rate = 1.0
 
@@ -137,14 +151,14 @@ class Layer(nn.Module):
         W = self.guide
         return {} if W is None else dict(guide=Matrix(tuple(W.shape), (0,), (1,), split=self.parts))
 
-    def decay_scale(self) -> list:
+    def decay_scale(self, rates=None) -> list:
         """Factors on weight_decay, one for each tensor in factors. AdamW shrinks every factor by 1 - lr wd, and so a product
         of N by its N-th power; decay = 'product' shrinks W as the dense layer in its place is shrunk, to first order in
-        lr wd, whatever lr_scale is."""
-        rates = self.lr_scale.expand(len(self.factors)).tolist()
+        lr wd, whatever the rates are. rates: of the factors over that of a dense matrix, default AdamW's (lr_scale)."""
+        rates = rates or [r / self.rate for r in self.lr_scale.expand(len(self.factors)).tolist()]
         return {
             'factors': [1.0] * len(rates),
-            'product': [self.rate / (n * r) for n, r in zip(self.depths, rates)],
+            'product': [1 / (n * r) for n, r in zip(self.depths, rates)],
             'none': [0.0] * len(rates),
         }[self.decay]
 

@@ -45,6 +45,13 @@ def leaves(model, beside=None):
                 )
 
 
+def matrices(model, beside=None) -> list:
+    """[(name, layer, {key: Matrix})] of all layers that have matrices, for an optimizer that treats matrices. name.key is
+    the name that leaves() gives the tensor. A formed W is not among them, its factors are."""
+    found = ((name, (beside or {}).get(name, m)) for name, m in model.named_modules())
+    return [(name, layer, layer.matrices()) for name, layer in found if hasattr(layer, 'matrices')]
+
+
 @torch.no_grad()
 def load_state(model, sd: dict):
     """Fill a model that holds its factors; where sd has a plain matrix for a layer of factors, it is factorized by
@@ -131,6 +138,9 @@ class Factors(dict):
 
     def leaves(self):
         return leaves(self.model, self)
+
+    def matrices(self):
+        return matrices(self.model, self)
 
     def state(self) -> dict:
         """The state dict of the model with the factors in place of the matrices that are formed from them."""

@@ -32,6 +32,7 @@ class Kronecker(Einsum):
     sizes = ('structured_share', 'kronecker_shape', 'kronecker_terms')
     knob = ''
     starts = ('prune',)
+    is_sum = True
 
     @staticmethod
     def choose(d_in, d_out, c):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from configurator import key
 from linear import structured
+from linear.base import Matrix
 from linear.kernels.grouped import grouped
 
 
@@ -80,3 +81,8 @@ class MoE(nn.Module):
     def macs(self):
         """Multiply-adds per token."""
         return self.k * (self.c_fc.numel() + self.c_proj.numel()) // self.E + self.router.numel()
+
+    def matrices(self):
+        """c_fc (hidden, n) and c_proj (n, hidden) of every expert; the router is no matrix for this (linear/base.py)."""
+        c_fc, c_proj = (tuple(W.shape) for W in (self.c_fc, self.c_proj))
+        return dict(c_fc=Matrix(c_fc, (2,), (1,), (0,)), c_proj=Matrix(c_proj, (2,), (1,), (0,)))

@@ -14,6 +14,7 @@ import torch
 from checkpoint import dense
 from configurator import UserError, brief, coerce, kinds, type_name, violations
 from model import GPT, GPTConfig
+from optimizers import OPTIMIZERS
 
 FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig)}
 MOST = 2**48  # iterations or windows; more than anyone trains, and exact in a float
@@ -199,21 +200,33 @@ def check_resume(ckpt: dict, model, path):
 
 
 def check_moments(state, wanted: dict, path):
-    """{parameter name: {step, exp_avg, exp_avg_sq}}, the moments of their parameter's shape."""
+    """{parameter name: {step, exp_avg, exp_avg_sq}}, the moments of their parameter's shape; or the state of one of
+    optimizers/: averages of the parameter's shape, and tensors with a number for each row or column of its matrices. Which of
+    them there must be, the optimizer of a run says when it loads them."""
+    averages = {'exp_avg', 'exp_avg_sq'} | {k for kind in OPTIMIZERS.values() if kind for k in kind.averages}
     if not isinstance(state, dict):
         fail(path, f'optimizer is {shown(state)}: must be a dict')
     for name, entry in state.items():
         if name not in wanted:
             fail(path, f'optimizer has a state for {shown(name)}, which the model has not')
-        if not isinstance(entry, dict) or set(entry) != {'step', 'exp_avg', 'exp_avg_sq'}:
+        keys = set(entry) if isinstance(entry, dict) else set()
+        adams = bool(keys & {'step', 'exp_avg', 'exp_avg_sq'})
+        if not (keys == {'step', 'exp_avg', 'exp_avg_sq'} if adams else keys & averages):
             has = ', '.join(map(shown, entry)) if isinstance(entry, dict) else shown(entry)
-            fail(path, f'optimizer has for {name}: {has}; must be step, exp_avg, exp_avg_sq')
-        entry['step'] = torch.tensor(number(path, f"optimizer's step of {name}", entry['step'], float, MOST))
-        for k in ('exp_avg', 'exp_avg_sq'):
-            v = entry[k]
-            if not dense(v) or not v.is_floating_point() or v.shape != wanted[name].shape:
+            fail(path, f'optimizer has for {name}: {has}; must be step, exp_avg, exp_avg_sq, or what optimizers/ names')
+        if adams:
+            entry['step'] = torch.tensor(number(path, f"optimizer's step of {name}", entry['step'], float, MOST))
+        for k in sorted(keys - {'step'}, key=str):
+            v, p = entry[k], wanted[name]
+            if (
+                not dense(v)
+                or not v.is_floating_point()
+                or k in averages
+                and v.shape != p.shape
+                or v.numel() > p.numel()
+            ):
                 what = f'{tuple(v.shape)} of {v.dtype}' if isinstance(v, torch.Tensor) else shown(v)
-                fail(path, f'optimizer has {k} of {name} = {what}: must be {tuple(wanted[name].shape)}')
+                fail(path, f'optimizer has {shown(k)} of {name} = {what}: must be {tuple(p.shape)}')
             entry[k] = v.contiguous()
 
 

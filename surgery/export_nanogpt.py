@@ -42,6 +42,11 @@ def export_nanogpt(cfg: TransferConfig):
             f'{cfg.checkpoint}: has no moments of {len(missing)} parameters, so nanoGPT could not resume it; take the'
             ' ckpt.pt of a run'
         )
+    if other := [n for n, entry in ckpt['optimizer'].items() if 'exp_avg' not in entry]:
+        raise UserError(
+            f'{cfg.checkpoint}: its optimizer is {ckpt["config"].get("optimizer")}, nanoGPT resumes only AdamW ({other[0]} and'
+            f' {len(other) - 1} more have no moments of AdamW); nanoGPT samples from the checkpoint as it is'
+        )
     theirs = {k: ckpt[k] for k in ('model', 'model_args', 'iter_num', 'best_val_loss', 'config')}
     write(cfg, theirs | dict(optimizer=nanogpts_state(ckpt['optimizer'], model, ckpt['config'])))
     print(

@@ -16,6 +16,7 @@ expansion_schedule = 'reset' is the control: a dense model with the same restart
 
 import dataclasses
 import functools
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ import torch.distributed as dist
 import linear
 from configurator import key
 from linear.expanded import Expanded, float64
-from linear.factors import Factors
+from linear.factors import Factors, matrices
 from model import GPT
 from surgery.hook import Hook
 from surgery.operation import layer_of
@@ -120,10 +121,7 @@ def turn(cfg, model, optimizer, it: int):
     """Collapse the layer of the last iteration, expand the layer of the next one."""
     old, new = site_at(cfg, it - 1), site_at(cfg, it)
     if cfg.expansion_schedule == 'reset':  # in place: a captured update goes on with the same tensors
-        moments = optimizer.state_dict()
-        for site in (old, new):
-            for v in moments.get(f'{linear.path(site)}.weight', {}).values():
-                v.zero_()
+        optimizer.restart([f'{linear.path(site)}.weight' for site in (old, new)])
         return
     moments = optimizer.release()  # and the old factors with them: there are never two expansions
     collapse(cfg, optimizer.factors, old, moments)
@@ -236,14 +234,18 @@ def right_inverse(X):
 # memory
 
 
-def footprint(model, beside=None) -> int:
+def footprint(model, beside=None, optimizer='adamw') -> int:
     """Bytes that training holds for any batch size, in float32: parameters and gradients of the network and of the
-    factors beside it, the products of the factors, and Adam's two moments of the tensors that it updates."""
+    factors beside it, the products of the factors, and the optimizer's state: Adam's two moments of the tensors that it
+    updates; of the blocks' matrices one average under another optimizer."""
     weights, beside = sum(p.numel() for p in model.parameters()), beside or {}
     products = sum(m.d_in * m.d_out for m in beside.values())
     factors = sum(W.numel() for m in beside.values() for W in m.parameters())
-    moved = weights - products + factors
-    return 4 * (2 * (weights + factors) + products + 2 * moved)
+    state = 2 * (weights - products + factors)
+    if optimizer != 'adamw':
+        blocks = [found for name, _, found in matrices(model, beside) if name.startswith('transformer.h.')]
+        state -= sum(math.prod(M.shape) for found in blocks for M in found.values())
+    return 4 * (2 * (weights + factors) + products + state)
 
 
 def describe(cfg, model, factors: Factors) -> list[str]:
@@ -258,7 +260,7 @@ def describe(cfg, model, factors: Factors) -> list[str]:
         none = GPT(dataclasses.replace(cfg, linear='dense'))
         beside = Factors(every, path='materialised')
     pairs = (model, factors), (every, beside), (none, {})
-    one, every, none = (f'{footprint(*pair) / 2**20:,.1f} MiB' for pair in pairs)
+    one, every, none = (f'{footprint(*pair, cfg.optimizer) / 2**20:,.1f} MiB' for pair in pairs)
     return [
         f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
         f'parameters, gradients, moments and products: {one} with one expansion, {every} with all, {none} with none',

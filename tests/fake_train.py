@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import sys
@@ -30,6 +31,9 @@ class FakeConfig:
     transfer_from: str = key('', 'the same, for transfer')
     save_checkpoint: bool = key(True, '')
     patience: int = key(0, 'ends so many iterations after half of max_iters')
+    shared: float = key(0.01, 'noise of a seed that all arms have in common')
+    own: float = key(0.001, 'noise of a seed that is of the arm alone')
+    halves: bool = key(False, 'log val_a and val_b')
 
 
 def costs(cfg):
@@ -55,13 +59,14 @@ def train(cfg):
     if cfg.transfer_from:
         facts |= dict(transfer=dict(flops=flops, growing=0.5, source=source))
     (out / 'manifest.json').write_text(json.dumps(facts))
-    noise = random.Random(cfg.seed_data).gauss(0, 0.01)  # of the seed, the same in every arm
-    own = random.Random(f'{cfg.seed_data} {cfg.level}').gauss(0, 0.001)
-    end = level + noise + own + abs(cfg.learning_rate / cfg.best_rate - 1) * 0.1
+    noise = random.Random(cfg.seed_data).gauss(0, cfg.shared)  # of the seed, the same in every arm
+    own = random.Random(f'{cfg.seed_data} {cfg.level} {cfg.learning_rate}').gauss(0, cfg.own)
+    end = level + noise + own + 0.1 * math.log(cfg.learning_rate / cfg.best_rate) ** 2
     with open(out / 'metrics.jsonl', 'w') as f:
         for i in range(cfg.max_iters + 1):
             loss = end + 2 * 0.5 ** (10 * i / cfg.max_iters) if cfg.learning_rate <= cfg.diverge_above else float('nan')
             line = dict(kind='eval', iter=i, train_loss=loss, val_loss=loss, seconds=i * 0.1, pad='x' * cfg.long)
+            line |= dict(val_a=loss - 0.02, val_b=loss + 0.02) if cfg.halves else {}
             f.write(json.dumps(dict(kind='train', iter=i, loss=loss, ms=100.0)) + '\n' + json.dumps(line) + '\n')
             f.flush()
             time.sleep(cfg.sleep)

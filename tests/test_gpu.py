@@ -58,8 +58,12 @@ def run(*flags, graph=True, steps=8):
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
 @pytest.mark.parametrize(
     'flags',
-    [(), ('--linear=expanded',), ('--linear=expanded', '--expansion_depth=4'), ('--gradient_accumulation_steps=3',)],
-)
+    [
+        (), ('--linear=expanded',), ('--linear=expanded', '--expansion_depth=4'), ('--gradient_accumulation_steps=3',),
+        ('--optimizer=muon',), ('--optimizer=normuon', '--linear=btt'),
+        ('--optimizer=muon', '--linear=expanded', '--step_rule=composed'),
+    ],
+)  # fmt: skip
 def test_the_captured_update_is_the_update(flags, dtype):
     a, ta = run(*flags, '--compile=false', f'--dtype={dtype}')
     b, tb = run(*flags, '--compile=false', f'--dtype={dtype}', graph=False)

@@ -12,7 +12,7 @@ HOUSE = """
 configurator files
 hardware
 tokens linear
-model
+model optimizers
 checkpoint optim logger
 surgery
 train sample evaluate
@@ -73,7 +73,7 @@ def test_imports_make_no_circle():
         walk(name, done)
 
 
-@pytest.mark.parametrize('room', ['linear', 'linear/kernels', 'surgery', 'surgery/grow', 'lab', 'tokens'])
+@pytest.mark.parametrize('room', ['linear', 'linear/kernels', 'surgery', 'surgery/grow', 'lab', 'tokens', 'optimizers'])
 def test_a_rooms_table_names_its_files(room):
     text = ast.get_docstring(ast.parse((ROOT / room / '__init__.py').read_text()))
     files = {p.name for p in (ROOT / room).glob('*.py')} - {'__init__.py'}

@@ -83,6 +83,7 @@ def test_bench_times_a_step_of_each_arm_and_counts_all_that_it_computes(clock):
         assert row['flops_per_step'] == flops and row['mfu'] == pytest.approx(flops / seconds / PEAK)
         assert row['tokens_per_s'] == pytest.approx(2 * 4 * 32 / seconds)
         assert (row['blocks'], row['steps'], row['setup_s']) == (3, 4, seconds)
+        assert row['block_ms'] == [1000 * seconds] * 3
     assert arms[1].trainer.optimizer.factors.flops_per_update() > 0
 
 

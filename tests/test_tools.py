@@ -267,20 +267,22 @@ def test_evaluating_another_task_keeps_what_was_measured_before(run_train, monke
 def test_a_comparison_of_ones_own_stays_apart_from_the_published_ones():
     import compare
     from configurator import load
+    from lab import comparison
     from lab.plan import make_plans
 
     cfg = load(compare.CompareConfig, ['config/compare/demo.py', '--name=demo'])
-    assert compare.Comparison(cfg, make_plans(cfg)).folder == ROOT / 'out' / 'results' / 'demo'
+    assert comparison.Comparison(cfg, make_plans(cfg)).folder == ROOT / 'out' / 'results' / 'demo'
     for flag in ('--check', '--report'):
         assert load(compare.CompareConfig, [flag]).results == 'results'  # what RESULTS.md is about
     assert load(compare.CompareConfig, ['--report', '--results=out/results']).results == 'out/results'
 
 
-def test_runs_that_share_a_processor_do_not_wait_by_spinning(tmp_path):
+def test_runs_that_share_a_processor_do_not_wait_by_spinning(tmp_path, monkeypatch):
     import time
 
     from lab import launch
 
+    monkeypatch.delenv('OMP_WAIT_POLICY', raising=False)  # train.py sets it where it is imported
     for jobs, policy in ((2, 'passive'), (1, '')):
         start = launch.engine('local', jobs, tmp_path)
         file = tmp_path / f'{jobs}.txt'

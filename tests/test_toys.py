@@ -54,6 +54,18 @@ def test_seeds_at_once_train_as_each_does_alone(tmp_path, monkeypatch, flags):
     assert a[-1]['val_loss'] < a[0]['val_loss'] and a[-1]['val_loss'] != other[-1]['val_loss']
 
 
+def test_images_that_are_kept_back_are_not_trained_on_and_have_figures_of_their_own(tmp_path, monkeypatch, fails):
+    x, y, xt, yt = mnist.images('digits')
+    trained(mnist, MnistConfig, tmp_path / 'a', '--held_out=100', '--seeds=1,2')
+    last = evals(tmp_path / 'a' / 's1')[-1]
+    assert {'val_loss', 'val_error', 'test_loss', 'test_error'} <= set(last) and last['val_error'] != last['test_error']
+    monkeypatch.setattr(mnist, 'images', lambda dataset: (x, torch.cat([y[:-100], (y[-100:] + 1) % 10]), xt, yt))
+    trained(mnist, MnistConfig, tmp_path / 'b', '--held_out=100', '--seeds=1,2')
+    other = evals(tmp_path / 'b' / 's1')[-1]  # other labels there change what is measured there, and nothing else
+    assert other['test_loss'] == last['test_loss'] and other['val_loss'] > last['val_loss']
+    fails(lambda: load(MnistConfig, ['--held_out=1297']), 'held_out', 'at most')
+
+
 @pytest.mark.parametrize('net', ['cnn', 'mlp', 'letters'])
 def test_gradients_lie_in_memory_as_their_parameters(net):
     """A fused optimizer, as it is used on a GPU, refuses any other."""
@@ -202,7 +214,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     cfg = compare.CompareConfig(
         arms=dict(scratch='', grown='--method=onehot'), common=' '.join(QUICK['letter_counting']), name='c', seeds=2,
         learning_rates=dict(scratch=(1e-2, 2e-2)), sweep_seeds=1, extend=0,
-        script='toys/letter_counting.py', cluster='none', jobs=2, bench=False, metric='val_error',
+        script='toys/letter_counting.py', cluster='none', jobs=2, bench=False, metric='val_error', looks=False,
         results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
     )  # fmt: skip
     compare.compare(cfg)
@@ -213,7 +225,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     shutil.rmtree(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')
     compare.compare(cfg)  # trains that seed only
     c, found = tables.load(tmp_path / 'results' / 'c')
-    assert [x.mean.n for x in found] == [2, 2] and found[1].diff.n == 2
+    assert [x.mean.n for x in found] == [2, 2] and found[1].verdict.n == 2
     last = evals(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')[-1]
     assert found[1].values[2] == last['val_error'] and found[1].cost['flops'] == last['flops']
     assert [[r['facts']['seeds_at_once'] for r in x.runs.values()] for x in found] == [[2, 2], [2, 1]]

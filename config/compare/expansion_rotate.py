@@ -22,6 +22,7 @@ arms = dict(
 learning_rates = (1e-3, 2e-3, 4e-3)
 sweep_seeds = 1
 seeds = 3
+looks = False  # from before docs/protocol.md: all seeds at once, the rate of the lowest mean
 worth = 0.01
 match = 'tokens'
 bench = False

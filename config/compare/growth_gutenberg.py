@@ -27,4 +27,6 @@ arms = {
 learning_rates = dict(scratch=(6e-4, 1.2e-3, 2.4e-3)) | {k: 'scratch' for k in [*arms, *steps] if k != 'scratch'}
 horizons = dict.fromkeys(arms, (0.6, 0.8)) | dict(scratch=(0.6, 0.8, 1), alone=(1,))
 mismatch = dict(alone='it has the FLOPs of scratch')
+sweep_seeds = 2
 seeds = 3
+looks = False  # from before docs/protocol.md: all seeds at once, the rate of the lowest mean

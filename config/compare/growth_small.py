@@ -72,4 +72,6 @@ learning_rates = dict(scratch=(8e-4, 1.4e-3, 2.4e-3, 4e-3, 7e-3)) | dict.fromkey
 horizons = dict.fromkeys(arms, (0.55, 0.75)) | dict(scratch=(0.55, 0.75, 1), alone=(1,))
 mismatch = dict(alone='it has the FLOPs of scratch')
 match = 'tokens'
+sweep_seeds = 2
 seeds = 3
+looks = False  # from before docs/protocol.md: all seeds at once, the rate of the lowest mean

@@ -21,4 +21,5 @@ learning_rates = dict(scratch=(1.5e-3, 3e-3, 6e-3)) | {k: 'scratch' for k in [*a
 sweep_seeds = 1
 horizons = dict.fromkeys(arms, (0.5, 0.75)) | dict(scratch=(0.5, 0.75, 1))
 seeds = 2
+looks = False  # a demonstration with few seeds
 cluster = 'pool'

@@ -25,6 +25,7 @@ learning_rates = (1e-3, 3e-3)
 sweep_seeds = 1
 extend = 1
 seeds = 2
+looks = False  # a demonstration with few seeds
 tasks = 'val'
 bench = False
 cluster = 'pool'

@@ -12,5 +12,6 @@ arms = dict(
 )
 mismatch = dict(shakespeare_250='another setting, not compared')
 seeds = 8
+looks = False  # nothing is judged
 match = 'tokens'
 bench = False

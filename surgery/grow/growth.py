@@ -101,8 +101,10 @@ def target(old, cfg: GrowConfig, how: How):
     return new
 
 
-def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: str = 'dense') -> bool:
-    """Whether the moments grow with the weights. UserError if the user asked for that and it is not possible."""
+def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: str = 'dense', optimizer='') -> bool:
+    """Whether the moments grow with the weights. UserError if the user asked for that and it is not possible. optimizer: of the
+    run that goes on with them; empty: the source's."""
+    before = ckpt.get('config', {}).get('optimizer', 'adamw')
     why, group = '', lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
     if 'optimizer' not in ckpt:
         why = 'the source has no optimizer state'
@@ -112,28 +114,33 @@ def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: st
         why = f'for {how.width} it is not known how moments grow'
     elif linear_kind != 'dense':
         why = f'the layers are {linear_kind} now'
+    elif optimizer not in ('', before):
+        why = f'they are those of optimizer = {before}, and it is {optimizer} now'
     if moments == 'move' and why:
         raise UserError(f'moments = move: {why}; use fresh')
     return moments != 'fresh' and not why
 
 
-def say_grown(old, new, how: How, moved: bool, dropout: float):
-    """What the user should know about the grown model before training it."""
+def say_grown(old, new, how: How, moved: bool, dropout: float, config: dict):
+    """What the user should know about the grown model before training it. config: of the run that goes on."""
     sizes = [('n_embd', old.n_embd, new.n_embd), ('n_head', old.n_head, new.n_head)]
     sizes += [('hidden', old.hidden(0), new.hidden(0)), ('n_layer', old.n_layer, new.n_layer)]
     print('grown: ' + ', '.join(f'{k} {a} -> {b}' for k, a, b in sizes if a != b))
     for k in ('attn_scale', 'logit_scale'):
         if getattr(old, k) != getattr(new, k):
             print(f'set by growth: {k} = {getattr(new, k):g}')
-    print('moments: ' + ("Adam's, grown with the weights" if moved else 'fresh'))
+    print('moments: ' + ("the optimizer's, grown with the weights" if moved else 'fresh'))
     if how.width and how.rule.symmetric and not how.noise and not dropout and new.n_embd % old.n_embd == 0:
         cure = '--noise=0.3 or dropout' if how.rule.noise else 'dropout, or another method'
         print(f'WARNING: the copies are equal and stay so in training: no capacity is gained; use {cure}')
     copies = how.width in ('clone', 'lemon', 'net2wider', 'spectrum', 'bert2bert')
-    if copies and new.n_embd > old.n_embd and not old.mup_base:  # which lowers the rates itself
+    # a step on all copies is copies of the step; AdamW's has the size of each entry, Muon's of the whole matrix
+    muon = 0.5 if config.get('muon_scale', 'rms') == 'rms' else 0.0
+    faster = (new.n_embd / old.n_embd) ** (1 if config.get('optimizer', 'adamw') == 'adamw' else muon)
+    if copies and faster > 1 and not old.mup_base:  # which lowers the rates itself
         print(
             f'learning rate: each unit is read through {new.n_embd / old.n_embd:.3g} copies, so at the same rate the'
-            f' function moves that much faster; --hidden_lr={old.n_embd / new.n_embd:.3g} keeps the pace'
+            f' function moves {faster:.3g} times as fast; --hidden_lr={1 / faster:.3g} keeps the pace'
         )
 
 
@@ -162,7 +169,7 @@ def grow(cfg: GrowConfig):
     else:
         weights = grow_weights(ckpt['model'], old, new, how)
     large = assemble(new, weights)
-    say_grown(old, new, how, moved, new.dropout)
+    say_grown(old, new, how, moved, new.dropout, ckpt['config'])
     print(f'{model.num_params():,} parameters -> {large.num_params():,}')
     report(cfg, model, large, tokens, EXACT if how.exact else None)
     resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint), tokenizer=ckpt['tokenizer'])
@@ -208,7 +215,7 @@ def prepare(cfg, ckpt: dict):
     old = GPTConfig(**checkpoint.read_args(ckpt, cfg.transfer_from))
     try:
         new = settle(old, cfg, how_of(cfg))
-        choose_moments(ckpt, old, new, how_of(cfg), cfg.transfer_moments, cfg.linear)
+        choose_moments(ckpt, old, new, how_of(cfg), cfg.transfer_moments, cfg.linear, cfg.optimizer)
     except UserError as e:
         raise UserError(
             '\n'.join(f'transfer_from = {cfg.transfer_from}: {line}' for line in str(e).split('\n'))
@@ -234,12 +241,12 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     else:
         weights = grow_weights(ckpt['model'], old, cfg, how)
     load_state(model, weights)
-    moved = choose_moments(ckpt, old, cfg, how, cfg.transfer_moments, cfg.linear)
+    moved = choose_moments(ckpt, old, cfg, how, cfg.transfer_moments, cfg.linear, cfg.optimizer)
     moments = grow_moments(ckpt['optimizer'], old, cfg, how) if moved else None
     past['growing'] = time.time() - t0  # seconds
     past['seconds'] += past['growing']
     if not quiet:
-        say_grown(old, cfg, how, moved, cfg.dropout)
+        say_grown(old, cfg, how, moved, cfg.dropout, vars(cfg))
         T = min(old.block_size, cfg.block_size)  # RoPE lets it grow
         x, y = (t[:, :T].to(data.device) for t in real_tokens(cfg, cfg.dataset))
         precision = torch.get_float32_matmul_precision()

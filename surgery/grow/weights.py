@@ -3,6 +3,7 @@ A whole model grown: depth, every tensor, Adam's moments.
 """
 
 import dataclasses
+import math
 import zlib
 from typing import NamedTuple
 
@@ -121,13 +122,22 @@ def grow_weights(small: dict, old, new, how: How) -> dict:
 
 
 def grow_moments(state: dict, old, new, how: How) -> dict:
-    """Adam's state {name: {step, exp_avg, exp_avg_sq}}: averages of gradients move as gradients do, and a copy keeps
-    its age. What begins as zero begins anew."""
+    """AdamW's state {name: {step, exp_avg, exp_avg_sq}}, or that of one of optimizers/: averages of gradients move as gradients
+    do, and a copy keeps its age. What begins as zero begins anew. A number for each row moves with a matrix that keeps its
+    size, and begins anew in one that becomes wider: there is no rule for it."""
     large = {}
     for t in tensors(old, new, how):
-        s = {k: v[: new.block_size] if t.key == 'wpe.weight' else v for k, v in state[t.source].items() if k != 'step'}
-        large[t.name] = dict(step=state[t.source]['step'] * (0 if t.closed else 1))
-        for power, k in ((1, 'exp_avg'), (2, 'exp_avg_sq')):
-            m = torch.cat([lift(s[k][r], sides, power) for _, sides, r in t.parts])
-            large[t.name][k] = m * (0 if t.closed else 1)
+        entry, averages, large[t.name] = state[t.source], {}, {}
+        full = max((v.shape for v in entry.values()), key=math.prod)  # of the parameter
+        for k, v in entry.items():
+            if v.shape == full:
+                v = v[: new.block_size] if t.key == 'wpe.weight' else v
+                averages[k] = torch.cat([lift(v[r], sides, 2 if k == 'exp_avg_sq' else 1) for _, sides, r in t.parts])
+        grown = next(iter(averages.values())).shape
+        for k, v in entry.items():
+            if k in averages:
+                v = averages[k]
+            elif k != 'step' and (how.width or grown != full):
+                v = v.new_zeros(grown[0], 1)
+            large[t.name][k] = v * (0 if t.closed else 1)
     return large

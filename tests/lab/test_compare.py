@@ -9,7 +9,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, TINY
@@ -17,7 +16,7 @@ from fakes import fake_script, found_cells, make_config, start, starts, wait_for
 
 import compare
 from configurator import UserError, load
-from lab import launch, plan, records, report, stats, tables
+from lab import launch, plan, records, report, tables, verdicts
 from logger import read_metrics
 
 
@@ -31,8 +30,8 @@ def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, 
     assert starts(tmp_path) == expected
     compare.compare(dataclasses.replace(cfg, seeds=3))
     assert sum(starts(tmp_path).values()) == 6
-    diff = found_cells(tmp_path)['better'].diff
-    assert diff.n == 3 and diff.high < -0.09 < 0 and diff.low > -0.11  # the seeds' own noise of 0.01 cancels
+    v = found_cells(tmp_path)['better'].verdict
+    assert v.n == v.base_n == 3 and v.low < -0.1 < v.high < 0
     assert '| better | 3 |' in (tmp_path / 'results' / 'c' / 'table.md').read_text()
     assert not list((tmp_path / 'out').rglob('*.pt'))  # checkpoints of what is over, which nothing starts from
 
@@ -75,7 +74,7 @@ def test_slurm_gets_a_job_per_run(config, tmp_path, monkeypatch):
         path.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
     compare.compare(config(cluster='slurm', partition='gpu', minutes=7, seeds=2))
-    assert set(starts(tmp_path).values()) == {1} and found_cells(tmp_path)['better'].diff.n == 2
+    assert set(starts(tmp_path).values()) == {1} and found_cells(tmp_path)['better'].verdict.n == 2
     options = (tmp_path / 'bin' / 'options').read_text()
     for option in ('--partition=gpu', '--time=7', '--gpus-per-node=1'):
         assert options.count(option) == 4
@@ -114,7 +113,7 @@ def test_finished_runs_in_results_count_where_out_is_gone(config, tmp_path):
 def test_a_crashed_run_is_tried_again_and_takes_no_other_with_it(config, tmp_path, cluster):
     compare.compare(config(arms=dict(base='', better='--level=1.9 --crash=5'), seeds=2, cluster=cluster))
     assert starts(tmp_path)['better/lr0.01/s1'] == 2 and starts(tmp_path)['base/lr0.01/s1'] == 1
-    assert found_cells(tmp_path)['better'].diff.n == 2
+    assert found_cells(tmp_path)['better'].verdict.n == 2
     r = records.read_records(tmp_path / 'results' / 'c')['better/lr0.01/s1']
     assert r['eval']['iter'] == list(range(11))
 
@@ -153,7 +152,7 @@ def test_a_full_disk_loses_no_finished_run(config, tmp_path):
     assert starts(tmp_path) == {'base/lr0.01/s1': 1, 'base/lr0.01/s2': 1, 'big/lr0.01/s1': 2, 'big/lr0.01/s2': 2}
     compare.compare(cfg)
     assert starts(tmp_path) == {'base/lr0.01/s1': 1, 'base/lr0.01/s2': 1, 'big/lr0.01/s1': 3, 'big/lr0.01/s2': 3}
-    assert found_cells(tmp_path)['big'].diff.n == 2
+    assert found_cells(tmp_path)['big'].verdict.n == 2
 
 
 @pytest.mark.slow
@@ -192,9 +191,9 @@ def test_the_sweep_finds_the_rate_goes_beyond_its_edge_and_names_it(config, tmp_
     cfg = config(arms=arms, learning_rates=(0.005, 0.01, 0.02), sweep_seeds=2, extend=2, seeds=2)
     compare.compare(cfg)
     x = found_cells(tmp_path)
-    assert x['base'].lr == 0.01 and not x['base'].edge and list(x['base'].rates) == [0.005, 0.01, 0.02]
+    assert x['base'].lr == 0.01 and not x['base'].rate.edge and list(x['base'].rates) == [0.005, 0.01, 0.02]
     assert x['fast'].lr == 0.04 and list(x['fast'].rates) == [0.005, 0.01, 0.02, 0.04, 0.08]
-    assert x['fast'].rates[0.08] == float('inf') and not x['fast'].edge  # diverged: nothing better lies beyond
+    assert x['fast'].rates[0.08] == float('inf') and not x['fast'].rate.edge  # diverged: nothing better lies beyond
     sweep = {s for r in records.read_records(tmp_path / 'results' / 'c').values() if (s := r['seed']) > records.SWEEP}
     assert len(sweep) == 2 and not sweep & set(x['base'].values)  # the seeds that decide have chosen nothing
     count = sum(starts(tmp_path).values())
@@ -203,31 +202,7 @@ def test_the_sweep_finds_the_rate_goes_beyond_its_edge_and_names_it(config, tmp_
     narrow = config(arms=arms, learning_rates=(0.005, 0.01), extend=0, seeds=1, name='d')
     compare.compare(narrow)
     c, found = tables.load(tmp_path / 'results' / 'd')
-    assert found[1].edge and '**edge**' in tables.table(c, found)
-
-
-def test_verdicts():
-    def cell(arm, diff, edge=False, values=(1.0, 1.0)):
-        e = stats.Estimate(sum(diff) / 2, *diff, 5) if diff else None
-        values = dict(enumerate(values))
-        return tables.Cell(arm, '', 1e-3, edge, {}, {}, values, None, False, stats.mean([1, 1]), 1, 1, {}, e)
-
-    base, edgy = cell('base', None), cell('base', None, edge=True)
-    assert tables.verdict(cell('a', (-0.05, -0.01)), base, 0.01)[0] == 'confirmed'
-    assert tables.verdict(cell('a', (-0.05, -0.01)), edgy, 0.01)[0] == 'open'  # the loser may have a better rate
-    assert tables.verdict(cell('a', (-0.05, -0.01), edge=True), base, 0.01)[0] == 'confirmed'
-    assert tables.verdict(cell('a', (-0.005, 0.02)), base, 0.01)[0] == 'not confirmed'
-    assert tables.verdict(cell('a', (-0.005, 0.02), edge=True), base, 0.01)[0] == 'open'
-    assert tables.verdict(cell('a', (-0.05, 0.02)), base, 0.01)[0] == 'open'
-    assert tables.verdict(cell('a', None), base, 0.01)[0] == 'open'
-    inf = float('inf')
-    assert tables.verdict(cell('a', None, values=(1.0, inf)), base, 0.01) == ('not confirmed', '1 of 2 seeds diverged')
-
-
-def test_seeds_are_paired_by_number_not_by_position():
-    x = SimpleNamespace(values={3: 1.3, 1: 1.0, 7: 9.0})
-    tables.against(x, SimpleNamespace(values={1: 2.0, 2: 5.0, 3: 2.4}))
-    assert x.diff.n == 2 and x.diff.value == pytest.approx((1.3 - 2.4 + 1.0 - 2.0) / 2)
+    assert found[1].rate.edge == 'high' and '**high end**' in tables.table(c, found)
 
 
 def test_a_mismatch_is_refused_unless_named(config, fails):
@@ -250,7 +225,7 @@ def test_runs_that_end_out_of_patience_are_over_and_matched_in_what_they_may_use
     compare.compare(cfg)  # from results/
     assert not starts(tmp_path)
     c, found = tables.load(tmp_path / 'results' / 'c')
-    assert [r['eval']['iter'][-1] for r in found[1].runs.values()] == [7, 7] and found[1].diff.n == 2
+    assert [r['eval']['iter'][-1] for r in found[1].runs.values()] == [7, 7] and found[1].verdict.n == 2
     assert found[0].cost['iter'] == 10 and found[0].cost['tokens'] == plan.costs(plan.make_plans(cfg)[0])['tokens']
     assert 'ended them at iteration: base 7 to 7, better 7 to 7' in tables.table(c, found)
     # seeds of different length: a curve goes as far as all of them do
@@ -316,7 +291,7 @@ def test_rates_may_differ_by_arm_and_an_unknown_metric_is_named(tmp_path, config
     for flags in ("--note='", 3):
         fails(lambda flags=flags: plan.make_plans(config(arms=dict(a='', b=flags))), 'b: ', 'its quotes closed')
     run = dict(state='finished', eval=dict(iter=[0], val_loss=[1.0]))
-    fails(lambda: tables.value(run, 'val_los', 'last'), "metric = 'val_los'", 'have val_loss')
+    fails(lambda: verdicts.value(run, 'val_los', 'val_los', 'last'), "metric = 'val_los'", 'have val_loss')
 
 
 def test_the_check_finds_an_altered_number(tmp_path):
@@ -377,7 +352,15 @@ def test_every_comparison_config_loads():
 @pytest.mark.slow
 def test_an_interrupted_comparison_of_real_runs_goes_on_exactly(tmp_path, run_train):
     """One run of train.py through compare.py, resumed from its checkpoint, ends where an uninterrupted one does."""
-    keys = dict(seeds=1, jobs=1, cluster='pool', bench=False, results=str(tmp_path / 'results'), keep_checkpoints=True)
+    keys = dict(
+        seeds=1,
+        looks=False,
+        jobs=1,
+        cluster='pool',
+        bench=False,
+        results=str(tmp_path / 'results'),
+        keep_checkpoints=True,
+    )
     tiny = ' '.join(TINY)
     cfg = compare.CompareConfig(
         arms=dict(a=tiny, b=tiny + ' --linear=expanded'), name='c', out=str(tmp_path / 'out'), **keys

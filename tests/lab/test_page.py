@@ -70,8 +70,8 @@ def test_its_plots_and_table_hold_the_figures_of_the_logs(opened):
     for x in found:
         mean = tables.curve(c, x, 'iter')['mean']
         assert [x.name + f', lr {x.lr:g}', pytest.approx(mean)] in shown
-        assert str(x.mean) in p.locator('table').inner_text()
-    assert 'confirmed' in p.locator('body').inner_text()
+        assert tables.center(c, x) in p.locator('table').inner_text()
+    assert 'better by worth' in p.locator('body').inner_text()
 
 
 def test_pointing_shows_a_figure_and_a_tap_on_the_legend_hides_its_arm(opened):

@@ -14,7 +14,7 @@ from fakes import FAKE, fake_script, found_cells, make_config, start, starts, wa
 
 import compare
 from configurator import load
-from lab import costs, launch, plan, records, report, stats, tables
+from lab import comparison, costs, launch, plan, records, report, stats, tables
 from model import GPTConfig
 from surgery import factorize
 from surgery.grow import growth
@@ -55,20 +55,21 @@ def test_shared_steps_serve_all_seeds(steps, tmp_path):
 
 def test_costs_are_those_of_all_legs_with_the_source_counted_and_free(steps, tmp_path):
     """A step of the small fake costs 600 FLOPs, of the middle 1200, of the large 2400; each run has 10."""
-    compare.compare(steps(seeds=2))
+    compare.compare(steps(seeds=2, targets=(2.2,)))
     x = found_cells(tmp_path)
     assert x['scratch'].cost['flops'] == 24_000 and x['grown'].cost['flops'] == 30_000
     assert x['twice'].cost['flops'] == 6_000 + 12_000 + 24_000 and x['other'].cost['flops'] == 30_000
     grown, target = x['grown'], x['grown'].target
     for s in (1, 2):
         own = stats.reached(grown.own(grown.runs[s], 'flops'), grown.runs[s]['eval']['val_loss'], target)
-        assert grown.reaches(s, 'flops', 'val_loss') == own + 6000 == grown.reaches(s, 'flops', 'val_loss', True) + 6000
-    base = [x['scratch'].reaches(s, 'flops', 'val_loss') for s in (1, 2)]
-    for free, e in ((False, grown.faster['flops']), (True, grown.free['flops'])):
-        ratios = [b / grown.reaches(s, 'flops', 'val_loss', free) for s, b in zip((1, 2), base)]
+        assert grown.reaches(s, 'flops') == own + 6000 == grown.reaches(s, 'flops', True) + 6000
+    base = [x['scratch'].reaches(s, 'flops') for s in (1, 2)]
+    for free, e in ((False, grown.faster[2.2]['flops']), (True, grown.free[2.2]['flops'])):
+        ratios = [b / grown.reaches(s, 'flops', free) for s, b in zip((1, 2), base)]
         assert e.value == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
     table = (tmp_path / 'results' / 'c' / 'table.md').read_text()
-    assert costs.share(grown.faster['flops']) in table and costs.share(grown.free['flops']) in table
+    assert costs.share(grown.faster[2.2]['flops']) in table and costs.share(grown.free[2.2]['flops']) in table
+    assert '| grown | 2.2 |' in table
 
 
 def test_flops_of_growing_twice_are_the_sum_of_both_legs():
@@ -169,8 +170,7 @@ def test_horizons_are_of_one_rate_and_timed_to_the_last_loss_of_the_longest(step
     x = found_cells(tmp_path)
     assert list(x) == cells
     assert x['grown@x0.8'].runs[1]['eval']['iter'][-1] == 8 and x['grown@x0.5'].target == x['scratch'].values[1]
-    assert x['grown@x0.5'].diff.value == pytest.approx(x['grown@x0.5'].values[1] - x['scratch@x0.5'].values[1])
-    assert x['grown@x0.8'].faster['flops'] is not None
+    assert x['grown@x0.8'].faster[x['scratch'].values[1]]['flops'].value > 1
     assert '@x0.8' in report.shown(tmp_path / 'results' / 'c')
 
 
@@ -194,7 +194,15 @@ def rows(found: list, bench=(), **keys) -> dict:
     """{run: {column: text}} of the table of costs."""
     arms = dict(scratch='', grown='--transfer_from={small}', other='--transfer_from={small}')
     c = (
-        dict(arms=arms, steps=dict(small=''), metric='val_loss', at='last', horizons=dict(scratch=(1,)), match='tokens')
+        dict(
+            arms=arms,
+            steps=dict(small=''),
+            metric='val_loss',
+            at='last',
+            horizons=dict(scratch=(1,)),
+            match='tokens',
+            worth=0.01,
+        )
         | keys
     )
     cells = tables.cells(c, {r['run']: r for r in found}, list(bench))
@@ -224,10 +232,10 @@ def test_costs_to_the_target_with_the_source_counted_and_free():
     assert [r['grown@x0.6'][k] for k in ('s', 's saved', 's source free')] == ['1.4', '30.0%', '40.0%']
     for some in (ALONE[:1], ALONE[1:], [dict(cells=['grown@x0.6', 'steps/small'], ms=20)]):  # clocks of two kinds
         assert rows(RACE, some)['grown@x0.6'].get('s saved', '-') == '-'
-    c = dict(arms=dict(scratch='', other=''), metric='val_loss', at='last', match='tokens')
+    c = dict(arms=dict(scratch='', other=''), metric='val_loss', at='last', match='tokens', worth=0.01, targets=(2.5,))
     pair = {r['arm']: r for r in (RACE[0], fake_record('other', evals=((0, 4.0), (50, 2.5), (100, 1.0))))}
-    assert 'seconds' in tables.cells(c, pair, [])[1].faster
-    assert 'seconds' not in tables.cells(c, pair, [dict(cells=['other'], ms=9)])[1].faster
+    assert 'seconds' in tables.cells(c, pair, [dict(cells=['scratch', 'other'], ms=9)])[1].faster[2.5]
+    assert 'seconds' not in tables.cells(c, pair, [dict(cells=['other'], ms=9)])[1].faster[2.5]
 
 
 def test_the_last_loss_not_the_best_is_the_target_and_decides():
@@ -259,7 +267,7 @@ def test_savings_at_the_loss_an_arm_ends_with():
 def test_what_evaluate_measured_is_in_the_table():
     figures = {'wikitext2': dict(figures=dict(ppl_token=12.5, nats=1.0))}
     tasks = dict(RACE[0], run='tasks/scratch', arm='tasks/scratch', tasks=figures)
-    c = dict(arms=dict(scratch=''), metric='val_loss', at='last', match='tokens', tasks='wikitext2')
+    c = dict(arms=dict(scratch=''), metric='val_loss', at='last', match='tokens', tasks='wikitext2', worth=0.01)
     found = tables.cells(c, {r['run']: r for r in (RACE[0], tasks)}, [])
     assert found[0].tasks['wikitext2', 'ppl_token'].value == 12.5 and len(found[0].tasks) == 1
     assert costs.cost_table(c, found).splitlines()[-1].split() == ['scratch', '12.5000']
@@ -370,7 +378,7 @@ common = {' '.join([*TINY, '--max_iters=2', '--eval_interval=2'])!r}
 _cut = 'transfer.py factorize --checkpoint={{source}} --linear=kronecker --kronecker_shape=64,16'
 steps = dict(source='--max_iters=4', cut=_cut + ' --distill_iters=2')
 arms = dict(dense='--init_from={{source}}', cut_='--init_from={{cut}} --distill_from={{source}}')
-seeds, bench, tasks, cluster, jobs, worth = 1, False, 'val --limit=2', 'pool', 2, 1
+seeds, looks, bench, tasks, cluster, jobs, worth = 1, False, False, 'val --limit=2', 'pool', 2, 1
 """)
     args = ['c.py', f'--results={tmp_path}/results', f'--out={tmp_path}/out']
     first = script('compare.py', *args).stdout
@@ -410,7 +418,7 @@ def test_the_logs_of_earlier_commands_show_their_figures():
 
 def test_a_compare_knows_whether_another_one_is_at_work_on_the_comparison(tmp_path):
     """Only the last one drops the checkpoints of steps: the next run of another may start from them."""
-    first, second = (object.__new__(compare.Comparison) for _ in range(2))
+    first, second = (object.__new__(comparison.Comparison) for _ in range(2))
     for c in (first, second):
         c.out = tmp_path
     first.enter()

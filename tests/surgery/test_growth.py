@@ -450,7 +450,7 @@ def test_the_command_says_what_it_did_and_its_result_resumes(run_train, tmp_path
     said = capsys.readouterr().out
     for part in ('n_embd 32 -> 64, n_head 2 -> 4, hidden 128 -> 256', 'largest logit difference', 'copies are equal'):
         assert part in said
-    assert '--hidden_lr=0.5' in said and "Adam's, grown with the weights" in said
+    assert '--hidden_lr=0.5' in said and "the optimizer's, grown with the weights" in said
     large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
     assert large['transfer']['source_iter'] == 6 and set(large['model_args']) == set(NANOGPT_KEYS)
     resumed = run_train('--max_iters=8', '--init_from=resume', out='large')

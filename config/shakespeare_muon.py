@@ -1,0 +1,15 @@
+# shakespeare_char.py with Muon for the matrices of the blocks and AdamW for the rest (docs/optimizers.md).
+#
+#   python train.py config/shakespeare_muon.py
+#   python train.py config/shakespeare_muon.py --linear=btt --out_dir=out/shakespeare-muon-btt      any layer
+#
+# What to expect: a step takes 1.16 times as long on an H200 (docs/optimizers.md). After 250 iterations with rates tuned
+# dense has a lower loss by more than any structure gains (results/README.md); the rates of 5,000 iterations are not tuned.
+
+include('shakespeare_char.py')
+
+out_dir = out_dir.replace('shakespeare-char', 'shakespeare-muon')
+wandb_run_name = 'muon'
+
+optimizer = 'muon'
+matrix_lr = 1e-2  # in AdamW's measure (muon_scale = 'rms')

@@ -1,0 +1,43 @@
+"""
+Milliseconds per step of the arms of a comparison, by bench.py: the only seconds that its tables show.
+"""
+
+import json
+import sys
+import zlib
+from pathlib import Path
+
+from configurator import ROOT, UserError
+from files import write
+from lab import launch, records
+from lab.plan import Plan
+
+
+def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
+    """{cell: ms per step}, every arm and step alone on the machine and in turns, what has the same shapes once. Kept in
+    <results>/<name>/bench.jsonl. Left out is what takes its shapes or a teacher from a checkpoint."""
+    cells = {}  # flags: cells
+    for p in plans:
+        if p.known:
+            fixed = [a for a in p.argv if not a.startswith(('--init_from=transfer', '--transfer_')) or not p.refers_to]
+            length = (
+                ('--max_iters=', '--lr_decay_iters=') if cfg.horizons else ()
+            )  # a step takes as long in all of them
+            cells.setdefault(' '.join(a for a in fixed if not a.startswith(length)), []).append(p.name)
+    rows = records.read_lines(folder / 'bench.jsonl')
+    if [r.get('arm') for r in rows] != list(cells):
+        fresh = out / f'bench-{zlib.crc32(json.dumps(list(cells)).encode())}.jsonl'
+        command = [sys.executable, str(ROOT / 'bench.py')]
+        for i, arm in enumerate(cells):
+            command += [*(['--'] if i else []), *arm.split(), *([] if i else [f'--out={fresh}'])]
+        print(f'timing the steps of {len(cells)} arms, alone', flush=True)
+        failed = launch.run_all(
+            lambda: [] if fresh.exists() else [('bench', out / 'bench', command)],
+            lambda name, code: '' if fresh.exists() else f'exit code {code}',
+            engine, 1, tries=1,
+        )  # fmt: skip
+        if failed:
+            raise UserError(f'bench.py failed: {failed["bench"]} ({out / "bench" / "output.txt"}); or --bench=false')
+        rows = [r | dict(arm=a, cells=cells[a]) for r, a in zip(records.read_lines(fresh), cells)]
+        write(folder / 'bench.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
+    return {cell: r['ms'] for r in rows for cell in r.get('cells', [r.get('cell')])}

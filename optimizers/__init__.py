@@ -1,0 +1,52 @@
+"""
+Optimizers of the blocks' matrices, behind one registry. An optimizer is one file, and one line in OPTIMIZERS.
+
+    base.py      the contract: class Matrices. Which tensors are which matrices, their state, rates and decay
+    muon.py      orthogonalized momentum
+    normuon.py   Muon, each row divided by its running size
+    composed.py  step_rule = composed: one step for all factors of a product, by a bound on what it does to the product
+
+A matrix optimizer moves the matrices of the blocks, as the layers state them (`matrices()`, linear/base.py). AdamW moves
+everything else: embeddings, the head, norms, biases, gates, gains, routers, the values of a random sparse part. optim.py
+holds both.
+"""
+
+from dataclasses import dataclass
+
+import linear
+from optimizers import base, muon
+from optimizers.muon import Muon
+from optimizers.normuon import NorMuon
+
+OPTIMIZERS = {
+    'adamw': None,  # no matrix optimizer: AdamW moves the matrices, too
+    'muon': Muon,
+    'normuon': NorMuon,
+}
+LEFT_OUT = dict(
+    soap='is left out: the package pytorch_optimizer has it, but takes a batch of matrices for one tensor of three axes, and'
+    ' renews its bases by decisions on the host, which a captured update cannot follow (docs/optimizers.md)'
+)
+
+
+@dataclass
+class Keys(muon.Keys, base.Keys):
+    """Keys of all matrix optimizers. One that has keys of its own adds its class here."""
+
+
+def problems(cfg) -> list[str]:
+    """What is wrong with the keys of the optimizer, one line each."""
+    if cfg.optimizer not in OPTIMIZERS:
+        why = LEFT_OUT.get(cfg.optimizer, 'is unknown')
+        return [f"optimizer = '{cfg.optimizer}': {why}; use one of {', '.join(OPTIMIZERS)}"]
+    kind = OPTIMIZERS[cfg.optimizer]
+    if kind is None:
+        given = [k for k in ('matrix_lr', 'step_rule', 'muon_scale', 'momentum') if getattr(cfg, k) != getattr(Keys, k)]
+        hint = '; a rate of their own for the matrices under AdamW is hidden_lr' if 'matrix_lr' in given else ''
+        return [f'{", ".join(given)}: of no use with optimizer = adamw{hint}'] if given else []
+    return kind.problems(cfg)
+
+
+def idle(cfg) -> list[str]:
+    """Keys that mean nothing with this optimizer: the papers' rates of factors are AdamW's."""
+    return ['structured_lr'] if cfg.optimizer != 'adamw' and 'lm_head' not in linear.chosen(cfg) else []

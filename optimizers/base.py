@@ -1,0 +1,216 @@
+"""
+The contract of a matrix optimizer: it moves the matrices of the blocks, AdamW moves the rest (optim.py).
+
+An optimizer is one file of this folder with one class derived from Matrices, and one line in OPTIMIZERS of __init__.py.
+The class says which state it keeps, in which direction a matrix moves (`direction`), and how far at unit rate (`scale`).
+Everything else is here: matrices of equal shape lie in one stack (B, m, n), whatever tensors they are parts of, so that a
+step is a few batched products. Nothing here waits for the GPU, and state and rate stay where they are, as a captured update
+needs it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from configurator import UserError, key
+from optimizers.composed import Composed
+
+
+@dataclass
+class Keys:
+    """Of every matrix optimizer."""
+
+    optimizer: str = key(
+        'adamw',
+        "what moves the blocks' matrices: adamw, muon, normuon; everything else stays with AdamW at learning_rate",
+        group='optimizer',
+    )
+    matrix_lr: float = key(
+        0.0, 'not adamw: peak rate of the matrices, under the schedule of learning_rate; 0: learning_rate', low=0
+    )
+    step_rule: str = key(
+        'factor',
+        'not adamw: how far the factors of a product move: each as a matrix by itself, or all by one step that bounds the'
+        ' change of the product (composed)',
+        choices=('factor', 'composed'),
+    )
+
+
+class Matrices:
+    """Moves tensors that are matrices, or batches of them.
+
+    Attributes for `direction`:
+        cfg     the training config
+        state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}}
+    """
+
+    # names of state: at least one average of gradients, as large as the matrix (growth moves it as gradients move)
+    averages = ('momentum',)
+    per_row = ()  # with one number a row
+
+    def __init__(self, layers, parameters: dict, cfg, capturable=False):
+        """layers: [(name, layer, {key: Matrix})]. parameters: {name: tensor}, at least those of the layers."""
+        self.cfg, self.layers = cfg, layers
+        self.tensors, self.places, sizes = {}, {}, {}
+        self.decays = {}  # factor on weight_decay: [tensor]
+        for name, layer, found in layers:
+            scales = decay_scales(layer)
+            for k, M in found.items():
+                p = self.tensors[f'{name}.{k}'] = parameters[f'{name}.{k}']
+                places = []  # of each part of the tensor: (shape of its matrices, where in their stack)
+                for part in M.unfold(p.detach()):
+                    shape, at = tuple(part.shape[1:]), sizes.get(tuple(part.shape[1:]), 0)
+                    sizes[shape] = at + part.size(0)
+                    places.append((shape, slice(at, sizes[shape])))
+                self.places[f'{name}.{k}'] = M, places
+                self.decays.setdefault(scales.get(k, 1.0) / cfg.hidden_lr, []).append(p)
+        device = next(iter(self.tensors.values())).device if self.tensors else 'cpu'
+        self.state = {shape: self.start(B, *shape, device) for shape, B in sizes.items()}
+        self.lr = torch.zeros((), device=device) if capturable else 0.0
+        self.rule = Composed(self, sizes, device) if cfg.step_rule == 'composed' else None
+        if self.rule:
+            for shape, vectors in self.rule.vectors.items():
+                self.state[shape][self.rule.name] = vectors
+        self.targets = self.find_targets()
+
+    # ------------------------------------------------------------------------- what an optimizer says
+
+    def direction(self, G, state: dict):
+        """G (B, m, n): gradients, which may be overwritten. state: of these matrices. Returns (B, m, n), of any dtype: what is
+        subtracted from the matrices at lr * scale = 1."""
+        raise NotImplementedError(f'{type(self).__name__}.direction')
+
+    def scale(self, m: int, n: int) -> float:
+        """How far a matrix (m, n) moves at unit rate."""
+        return 1.0
+
+    @classmethod
+    def problems(cls, cfg) -> list[str]:
+        """What is wrong with the keys of a config, one line each. A rule of steps is part of the contract: extend this."""
+        found = []
+        if cfg.expansion_lr == 'matched':
+            found.append(
+                f"expansion_lr = matched: is a ratio of AdamW's steps; with optimizer = {cfg.optimizer} use step_rule ="
+                ' composed'
+            )
+        if getattr(cfg, 'expansion_moments', 'reset') == 'map':
+            found.append(
+                f"expansion_moments = map: is known for AdamW's moments only; with optimizer = {cfg.optimizer} use reset"
+            )
+        if cfg.step_rule == 'composed' and cfg.structured_norm:
+            found.append(
+                'structured_norm = True: the cap and its gains change the size of a product, which step_rule = composed'
+                ' bounds; leave one of them out'
+            )
+        return found
+
+    # ------------------------------------------------------------------------- one step
+
+    @torch.no_grad()
+    def step(self):
+        grads = self.stack([p.grad for p in self.tensors.values()])
+        rates = self.rule.rates(self) if self.rule else {}
+        for scale, tensors in self.decays.items():
+            if scale and self.cfg.weight_decay:
+                torch._foreach_mul_(tensors, 1 - self.lr * (scale * self.cfg.weight_decay))
+        for shape, G in grads.items():
+            G.copy_(self.direction(G, self.state[shape]))
+            G.mul_(rates[shape] if self.rule else self.lr * -self.scale(*shape))
+        for views, slices in self.targets.values():
+            torch._foreach_add_(views, [grads[shape][where] for shape, where in slices])
+        for name, p in self.tensors.items():
+            if name not in self.viewed:
+                M, places = self.places[name]
+                p.add_(M.fold([grads[shape][where] for shape, where in places]))
+
+    def stack(self, tensors) -> dict:
+        """{(m, n): (B, m, n)} of tensors that stand in the order of self.tensors: a copy."""
+        parts = {}
+        for t, (M, places) in zip(tensors, self.places.values()):
+            for part, (shape, _) in zip(M.unfold(t.detach()), places):
+                parts.setdefault(shape, []).append(part)
+        return {shape: torch.cat(p) for shape, p in parts.items()}
+
+    def find_targets(self) -> dict:
+        """{(m, n): (matrices of the tensors that can be written where they lie, their places)}; self.viewed: their names. A
+        train's cores cannot: their matrices are copies."""
+        found, self.viewed = {}, set()
+        for name, p in self.tensors.items():
+            M, places = self.places[name]
+            parts = M.unfold(p.detach())
+            if all(v.untyped_storage().data_ptr() == p.untyped_storage().data_ptr() for v in parts):
+                self.viewed.add(name)
+                for v, place in zip(parts, places):
+                    views, slices = found.setdefault(place[0], ([], []))
+                    views.append(v)
+                    slices.append(place)
+        return found
+
+    def set_lr(self, lr: float):
+        """lr: of learning_rate's schedule."""
+        lr *= self.cfg.hidden_lr * (self.cfg.matrix_lr or self.cfg.learning_rate) / self.cfg.learning_rate
+        if torch.is_tensor(self.lr):
+            self.lr.fill_(lr)
+        else:
+            self.lr = lr
+
+    # ------------------------------------------------------------------------- state
+
+    def start(self, B: int, m: int, n: int, device) -> dict:
+        """State of B matrices that were never moved: zeros."""
+        state = {k: torch.zeros(B, m, n, device=device) for k in self.averages}
+        return state | {k: torch.zeros(B, m, 1, device=device) for k in self.per_row}
+
+    def folder(self, name: str, k: str):
+        """The Matrix by which state k of a tensor is stored: the tensor's own, or one with a number a row or a column."""
+        M = self.places[name][0]
+        return M if k in self.averages else M.a_row() if k in self.per_row else M.a_column()
+
+    def states(self, name: str) -> dict:
+        """{k: [stacked state of each part]} of a tensor."""
+        places = self.places[name][1]
+        keys = self.state[places[0][0]]
+        return {k: [self.state[shape][k][where] for shape, where in places] for k in keys}
+
+    def state_dict(self) -> dict:
+        """{parameter name: {name of state: tensor, as the parameter lies}}: copies."""
+        return {
+            name: {k: self.folder(name, k).fold(parts).contiguous() for k, parts in self.states(name).items()}
+            for name in self.tensors
+        }
+
+    @torch.no_grad()
+    def load(self, name: str, entry: dict | None):
+        """Set the state of a tensor; without an entry it stays as it starts. UserError if it is another optimizer's."""
+        if entry is None:
+            return
+        here = self.states(name)
+        wanted = {k: tuple(self.folder(name, k).shape) for k in here}
+        given = {k: tuple(v.shape) for k, v in entry.items()}
+        if wanted != given:
+            raise UserError(
+                f'optimizer = {self.cfg.optimizer}, step_rule = {self.cfg.step_rule}: the checkpoint has {tell(given)} for'
+                f' {name}, this needs {tell(wanted)}; resume with the optimizer that it was trained with, or start a new'
+                ' run from its weights'
+            )
+        for k, parts in here.items():
+            for mine, new in zip(parts, self.folder(name, k).unfold(entry[k])):
+                mine.copy_(new)
+
+    def restart(self, name: str):
+        """The state of a tensor as at the start, in place."""
+        for k, parts in self.states(name).items():
+            if k in (*self.averages, *self.per_row):
+                for part in parts:
+                    part.zero_()
+
+
+def decay_scales(layer) -> dict:
+    """{key: factor on weight_decay} of the factors of a layer that all move at the same rate."""
+    if not hasattr(layer, 'factors'):
+        return {}
+    return {f'factors.{i}': s for i, s in enumerate(layer.decay_scale([1.0] * len(layer.factors)))}
+
+
+def tell(shapes: dict) -> str:
+    return ', '.join(f'{k} {shape}' for k, shape in shapes.items()) or 'nothing'

@@ -1,0 +1,90 @@
+"""
+step_rule = composed: all factors of a product take one step, which bounds the change of the product.
+
+For W = F_N ... F_1 with spectral norms s_i, let each factor move by -r O_i with |O_i| <= 1. Then (the triangle inequality,
+term by term of the expanded product)
+
+    |W' - W| <= prod(s_i + r) - prod(s_i) <= r (prod(s_i + 1) - prod(s_i))        for r <= 1
+
+so r = eta / (prod(s_i + 1) - prod(s_i)) gives |W' - W| <= eta, exactly and not only to first order, whatever the sizes of
+the factors. The divisor is at least 1, so eta <= 1 is enough. For two factors r = eta / (s_1 + s_2 + 1): Spectron (arXiv
+2602.12429). One factor: r = eta. eta = lr * scale(d_out, d_in), the step of a dense W.
+
+Factors that are batches of matrices are block-diagonal maps, up to permutations and identities beside them: their norm is
+the largest of the batch, and the bound holds for the whole W. q, k and v one below the other: it holds for each of them, as
+for dense ones. A sum over the batch (Kronecker terms): the bounds of the terms add up. Muon's O has a norm of at most
+1.21 (muon.LARGEST), which multiplies the bound. AdamW's part of a layer (sparse values) and a dense guide have their own steps.
+
+The norms come from two power iterations a step, each with a vector that is kept from step to step, and saved.
+"""
+
+import itertools
+import math
+
+import torch
+
+ITERATIONS, FIRST = 2, 30  # power iterations: of a step, of a new vector
+
+
+class Composed:
+    name = 'right'  # state: an estimate of the first right singular vector of each matrix
+
+    def __init__(self, optimizer, sizes: dict, device):
+        """sizes: {(m, n): B} of the stacks."""
+        chains = []  # [[name of a factor's tensor]], a chain for each layer that is a product
+        self.reach, self.terms = [], 1  # scale(d_out, d_in) of each chain; products in a sum
+        for name, layer, found in optimizer.layers:
+            chain = [f'{name}.{k}' for k in found if k.startswith('factors.')]
+            if chain:
+                chains.append(chain)
+                last = optimizer.places[chain[-1]][1]
+                rows = last[0][0][0] if len(last) > 1 else layer.d_out  # of q, where q, k and v are apart
+                self.reach.append(optimizer.scale(rows, layer.d_in))
+                if layer.is_sum:
+                    self.terms = last[0][1].stop - last[0][1].start
+        self.sizes, self.vectors = sizes, {}
+        if not chains:
+            return
+        N = len(chains[0])  # one kind of layer: all chains are equally long
+        self.shape = len(chains), N, self.terms
+        starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))  # of the stacks, laid end to end
+        total = sum(sizes.values())
+        members = [[] for _ in range(math.prod(self.shape))]  # matrices of each factor (and term)
+        chain = torch.full((total,), -1)  # of each matrix; -1: none
+        for c, tensors in enumerate(chains):
+            for i, tensor in enumerate(tensors):
+                for shape, where in optimizer.places[tensor][1]:
+                    found = range(starts[shape] + where.start, starts[shape] + where.stop)
+                    chain[found.start : found.stop] = c
+                    for term, at in enumerate(found):
+                        members[(c * N + i) * self.terms + (term if self.terms > 1 else 0)].append(at)
+        most = max(map(len, members))
+        self.members = torch.tensor([m + [total] * (most - len(m)) for m in members], device=device)  # total: a zero
+        self.chain, self.alone = chain.clamp(min=0).to(device), (chain < 0).to(device)
+        self.reach = torch.tensor(self.reach, device=device)
+        self.own = torch.cat([torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]).to(device)
+        gen = torch.Generator().manual_seed(0)
+        self.vectors = {s: torch.randn(B, 1, s[1], generator=gen).to(device) for s, B in sizes.items()}
+        for shape, W in optimizer.stack(optimizer.tensors.values()).items():
+            norm(W, self.vectors[shape], FIRST)
+
+    def rates(self, optimizer) -> dict:
+        """{(m, n): (B, 1, 1), or a number}: what O is multiplied by."""
+        if not self.vectors:  # no layer is a product
+            return {shape: optimizer.lr * -optimizer.scale(*shape) for shape in self.sizes}
+        stacks = optimizer.stack(optimizer.tensors.values())
+        norms = torch.cat([norm(stacks[shape], v, ITERATIONS) for shape, v in self.vectors.items()])
+        s = torch.cat((norms, norms.new_zeros(1)))[self.members].amax(1).view(self.shape)
+        bound = ((1 + s).prod(1) - s.prod(1)).sum(1)  # (chains)
+        step = torch.where(self.alone, self.own, (self.reach / bound)[self.chain])
+        rates = (step * -optimizer.lr).split(list(self.sizes.values()))
+        return {shape: r[:, None, None] for shape, r in zip(self.sizes, rates)}
+
+
+def norm(W, v, iterations: int):
+    """Spectral norms (B) of W (B, m, n), from below; v (B, 1, n) is improved in place. A zero matrix leaves it as it is."""
+    for _ in range(iterations):
+        new = (v @ W.mT) @ W
+        size = new.norm(dim=2, keepdim=True)
+        v.copy_(torch.where(size > 0, new / size.clamp(min=1e-30), v))
+    return (v @ W.mT).norm(dim=(1, 2)) / v.norm(dim=(1, 2)).clamp(min=1e-30)

@@ -1,0 +1,34 @@
+"""
+NorMuon: Muon, and each row of O divided by its running size (Li et al. 2025, arXiv 2510.05491).
+
+    v <- beta2 v + (1 - beta2) mean of O^2 over each row;    O' = O / (sqrt(v) + 1e-10), scaled to the norm of O
+
+The rest is Muon's. beta2 is 0.95, as in the paper, whatever AdamW's is.
+"""
+
+from optimizers.muon import Muon
+
+BETA2 = 0.95
+
+
+class NorMuon(Muon):
+    """State: momentum, as Muon's; row_mean, a number for each row (output) of a matrix."""
+
+    per_row = ('row_mean',)
+
+    def direction(self, G, state):
+        X = super().direction(G, state).to(G.dtype)  # O (B, m, n)
+        norm, v = X.norm(dim=(1, 2), keepdim=True), state['row_mean']
+        v.lerp_(X.square().mean(2, keepdim=True), 1 - BETA2)
+        X = X / (v.sqrt() + 1e-10)
+        return X * (norm / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
+
+    @classmethod
+    def problems(cls, cfg):
+        found = super().problems(cfg)
+        if cfg.step_rule == 'composed':
+            found.append(
+                'step_rule = composed: bounds steps of spectral norm 1, and normuon changes the norm of each row; use'
+                ' optimizer = muon, or step_rule = factor'
+            )
+        return found

@@ -1,0 +1,291 @@
+"""A comparison by the protocol, from its sweep to its words: fake runs, which are functions of rate and seed, through the
+whole loop of compare.py."""
+
+import collections
+import dataclasses
+import math
+
+import fake_train
+import numpy as np
+import pytest
+from conftest import TINY
+from fakes import fake_script, found_cells, make_config  # noqa: F401
+
+import compare
+from configurator import load
+from lab import launch, plan, protocol, records, report, tables, verdicts
+from lab.records import SWEEP
+
+ARMS = dict(
+    base='--halves=true --own=0.01 --shared=0',
+    better='--halves=true --own=0.01 --shared=0 --level=1.9 --best_rate=0.015',
+    equal='--halves=true --own=0.01 --shared=0 --level=2.0003',
+    worse='--halves=true --own=0.01 --shared=0 --level=2.2 --best_rate=0.03',
+)
+GRID = (0.005, 0.01, 0.02)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """Runs end as soon as they are started, in this process. launcher.runs: their names, in order; launcher.most: a run
+    beyond so many is not begun, as if the comparison were killed."""
+
+    class Launcher:
+        runs, most = [], math.inf
+
+        def start(self, full, folder, slot):
+            if len(self.runs) >= self.most:
+                raise Killed
+            self.runs.append(str(folder.relative_to(folder.parents[2])))
+            fake_train.train(load(fake_train.FakeConfig, full[full.index(str(folder)) + 3 :]))
+            return lambda: 0, lambda: False
+
+    made = Launcher()
+    made.runs = []
+    monkeypatch.setattr(launch, 'engine', lambda *_: made.start)
+    monkeypatch.setattr(launch.time, 'sleep', lambda _: None)
+    return made
+
+
+@pytest.fixture
+def judged(config):
+    return lambda **keys: config(
+        **dict(arms=ARMS, looks=True, seeds=12, sweep_seeds=3, learning_rates=GRID, worth=0.02, bench=False, jobs=99)
+        | keys
+    )
+
+
+def seeds_of(runs: list, arm: str) -> dict:
+    """{rate: seeds in the order in which they were started}"""
+    found = collections.defaultdict(list)
+    for name in runs:
+        if name.startswith(f'{arm}/'):
+            found[float(name.split('/')[1][2:])].append(int(name.split('/')[2][1:]))
+    return dict(found)
+
+
+def test_from_the_sweep_over_the_vertex_and_looks_in_pairs_to_a_word(judged, launcher, tmp_path, capsys):
+    compare.compare(judged())
+    x = found_cells(tmp_path)
+    words = {name: cell.verdict.word for name, cell in x.items() if cell.verdict}
+    assert words == dict(better=protocol.BY_WORTH, equal=protocol.NO_GAIN, worse=protocol.WORSE)
+    # the vertex is the best rate of the function, which is none of those tried; worse had to go beyond them
+    for arm, best in dict(base=0.01, better=0.015, equal=0.01, worse=0.03).items():
+        assert x[arm].lr == pytest.approx(best, rel=0.15) and x[arm].rate.how == 'quadratic'
+    assert list(x['worse'].rates) == [*GRID, 0.04]
+    for arm, cell in x.items():
+        of_rate = seeds_of(launcher.runs, arm)
+        assert all(of_rate[lr][:3] == [SWEEP + 1, SWEEP + 2, SWEEP + 3] for lr in cell.rates)
+        deciding = [s for s in of_rate[cell.lr] if s <= SWEEP]
+        assert deciding == list(range(1, len(deciding) + 1)) and len(deciding) in (4, 6, 8, 10, 12)
+        assert [s for s in of_rate[cell.rate.second] if s <= SWEEP] == [1, 2, 3, 4]  # the check
+        assert arm == 'base' or len(deciding) == cell.verdict.n
+    assert x['better'].verdict.n == x['worse'].verdict.n == 4 < x['equal'].verdict.n <= 12
+    # sigma first: no seed that decides about an arm is started before the baseline's eight
+    order = [n for n in launcher.runs if int(n.split('/s')[-1]) <= SWEEP]
+    assert [n.split('/')[0] for n in order[:8]] == ['base'] * 8
+    out = capsys.readouterr().out
+    assert out.index('sigma') < out.index(f'better/lr{x["better"].lr:g}/s1: done')
+    # figures are of the half that chose nothing
+    assert x['base'].values[1] == x['base'].runs[1]['eval']['val_b'][-1]
+    sweep = records.read_records(tmp_path / 'results' / 'c')[f'base/lr0.01/s{SWEEP + 1}']
+    assert x['base'].rates[0.01] == pytest.approx(sweep['eval']['val_a'][-1], abs=0.02)
+    table = report.shown(tmp_path / 'results' / 'c')
+    assert 'better: **better by worth**, -0.' in table and 'val_b (last), mean ± std' in table
+
+
+@pytest.mark.parametrize('most', [5, 30, 47, 60])
+def test_a_comparison_that_is_killed_goes_on_where_it_stopped(judged, launcher, tmp_path, most):
+    launcher.most = most
+    with pytest.raises(Killed):
+        compare.compare(judged())
+    launcher.most = math.inf
+    compare.compare(judged())
+    parts, found = sorted(launcher.runs), found_cells(tmp_path)
+    launcher.runs.clear()
+    compare.compare(judged(results=str(tmp_path / 'again'), out=str(tmp_path / 'out2')))
+    assert len(parts) == len(set(parts)) and parts == sorted(launcher.runs)  # none twice, and the same ones
+    whole = {x.name: x for x in tables.load(tmp_path / 'again' / 'c')[1]}
+    assert {n: x.verdict for n, x in found.items()} == {n: x.verdict for n, x in whole.items()}
+
+
+def test_an_arm_that_stays_undecided_ends_with_the_plan_and_names_the_seeds(judged, launcher, tmp_path):
+    arms = dict(base='--own=0.05 --shared=0', arm='--own=0.05 --shared=0 --level=1.99')
+    cfg = judged(arms=arms, seeds=6, worth=0.01, learning_rates=())
+    compare.compare(cfg)
+    v = found_cells(tmp_path)['arm'].verdict
+    assert v.word == protocol.UNDECIDED and v.n == 6 and v.more >= 1
+    assert sorted(launcher.runs) == sorted(
+        [f'base/lr0.01/s{s}' for s in range(1, 9)] + [f'arm/lr0.01/s{s}' for s in range(1, 7)]
+    )
+    table = (tmp_path / 'results' / 'c' / 'table.md').read_text()
+    assert f'about {v.more} more seed' in table
+
+
+def test_seeds_are_paired_only_where_the_sweep_shows_that_they_go_together(judged, launcher, tmp_path):
+    compare.compare(judged(arms=dict(base='', arm='--level=1.985')))
+    assert found_cells(tmp_path)['arm'].verdict.how == 'paired'
+    apart = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --level=1.9')
+    compare.compare(judged(arms=apart, name='d'))
+    assert {x.verdict.how for x in tables.load(tmp_path / 'results' / 'd')[1] if x.verdict} == {'Welch'}
+
+
+def test_a_rate_at_the_end_of_those_tried_leaves_the_word_open(judged, launcher, tmp_path):
+    arms = dict(base='--own=0.01 --shared=0 --best_rate=1', arm='--own=0.01 --shared=0 --level=1.5')
+    compare.compare(judged(arms=arms, extend=1))
+    x = found_cells(tmp_path)
+    assert x['base'].rate.edge == 'high' and len(x['base'].rates) == 4
+    assert x['arm'].verdict.word == protocol.UNDECIDED and 'the baseline has its best rate' in x['arm'].verdict.note
+
+
+def test_sizes_are_judged_apart_and_every_size_has_its_own_sigma(judged, launcher, tmp_path, capsys):
+    sizes = dict(small='--batch_size=4', large='--batch_size=8 --level=1.5')
+    arms = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --best_rate=0.015')
+    compare.compare(judged(arms=arms, sizes=sizes, targets=dict(small=2.2, large=1.7)))
+    x = found_cells(tmp_path)
+    assert list(x) == ['base@small', 'arm@small', 'base@large', 'arm@large']
+    out = capsys.readouterr().out
+    assert 'the baseline at small: sigma 0.0' in out and 'the baseline at large: sigma 0.0' in out
+    assert list(x['arm@large'].faster) == [1.7] and set(x['arm@large'].faster[1.7]) == {'iter', 'flops'}
+    assert '| arm@large | 1.7 |' in (tmp_path / 'results' / 'c' / 'table.md').read_text()
+
+
+def record(arm, seed, values, lr=1e-3, **more):
+    evals = dict(iter=[0, 5, 10]) | values
+    return dict(
+        run=f'{arm}/lr{lr:g}/s{seed}', arm=arm, size='', lr=lr, seed=seed, state='finished', eval=evals,
+        settings=dict(warmup_iters=2, lr_decay_iters=20, learning_rate=lr),
+        facts=dict(device='cpu', params=1, params_collapsed=1, tokens_per_iter=1, flops_per_token=1, flops_per_update=0,
+                   processes=1, commit='0' * 40) | more, ms=1.0, train={},
+    )  # fmt: skip
+
+
+def words(c: dict, runs: list) -> list:
+    return tables.cells(
+        dict(metric='val_loss', at='last', match='tokens', worth=0.02) | c, {r['run']: r for r in runs}, []
+    )
+
+
+def test_comparisons_from_before_the_protocol_are_judged_by_their_figures_and_marked():
+    c = dict(
+        arms=dict(base='', arm=''), claim='', metric='val_loss', at='last', match='tokens', worth=0.02, mismatch={}
+    )
+    c |= dict(script='train.py')
+    curve = lambda end: dict(val_loss=[4.0, 3.0, end])
+    runs = [record('base', s, curve(2.0 + 0.01 * s)) for s in (1, 2, 3)]
+    runs += [record('arm', s, curve(1.8 + 0.01 * s)) for s in (1, 2, 3)]
+    runs += [record('arm', SWEEP + 1, curve(v), lr) for lr, v in ((1e-3, 1.8), (2e-3, 1.9), (5e-4, 1.9))]
+    base, arm = words(c, runs)
+    assert arm.lr == 1e-3 and arm.rate.how == 'lowest mean' and arm.verdict.word == protocol.BY_WORTH
+    text = tables.table(c, [base, arm])
+    for part in (
+        'by an earlier rule',
+        'from 1 seed per rate',
+        'fewer than 8 seeds',
+        'one validation set',
+        'not annealed',
+    ):
+        assert part in text
+    assert '2.0200 ± 0.0100' in text
+
+
+def test_medians_and_logarithms_stand_for_the_seeds_where_a_comparison_asks_for_them():
+    rng = np.random.default_rng(0)
+    errors = dict(base=rng.lognormal(1, 0.1, 8), arm=rng.lognormal(0, 0.1, 8))
+    runs = [record(a, s + 1, dict(val_loss=[9, 8, float(v)])) for a, vs in errors.items() for s, v in enumerate(vs)]
+    c = dict(arms=dict(base='', arm=''), claim='', at='last', metric='val_loss', match='tokens', worth=0.1, mismatch={})
+    for center, how in (('median', 'Mann-Whitney'), ('log', 'Welch of logarithms')):
+        cells = words(c | dict(center=center), runs)
+        assert cells[1].verdict.how == how and cells[1].verdict.word == protocol.BY_WORTH
+        text = tables.table(c | dict(center=center, script='toys/mnist.py'), cells)
+        assert (
+            f'{np.median(errors["base"]):.4f}' in text if center == 'median' else '-6' in text and '10% or more' in text
+        )
+
+
+def test_an_error_is_chosen_on_the_images_kept_back_and_reported_on_the_test_set():
+    runs = [record('base', 1, dict(val_error=[9, 1, 2], test_error=[9, 5, 6]))]
+    c = dict(arms=dict(base=''), metric='val_error', at='best')
+    assert verdicts.halves(c, {r['run']: r for r in runs}) == ('val_error', 'test_error')
+    assert words(c, runs)[0].values == {1: 5}
+    old = record('base', 2, dict(val_error=[9, 1, 2]))  # a run that kept none back: the error itself, for all of them
+    assert verdicts.halves(c, {r['run']: r for r in [*runs, old]}) == ('val_error', 'val_error')
+
+
+def test_the_next_look_is_two_seeds_further_and_arms_wait_for_each_other():
+    looks = protocol.looks_to(8)
+    at = lambda n, word=protocol.UNDECIDED, how='Welch': protocol.Verdict(word, 0, -1, 1, 1, n, 8, how)
+    none = at(3, how='')
+    assert verdicts.next_looks(dict(a=none, b=at(4), c=at(4, protocol.WORSE)), looks) == dict(a=4, b=4, c=4)
+    assert verdicts.next_looks(dict(a=at(4), b=at(4), c=at(4, protocol.WORSE)), looks) == dict(a=6, b=6, c=4)
+    assert verdicts.next_looks(dict(a=at(4), b=at(6)), looks) == dict(a=6, b=6)
+    assert verdicts.next_looks(dict(a=at(8), b=at(8)), looks) == dict(a=8, b=8)
+
+
+@pytest.mark.parametrize(
+    'keys, part', [(dict(seeds=3), 'first look is at 4'), (dict(sweep_seeds=2, learning_rates=GRID), '3 seeds or more')]
+)
+def test_a_plan_that_the_protocol_cannot_keep_is_refused(judged, keys, part):
+    assert any(part in p for p in judged(**keys).problems())
+    assert not judged(**keys, looks=False).problems()
+
+
+def test_a_change_of_the_plan_after_a_look_is_said(judged, launcher, capsys):
+    arms = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --level=1.9')
+    compare.compare(judged(arms=arms, learning_rates=()))
+    assert 'NOTE: the plan' not in capsys.readouterr().out
+    compare.compare(judged(arms=arms, learning_rates=(), seeds=20))
+    assert 'NOTE: the plan was seeds = 12' in capsys.readouterr().out
+
+
+def test_what_is_printed_before_the_runs_says_when_the_plan_is_too_small():
+    c = dict(seeds=8, worth=0.02)
+    rng = np.random.default_rng(1)
+    text = verdicts.rule(c, list(rng.normal(2, 0.02, 8)), 3)
+    assert 'a claim needs' in text and 'is found with 80% by seeds =' in text
+    assert 'No number of seeds' in verdicts.rule(c, list(rng.normal(2, 0.5, 8)), 3)
+    assert 'there is no sigma' in verdicts.rule(c, [2.0] * 7 + [math.inf], 3)
+    assert 'ranks decide' in verdicts.rule(c | dict(center='median'), list(rng.normal(2, 0.5, 8)), 3)
+
+
+def test_arms_stop_by_themselves_at_the_flops_of_the_baseline(judged, launcher, tmp_path):
+    """A step of the wide fake costs twice as much; what an arm says itself stays."""
+    arms = dict(base='', wide='--batch_size=8 --level=1.5', odd='--batch_size=3', own='--batch_size=8 --max_iters=5')
+    apart = dict.fromkeys(('wide', 'odd', 'own'), 'other batches, a test')
+    cfg = judged(arms=arms, learning_rates=(), match='flops', mismatch=apart)
+    compare.compare(cfg)
+    x = found_cells(tmp_path)
+    lasts = {name: next(iter(cell.runs.values()))['eval']['iter'][-1] for name, cell in x.items()}
+    assert lasts == dict(base=10, wide=5, odd=13, own=5) and x['wide'].cost['flops'] == x['base'].cost['flops']
+    count = len(launcher.runs)
+    compare.compare(dataclasses.replace(cfg, arms=cfg.arms | dict(wide='--batch_size=8 --level=1.5 --max_iters=5')))
+    assert len(launcher.runs) == count  # the same runs, whoever names the number
+
+
+def test_warmup_and_decay_keep_their_share_of_the_iterations():
+    base = ' '.join([*TINY, '--max_iters=1041', '--lr_decay_iters=1041', '--warmup_iters=52'])
+    cfg = compare.CompareConfig(common=base, arms=dict(base='', low='--linear=low_rank'), match='flops')
+    dense, low = plan.at_equal_flops(cfg, plan.make_plans(cfg))
+    flops = [plan.costs(p)['flops'] / p.cfg.max_iters for p in (dense, low)]
+    assert low.cfg.max_iters == math.floor(1041 * flops[0] / flops[1]) != 1041
+    assert low.cfg.lr_decay_iters == low.cfg.max_iters and low.cfg.warmup_iters == math.floor(0.05 * low.cfg.max_iters)
+
+
+def test_a_part_may_be_run_first_and_rates_may_come_from_another_size(judged, launcher, tmp_path):
+    sizes = dict(small='', large='--level=1.5')
+    arms = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --best_rate=0.015')
+    rates = dict(base=GRID, arm=GRID) | {f'{a}@large': f'{a}@small' for a in ('base', 'arm')}
+    cfg = judged(arms=arms, sizes=sizes, learning_rates=rates, only='base@small')
+    compare.compare(cfg)
+    assert {n.split('/')[0] for n in launcher.runs} == {'base@small'}
+    compare.compare(dataclasses.replace(cfg, only='small'))
+    assert {n.split('/')[0] for n in launcher.runs} == {'base@small', 'arm@small'}
+    compare.compare(dataclasses.replace(cfg, only=''))
+    x = found_cells(tmp_path)
+    assert x['arm@large'].lr == x['arm@small'].lr == pytest.approx(0.015, rel=0.15)
+    assert not [n for n in launcher.runs if '@large' in n and int(n.split('/s')[-1]) > SWEEP]  # no sweep there
+    assert any('nobody: no such arm' in p for p in dataclasses.replace(cfg, only='nobody').problems())
