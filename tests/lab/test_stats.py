@@ -119,7 +119,10 @@ def test_sigma_and_the_sweep_are_those_of_the_last_losses_and_a_rate_that_diverg
         for s in seeds:
             last = 2 + 0.01 * (s % 10) + 10 * (lr - 0.02) ** 2 + (5 if s > 10_000 else 0)
             curve = dict(
-                iter=[0, 1, 2], val_loss=[4.0, 1.0, last], val_a=[4.0, 1.0, last], val_b=[4.0, 1.0, last + s**2]
+                iter=[0, 1, 2],
+                val_loss=[4.0, 1.0, last + (s > 10_000)],
+                val_a=[4.0, 1.0, last],
+                val_b=[4.0, 1.0, last + s**2],
             )
             state = 'diverged' if lr == 0.04 and s == 10_002 else 'finished'
             lines.append(dict(run=f'a/lr{lr}/s{s}', arm='a', size='', lr=lr, seed=s, state=state, eval=curve))

@@ -592,3 +592,29 @@ def test_a_process_that_was_killed_while_it_read_is_said_to_be(tmp_path, monkeyp
     assert next(files).tolist() == [0, 1, 2]
     with pytest.raises(UserError, match='a process that reads .* was killed, perhaps for lack of memory; run it again'):
         next(files)
+
+
+def test_the_folder_of_ones_data_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    """As it does in a Makefile or in quotes, where no shell writes it out: for every reader of the variable."""
+    import evaluate
+    from toys import letter_counting
+
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('NANOMORPH_DATA', '~/my data')
+    mine = tmp_path / 'my data'
+    names = (
+        'gutenberg/val.jsonl',
+        'gutenberg/test.jsonl',
+        'gutenberg/train_0.jsonl',
+        'lambada/lambada_test.jsonl',
+        'text8/text8',
+    )
+    for name in names:
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text('a text')
+    assert recipes.gutenberg_files(tmp_path / 'x')['val'] == [mine / 'gutenberg' / 'val.jsonl']
+    assert evaluate.read_source('lambada')[0] == b'a text'
+    source = dict(file='text8/text8', sha256=hashlib.sha256(b'a text').hexdigest(), url='x')
+    assert download.fetch(tmp_path / 'out', source, lambda: pytest.fail('not asked')) == 'text8: from NANOMORPH_DATA'
+    monkeypatch.setattr(letter_counting, 'ROOT', tmp_path)
+    assert letter_counting.text() == ('a text', 'text8')
