@@ -57,7 +57,7 @@ def test_matrices_are_those_of_the_docstrings():
     torch.testing.assert_close(sum(torch.kron(b, a) for a, b in zip(A, B)) @ x, m(x))  # they are the maps they claim
 
 
-@pytest.mark.parametrize('kind', ['dense', 'expanded', 'low_rank'])
+@pytest.mark.parametrize('kind', ['dense', 'expanded', 'low_rank', 'low_rank_sparse', 'block_dense'])
 def test_queries_keys_and_values_are_three_matrices(kind):
     model = tiny_gpt(linear=kind, linear_layers='attn', n_kv_head=1, linear_path='factored')
     layer = model.transformer.h[0].attn.c_attn
