@@ -309,3 +309,10 @@ def test_a_number_whose_help_says_what_zero_means_takes_it_and_nothing_below():
         for f in dataclasses.fields(schema):
             if f.type in (int, float) and '0: ' in f.metadata['help']:
                 assert not configurator.violations(f, 0) and configurator.violations(f, -1), f.name
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe', b'learning_rate = 1  # \xe9'])
+def test_a_config_file_that_is_no_text_gets_one_line(tmp_path, content):
+    (tmp_path / 'mine.py').write_bytes(content)
+    with pytest.raises(UserError, match=r'cannot read config file .*mine.py \(not text\)'):
+        load(TrainConfig, [str(tmp_path / 'mine.py')])
