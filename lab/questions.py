@@ -168,7 +168,7 @@ def undecided(name: str, k: Known) -> str:
 def decides(k: Known, near: list) -> tuple[str, float]:
     """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on."""
     seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in near))
-    cells = {x.name: x for x, base in near for x in (base, x)}
+    cells = {y.name: y for x, base in near for y in (base, x)}
     if k.c.get('looks'):  # it goes on where it stopped
         seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in cells.values())
         return '--results=results', seconds / 60
