@@ -26,7 +26,7 @@ import torch
 
 import hardware
 from configurator import UserError, input_path, key, load, overrides, root_path, run
-from files import write
+from files import read_lines, write
 from lab import bench_layers, bench_sample, mup
 from lab.steps import Arm, table
 from logger import relative
@@ -56,7 +56,7 @@ def main():
     bench = load(BenchConfig, arms[0])
     if bench.show:
         try:
-            print(table([json.loads(line) for line in input_path(bench.show).read_text().splitlines()]))
+            print(table(read_lines(input_path(bench.show))))
         except (OSError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
         return

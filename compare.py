@@ -37,6 +37,7 @@ Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the con
 """
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 
@@ -140,6 +141,14 @@ class CompareConfig:
             found.append(f'seeds = {self.seeds}: the first look is at {protocol.FIRST} seeds; more, or looks = False')
         if self.looks and self.learning_rates and self.sweep_seeds < 3:
             found.append(f'sweep_seeds = {self.sweep_seeds}: a rate is chosen by 3 seeds or more; or looks = False')
+        if self.center == 'log' and self.worth >= 1:
+            found.append(f"worth = {self.worth:g}: with center = 'log' it is a share of the baseline's figure, below 1")
+        if not all(isinstance(t, int | float) and math.isfinite(t) for t in tables.every_target(self.targets)):
+            found.append(f'targets: {self.targets!r}: must be figures in a tuple, or {{size: figures}}')
+        if isinstance(self.targets, dict) and (odd := [s for s in self.targets if s not in self.sizes]):
+            found.append(
+                f'targets: {", ".join(map(str, odd))}: no such size; there is: {", ".join(self.sizes) or "none"}'
+            )
         if self.sizes and self.horizons:
             found.append('horizons: not together with sizes; name each length as a size')
         for shares in self.horizons.values() if isinstance(self.horizons, dict) else [self.horizons]:

@@ -47,7 +47,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import ROOT, UserError, key, load, printable, root_path, run
-from files import write, write_json
+from files import read_json, write, write_json
 from logger import commit, git, relative
 from surgery.language_model import LM, open_model
 from tokens import loader, tokenizer
@@ -445,7 +445,7 @@ def add_to(out: Path, report: dict) -> dict:
     """The report, with the tasks that were measured before of the same model in the same way. A report on another model,
     or with another limit, is moved aside first: nothing is lost."""
     try:
-        old = json.loads(out.read_text())
+        old = read_json(out)
         if all(old[k] == v for k, v in report.items() if k not in RUN):
             when = {k: old[k] for k in ('commit', 'started')}
             return report | dict(tasks={k: when | task for k, task in old['tasks'].items()} | report['tasks'])

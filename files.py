@@ -11,7 +11,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from configurator import UserError
+from configurator import LONGEST_JSON, UserError, open_file, read_text
 
 HELD = 'NANOMORPH_LOCK'  # environment: the folder that lab/launch.py has locked for the run that it became
 
@@ -95,7 +95,13 @@ def sync_dir(folder: Path):
 def read_lines(path: Path) -> list[dict]:
     """The lines of a log, a JSON object each; none if there is no file. Only the last can be half written: it has no end
     of line then, and is left out. UserError naming file and line if another one is damaged."""
-    lines, found = path.read_bytes().split(b'\n') if path.exists() else [], []
+    if not path.exists():
+        return []
+    try:
+        with open_file(path) as f:
+            lines, found = f.read().split(b'\n'), []
+    except OSError as e:
+        raise UserError(f'cannot read {path} ({e.strerror})') from None
     for i, text in enumerate(lines, 1):
         try:
             if not isinstance(value := json.loads(text), dict):
@@ -107,6 +113,17 @@ def read_lines(path: Path) -> list[dict]:
                     f'{path}, line {i}: damaged, it is no JSON object; restore the file from a copy, or delete that line'
                 ) from None
     return found
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. OSError if it cannot be read, ValueError if that is not what it holds."""
+    try:
+        value = json.loads(read_text(path, LONGEST_JSON))
+    except RecursionError:
+        raise ValueError('nested too deep') from None
+    if not isinstance(value, dict):
+        raise ValueError('no JSON object')
+    return value
 
 
 def lock(folder: Path) -> int | None:

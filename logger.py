@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import hardware
 from configurator import ROOT, UserError, key, overrides, printable
-from files import copy, launched, read_lines, remove_stale, write, write_json
+from files import copy, launched, read_json, read_lines, remove_stale, write, write_json
 from tokens.loader import data_dir
 
 RECORD = (  # of a run in its out_dir
@@ -76,8 +76,16 @@ def relative(value):
 
 
 def read_metrics(out_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a half-written last line (a crash) is left out, see files.read_lines."""
-    return read_lines(out_dir / 'metrics.jsonl')
+    """The lines of metrics.jsonl; a half-written last line (a crash) is left out, see files.read_lines. UserError naming file
+    and line of one that is no line of a run; records of a comparison are checked where they are read (lab/records.py)."""
+    found = read_lines(path := out_dir / 'metrics.jsonl')
+    for i, m in enumerate(found, 1):
+        kind = m.get('kind')
+        loss = m.get('loss' if kind == 'train' else 'val_loss')
+        whole = kind in ('train', 'eval') and isinstance(m.get('iter'), int) and isinstance(loss, int | float)
+        if not whole and 'run' not in m:
+            raise UserError(f'{path}, line {i}: damaged, it has no kind, iter or loss; delete that line')
+    return found
 
 
 def make_room(out_dir: Path) -> str:
@@ -216,19 +224,15 @@ class Log:
             return [], []
         due = start % self.cfg.eval_interval == 0 or start >= self.cfg.max_iters
         keep, path = [], self.out_dir / 'manifest.json'
-        for i, m in enumerate(read_metrics(self.out_dir), 1):
-            if not isinstance(m.get('iter'), int) or m.get('kind') not in ('train', 'eval'):
-                raise UserError(
-                    f'{self.out_dir / "metrics.jsonl"}, line {i}: damaged, it has no kind or iter; delete that line'
-                )
+        for m in read_metrics(self.out_dir):
             if m['iter'] < start or m['iter'] == start and m['kind'] == 'eval' and not due:
                 keep.append(m)
         if not path.exists():
             return keep, []
         try:
-            was = json.loads(path.read_bytes())
+            was = read_json(path)
             return keep, [*was.pop('resumed', []), was]
-        except (ValueError, AttributeError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError):
             os.replace(path, damaged := path.with_name('manifest.json.damaged'))
             self.say(f'NOTE: {path} is damaged, it is now {damaged.name}; the manifest begins anew')
             return keep, []

@@ -13,7 +13,6 @@ differ only in a final -sNUMBER are the random seeds of one arm: they share a li
 has not ended counts as running if it wrote to its log in the last ten minutes.
 """
 
-import json
 import math
 import statistics
 import sys
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configurator import UserError, input_path, key, load, root_path, run
-from files import save_picture
+from files import read_json, save_picture
 from lab import stats, tables, verdicts
 from lab.records import read_records, read_runs
 from logger import read_metrics
@@ -46,6 +45,8 @@ def best_loss(r: dict) -> float:
 
 def mean_std(values: list[float]) -> str:
     """Mean, and the sample standard deviation where there are several."""
+    if not all(map(math.isfinite, values)):
+        return 'diverged'
     spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
     return f'{statistics.mean(values):.4f}{spread}'
 
@@ -131,14 +132,16 @@ def story(runs: list[dict]) -> str:
 def state(folder: Path, lines: list[dict]) -> str:
     """finished, running, interrupted at iteration N, or diverged at iteration N."""
     try:
-        manifest, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('manifest', 'config'))
+        manifest, config = (read_json(folder / f'{n}.json') for n in ('manifest', 'config'))
+        if not isinstance(end := config.get('max_iters', math.inf), int | float):
+            raise ValueError('max_iters')
     except (OSError, ValueError):
         return 'damaged'
     last = max((m['iter'] for m in lines), default=0)
     if not all(math.isfinite(m.get('loss', m.get('val_loss', 0.0))) for m in lines):
         return f'diverged at {last}'
     evaluated = max((m['iter'] for m in lines if m['kind'] == 'eval'), default=-1)
-    if manifest.get('out_of_patience') or evaluated >= config.get('max_iters', math.inf):
+    if manifest.get('out_of_patience') or evaluated >= end:
         return 'finished'
     if 'finished' not in manifest and time.time() - (folder / 'metrics.jsonl').stat().st_mtime < 600:
         return 'running'
@@ -158,7 +161,7 @@ def found_under(folder: Path) -> list[tuple]:
             lines = [m for m in lines if 'kind' in m]
             evals = [m.get('val_loss', math.nan) for m in lines if m['kind'] == 'eval']
             try:
-                facts = json.loads((path / 'manifest.json').read_text())
+                facts = read_json(path / 'manifest.json')
             except ValueError:
                 facts = {}
             done, at = state(path, lines), max((m['iter'] for m in lines), default=0)
@@ -182,7 +185,7 @@ def listing(folder: Path) -> str:
     text = [f'{"run":{wide}} {"state":20} {"iters":>7} {"best val":>9} {"last val":>9}  {"date":10}  device']
     for name, done, at, evals, facts in rows:
         losses = [f'{v:9.4f}' if evals else f'{"-":>9}' for v in ((min(evals), evals[-1]) if evals else (0, 0))]
-        date = facts.get('started', '-')[:10]
+        date = str(facts.get('started', '-'))[:10]
         text.append(f'{name:{wide}} {done:20} {at:7,} {losses[0]} {losses[1]}  {date:10}  {facts.get("device", "-")}')
     return '\n'.join(text)
 

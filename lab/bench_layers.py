@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import hardware
 import linear
 from configurator import UserError, input_path, key, root_path
-from files import write
+from files import read_lines, write
 from linear import LAYERS
 from linear.dense import Dense
 from linear.factors import Factors
@@ -216,7 +216,7 @@ def line(r: dict) -> str:
 def mlp(cfg):
     if cfg.show:
         try:
-            rows = [json.loads(text) for text in input_path(cfg.show).read_text().splitlines()]
+            rows = read_lines(input_path(cfg.show))
             found = {r['width'] for r in rows}
             if not found & set(cfg.widths):
                 raise ValueError(f'widths = {cfg.widths}: it has {", ".join(map(str, sorted(found)))}')

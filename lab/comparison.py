@@ -15,7 +15,7 @@ from pathlib import Path
 import checkpoint
 import evaluate
 from configurator import ROOT, UserError, load, root_path
-from files import write_json
+from files import read_json, write_json
 from lab import launch, records, report, stats, timing, verdicts
 from lab.live import Live
 from lab.plan import Missing, Plan, Run, at_equal_flops, check_match, difference, flags, make_plans, settings, wanted
@@ -276,7 +276,9 @@ def compare(cfg):
     if state.records:
         try:
             report.write_comparison(state.folder)
-        except (ImportError, UserError) as e:
+        except UserError as e:  # a part of it ran, without the baseline
+            print(e)
+        except ImportError as e:
             print(
                 f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed'
             )
@@ -294,7 +296,7 @@ KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 
 def earlier_plan(folder: Path) -> int | None:
     """The seeds that an earlier call planned with, once there are runs."""
     try:
-        c = json.loads((folder / 'comparison.json').read_text())
+        c = read_json(folder / 'comparison.json')
     except (OSError, ValueError):
         return None
     return c.get('seeds') if c.get('looks') and records.read_records(folder) else None

@@ -164,7 +164,7 @@ def rates(cfg):
 
 def show(cfg):
     try:
-        rows = [json.loads(line) for line in input_path(cfg.out).read_text().splitlines()]
+        rows = files.read_lines(input_path(cfg.out))
         rows[0]['device'], [(r['member'], r['width'], r['lr'], r['val_loss']) for r in rows]
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise UserError(f"out = '{cfg.out}': not a file that rates wrote ({e})") from None

@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 
 from configurator import UserError
-from files import read_lines, write
+from files import read_json, read_lines, write
 from logger import read_metrics
 
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
@@ -29,8 +29,7 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
     not finite, or did not fall for `patience` iterations; in that case its facts hold the max_iters that it was allowed.
     """
     try:
-        manifest = json.loads((folder / 'manifest.json').read_text())
-        last_iter = json.loads((folder / 'config.json').read_text())['max_iters']
+        manifest, last_iter = read_json(folder / 'manifest.json'), read_json(folder / 'config.json')['max_iters']
     except (OSError, ValueError, KeyError):
         return None
     lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
@@ -65,7 +64,7 @@ def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, s
     made = folder / 'ckpt.pt'
     try:
         seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime
-        said = json.loads((folder / 'ckpt.json').read_text()) if settings['command'] == 'factorize' else {}
+        said = read_json(folder / 'ckpt.json') if settings['command'] == 'factorize' else {}
     except (OSError, ValueError):
         return None
     facts = dict(seconds=round(seconds, 2), flops=said.get('flops', 0), tokens=said.get('tokens', 0))
@@ -77,7 +76,7 @@ def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, s
 def tasks(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
     """The record of evaluate.py, which wrote folder/eval.json."""
     try:
-        found = json.loads((folder / 'eval.json').read_text())
+        found = read_json(folder / 'eval.json')
     except (OSError, ValueError):
         return None
     facts = {k: found[k] for k in FACTS if k in found}
@@ -97,31 +96,62 @@ def thinned(train: list[dict], most: int = 100) -> dict:
 
 
 def read_records(folder: Path) -> dict:
-    """{name: record} of a comparison. A half-written line is left out. If a run has two lines, the later one counts."""
+    """{name: record} of a comparison. A half-written line is left out. If a run has two lines, the later one counts.
+    UserError naming file and line of a record that was edited into something that is none."""
     found = {}
-    for r in read_lines(folder / 'metrics.jsonl'):
-        if isinstance(r, dict) and 'run' in r:
-            found[r['run']] = r
+    for i, r in enumerate(read_lines(folder / 'metrics.jsonl'), 1):
+        if 'run' not in r:
+            continue  # a line of a single run's log
+        if wrong := odd(r):
+            raise UserError(
+                f'{folder / "metrics.jsonl"}, line {i}: no record of a run ({wrong}); restore the file from a copy, or delete'
+                ' that line'
+            )
+        found[r['run']] = r
     return found
+
+
+KEYS = dict(run=str, arm=str, size=str, lr=int | float, seed=int, state=str, settings=dict, facts=dict)
+COUNTS = ('params', 'params_collapsed')  # facts of a training that every table needs
+
+
+def odd(r: dict) -> str:
+    """What is wrong with the shape of a record; '' if nothing."""
+    trained = 'eval' in r or '/' not in r.get('arm', '') if isinstance(r.get('arm'), str) else True
+    kinds = KEYS | (dict(eval=dict, train=dict) if trained else {})
+    if wrong := [k for k, kind in kinds.items() if not isinstance(r.get(k), kind) or r[k] != r[k]]:
+        return f'{", ".join(wrong)}: missing, or of another type'
+    if trained and (wrong := [k for k in COUNTS if not isinstance(r['facts'].get(k), int)]):
+        return f'facts: {", ".join(wrong)}: missing, or no number'
+    for name in ('eval', 'train') if trained else ():
+        columns = r[name].values()
+        if not all(isinstance(v, list) for v in columns) or len({len(v) for v in columns}) > 1:
+            return f'{name}: must be columns of equal length'
+        if not all(isinstance(i, int | float) for i in r[name].get('iter', ())) or columns and 'iter' not in r[name]:
+            return f'{name}: has no iter, or one that is no number'
+    return ''
 
 
 def read_runs(folder: Path) -> list[dict]:
     """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}; evals and train are lines as
     train.py logs them. The out_dir of a run holds one run, named as the folder without its final -sSEED. A folder of
     results/ holds the runs of its metrics.jsonl; if an arm has several learning rates, they are part of the name."""
-    found = [r for r in read_records(folder).values() if 'eval' in r]
+    found = [r for r in read_records(folder).values() if r.get('eval')]
     if not found:
         lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
         evals, train = ([m for m in lines if m.get('kind') == kind] for kind in ('eval', 'train'))
         try:
-            manifest = json.loads((folder / 'manifest.json').read_text())
-            manifest['params'], manifest['params_collapsed'], manifest['device']
-        except (OSError, ValueError, KeyError, TypeError) as e:
+            manifest, rate = read_json(folder / 'manifest.json'), read_json(folder / 'config.json')['learning_rate']
+            numbers = rate, manifest['params'], manifest['params_collapsed']
+            if not all(isinstance(n, int | float) for n in numbers):
+                raise ValueError('the rate or the parameters are no numbers')
+        except (OSError, ValueError, KeyError) as e:
             if evals:
-                raise UserError(f'{folder}/manifest.json is damaged or missing ({e}); is this a run?') from None
+                raise UserError(
+                    f'{folder}: manifest.json or config.json is damaged or missing ({e}); is this a run?'
+                ) from None
         if not evals:
             raise UserError(f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/')
-        rate = json.loads((folder / 'config.json').read_text())['learning_rate']
         arm = re.sub(r'-s\d+$', '', folder.name)
         return [dict(name=str(folder), arm=arm, evals=evals, train=train, manifest=manifest, rate=rate)]
     cell = lambda r: cell_name(r['arm'], r['size'])

@@ -2,13 +2,13 @@
 From the records of a comparison to its figures, verdicts and tables.
 """
 
-import json
 import math
 import statistics
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from configurator import UserError
+from files import read_json
 from lab import protocol, stats, verdicts
 from lab.protocol import Verdict
 from lab.rates import Rate
@@ -131,6 +131,12 @@ def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
         if c.get('horizons'):
             x.saved = saved(x, list(base.values()))
     return found
+
+
+def every_target(given) -> list:
+    """What the key targets holds: figures, or {size: figures}."""
+    parts = given.values() if isinstance(given, dict) else [given]
+    return [t for part in parts for t in (part if isinstance(part, tuple | list) else [part])]
 
 
 def targets_of(c: dict, x: Cell, longest: Cell | None) -> list[float]:
@@ -486,10 +492,20 @@ def provenance(c: dict, found: list[Cell]) -> str:
     return f'`{c["command"]}`; {", ".join(devices)}; commit {", ".join(dict.fromkeys(map(mark, runs)))}'
 
 
+NEEDED = dict(arms=dict, claim=str, seeds=int, metric=str, at=str, worth=int | float, match=str, command=str,
+              sizes=dict | None, targets=list | dict | None, horizons=list | dict | None)  # fmt: skip
+
+
 def load(folder: Path) -> tuple[dict, list[Cell]]:
     """A comparison and its cells (none without a finished run) from its folder."""
+    path = folder / 'comparison.json'
     try:
-        c = json.loads((folder / 'comparison.json').read_text())
-    except (OSError, ValueError):
-        raise UserError(f'{folder / "comparison.json"} cannot be read; run the comparison again to write it') from None
+        c = read_json(path)
+        if wrong := [k for k, kind in NEEDED.items() if not isinstance(c.get(k), kind)]:
+            raise ValueError(f'{", ".join(wrong)}: missing, or of another type')
+        if not all(isinstance(t, int | float) for t in every_target(c.get('targets') or ())):
+            raise ValueError('targets: must be figures')
+    except (OSError, ValueError) as e:
+        why = getattr(e, 'strerror', None) or e
+        raise UserError(f'{path} cannot be read ({why}); run the comparison again to write it') from None
     return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl'))

@@ -161,6 +161,12 @@ def check_plain(ckpt: dict, path):
             config[k] = setting(path, k, v, 'config')
         elif CONFIG.get(k) is int:
             config[k] = number(path, f'config has {k}', v, int, 2**64)
+        elif (
+            not isinstance(v, bool | int | float | str | None | tuple | list)
+            or isinstance(v, tuple | list)
+            and not all(isinstance(n, int | float | str) for n in v)
+        ):
+            fail(path, f'config has {k} = {shown(v)}: must be a plain value')
         elif CONFIG.get(k) is str and not isinstance(v, str):
             fail(path, f'config has {k} = {shown(v)}: must be of type str')
     schedule, model = config.get('expansion_schedule', 'all'), GPTConfig(**ckpt['model_args'])
