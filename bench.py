@@ -25,7 +25,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # as train.py does, before 
 import torch
 
 import hardware
-from configurator import UserError, input_path, key, load, overrides, root_path, run
+from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
 from files import read_lines, write
 from lab import bench_layers, bench_sample, mup
 from lab.steps import Arm, table
@@ -56,7 +56,7 @@ def main():
     bench = load(BenchConfig, arms[0])
     if bench.show:
         try:
-            print(table(read_lines(input_path(bench.show))))
+            print(printable(table(read_lines(input_path(bench.show)))))
         except (OSError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
         return

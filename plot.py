@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from configurator import UserError, input_path, key, load, root_path, run
+from configurator import UserError, input_path, key, load, printable, root_path, run
 from files import read_json, save_picture
 from lab import stats, tables, verdicts
 from lab.records import read_records, read_runs
@@ -222,13 +222,13 @@ def main():
         print(f'wrote {root_path(cfg.out)}')
         return
     if not any((input_path(n) / 'metrics.jsonl').exists() for n in names):
-        print('\n\n'.join(listing(input_path(n)) for n in names))
+        print(printable('\n\n'.join(listing(input_path(n)) for n in names)))
         return
     runs = [r for n in names for r in read_runs(input_path(n))]
     if cfg.best:
         print(min(runs, key=best_loss)['name'])
         return
-    print(table(runs))
+    print(printable(table(runs)))
     if cfg.story:
         print(f'\n{story(runs)}')
     if cfg.out:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import hardware
 import linear
-from configurator import UserError, input_path, key, root_path
+from configurator import UserError, input_path, key, printable, root_path
 from files import read_lines, write
 from linear import LAYERS
 from linear.dense import Dense
@@ -220,7 +220,7 @@ def mlp(cfg):
             found = {r['width'] for r in rows}
             if not found & set(cfg.widths):
                 raise ValueError(f'widths = {cfg.widths}: it has {", ".join(map(str, sorted(found)))}')
-            return print('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)]))
+            return print(printable('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)])))
         except (OSError, ValueError, KeyError, IndexError) as e:
             raise UserError(f"show = '{cfg.show}': nothing to show, give a file that --out wrote ({e})") from None
     device = hardware.choose_device('auto')

@@ -228,6 +228,8 @@ def test_a_forged_value_is_accepted_or_named_in_one_line(tmp_path):
         (('model_args', 'n_layer'), 10**4, 'n_layer = 10000, and the weights of 2 blocks are there'),
         (('model_args', 'n_layer'), 'two', "n_layer = two: must be of type int"),
         (('model_args', 'bias'), 'yes', 'bias = yes: must be of type bool'),
+        (('config', 'momentum'), torch.zeros(3), 'config has momentum = '),
+        (('config', 'note'), dict(a=1), 'config has note = '),
         (('model_args', 'n_head'), 0, 'n_head = 0: must be at least 1'),
         (('model_args', 'dropout'), math.nan, 'dropout = nan'),
         (('model_args', 'norm'), 'none', 'norm = none: must be one of'),
