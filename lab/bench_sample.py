@@ -34,6 +34,12 @@ class SampleBenchConfig(TrainConfig):
     rounds: int = key(5, 'timed calls; the median counts', low=1)
     out: str = key('', 'file to which the figures are added, a JSON line; empty: none')
 
+    def problems(self, sized=None):
+        found = super().problems(sized)
+        if not self.vocab_size:
+            found.append('vocab_size: must be given, for no data set is read here; --vocab_size=50304 is that of GPT-2')
+        return found
+
 
 def bench(cfg: SampleBenchConfig):
     device = hardware.choose_device(cfg.device)
