@@ -36,6 +36,15 @@ RECORD = (  # of a run in its out_dir
     'ckpt.pt', 'best.pt', 'ckpt.json', 'config.json', 'manifest.json', 'metrics.jsonl', 'meta.json', 'tokenizer.json', 'eval.json',
 )  # fmt: skip
 
+# the shapes (files.misfit) of what is read back; a loss is NaN where a run diverged
+LINE = (
+    {'kind': {'train'}, 'iter': int, 'loss': float, 'ms?': (float, None)},
+    {'kind': {'eval'}, 'iter': int, 'val_loss': float, str: (float, str)},
+)
+CONFIG = {'max_iters': int, 'learning_rate?': float}
+MANIFEST = {'device?': str, 'started?': str, 'finished?': str, 'params?': int, 'params_collapsed?': int, 'final_iter?': int,
+            'out_of_patience?': bool, 'transfer?': (dict, None), 'resumed?': [dict], 'wandb?': str}  # fmt: skip
+
 STARTING, FINISHING = 30, 120  # seconds that wandb may take; what it could not send stays in out_dir/wandb
 
 
@@ -76,16 +85,8 @@ def relative(value):
 
 
 def read_metrics(out_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a half-written last line (a crash) is left out, see files.read_lines. UserError naming file
-    and line of one that is no line of a run; records of a comparison are checked where they are read (lab/records.py)."""
-    found = read_lines(path := out_dir / 'metrics.jsonl')
-    for i, m in enumerate(found, 1):
-        kind = m.get('kind')
-        loss = m.get('loss' if kind == 'train' else 'val_loss')
-        whole = kind in ('train', 'eval') and isinstance(m.get('iter'), int) and isinstance(loss, int | float)
-        if not whole and 'run' not in m:
-            raise UserError(f'{path}, line {i}: damaged, it has no kind, iter or loss; delete that line')
-    return found
+    """The lines of metrics.jsonl; a half-written last line (a crash) is left out, see files.read_lines."""
+    return read_lines(out_dir / 'metrics.jsonl', LINE)
 
 
 def make_room(out_dir: Path) -> str:
@@ -230,9 +231,9 @@ class Log:
         if not path.exists():
             return keep, []
         try:
-            was = read_json(path)
+            was = read_json(path, MANIFEST)
             return keep, [*was.pop('resumed', []), was]
-        except (OSError, ValueError, TypeError):
+        except UserError:
             os.replace(path, damaged := path.with_name('manifest.json.damaged'))
             self.say(f'NOTE: {path} is damaged, it is now {damaged.name}; the manifest begins anew')
             return keep, []

@@ -23,8 +23,8 @@ from pathlib import Path
 from configurator import UserError, input_path, key, load, printable, root_path, run
 from files import read_json, save_picture
 from lab import stats, tables, verdicts
-from lab.records import read_records, read_runs
-from logger import read_metrics
+from lab.records import is_run, read_records, read_runs
+from logger import CONFIG, MANIFEST, read_metrics
 
 
 @dataclass
@@ -129,19 +129,13 @@ def story(runs: list[dict]) -> str:
 # the list of runs
 
 
-def state(folder: Path, lines: list[dict]) -> str:
+def state(folder: Path, manifest: dict, config: dict, lines: list[dict]) -> str:
     """finished, running, interrupted at iteration N, or diverged at iteration N."""
-    try:
-        manifest, config = (read_json(folder / f'{n}.json') for n in ('manifest', 'config'))
-        if not isinstance(end := config.get('max_iters', math.inf), int | float):
-            raise ValueError('max_iters')
-    except (OSError, ValueError):
-        return 'damaged'
     last = max((m['iter'] for m in lines), default=0)
-    if not all(math.isfinite(m.get('loss', m.get('val_loss', 0.0))) for m in lines):
+    if not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines):
         return f'diverged at {last}'
     evaluated = max((m['iter'] for m in lines if m['kind'] == 'eval'), default=-1)
-    if manifest.get('out_of_patience') or evaluated >= end:
+    if manifest.get('out_of_patience') or evaluated >= config['max_iters']:
         return 'finished'
     if 'finished' not in manifest and time.time() - (folder / 'metrics.jsonl').stat().st_mtime < 600:
         return 'running'
@@ -149,29 +143,28 @@ def state(folder: Path, lines: list[dict]) -> str:
 
 
 def found_under(folder: Path) -> list[tuple]:
-    """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below.
-    A run of a comparison is in its own folder and in the comparison's results: the folder is listed."""
+    """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below; the state is
+    damaged where a file cannot be read. A run of a comparison is in its own folder and in the comparison's results: the
+    folder is listed."""
     rows, folders = [], sorted(p.parent for p in folder.rglob('metrics.jsonl'))
-    own = [p.parts for p in folders if (p / 'manifest.json').exists()]
+    own = [p.parts for p in folders if is_run(p)]
     listed = {parts[i:] for parts in own for i in range(len(parts))}
     for path in folders:
-        lines = [m for m in read_metrics(path) if isinstance(m, dict)]
         name = path.relative_to(folder)
-        if (path / 'manifest.json').exists():
-            lines = [m for m in lines if 'kind' in m]
-            evals = [m.get('val_loss', math.nan) for m in lines if m['kind'] == 'eval']
-            try:
-                facts = read_json(path / 'manifest.json')
-            except ValueError:
-                facts = {}
-            done, at = state(path, lines), max((m['iter'] for m in lines), default=0)
-            rows.append((str(name), done, at, evals, facts))
-        else:  # of compare.py: a line per run
-            for run_, r in read_records(path).items():
-                if 'eval' not in r or (path.name, *run_.split('/')) in listed:
-                    continue
-                evals = r['eval'].get('val_loss', [])
-                rows.append((str(name / run_), r['state'], max(r['eval'].get('iter', [0])), evals, r['facts']))
+        try:
+            if is_run(path):
+                facts, config = read_json(path / 'manifest.json', MANIFEST), read_json(path / 'config.json', CONFIG)
+                lines = read_metrics(path)
+                evals = [m['val_loss'] for m in lines if m['kind'] == 'eval']
+                at = max((m['iter'] for m in lines), default=0)
+                rows.append((str(name), state(path, facts, config, lines), at, evals, facts))
+                continue
+            for run_, r in read_records(path).items():  # of compare.py: a line per run
+                if 'eval' in r and (path.name, *run_.split('/')) not in listed:
+                    evals = r['eval'].get('val_loss', [])
+                    rows.append((str(name / run_), r['state'], max(r['eval'].get('iter', [0])), evals, r['facts']))
+        except UserError:
+            rows.append((str(name), 'damaged', 0, [], {}))
     return rows
 
 
@@ -185,7 +178,7 @@ def listing(folder: Path) -> str:
     text = [f'{"run":{wide}} {"state":20} {"iters":>7} {"best val":>9} {"last val":>9}  {"date":10}  device']
     for name, done, at, evals, facts in rows:
         losses = [f'{v:9.4f}' if evals else f'{"-":>9}' for v in ((min(evals), evals[-1]) if evals else (0, 0))]
-        date = str(facts.get('started', '-'))[:10]
+        date = facts.get('started', '-')[:10]
         text.append(f'{name:{wide}} {done:20} {at:7,} {losses[0]} {losses[1]}  {date:10}  {facts.get("device", "-")}')
     return '\n'.join(text)
 

@@ -11,9 +11,9 @@ import re
 import statistics
 from pathlib import Path
 
-from configurator import UserError
+from configurator import UserError, brief
 from files import read_json, read_lines, write
-from logger import read_metrics
+from logger import CONFIG, MANIFEST, read_metrics
 
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
 FACTS = (
@@ -21,6 +21,34 @@ FACTS = (
     'params_collapsed', 'collapse_difference', 'seeds_at_once', 'tokens_per_iter', 'flops_per_token', 'flops_per_update', 'peak_memory',
 )  # fmt: skip
 REFERENCE = re.compile(r'\{([^{}/@ |]+)\}')  # in the text of an arm or a step: the checkpoint of another one
+
+# the shapes (files.misfit) of a record: of a run, of a preparing step that trained nothing, of an evaluation
+ALL = {
+    'run': str,
+    'arm': str,
+    'size': str,
+    'lr': float,
+    'seed': int,
+    'state': {'finished', 'diverged'},
+    'settings?': dict,
+}
+TIMED = {'device?': str, 'started?': str, 'seconds?': float, 'flops?': (float, None), 'tokens?': float, 'error?': float}
+COSTS = {'params': int, 'params_collapsed': int, 'processes': int, 'tokens_per_iter': float, 'flops_per_token': float,
+         'flops_per_update': float, 'max_iters?': int, 'transfer?': {'flops?': (float, None), 'growing?': float}}  # fmt: skip
+RECORD = (
+    ALL
+    | {
+        'facts': TIMED | COSTS,
+        'ms': (float, None),
+        'eval': {'iter?': [float], 'val_loss?': [float], str: ([float], [str])},
+        'train': {str: [float]},
+        'tasks?': (),
+    },
+    ALL | {'facts': TIMED | {'flops': float}, 'eval?': (), 'tasks?': ()},
+    ALL | {'facts': dict, 'eval?': (), 'tasks': {str: {'figures': {str: float}}}},
+)
+CUT = {'params': int, 'rows': [{'error': float}], 'flops?': float, 'tokens?': float}  # what factorize says of itself
+EVAL = {'tasks': {str: {'figures': {str: float}}}}
 GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss_before', 'loss_after')
 
 
@@ -29,13 +57,13 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
     not finite, or did not fall for `patience` iterations; in that case its facts hold the max_iters that it was allowed.
     """
     try:
-        manifest, last_iter = read_json(folder / 'manifest.json'), read_json(folder / 'config.json')['max_iters']
-    except (OSError, ValueError, KeyError):
+        manifest = read_json(folder / 'manifest.json', MANIFEST)
+        last_iter = read_json(folder / 'config.json', CONFIG)['max_iters']
+    except UserError:
         return None
-    lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
-    evals, train = [m for m in lines if m.get('kind') == 'eval'], [m for m in lines if m.get('kind') == 'train']
-    losses = [m.get('loss', m.get('val_loss')) for m in lines]
-    diverged = not all(isinstance(x, int | float) and math.isfinite(x) for x in losses)
+    lines = read_metrics(folder)
+    evals, train = ([m for m in lines if m['kind'] == kind] for kind in ('eval', 'train'))
+    diverged = not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines)
     early = manifest.get('out_of_patience', False)
     if not diverged and not (evals and (early or evals[-1]['iter'] >= last_iter) and manifest.get('finished')):
         return None
@@ -53,7 +81,9 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
         settings=settings,
         facts=facts,
         ms=float(f'{statistics.median(ms):.4g}') if ms else None,
-        eval={k: [m.get(k) for m in evals] for k in (evals[0] if evals else ()) if k != 'kind'},
+        eval={
+            k: [m[k] for m in evals] for k in (evals[0] if evals else ()) if k != 'kind' and all(k in m for m in evals)
+        },
         train=thinned(train),
     )
 
@@ -64,8 +94,8 @@ def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, s
     made = folder / 'ckpt.pt'
     try:
         seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime
-        said = read_json(folder / 'ckpt.json') if settings['command'] == 'factorize' else {}
-    except (OSError, ValueError):
+        said = read_json(folder / 'ckpt.json', CUT) if settings['command'] == 'factorize' else {}
+    except (OSError, UserError):
         return None
     facts = dict(seconds=round(seconds, 2), flops=said.get('flops', 0), tokens=said.get('tokens', 0))
     if said:
@@ -76,8 +106,8 @@ def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, s
 def tasks(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
     """The record of evaluate.py, which wrote folder/eval.json."""
     try:
-        found = read_json(folder / 'eval.json')
-    except (OSError, ValueError):
+        found = read_json(folder / 'eval.json', EVAL)
+    except UserError:
         return None
     facts = {k: found[k] for k in FACTS if k in found}
     same = dict(run=run, arm=arm, size=size, lr=lr, seed=seed, state='finished', settings=settings, facts=facts)
@@ -96,64 +126,42 @@ def thinned(train: list[dict], most: int = 100) -> dict:
 
 
 def read_records(folder: Path) -> dict:
-    """{name: record} of a comparison. A half-written line is left out. If a run has two lines, the later one counts.
-    UserError naming file and line of a record that was edited into something that is none."""
+    """{name: record} of a comparison. A half-written line is left out. If a run has two lines, the later one counts."""
     found = {}
-    for i, r in enumerate(read_lines(folder / 'metrics.jsonl'), 1):
-        if 'run' not in r:
-            continue  # a line of a single run's log
-        if wrong := odd(r):
+    for r in read_lines(folder / 'metrics.jsonl', RECORD):
+        sizes = {len(v) for v in r.get('eval', {}).values()}
+        if 'eval' in r and r['state'] == 'finished' and ('iter' not in r['eval'] or len(sizes) > 1 or 0 in sizes):
             raise UserError(
-                f'{folder / "metrics.jsonl"}, line {i}: no record of a run ({wrong}); restore the file from a copy, or delete'
-                ' that line'
+                f'{folder / "metrics.jsonl"}: damaged, {brief(r["run"])} has no whole evaluations; delete its line'
             )
         found[r['run']] = r
     return found
 
 
-KEYS = dict(run=str, arm=str, size=str, lr=int | float, seed=int, state=str, settings=dict, facts=dict)
-COUNTS = ('params', 'params_collapsed')  # facts of a training that every table needs
-
-
-def odd(r: dict) -> str:
-    """What is wrong with the shape of a record; '' if nothing."""
-    trained = 'eval' in r or '/' not in r.get('arm', '') if isinstance(r.get('arm'), str) else True
-    kinds = KEYS | (dict(eval=dict, train=dict) if trained else {})
-    if wrong := [k for k, kind in kinds.items() if not isinstance(r.get(k), kind) or r[k] != r[k]]:
-        return f'{", ".join(wrong)}: missing, or of another type'
-    if trained and (wrong := [k for k in COUNTS if not isinstance(r['facts'].get(k), int)]):
-        return f'facts: {", ".join(wrong)}: missing, or no number'
-    for name in ('eval', 'train') if trained else ():
-        columns = r[name].values()
-        if not all(isinstance(v, list) for v in columns) or len({len(v) for v in columns}) > 1:
-            return f'{name}: must be columns of equal length'
-        if not all(isinstance(i, int | float) for i in r[name].get('iter', ())) or columns and 'iter' not in r[name]:
-            return f'{name}: has no iter, or one that is no number'
-    return ''
+def is_run(folder: Path) -> bool:
+    """Whether the metrics.jsonl of a folder is the log of one run, not that of a comparison."""
+    return (folder / 'manifest.json').exists() or (folder / 'config.json').exists()
 
 
 def read_runs(folder: Path) -> list[dict]:
     """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}; evals and train are lines as
     train.py logs them. The out_dir of a run holds one run, named as the folder without its final -sSEED. A folder of
     results/ holds the runs of its metrics.jsonl; if an arm has several learning rates, they are part of the name."""
-    found = [r for r in read_records(folder).values() if r.get('eval')]
-    if not found:
-        lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
-        evals, train = ([m for m in lines if m.get('kind') == kind] for kind in ('eval', 'train'))
-        try:
-            manifest, rate = read_json(folder / 'manifest.json'), read_json(folder / 'config.json')['learning_rate']
-            numbers = rate, manifest['params'], manifest['params_collapsed']
-            if not all(isinstance(n, int | float) for n in numbers):
-                raise ValueError('the rate or the parameters are no numbers')
-        except (OSError, ValueError, KeyError) as e:
-            if evals:
-                raise UserError(
-                    f'{folder}: manifest.json or config.json is damaged or missing ({e}); is this a run?'
-                ) from None
+    nothing = f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/'
+    if is_run(folder):
+        lines = read_metrics(folder)
+        evals, train = ([m for m in lines if m['kind'] == kind] for kind in ('eval', 'train'))
         if not evals:
-            raise UserError(f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/')
+            raise UserError(nothing)
+        manifest = read_json(
+            folder / 'manifest.json', MANIFEST | {'params': int, 'params_collapsed': int, 'device': str}
+        )
+        rate = read_json(folder / 'config.json', CONFIG | {'learning_rate': float})['learning_rate']
         arm = re.sub(r'-s\d+$', '', folder.name)
         return [dict(name=str(folder), arm=arm, evals=evals, train=train, manifest=manifest, rate=rate)]
+    found = [r for r in read_records(folder).values() if 'eval' in r]
+    if not found:
+        raise UserError(nothing)
     cell = lambda r: cell_name(r['arm'], r['size'])
     rates = {cell(r): {q['lr'] for q in found if cell(q) == cell(r)} for r in found}
     lines = lambda columns: [dict(zip(columns, row)) for row in zip(*columns.values())]

@@ -3,18 +3,28 @@ From the records of a comparison to its figures, verdicts and tables.
 """
 
 import math
+import re
 import statistics
 from dataclasses import dataclass, field, fields
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from configurator import UserError
-from files import read_json
+from files import read_json, read_lines
 from lab import protocol, stats, verdicts
 from lab.protocol import Verdict
 from lab.rates import Rate
-from lab.records import SWEEP, cell_name, read_lines, read_records, references
+from lab.records import SWEEP, cell_name, read_records, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
+COMPARISON = {  # the shape (files.misfit) of comparison.json
+    'arms': {str: str}, 'claim': str, 'command': str, 'metric': str, 'at': {'last', 'best'}, 'worth': float, 'seeds?': int,
+    'match': {'params', 'flops', 'tokens', 'time'}, 'mismatch': {str: str}, 'note?': str, 'looks?': bool,
+    'center?': {'mean', 'median', 'log'}, 'sizes?': (None, {str: str}), 'steps?': (None, {str: str}),
+    'learning_rates?': ([float], {str: ([float], float, str)}), 'targets?': ([float], {str: ([float], float)}),
+    'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str,
+}  # fmt: skip
+TIMES = {'ms': float, 'arm?': str, 'cell?': (str, None), 'cells?': ([str], None)}
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
 # -----------------------------------------------------------------------------
@@ -109,7 +119,8 @@ def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
         arms.index(k[0]),
         -(float(k[1][1:]) if k[1] and not sizes else 1),
     )
-    shown = [k for k in sorted(known, key=order) if (k[1] in sizes if sizes else c.get('horizons') or not k[1])]
+    length = lambda size: c.get('horizons') and re.fullmatch(r'x[\d.]+(e-\d+)?', size)
+    shown = sorted((k for k in known if (k[1] in sizes if sizes else not k[1] or length(k[1]))), key=order)
     for size in dict.fromkeys(size for _, size in shown):
         there = arms if not c.get('horizons') else [arm for arm in arms if (arm, size) in known]
         rates = {arm: verdicts.rate(c, records, arm, size) for arm in there}
@@ -181,7 +192,8 @@ def cell(c, arm, size, rate, bench, records) -> Cell | None:
     measured = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (f'tasks/{arm}', size, rate.lr)]
     names = {(t, f): None for r in measured for t, got in r['tasks'].items() for f in got['figures'] if f in FIGURES}
     for t, f in names:
-        x.tasks[t, f] = stats.mean([r['tasks'][t]['figures'][f] for r in measured if t in r['tasks']])
+        there = [r['tasks'].get(t, {}).get('figures', {}) for r in measured]
+        x.tasks[t, f] = stats.mean([got[f] for got in there if f in got])
     return x
 
 
@@ -249,6 +261,8 @@ def speed(x: Cell, base: Cell, target: float):
     """Fill in how many times sooner x reaches the target than the baseline."""
     for axis in ('iter', 'flops', *(['seconds'] if x.timed and base.timed else [])):
         curves = lambda y, free, axis=axis: [y.curve_to(s, axis, free) for s in y.runs]
+        if not all(any(cost > 0 for cost in costs) for y in (x, base) for costs, _ in curves(y, True)):
+            continue  # a run that went nowhere
         x.faster.setdefault(target, {})[axis] = stats.faster(curves(x, False), curves(base, False), target)
         x.free.setdefault(target, {})[axis] = stats.faster(curves(x, True), curves(base, True), target)
 
@@ -492,20 +506,14 @@ def provenance(c: dict, found: list[Cell]) -> str:
     return f'`{c["command"]}`; {", ".join(devices)}; commit {", ".join(dict.fromkeys(map(mark, runs)))}'
 
 
-NEEDED = dict(arms=dict, claim=str, seeds=int, metric=str, at=str, worth=int | float, match=str, command=str,
-              sizes=dict | None, targets=list | dict | None, horizons=list | dict | None)  # fmt: skip
-
-
 def load(folder: Path) -> tuple[dict, list[Cell]]:
     """A comparison and its cells (none without a finished run) from its folder."""
-    path = folder / 'comparison.json'
+    c = read_json(folder / 'comparison.json', COMPARISON)
+    texts = c['arms'] | (c.get('steps') or {})
     try:
-        c = read_json(path)
-        if wrong := [k for k, kind in NEEDED.items() if not isinstance(c.get(k), kind)]:
-            raise ValueError(f'{", ".join(wrong)}: missing, or of another type')
-        if not all(isinstance(t, int | float) for t in every_target(c.get('targets') or ())):
-            raise ValueError('targets: must be figures')
-    except (OSError, ValueError) as e:
-        why = getattr(e, 'strerror', None) or e
-        raise UserError(f'{path} cannot be read ({why}); run the comparison again to write it') from None
-    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl'))
+        TopologicalSorter({name: references(text) for name, text in texts.items()}).prepare()
+    except CycleError as e:
+        raise UserError(
+            f'{folder / "comparison.json"}: arms or steps start from each other: {" ".join(e.args[1])}'
+        ) from None
+    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl', TIMES))
