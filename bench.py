@@ -57,7 +57,7 @@ def main():
     if bench.show:
         try:
             print(printable(table(read_lines(input_path(bench.show)))))
-        except (OSError, ValueError, LookupError, TypeError) as e:
+        except (UserError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
         return
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]

@@ -166,7 +166,7 @@ def show(cfg):
     try:
         rows = files.read_lines(input_path(cfg.out))
         rows[0]['device'], [(r['member'], r['width'], r['lr'], r['val_loss']) for r in rows]
-    except (OSError, ValueError, LookupError, TypeError) as e:
+    except (UserError, OSError, ValueError, LookupError, TypeError) as e:
         raise UserError(f"out = '{cfg.out}': not a file that rates wrote ({e})") from None
     lrs = sorted({r['lr'] for r in rows})
     print(f'{rows[0]["device"]}; val loss after {rows[0]["iters"]} iterations; rates at width {rows[0]["base"]}')
