@@ -16,12 +16,10 @@ import checkpoint
 import evaluate
 from configurator import ROOT, UserError, load, root_path
 from files import write_json
-from lab import launch, records, report, stats, timing, verdicts
+from lab import launch, records, report, stats, timing, track, verdicts
 from lab.live import Live
 from lab.plan import Missing, Plan, Run, at_equal_flops, check_match, difference, flags, make_plans, settings, wanted
-from lab.records import REFERENCE
-
-OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
+from lab.records import PUBLISHED, REFERENCE
 
 
 class Comparison:
@@ -30,8 +28,9 @@ class Comparison:
 
     def __init__(self, cfg, plans: list[Plan]):
         self.cfg, self.plans = cfg, plans
-        self.folder, self.out = root_path(cfg.results) / cfg.name, root_path(cfg.out) / cfg.name
-        self.records, self.failed_write = {}, ''
+        self.folder = root_path(cfg.results) / cfg.name
+        self.out = root_path(cfg.out) / (f'track/{cfg.track}' if cfg.track else cfg.name)  # entries share dense runs
+        self.records, self.failed_write, self.head = {}, '', None
         self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))
         self.settings, self.asked, self.started = {}, {}, {}
         names = {n for p in plans for n in p.refers_to}
@@ -84,7 +83,7 @@ class Comparison:
 
     def read_back(self):
         """Take in whatever is over, in self.folder and in self.out, by us or by anyone."""
-        for name, r in records.read_records(self.folder).items():
+        for name, r in records.of_comparison(self.folder, vars(self.cfg)).items():
             self.records.setdefault(name, r)
         self.there = {name: path for name, path in self.there.items() if path.exists()}
         news = 0
@@ -147,7 +146,9 @@ class Comparison:
     def write(self):
         """What is over goes to self.folder at once. A disk that is full now may not be later: the runs go on."""
         try:
-            records.write_records(self.folder, records.read_records(self.folder) | self.records)
+            for folder, mine in records.shared_out(self.folder, vars(self.cfg), self.records).items():
+                head = self.head if folder == self.folder else track.first_line(folder)
+                records.write_records(folder, records.read_records(folder) | mine, head)
             self.failed_write = ''
         except (UserError, OSError) as e:
             self.failed_write = str(e)
@@ -220,15 +221,19 @@ def drop(folder: Path):
         path.unlink(missing_ok=True)
 
 
-def compare(cfg):
+def compare(cfg, files=()):
+    """Run what is missing of a comparison. files: its configs, which begin the log of an entry of the board."""
     plans = at_equal_flops(cfg, make_plans(cfg))
     state = Comparison(cfg, plans)
+    if cfg.track:
+        track.check(cfg, plans)
+        state.head = track.head(state.folder, track.source(cfg, files))
     try:
         state.enter()
     except OSError as e:
         raise UserError(f'cannot make the folder {state.out} ({e.strerror}); choose another --out') from None
-    published = root_path(PUBLISHED) / cfg.name
-    if published.exists() and published != state.folder:
+    published = root_path(PUBLISHED) / (f'track/{cfg.track}' if cfg.track else '') / cfg.name
+    if published.exists() and published != state.folder and cfg.name != next(iter(cfg.arms)):
         print(
             f'NOTE: {PUBLISHED}/{cfg.name} holds published runs of that name, which are not used; --results={PUBLISHED} goes on with them'
         )
@@ -241,7 +246,9 @@ def compare(cfg):
         raise UserError(f'steps: {cfg.script} trains its seeds at once and starts from nothing; leave them out')
     for task in set(cfg.tasks.split(' ')[0].split(',')) & set(evaluate.SOURCES):
         evaluate.read_source(task)  # a text that cannot be had is found out before anything is trained
-    for name, r in records.read_records(state.folder).items():  # nothing starts beside runs of another comparison
+    for name, r in records.of_comparison(
+        state.folder, vars(cfg)
+    ).items():  # nothing starts beside runs of another comparison
         for i, p in enumerate(plans):
             if (r['arm'], r['size']) == (p.arm, p.size):
                 mine = state.run_settings(Run(i, r['lr'], r['seed'], name))
@@ -288,7 +295,7 @@ def compare(cfg):
 
 
 KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'sweep_seeds', 'metric',
-        'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks')  # fmt: skip
+        'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks', 'track')  # fmt: skip
 
 
 def earlier_plan(folder: Path) -> int | None:

@@ -11,10 +11,11 @@ import re
 import statistics
 from pathlib import Path
 
-from configurator import UserError
+from configurator import ROOT, UserError
 from files import read_lines, write
 from logger import read_metrics
 
+OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
 FACTS = (
     'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'params',
@@ -105,6 +106,32 @@ def read_records(folder: Path) -> dict:
     return found
 
 
+def of_comparison(folder: Path, c: dict) -> dict:
+    """The records of comparison c in folder; those of the baseline of its track included, which all entries share: the
+    published ones, and those beside this folder."""
+    if not c.get('track'):
+        return read_records(folder)
+    found, base = {}, next(iter(c['arms']))
+    for where in (ROOT / PUBLISHED / 'track' / c['track'] / base, folder.parent / base, folder):
+        found |= read_records(where)
+    return found
+
+
+def shared_out(folder: Path, c: dict, records: dict) -> dict:
+    """{folder: the records that are written there}: those of a track's baseline lie beside the entry's, where they are
+    not among the published."""
+    if not c.get('track'):
+        return {folder: records}
+    base = next(iter(c['arms']))
+    published = read_records(ROOT / PUBLISHED / 'track' / c['track'] / base)
+    of = lambda r: folder if r['arm'] != base else folder.parent / base
+    found = {}
+    for name, r in records.items():
+        if name not in published:
+            found.setdefault(of(r), {})[name] = r
+    return found
+
+
 def read_runs(folder: Path) -> list[dict]:
     """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}; evals and train are lines as
     train.py logs them. The out_dir of a run holds one run, named as the folder without its final -sSEED. A folder of
@@ -140,8 +167,9 @@ def read_runs(folder: Path) -> list[dict]:
     ]
 
 
-def write_records(folder: Path, records: dict):
-    text = ''.join(json.dumps(records[k], separators=(',', ':')) + '\n' for k in sorted(records))
+def write_records(folder: Path, records: dict, head: dict | None = None):
+    lines = ([head] if head else []) + [records[k] for k in sorted(records)]
+    text = ''.join(json.dumps(line, separators=(',', ':')) + '\n' for line in lines)
     write(folder / 'metrics.jsonl', text.encode())
 
 

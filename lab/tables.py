@@ -12,7 +12,7 @@ from configurator import UserError
 from lab import protocol, stats, verdicts
 from lab.protocol import Verdict
 from lab.rates import Rate
-from lab.records import SWEEP, cell_name, read_lines, read_records, references
+from lab.records import SWEEP, cell_name, of_comparison, read_lines, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
@@ -492,4 +492,4 @@ def load(folder: Path) -> tuple[dict, list[Cell]]:
         c = json.loads((folder / 'comparison.json').read_text())
     except (OSError, ValueError):
         raise UserError(f'{folder / "comparison.json"} cannot be read; run the comparison again to write it') from None
-    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl'))
+    return c, cells(c, of_comparison(folder, c), read_lines(folder / 'bench.jsonl'))

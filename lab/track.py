@@ -1,0 +1,215 @@
+"""
+The board: docs/track.md. A track fixes data, tokens, batch and size; an entry changes only how linear layers are
+parameterized, initialised and optimized, and is judged against the track's dense baseline (docs/protocol.md).
+
+A track is config/track/small.py or gpu.py: a comparison whose only arm is the baseline. An entry is a comparison that
+includes it and has one more arm. Its log is results/track/TRACK/ARM/metrics.jsonl, and begins with the text of the entry:
+
+    {"entry": "low_rank", "track": "small", "source": {"config/track/low_rank.py": "...", ...}}
+
+The baseline's runs are in results/track/TRACK/dense/. All entries use them, those of another results folder as well.
+"""
+
+import dataclasses
+import math
+import statistics
+from pathlib import Path
+
+import linear
+import optimizers
+from configurator import ROOT, UserError, brief, load
+from files import read_lines
+from lab import tables
+from lab.plan import Plan, rates
+from logger import git
+from surgery import rotate
+
+CONFIGS = ROOT / 'config' / 'track'
+ENTRY = ('arms', 'learning_rates', 'note')  # what an entry may set of a comparison; then what only says how it runs
+RUNNING = ('name', 'results', 'out', 'cluster', 'jobs', 'minutes', 'partition', 'only', 'keep_checkpoints')
+KEYS = {  # what its arm may set: all that acts on the matrices of the blocks and on nothing else
+    'hidden_lr', 'mup_base', 'fuse_mlp',
+    *linear.CHOOSING, *(k for name in linear.LAYERS for k in linear.keys_of(name)),
+    *(f.name for keys in (optimizers.Keys, rotate.Keys) for f in dataclasses.fields(keys)),
+}  # fmt: skip
+
+
+# -----------------------------------------------------------------------------
+# an entry
+
+
+def placed(cfg):
+    """The comparison of an entry under the name of its arm, in the folder of its track."""
+    return dataclasses.replace(cfg, name=cfg.name or [*cfg.arms][-1], results=f'{cfg.results}/track/{cfg.track}')
+
+
+def base(cfg):
+    """The comparison that the track is, without an entry. UserError if there is no such track."""
+    path = CONFIGS / f'{cfg.track}.py'
+    if not path.is_file():
+        raise UserError(
+            f"track = '{brief(cfg.track)}': there is no config/track/{brief(cfg.track)}.py; take small or gpu"
+        )
+    return load(type(cfg), [str(path)])
+
+
+def check(cfg, plans: list[Plan]):
+    """Refuse an entry that changes what its track fixes, all of it in one line each."""
+    fixed = base(cfg)
+    dense, *arms = cfg.arms
+    differ = [
+        f.name
+        for f in dataclasses.fields(cfg)
+        if f.name not in (*ENTRY, *RUNNING) and getattr(cfg, f.name) != getattr(fixed, f.name)
+    ]
+    wrong = [f'{k} = {brief(getattr(cfg, k))}' for k in differ]
+    found = [f'{", ".join(wrong)}: the track fixes that; an entry sets {", ".join(ENTRY)}'] if wrong else []
+    if len(arms) > 1 or {dense: cfg.arms[dense]} != fixed.arms:
+        found.append(
+            f"arms: an entry has the track's baseline and one arm: arms['NAME'] = '--flags', not {[*cfg.arms]}"
+        )
+    elif rates(cfg, plans[0]) != rates(fixed, plans[0]):
+        found.append(
+            f'learning_rates: those of {dense} are fixed; learning_rates = dict({dense}=learning_rates, NAME=...)'
+        )
+    for p in plans[1:]:
+        values = {f.name: getattr(p.cfg, f.name) for f in dataclasses.fields(p.cfg)}
+        odd = [f'{k} = {brief(v)}' for k, v in values.items() if v != getattr(plans[0].cfg, k) and k not in KEYS]
+        if odd:
+            found.append(
+                f'{p.name}: {", ".join(odd)}: the track fixes that; an arm sets keys of linear layers and of the optimizer of'
+                ' their matrices (docs/track.md)'
+            )
+    if found:
+        raise UserError('\n'.join(found))
+
+
+def source(cfg, files: list[Path]) -> dict:
+    """The first line of an entry's log: the text of its config, and of every file of the code that is not in the last
+    commit like this, such as the file of a new layer."""
+    code = ('--', '*.py', ':!tests')
+    changed = git('diff', '--name-only', 'HEAD', *code).split('\n') + git(
+        'ls-files', '-o', '--exclude-standard', *code
+    ).split('\n')
+    files = [*files, *(ROOT / name for name in changed if name)]
+    name = lambda p: str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p.name)
+    texts = {name(p): p.read_text() for p in files if p.is_file()}
+    return dict(entry=cfg.name, track=cfg.track, source=texts)
+
+
+def head(folder: Path, now: dict) -> dict:
+    """The first line of the log in folder, or `now` if there is none yet. UserError if a text of the entry has changed: the
+    log would say that all its runs are of one text."""
+    have = first_line(folder)
+    if not have:
+        return now
+    for name, text in have['source'].items():
+        new = now['source'].get(name) or ((ROOT / name).read_text() if (ROOT / name).is_file() else text)
+        if new != text:
+            raise UserError(
+                f'{folder / "metrics.jsonl"} begins with another text of {name}; give the arm another name, or delete that'
+                ' folder'
+            )
+    return have
+
+
+def first_line(folder: Path) -> dict | None:
+    return next((line for line in read_lines(folder / 'metrics.jsonl')[:1] if 'source' in line), None)
+
+
+# -----------------------------------------------------------------------------
+# the board
+
+HEAD = """# The board
+
+Which way to parameterize, initialise or optimize linear layers gives a lower loss than dense layers, from the same tokens?
+`python compare.py --report` writes this page from the logs in [results/track](../results/README.md); `--check` compares
+it with them. Bad results stay on it.
+
+A track fixes data, tokens, batch and size of the model. `small` takes minutes on a laptop's CPU, `gpu` five minutes a run
+on one H100. An entry changes only keys of linear layers and of what optimizes their matrices. Anything else is refused.
+Each entry has its own sweep of learning rates and up to eight random seeds ([protocol.md](protocol.md)); it stops at 4 or
+6 if its word is certain. The eight seeds of dense are trained once, and every entry is compared with them.
+
+## Enter
+
+1. Is it a new layer? Write one file, `linear/own/NAME.py`, with one class in it; NAME is then a value of `linear`.
+   [CONTRIBUTING.md](../CONTRIBUTING.md) says what the class has. Else you need no file.
+2. Write `config/track/NAME.py`: `include('small.py')`, then `arms['NAME'] = '--linear=NAME --linear_layers=mlp+attn'`.
+   Put your own rates in `learning_rates` if the track's three are far off (it adds up to two by itself).
+3. `python compare.py config/track/NAME.py` trains, judges and prints. After an interruption run it again.
+4. Move `out/results/track/small/NAME/` to `results/track/small/`, run `python compare.py --report`, commit both files
+   and the log. The log begins with the text of your files.
+5. On a GPU: `python compare.py config/track/NAME.py config/track/gpu.py` runs the same entry on the other track.
+
+## How to read it
+
+The **effect** is the entry's loss minus that of dense, after the same tokens, with its interval; below 0 the entry is better.
+The five words are those of [protocol.md](protocol.md), which also says what `worth` is. Entries stand in the order of their
+effects. That order is not tested: only the comparison with dense is. Each entry's word is untrue with at most 5%; a board
+of many entries holds a few untrue ones. All share the seeds of dense, so these errors go together. FLOPs are those of
+training, over those of dense. Parameters are those that are trained. Seconds are of a run as it was logged, with whatever
+else that machine did; they cannot be compared. `*`: the code had changes that were not committed; the log begins with
+their text.
+"""
+
+
+def entries(results: Path, track: str) -> list[Path]:
+    """The folders of a track: the baseline, if it is there, and the entries."""
+    found = sorted(p.parent for p in (results / 'track' / track).glob('*/comparison.json'))
+    return sorted(found, key=lambda p: p.name != 'dense')
+
+
+def row(folder: Path, c: dict, x: tables.Cell, dense: tables.Cell) -> list[str]:
+    runs, is_dense = x.runs.values(), x.arm == dense.arm
+    facts = [r['facts'] for r in runs]
+    seconds = [r['eval']['seconds'][-1] for r in runs if r['state'] == 'finished' and 'seconds' in r['eval']]
+    once = lambda values: ', '.join(dict.fromkeys(values))
+    return [
+        f'[{x.arm}](../results/track/{c["track"]}/{folder.name}/table.md)',
+        'baseline' if is_dense else tables.effect(c, x, dense),
+        '' if is_dense else f'**{x.verdict.word}**',
+        tables.center(c, x),
+        str(len(x.values)),
+        f'{x.lr:g}',
+        f'{x.cost["flops"] / dense.cost["flops"]:.2f}',
+        f'{x.params:,}',
+        f'{statistics.median(seconds):.0f}' if seconds else '-',
+        once(f'{str(f.get("commit"))[:7]}{"*" if f.get("dirty") else ""}' for f in facts),
+        once(str(f.get('device')) for f in facts),
+    ]
+
+
+def effect(x: tables.Cell, dense: tables.Cell) -> float:
+    """What entries are ranked by; a run that diverged comes last."""
+    found = x.verdict.value if x.verdict.how else x.mean.value - dense.mean.value
+    return found if math.isfinite(found) else math.inf
+
+
+def board(results: Path) -> str:
+    """docs/track.md"""
+    parts = [HEAD]
+    for path in sorted(p for p in (results / 'track').glob('*') if p.is_dir()):
+        rows, c, sigma = [], {}, ''
+        for folder in entries(results, path.name):
+            c, found = tables.load(folder)
+            if not found:
+                continue
+            dense, x = found[0], found[-1]
+            if x.arm != folder.name:
+                continue  # none of its own runs yet
+            order = -math.inf if x is dense else effect(x, dense)
+            rows.append((order, row(folder, c, x, dense)))
+            if dense.sigma:
+                sigma = f' The standard deviation over seeds of dense is {dense.sigma}.'
+        if not rows:
+            continue
+        claim = c['claim'].format(arm='an entry', baseline=dense.arm)
+        (_, first), *others = sorted(rows, key=lambda r: r[0])
+        rank = [['', *first], *([str(i), *r] for i, (_, r) in enumerate(others, 1))]
+        columns = ['', 'entry', 'effect', 'word', 'val_b, mean ± std', 'seeds', 'learning rate', 'FLOPs', 'parameters',
+                   'seconds', 'commit', 'hardware']  # fmt: skip
+        parts.append(
+            f'## {path.name}\n\nThe claim: {claim}. `worth` is {c["worth"]:g}.{sigma}\n\n{tables.markdown(columns, rank)}\n'
+        )
+    return '\n'.join(parts)
