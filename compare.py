@@ -189,7 +189,7 @@ def main():
                 report.write_comparison(folder)
             else:
                 print(f'{folder.name}: no finished run yet')
-        for path, text in report.pages(results).items():
+        for path, text in report.written_of(results).items():
             write(path, text.encode())
             print(f'wrote {path}')
     else:

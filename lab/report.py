@@ -54,7 +54,7 @@ def table(c: dict, found: list) -> str:
     return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
 
 
-def pages(results: Path) -> dict:
+def written_of(results: Path) -> dict:
     """{path: text} of what is written from all logs in results/: RESULTS.md, and the board where there is a track."""
     found = {results.parent / 'RESULTS.md': results_md(results)}
     if (results / 'track').is_dir():
@@ -219,7 +219,7 @@ def documents(root: Path = ROOT) -> list[Path]:
 def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     """Where RESULTS.md, the tables and the documents differ from the logs, one message each; [] if nowhere."""
     wrong, root = [], results.parent
-    written = [*pages(results).items()]
+    written = [*written_of(results).items()]
     for folder in comparisons(results):
         c, found = load(folder)
         if found and c['claim']:

@@ -154,22 +154,15 @@ their text.
 """
 
 
-def entries(results: Path, track: str) -> list[Path]:
-    """The folders of a track: the baseline, if it is there, and the entries."""
-    found = sorted(p.parent for p in (results / 'track' / track).glob('*/comparison.json'))
-    return sorted(found, key=lambda p: p.name != 'dense')
-
-
-def row(folder: Path, c: dict, x: tables.Cell, dense: tables.Cell) -> list[str]:
-    runs, is_dense = x.runs.values(), x.arm == dense.arm
-    facts = [r['facts'] for r in runs]
-    seconds = [r['eval']['seconds'][-1] for r in runs if r['state'] == 'finished' and 'seconds' in r['eval']]
+def row(x: tables.Cell, dense: tables.Cell, effect: str, word: str, link: str) -> list[str]:
+    facts = [r['facts'] for r in x.runs.values()]
+    seconds = [r['eval']['seconds'][-1] for r in x.runs.values() if r['state'] == 'finished' and 'seconds' in r['eval']]
     once = lambda values: ', '.join(dict.fromkeys(values))
     return [
-        f'[{x.arm}](../results/track/{c["track"]}/{folder.name}/table.md)',
-        'baseline' if is_dense else tables.effect(c, x, dense),
-        '' if is_dense else f'**{x.verdict.word}**',
-        tables.center(c, x),
+        f'[{x.arm}]({link})',
+        effect,
+        word,
+        tables.center({}, x),
         str(len(x.values)),
         f'{x.lr:g}',
         f'{x.cost["flops"] / dense.cost["flops"]:.2f}',
@@ -180,8 +173,9 @@ def row(folder: Path, c: dict, x: tables.Cell, dense: tables.Cell) -> list[str]:
     ]
 
 
-def effect(x: tables.Cell, dense: tables.Cell) -> float:
-    """What entries are ranked by; a run that diverged comes last."""
+def order(entry: tuple) -> float:
+    """By what entries are ranked: the effect; a run that diverged comes last."""
+    _, dense, x = entry
     found = x.verdict.value if x.verdict.how else x.mean.value - dense.mean.value
     return found if math.isfinite(found) else math.inf
 
@@ -190,26 +184,22 @@ def board(results: Path) -> str:
     """docs/track.md"""
     parts = [HEAD]
     for path in sorted(p for p in (results / 'track').glob('*') if p.is_dir()):
-        rows, c, sigma = [], {}, ''
-        for folder in entries(results, path.name):
-            c, found = tables.load(folder)
-            if not found:
-                continue
-            dense, x = found[0], found[-1]
-            if x.arm != folder.name:
-                continue  # none of its own runs yet
-            order = -math.inf if x is dense else effect(x, dense)
-            rows.append((order, row(folder, c, x, dense)))
-            if dense.sigma:
-                sigma = f' The standard deviation over seeds of dense is {dense.sigma}.'
-        if not rows:
+        loaded = [tables.load(folder) for folder in sorted(p.parent for p in path.glob('*/comparison.json'))]
+        loaded = [(c, cells[0], cells[-1]) for c, cells in loaded if cells]
+        if not loaded:
             continue
+        c, dense, _ = loaded[0]
+        link = f'../results/track/{path.name}/{{}}'.format
+        rows = [['', *row(dense, dense, 'baseline', '', link(f'{dense.arm}/metrics.jsonl'))]]
+        for i, entry in enumerate(sorted((e for e in loaded if e[2] is not e[1]), key=order), 1):
+            x, word = entry[2], f'**{entry[2].verdict.word}**'
+            effect = tables.effect(entry[0], x, entry[1])
+            rows.append([str(i), *row(x, dense, effect, word, link(f'{x.arm}/table.md'))])
         claim = c['claim'].format(arm='an entry', baseline=dense.arm)
-        (_, first), *others = sorted(rows, key=lambda r: r[0])
-        rank = [['', *first], *([str(i), *r] for i, (_, r) in enumerate(others, 1))]
-        columns = ['', 'entry', 'effect', 'word', 'val_b, mean ± std', 'seeds', 'learning rate', 'FLOPs', 'parameters',
-                   'seconds', 'commit', 'hardware']  # fmt: skip
+        sigma = f' The standard deviation of {dense.arm} over seeds is {dense.sigma}.' if dense.sigma else ''
+        columns = ['', 'entry', 'effect', 'word', f'{dense.reports}, mean ± std', 'seeds', 'learning rate', 'FLOPs',
+                   'parameters', 'seconds', 'commit', 'hardware']  # fmt: skip
         parts.append(
-            f'## {path.name}\n\nThe claim: {claim}. `worth` is {c["worth"]:g}.{sigma}\n\n{tables.markdown(columns, rank)}\n'
+            f'## {path.name}\n\nThe claim: {claim}. `worth` is {c["worth"]:g}.{sigma}\n\n{tables.markdown(columns, rows)}\n'
         )
     return '\n'.join(parts)
