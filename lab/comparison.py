@@ -147,7 +147,7 @@ class Comparison:
         """What is over goes to self.folder at once. A disk that is full now may not be later: the runs go on."""
         try:
             for folder, mine in records.shared_out(self.folder, vars(self.cfg), self.records).items():
-                head = self.head if folder == self.folder else track.first_line(folder)
+                head = self.head if folder == self.folder else None
                 records.write_records(folder, records.read_records(folder) | mine, head)
             self.failed_write = ''
         except (UserError, OSError) as e:
@@ -227,6 +227,7 @@ def compare(cfg, files=()):
     state = Comparison(cfg, plans)
     if cfg.track:
         track.check(cfg, plans)
+    if cfg.track and len(cfg.arms) > 1:
         state.head = track.head(state.folder, track.source(cfg, files))
     try:
         state.enter()

@@ -100,7 +100,7 @@ def source(cfg, files: list[Path]) -> dict:
 def head(folder: Path, now: dict) -> dict:
     """The first line of the log in folder, or `now` if there is none yet. UserError if a text of the entry has changed: the
     log would say that all its runs are of one text."""
-    have = first_line(folder)
+    have = next((line for line in read_lines(folder / 'metrics.jsonl')[:1] if 'source' in line), None)
     if not have:
         return now
     for name, text in have['source'].items():
@@ -111,10 +111,6 @@ def head(folder: Path, now: dict) -> dict:
                 ' folder'
             )
     return have
-
-
-def first_line(folder: Path) -> dict | None:
-    return next((line for line in read_lines(folder / 'metrics.jsonl')[:1] if 'source' in line), None)
 
 
 # -----------------------------------------------------------------------------
