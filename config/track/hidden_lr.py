@@ -4,4 +4,4 @@
 
 include('small.py')
 arms['hidden_lr'] = '--hidden_lr=2'
-learning_rates = dict(dense=learning_rates, hidden_lr=(2e-3, 4e-3, 8e-3))
+learning_rates = dict(dense=learning_rates, hidden_lr=(1e-3, 2e-3, 4e-3))

@@ -4,4 +4,4 @@
 
 include('small.py')
 arms['muon'] = '--optimizer=muon --hidden_lr=4'
-learning_rates = dict(dense=learning_rates, muon=(2e-3, 4e-3, 8e-3))
+learning_rates = dict(dense=learning_rates, muon=(1e-3, 2e-3, 4e-3))

@@ -19,7 +19,7 @@ common = (
     ' --dtype=float32 --compile=false'
 )
 arms = dict(dense='')
-learning_rates = (4e-3, 8e-3, 1.6e-2)
+learning_rates = (2e-3, 4e-3, 8e-3)
 seeds = 8
 worth = 0.025
 match = 'tokens'
