@@ -338,7 +338,7 @@ class GPT(nn.Module):
                 for m in routers:
                     m.router_loss = None
             return None, loss
-        return self.lm_head(x[:, [-1], :] if last_only else x), None
+        return self.lm_head(x[:, -1:] if last_only else x), None
 
     def head(self, x):
         """Logits (..., V) of x (..., C). On a GPU a vocabulary such as 50257 is padded to a multiple of 64 for the product:
@@ -421,7 +421,7 @@ def pick(logits, temperature, top_k, top_p, generator):
         return logits.argmax(-1, keepdim=True)
     logits = logits / temperature
     if top_k:
-        kth = torch.topk(logits, min(top_k, logits.size(-1))).values[:, [-1]]
+        kth = torch.topk(logits, min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
     if top_p and top_p < 1:  # nucleus: the smallest set of most likely tokens whose probabilities reach top_p
         probs, order = logits.softmax(-1).sort(-1, descending=True)

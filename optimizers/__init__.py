@@ -24,8 +24,8 @@ OPTIMIZERS = {
     'normuon': NorMuon,
 }
 LEFT_OUT = dict(
-    soap='is left out: it would need a package, and none was found that keeps its state by name and in fixed places, as'
-    ' exact resuming, growth and CUDA graphs need it'
+    soap='is left out: the package pytorch_optimizer has it, but takes a batch of matrices for one tensor of three axes, and'
+    ' renews its bases by decisions on the host, which a captured update cannot follow (docs/optimizers.md)'
 )
 
 

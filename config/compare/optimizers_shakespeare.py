@@ -3,9 +3,10 @@
 #
 #   python compare.py config/compare/optimizers_shakespeare.py --cluster=pool --jobs=6
 #
-# About 300 runs of seconds each on a GPU. A size here is an optimizer: every arm is compared with dense under the same
-# one. Under Muon the matrices of the blocks have 4 times the rate of the rest (hidden_lr, chosen by optimizers_ratio.py),
-# and learning_rate is that of the rest. The rates of the sweep show what a shared rate would have said.
+# About 450 runs of seconds each on a GPU. A size here is an optimizer: every arm is compared with dense under the same
+# one. Under muon the matrices of the blocks have 4 times the rate of the rest (hidden_lr), and learning_rate is that of
+# the rest. optimizers_ratio.py says that dense wants the same rate for both: muon_x1. The rates of the sweep show what a
+# shared rate would have said.
 
 import torch
 
@@ -30,9 +31,10 @@ arms = dict(
     block_dense='config/structured/block_dense.py',
     kronecker='config/structured/kronecker.py',
 )
-sizes = dict(adamw='', muon='--optimizer=muon --hidden_lr=4')
+sizes = dict(adamw='', muon='--optimizer=muon --hidden_lr=4', muon_x1='--optimizer=muon')
 learning_rates = {f'{arm}@adamw': (1e-3, 2e-3, 4e-3) for arm in arms}
 learning_rates |= {f'{arm}@muon': (5e-4, 1e-3, 2e-3, 4e-3) for arm in arms}
+learning_rates |= {f'{arm}@muon_x1': (2e-3, 4e-3, 8e-3, 1.6e-2) for arm in arms}
 seeds = 8
 worth = 0.02
 match = 'tokens'
