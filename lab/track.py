@@ -119,34 +119,36 @@ def head(folder: Path, now: dict) -> dict:
 HEAD = """# The board
 
 Which way to parameterize, initialise or optimize linear layers gives a lower loss than dense layers, from the same tokens?
-`python compare.py --report` writes this page from the logs in [results/track](../results/README.md); `--check` compares
-it with them. Bad results stay on it.
+`python compare.py --report` writes this page from the logs in [results/](../results/README.md), and `--check` compares it
+with them. Entries that lose stay on it.
 
-A track fixes data, tokens, batch and size of the model. `small` takes minutes on a laptop's CPU, `gpu` five minutes a run
-on one H100. An entry changes only keys of linear layers and of what optimizes their matrices. Anything else is refused.
-Each entry has its own sweep of learning rates and up to eight random seeds ([protocol.md](protocol.md)); it stops at 4 or
-6 if its word is certain. The eight seeds of dense are trained once, and every entry is compared with them.
+A **track** fixes data, tokens, batch and size of the model: `small` for a laptop's CPU, `gpu` for one H100. An **entry**
+changes only keys of linear layers and of what optimizes their matrices; anything else is refused. It is judged against
+dense by [protocol.md](protocol.md): its own sweep of learning rates, then 4, 6 or 8 random seeds, until its word is certain.
+The runs of dense are there already; all entries are compared with them.
 
 ## Enter
 
-1. Is it a new layer? Write one file, `linear/own/NAME.py`, with one class in it; NAME is then a value of `linear`.
-   [CONTRIBUTING.md](../CONTRIBUTING.md) says what the class has. Else you need no file.
-2. Write `config/track/NAME.py`: `include('small.py')`, then `arms['NAME'] = '--linear=NAME --linear_layers=mlp+attn'`.
-   Put your own rates in `learning_rates` if the track's three are far off (it adds up to two by itself).
-3. `python compare.py config/track/NAME.py` trains, judges and prints. After an interruption run it again.
-4. Move `out/results/track/small/NAME/` to `results/track/small/`, run `python compare.py --report`, commit both files
-   and the log. The log begins with the text of your files.
-5. On a GPU: `python compare.py config/track/NAME.py config/track/gpu.py` runs the same entry on the other track.
+1. For a new layer write one file, `linear/own/NAME.py`, with one class; [CONTRIBUTING.md](../CONTRIBUTING.md) says what it
+   has. NAME is then a value of `linear`.
+2. Write `config/track/NAME.py`, for the other track with `gpu.py`:
 
-## How to read it
+        include('small.py')
+        arms['NAME'] = '--linear=NAME --linear_layers=mlp+attn'
 
-The **effect** is the entry's loss minus that of dense, after the same tokens, with its interval; below 0 the entry is better.
-The five words are those of [protocol.md](protocol.md), which also says what `worth` is. Entries stand in the order of their
-effects. That order is not tested: only the comparison with dense is. Each entry's word is untrue with at most 5%; a board
-of many entries holds a few untrue ones. All share the seeds of dense, so these errors go together. FLOPs are those of
-training, over those of dense. Parameters are those that are trained. Seconds are of a run as it was logged, with whatever
-else that machine did; they cannot be compared. `*`: the code had changes that were not committed; the log begins with
-their text.
+3. `python compare.py config/track/NAME.py` sweeps, trains, judges and prints. After an interruption run it again. The log
+   begins with the text of your two files.
+4. Move `out/results/track/small/NAME/` to `results/track/small/`, run `python compare.py --report`, commit both files, that
+   folder and this page.
+
+## Read
+
+The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. The words are
+those of [protocol.md](protocol.md); `worth` is the smallest gain that matters. Entries stand in the order of their effects.
+That order is not tested, only each entry against dense: with an untrue word in at most 5% of the entries. All entries share
+the seeds of dense, so where these were lucky, all effects are too large together. `FLOPs` are those of training, over those
+of dense. `parameters` are those that are trained. `seconds` are the median over runs, with whatever else the machine did:
+for information, they cannot be compared. A star at the commit: the code had changes beyond it; the log begins with them.
 """
 
 
