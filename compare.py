@@ -152,6 +152,8 @@ class CompareConfig:
             found.append(f'only: {", ".join(sorted(odd))}: no such arm or size; there is: {", ".join(sorted(cells))}')
         if '/' in self.track:
             found.append(f"track = '{self.track}': must be the name of a track, without /")
+        if self.track and self.name:
+            found.append(f"name = '{self.name}': an entry of a track has the name of its arm; leave it out")
         if '/' in self.name or self.name in ('.', '..'):
             found.append(f"name = '{self.name}': must be the name of a folder, without /")
         for field in ('learning_rates', 'mismatch', 'horizons'):

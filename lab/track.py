@@ -28,7 +28,7 @@ CONFIGS = ROOT / 'config' / 'track'
 ENTRY = ('arms', 'learning_rates', 'note')  # what an entry may set of a comparison; then what only says how it runs
 RUNNING = ('name', 'results', 'out', 'cluster', 'jobs', 'minutes', 'partition', 'only', 'keep_checkpoints')
 KEYS = {  # what its arm may set: all that acts on the matrices of the blocks and on nothing else
-    'hidden_lr', 'mup_base', 'fuse_mlp',
+    'hidden_lr', 'fuse_mlp',
     *linear.CHOOSING, *(k for name in linear.LAYERS for k in linear.keys_of(name)),
     *(f.name for keys in (optimizers.Keys, rotate.Keys) for f in dataclasses.fields(keys)),
 }  # fmt: skip
@@ -40,7 +40,7 @@ KEYS = {  # what its arm may set: all that acts on the matrices of the blocks an
 
 def placed(cfg):
     """The comparison of an entry under the name of its arm, in the folder of its track."""
-    return dataclasses.replace(cfg, name=cfg.name or [*cfg.arms][-1], results=f'{cfg.results}/track/{cfg.track}')
+    return dataclasses.replace(cfg, name=[*cfg.arms][-1], results=f'{cfg.results}/track/{cfg.track}')
 
 
 def base(cfg):
@@ -78,7 +78,7 @@ def check(cfg, plans: list[Plan]):
         if odd:
             found.append(
                 f'{p.name}: {", ".join(odd)}: the track fixes that; an arm sets keys of linear layers and of the optimizer of'
-                ' their matrices (docs/track.md)'
+                ' their matrices: KEYS of lab/track.py'
             )
     if found:
         raise UserError('\n'.join(found))
@@ -98,8 +98,8 @@ def source(cfg, files: list[Path]) -> dict:
 
 
 def head(folder: Path, now: dict) -> dict:
-    """The first line of the log in folder, or `now` if there is none yet. UserError if a text of the entry has changed: the
-    log would say that all its runs are of one text."""
+    """The first line of the log in folder: `now`, and what an earlier call has put there. UserError if one of its texts has
+    changed: the log would say that all its runs are of one text."""
     have = next((line for line in read_lines(folder / 'metrics.jsonl')[:1] if 'source' in line), None)
     if not have:
         return now
@@ -110,7 +110,7 @@ def head(folder: Path, now: dict) -> dict:
                 f'{folder / "metrics.jsonl"} begins with another text of {name}; give the arm another name, or delete that'
                 ' folder'
             )
-    return have
+    return dict(have, source=have['source'] | now['source'])
 
 
 # -----------------------------------------------------------------------------
@@ -129,16 +129,16 @@ The runs of dense are there already; all entries are compared with them.
 
 ## Enter
 
-1. For a new layer write one file, `linear/own/NAME.py`, with one class; [CONTRIBUTING.md](../CONTRIBUTING.md) says what it
-   has. NAME is then a value of `linear`.
-2. Write `config/track/NAME.py`, for the other track with `gpu.py`:
+1. For a new layer write one file, `linear/own/<name>.py`, with one class; [CONTRIBUTING.md](../CONTRIBUTING.md) says what
+   it has. The name of the file is then a value of `linear`.
+2. Write `config/track/<name>.py`, for the other track with `gpu.py`:
 
         include('small.py')
-        arms['NAME'] = '--linear=NAME --linear_layers=mlp+attn'
+        arms['<name>'] = '--linear=<name> --linear_layers=mlp+attn'
 
-3. `python compare.py config/track/NAME.py` sweeps, trains, judges and prints. After an interruption run it again. The log
+3. `python compare.py config/track/<name>.py` sweeps, trains, judges and prints. After an interruption run it again. The log
    begins with the text of your two files.
-4. Move `out/results/track/small/NAME/` to `results/track/small/`, run `python compare.py --report`, commit both files, that
+4. Move `out/results/track/small/<name>/` to `results/track/small/`, run `python compare.py --report`, commit both files, that
    folder and this page.
 
 ## Read

@@ -47,6 +47,7 @@ def test_an_entry_may_change_layers_their_start_and_their_optimizer(tmp_path, fl
     [
         ('--n_layer=4', 'n_layer = 4'),
         ('--mlp=moe', 'mlp = moe'),
+        ('--mup_base=64', 'mup_base = 64'),  # it changes attention, too
         ('--linear=low_rank --beta2=0.9 --dropout=0.1', 'dropout = 0.1, beta2 = 0.9'),
         ('--max_iters=401', 'max_iters = 401'),
         ('--learning_rate=1e-2', 'learning_rate = 0.01'),
@@ -77,6 +78,7 @@ def test_an_arm_that_sets_more_is_refused_in_one_line(tmp_path, flags, names):
         ("arms['mine'] = ''; learning_rates = dict(mine=(1e-3, 2e-3))", [], 'learning_rates: those of dense are fixed'),
         ("arms['mine'] = ''; track = 'nowhere'", [], 'there is no config/track/nowhere.py'),
         ("arms['mine'] = ''; track = '../compare'", [], 'must be the name of a track'),
+        ("arms['mine'] = ''", ['--name=other'], 'has the name of its arm'),
     ],
 )
 def test_an_entry_that_changes_its_track_is_refused_in_one_line(tmp_path, text, flags, says):
@@ -116,21 +118,32 @@ seeds, worth, bench, jobs = 8, 0.01, False, 4
 
 @pytest.fixture(name='enter')
 def make_enter(tmp_path, monkeypatch, fake):
-    """enter(name, flags) -> what compare.py does with that entry; its results are in tmp_path/results/track/fake."""
+    """enter(name, flags): compare.py with that entry, or with the track alone; results in tmp_path/results/track/fake."""
     monkeypatch.setattr(track, 'CONFIGS', tmp_path)
     monkeypatch.setattr(track, 'KEYS', {'level'})
     field = compare.CompareConfig.__dataclass_fields__['script']
     monkeypatch.setattr(field, 'metadata', dict(field.metadata, choices=(FAKE,)))
     (tmp_path / 'fake.py').write_text(BASE)
 
-    def enter(name, flags, comment=''):
+    def enter(name, flags='', comment=''):
         path = tmp_path / f'{name}.py'
-        path.write_text(f"# {comment}\ninclude('fake.py')\narms['{name}'] = '{flags}'\n")
+        if name != 'fake':
+            path.write_text(f"# {comment}\ninclude('fake.py')\narms['{name}'] = '{flags}'\n")
         where = [f'--results={tmp_path / "results"}', f'--out={tmp_path / "out"}']
         monkeypatch.setattr(sys, 'argv', ['compare.py', str(path), *where])
         compare.main()
 
     return enter
+
+
+def test_the_baseline_of_a_track_can_come_first(enter, tmp_path, capsys):
+    enter('fake')
+    assert 'the baseline: sigma' in capsys.readouterr().out
+    log = tmp_path / 'results' / 'track' / 'fake' / 'dense' / 'metrics.jsonl'
+    before = log.read_text()
+    assert {r['seed'] for r in records.read_records(log.parent).values()} == {*range(1, 9), 10_001, 10_002, 10_003}
+    enter('good', '--level=1.9')
+    assert log.read_text() == before
 
 
 def test_two_entries_share_the_runs_of_dense(enter, tmp_path):
@@ -218,8 +231,8 @@ def test_a_file_in_linear_own_is_a_layer_without_a_line_elsewhere(tmp_path):
     own.mkdir(exist_ok=True)
     text = 'from linear.low_rank import LowRank\n\n\nclass Toy(LowRank):\n    """W = B A."""\n'
     (own / 'toy.py').write_text(text)
-    code = "import linear; print(linear.LAYERS['toy'](8, 16, linear.Keys(linear='toy', rank=2)).describe())"
+    code = "import linear; print(linear.LAYERS['toy'](8, 16, linear.Keys(linear='toy', rank=2)).rank())"
     say = lambda: subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
-    assert 'rank 2' in say().stdout
+    assert say().stdout == '2\n'
     (own / 'toy.py').write_text(text.replace('LowRank):', 'LowRank):\n    pass\n\n\nclass Other(LowRank):'))
     assert 'toy.py: must define one layer' in say().stderr
