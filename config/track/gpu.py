@@ -5,7 +5,8 @@
 #
 # Gutenberg in a vocabulary of its own (BPE, 4,096), 8 layers, 640 wide: 42M parameters. 2,958 steps of 32,768 tokens are two
 # passes over the 48.5M tokens there are. Warm-up 5%, cosine to 0, the whole validation split. Only the loss at these tokens
-# is compared. `worth` is provisional until the baseline's eight seeds are there.
+# is compared. A run is estimated at one to two minutes of an H100, an entry of about 20 runs at half an hour (not measured).
+# `worth` and the rates are provisional until the baseline's sweep and eight seeds are there.
 
 track = 'gpu'
 claim = 'On Gutenberg, from the same 96.9M tokens, {arm} has a lower loss than {baseline}'
