@@ -145,10 +145,12 @@ The runs of dense are there already; all entries are compared with them.
 
 The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. The words are
 those of [protocol.md](protocol.md); `worth` is the smallest gain that matters. Entries stand in the order of their effects.
-That order is not tested, only each entry against dense: with an untrue word in at most 5% of the entries. All entries share
-the seeds of dense, so where these were lucky, all effects are too large together. `FLOPs` are those of training, over those
-of dense; where `linear_path = 'auto'` formed the matrix they are nearly those of dense. `parameters` are those that are trained. `seconds` are the median over runs, with whatever else the machine did:
-for information, they cannot be compared. A star at the commit: the code had changes beyond it; the log begins with them.
+Only each entry against dense is tested, not that order: an untrue word stands at 5% of the entries or fewer. All entries
+share the seeds of dense. If these happened to be good ones, every entry looks worse than it is.
+
+`FLOPs` are those of training, over those of dense. Where `linear_path = 'auto'` forms the matrix they are nearly those of
+dense. `parameters` are those that are trained. `seconds` are the median over runs, with whatever else the machine did: for
+information, they cannot be compared. A star at the commit: the code had changes beyond it; the log begins with them.
 """
 
 
