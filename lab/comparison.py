@@ -289,7 +289,11 @@ def compare(cfg, files=()):
                 f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed'
             )
         else:
-            print(report.shown(state.folder) + f'\nwrote {state.folder}/: table.md, plots, index.html')
+            print(
+                report.shown(state.folder)
+                + f'\nwrote {state.folder}/: table.md'
+                + ', plots, index.html' * (not cfg.track)
+            )
     if failed:
         print('\n'.join(f'failed: {name}: {wrong}' for name, wrong in failed.items()), file=sys.stderr)
         sys.exit(1)
