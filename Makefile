@@ -4,8 +4,8 @@
 # make test-fast   the tests that are not marked slow
 # make compare-demo   a small comparison on a CPU: two arms, up to six seeds, learning rates swept; table, plots, page
 # make torture     200 runs killed, some in the middle of a write: each must end the same to the bit (minutes)
-# make fuzz        10,000 odd inputs each for flags and configs, checkpoints, token files: each is accepted, or refused in
-#             one line, in 5 seconds and little memory (minutes; FUZZ_CASES=1000 make fuzz for fewer)
+# make fuzz        10,000 odd inputs each for flags and configs, checkpoints, token files, records of runs: each is
+#             accepted, or refused in one line, in 5 seconds and little memory (minutes; FUZZ_CASES=1000 for fewer)
 # All set up .venv with the pinned packages first. PYTHON chooses the interpreter (3.11 or later).
 
 PYTHON ?= python3

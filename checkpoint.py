@@ -69,7 +69,8 @@ def save(path: Path, ckpt: dict):
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:  # torch reports a full disk as RuntimeError
-        raise UserError(f'cannot write {path} ({str(e).splitlines()[0]}); {path.name} is as it was before') from None
+        why = getattr(e, 'strerror', None) or f'{first_line(e)}: is the disk full?'
+        raise UserError(f'cannot write {path} ({why}); {path.name} is as it was before') from None
     finally:
         with contextlib.suppress(OSError):
             tmp.unlink()
@@ -129,15 +130,14 @@ def check_zip(path: Path):
             packed = next((i.filename for i in z.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
             beyond = sum(i.file_size for i in z.infolist()) > path.stat().st_size
             broken = None if packed or beyond else z.testzip()
-            plain = packed or beyond or broken or names_are_plain(z)
+            if not (packed or beyond or broken):
+                check_names((z.read(name) for name in z.namelist() if name.endswith('data.pkl')), path)
+    except UserError:
+        raise
     except Exception as e:  # zipfile has many ways to fail on damaged headers
         raise UserError(
             f'{path} is truncated or no checkpoint ({first_line(e)}); restore it from a copy, or train again'
         ) from None
-    if not plain:
-        raise UserError(
-            f'{path} is no checkpoint of tensors and plain values (it names a bytearray, or something of an endless name)'
-        )
     if packed:
         raise UserError(
             f'{path} was zipped again with compression ({ascii(packed)[:60]}); unpack it, and zip it without: zip -0 -r'
@@ -147,12 +147,17 @@ def check_zip(path: Path):
         raise UserError(f'{path} is corrupted ({what}); restore it from a copy')
 
 
-def names_are_plain(z: zipfile.ZipFile) -> bool:
-    """Whether no pickle in the file names what torch.load itself cannot cope with: bytearray, which it lets ask for as many
-    bytes as there are, or a name so long that its message about it takes minutes to build."""
-    pickles = [z.read(name) for name in z.namelist() if name.endswith('data.pkl')]
-    names = [arg for data in pickles for op, arg, _ in pickletools.genops(data) if op.name == 'GLOBAL']
-    return not any(name.endswith(' bytearray') or len(name) > 200 for name in names)
+def check_names(pickles, path):
+    """UserError if one of the pickles (bytes, or an open file at its place) names what torch.load itself cannot cope with:
+    bytearray, which it lets ask for as many bytes as there are, or a name so long that its message about it takes minutes
+    to build."""
+    for data in pickles:
+        for op, arg, _ in pickletools.genops(data):
+            if op.name == 'GLOBAL' and (arg.endswith(' bytearray') or len(arg) > 200):
+                raise UserError(
+                    f'{path} is no checkpoint of tensors and plain values (it names {brief(ascii(arg), 60)}); restore it'
+                    ' from a copy'
+                )
 
 
 def check_tensors(model: dict, path) -> dict:

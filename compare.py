@@ -41,7 +41,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 
-from configurator import UserError, input_path, key, load, root_path, run
+from configurator import UserError, input_path, key, load, printable, root_path, run
 from files import write
 from lab import protocol, report, tables, track
 from lab.comparison import compare
@@ -173,7 +173,7 @@ def main():
     cfg = load(CompareConfig, argv)
     results = root_path(cfg.results)
     if cfg.show:
-        print(report.shown(input_path(cfg.show)))
+        print(printable(report.shown(input_path(cfg.show))))
     elif cfg.check:
         if wrong := report.check(results):
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')

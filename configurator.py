@@ -375,6 +375,11 @@ def overrides(cfg) -> dict:
 
 def run(main, interrupted='interrupted'):
     """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, 'w'))
+        elif getattr(sys, name).errors == 'strict':  # a terminal of few letters: the others are spelled out
+            getattr(sys, name).reconfigure(errors='backslashreplace')
     try:
         main()
     except KeyboardInterrupt:
@@ -387,6 +392,11 @@ def run(main, interrupted='interrupted'):
         sys.stdout.flush()
         print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)
         sys.exit(e.exit_code)
-    except BrokenPipeError:  # python sample.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except OSError as e:
+        if e.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said there
+        if e.errno == errno.EPIPE:  # python sample.py | head
+            sys.exit(1)
+        print(f'error: {e.filename or "what is printed"}: {e.strerror}; free the disk', file=sys.stderr, flush=True)
+        sys.exit(2)

@@ -46,13 +46,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configurator import ROOT, UserError, key, load, printable, root_path, run
+from configurator import ROOT, UserError, key, load, open_file, printable, root_path, run
 from files import write, write_json
 from logger import commit, git, relative
 from surgery.language_model import LM, open_model
 from tokens import loader, tokenizer
-from tokens.download import retrieve
+from tokens.download import given, retrieve
 
+LONGEST = 2**28  # bytes of a text; a small bz2 file can hold petabytes
 LOGITS_BYTES = 2**30  # of one batch, in float32: at GPT-2's vocabulary 5 windows of 1024 tokens
 
 # sha256 is the file's own; an archive's is named so, and `member` is the file inside
@@ -198,10 +199,9 @@ def read_source(task: str) -> tuple[bytes, dict]:
     """(content, {file, sha256}) of a task's file: from NANOMORPH_DATA, or data/.download, or else from its address
     into data/.download. A file of the user's own that is another edition is used, and said to be one."""
     s = SOURCES[task]
-    folder = os.environ.get('NANOMORPH_DATA')
-    given = Path(folder).expanduser() / s['file'] if folder else None
+    mine = given(s['file'])
     kept = ROOT / 'data' / '.download' / s['file']
-    path = given if given and given.exists() else kept
+    path = mine if mine and mine.exists() else kept
     if not path.exists():
         try:
             content = retrieve(s['url'], 'sha256:' + s.get('archive_sha256', s['sha256']))
@@ -210,17 +210,23 @@ def read_source(task: str) -> tuple[bytes, dict]:
         except Exception as e:
             raise UserError(
                 f'{task}: {s["file"]} is missing and cannot be had from {s["url"]} ({type(e).__name__}); place it at '
-                f'{given or kept}' + ('' if given else ', or name the folder that holds it in NANOMORPH_DATA')
+                f'{mine or kept}' + ('' if mine else ', or name the folder that holds it in NANOMORPH_DATA')
             ) from None
         write(kept, content)
-    content = path.read_bytes()
+    try:
+        with open_file(path) as f:
+            content = f.read()
+    except OSError as e:
+        raise UserError(f'{task}: {path} cannot be read ({e.strerror}); restore it from a copy') from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != s['sha256']:
         print(f'NOTE: {path} is another edition of {s["file"]}; do not compare its figures with published ones')
     try:
-        content = bz2.decompress(content) if path.suffix == '.bz2' else content
+        content = bz2.open(BytesIO(content)).read(LONGEST + 1) if path.suffix == '.bz2' else content
     except (OSError, ValueError, EOFError):
         raise UserError(f'{task}: {path} is truncated or no bz2 file; delete it or restore it from a copy') from None
+    if len(content) > LONGEST:
+        raise UserError(f'{task}: {path} is longer than {LONGEST:,} bytes; restore it from a copy')
     return content, dict(file=s['file'], sha256=digest, known_edition=digest == s['sha256'])
 
 
@@ -301,7 +307,9 @@ def lambada(lm: LM, cfg: EvalConfig):
         texts = [json.loads(line)['text'] for line in as_text(content, 'lambada').splitlines() if line.strip()]
         pairs = [text.rsplit(' ', 1) for text in texts][: cfg.limit or None]
         pairs = [(context, ' ' + word) for context, word in pairs]
-    except (ValueError, KeyError, TypeError):
+        if not pairs or not all(context.strip() and word.strip() for context, word in pairs):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f'lambada: {source["file"]} is not lines of {{"text": passage of several words}}') from None
     known = check_characters(lm, 'lambada', *map(''.join, pairs))
     rows = [encode_pair(lm, *pair) for pair in pairs]
@@ -320,7 +328,7 @@ def hellaswag(lm: LM, cfg: EvalConfig):
     lines = as_text(content, 'hellaswag').split('\n')
     lines = lines[:-1] if lines[-1] == '' else lines
     tasks = [lines[i : i + 6] for i in range(0, len(lines), 6)]
-    if any(len(t) < 6 or t[1] not in ('0', '1', '2', '3') or not all(t[2:]) for t in tasks):
+    if not tasks or any(len(t) < 6 or t[1] not in ('0', '1', '2', '3') or not all(t[2:]) for t in tasks):
         raise UserError(f'hellaswag: {source["file"]} is not six lines per task (context, label 0 to 3, four endings)')
     tasks = tasks[: cfg.limit or None]
     known = check_characters(lm, 'hellaswag', ' ', *(''.join(t[:1] + t[2:]) for t in tasks))

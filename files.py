@@ -11,7 +11,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from configurator import UserError
+from configurator import LONGEST_JSON, UserError, brief, open_file, read_text
 
 HELD = 'NANOMORPH_LOCK'  # environment: the folder that lab/launch.py has locked for the run that it became
 
@@ -92,20 +92,71 @@ def sync_dir(folder: Path):
     os.close(fd)
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The lines of a log, a JSON object each; none if there is no file. Only the last can be half written: it has no end
-    of line then, and is left out. UserError naming file and line if another one is damaged."""
-    lines, found = path.read_bytes().split(b'\n') if path.exists() else [], []
+def misfit(value, shape, at='') -> str:
+    """Where a value out of a JSON file is not of a shape, in words; '' if it fits. A shape is
+        a type                         float takes whole numbers, too; object takes all
+        {text, ...}                    one of these texts
+        [shape]                        a list, each of its values of that shape
+        {key: shape, 'key?': shape}    an object that has these keys, the one with ? not always; str: for all others
+        (shape, ...)                   one of them; (): must not be there
+    No whole number is so large that a float could not hold the product of a few."""
+    here = at.lstrip('.') or 'it'
+    if isinstance(shape, tuple):
+        wrong = [misfit(value, s, at) for s in shape]
+        return '' if '' in wrong else max(wrong, key=len, default=f'{here} must not be there')
+    if isinstance(shape, set):
+        return '' if isinstance(value, str) and value in shape else f'{here} must be one of {", ".join(sorted(shape))}'
+    if isinstance(shape, list) and isinstance(value, list):
+        return next(filter(None, (misfit(v, shape[0], f'{at}[{i}]') for i, v in enumerate(value))), '')
+    if isinstance(shape, dict) and isinstance(value, dict):
+        if missing := [k for k in shape if k is not str and not k.endswith('?') and k not in value]:
+            return f'{at}.{missing[0]} is missing'.lstrip('.')
+        of = lambda k: shape.get(k, shape.get(f'{k}?', shape.get(str, object)))
+        return next(filter(None, (misfit(v, of(k), f'{at}.{k}') for k, v in value.items())), '')
+    if isinstance(shape, list | dict):
+        return f'{here} must be {"a list" if isinstance(shape, list) else "an object"}'
+    kinds = {float: (int, float), None: type(None)}.get(shape, shape)
+    if isinstance(value, bool) and shape in (int, float) or not isinstance(value, kinds):
+        names = {float: 'a number', int: 'a whole number', str: 'a text', None: 'null', bool: 'true or false'}
+        return f'{here} must be {names.get(shape, "an object")}'
+    return f'{here} is too large' if isinstance(value, int) and abs(value) >= 2**256 else ''
+
+
+def read_json(path: Path, shape):
+    """What a JSON file holds. UserError if it cannot be read, or is not of the shape (see misfit)."""
+    try:
+        value = json.loads(read_text(path, LONGEST_JSON))
+        wrong = misfit(value, shape)
+    except OSError as e:
+        raise UserError(f'{path} cannot be read ({e.strerror}); restore it from a copy') from None
+    except (ValueError, RecursionError):
+        wrong = 'it is no JSON'
+    if wrong:
+        raise UserError(f'{path}: damaged, {brief(wrong, 200)}; restore it from a copy')
+    return value
+
+
+def read_lines(path: Path, shape=dict) -> list[dict]:
+    """The lines of a log, a JSON object of the shape each; none if there is no file. Only the last can be half written: it
+    has no end of line then, and is left out. UserError naming file and line if another one is damaged."""
+    try:
+        with open_file(path) as f:
+            lines = f.read().split(b'\n')
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UserError(f'{path} cannot be read ({e.strerror}); restore it from a copy') from None
+    found = []
     for i, text in enumerate(lines, 1):
         try:
-            if not isinstance(value := json.loads(text), dict):
-                raise ValueError('no object')
-            found.append(value)
+            found.append(json.loads(text))
+            wrong = misfit(found[-1], shape)
         except (ValueError, RecursionError):
-            if i < len(lines):  # the last is empty, or half written
-                raise UserError(
-                    f'{path}, line {i}: damaged, it is no JSON object; restore the file from a copy, or delete that line'
-                ) from None
+            wrong = 'it is no JSON object' if i < len(lines) else ''  # the last is empty, or half written
+        if wrong:
+            raise UserError(
+                f'{path}, line {i}: damaged, {brief(wrong, 200)}; restore the file from a copy, or delete that line'
+            )
     return found
 
 
@@ -158,9 +209,10 @@ def alone(folder: Path):
     try:
         yield
     finally:
-        if new and os.listdir(folder) == ['lock']:  # a mistake ended it before it wrote anything
-            (folder / 'lock').unlink()
-            folder.rmdir()
+        with suppress(OSError):  # somebody may have removed it
+            if new and os.listdir(folder) == ['lock']:  # a mistake ended it before it wrote anything
+                (folder / 'lock').unlink()
+                folder.rmdir()
         os.close(fd)
 
 

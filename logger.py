@@ -29,12 +29,21 @@ from tqdm import tqdm
 
 import hardware
 from configurator import ROOT, UserError, key, overrides, printable
-from files import copy, launched, read_lines, remove_stale, write, write_json
+from files import copy, launched, read_json, read_lines, remove_stale, write, write_json
 from tokens.loader import data_dir
 
 RECORD = (  # of a run in its out_dir
     'ckpt.pt', 'best.pt', 'ckpt.json', 'config.json', 'manifest.json', 'metrics.jsonl', 'meta.json', 'tokenizer.json', 'eval.json',
 )  # fmt: skip
+
+# the shapes (files.misfit) of what is read back; a loss is NaN where a run diverged
+LINE = (
+    {'kind': {'train'}, 'iter': int, 'loss': float, 'ms?': (float, None)},
+    {'kind': {'eval'}, 'iter': int, 'val_loss': float, str: (float, str)},
+)
+CONFIG = {'max_iters': int, 'learning_rate?': float}
+MANIFEST = {'device?': str, 'started?': str, 'finished?': str, 'params?': int, 'params_collapsed?': int, 'final_iter?': int,
+            'out_of_patience?': bool, 'transfer?': (dict, None), 'resumed?': [dict], 'wandb?': str}  # fmt: skip
 
 STARTING, FINISHING = 30, 120  # seconds that wandb may take; what it could not send stays in out_dir/wandb
 
@@ -77,7 +86,7 @@ def relative(value):
 
 def read_metrics(out_dir: Path) -> list[dict]:
     """The lines of metrics.jsonl; a half-written last line (a crash) is left out, see files.read_lines."""
-    return read_lines(out_dir / 'metrics.jsonl')
+    return read_lines(out_dir / 'metrics.jsonl', LINE)
 
 
 def make_room(out_dir: Path) -> str:
@@ -216,19 +225,15 @@ class Log:
             return [], []
         due = start % self.cfg.eval_interval == 0 or start >= self.cfg.max_iters
         keep, path = [], self.out_dir / 'manifest.json'
-        for i, m in enumerate(read_metrics(self.out_dir), 1):
-            if not isinstance(m.get('iter'), int) or m.get('kind') not in ('train', 'eval'):
-                raise UserError(
-                    f'{self.out_dir / "metrics.jsonl"}, line {i}: damaged, it has no kind or iter; delete that line'
-                )
+        for m in read_metrics(self.out_dir):
             if m['iter'] < start or m['iter'] == start and m['kind'] == 'eval' and not due:
                 keep.append(m)
         if not path.exists():
             return keep, []
         try:
-            was = json.loads(path.read_bytes())
+            was = read_json(path, MANIFEST)
             return keep, [*was.pop('resumed', []), was]
-        except (ValueError, AttributeError, TypeError, RecursionError):
+        except UserError:
             os.replace(path, damaged := path.with_name('manifest.json.damaged'))
             self.say(f'NOTE: {path} is damaged, it is now {damaged.name}; the manifest begins anew')
             return keep, []

@@ -13,7 +13,6 @@ differ only in a final -sNUMBER are the random seeds of one arm: they share a li
 has not ended counts as running if it wrote to its log in the last ten minutes.
 """
 
-import json
 import math
 import statistics
 import sys
@@ -21,11 +20,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from configurator import UserError, input_path, key, load, root_path, run
-from files import save_picture
+from configurator import UserError, input_path, key, load, printable, root_path, run
+from files import read_json, save_picture
 from lab import stats, tables, verdicts
-from lab.records import read_records, read_runs
-from logger import read_metrics
+from lab.records import is_run, read_records, read_runs
+from logger import CONFIG, MANIFEST, read_metrics
 
 
 @dataclass
@@ -128,17 +127,13 @@ def story(runs: list[dict]) -> str:
 # the list of runs
 
 
-def state(folder: Path, lines: list[dict]) -> str:
+def state(folder: Path, manifest: dict, config: dict, lines: list[dict]) -> str:
     """finished, running, interrupted at iteration N, or diverged at iteration N."""
-    try:
-        manifest, config = (json.loads((folder / f'{n}.json').read_text()) for n in ('manifest', 'config'))
-    except (OSError, ValueError):
-        return 'damaged'
     last = max((m['iter'] for m in lines), default=0)
-    if not all(math.isfinite(m.get('loss', m.get('val_loss', 0.0))) for m in lines):
+    if not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines):
         return f'diverged at {last}'
     evaluated = max((m['iter'] for m in lines if m['kind'] == 'eval'), default=-1)
-    if manifest.get('out_of_patience') or evaluated >= config.get('max_iters', math.inf):
+    if manifest.get('out_of_patience') or evaluated >= config['max_iters']:
         return 'finished'
     if 'finished' not in manifest and time.time() - (folder / 'metrics.jsonl').stat().st_mtime < 600:
         return 'running'
@@ -146,29 +141,28 @@ def state(folder: Path, lines: list[dict]) -> str:
 
 
 def found_under(folder: Path) -> list[tuple]:
-    """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below.
-    A run of a comparison is in its own folder and in the comparison's results: the folder is listed."""
+    """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below; the state is
+    damaged where a file cannot be read. A run of a comparison is in its own folder and in the comparison's results: the
+    folder is listed."""
     rows, folders = [], sorted(p.parent for p in folder.rglob('metrics.jsonl'))
-    own = [p.parts for p in folders if (p / 'manifest.json').exists()]
+    own = [p.parts for p in folders if is_run(p)]
     listed = {parts[i:] for parts in own for i in range(len(parts))}
     for path in folders:
-        lines = [m for m in read_metrics(path) if isinstance(m, dict)]
         name = path.relative_to(folder)
-        if (path / 'manifest.json').exists():
-            lines = [m for m in lines if 'kind' in m]
-            evals = [m.get('val_loss', math.nan) for m in lines if m['kind'] == 'eval']
-            try:
-                facts = json.loads((path / 'manifest.json').read_text())
-            except ValueError:
-                facts = {}
-            done, at = state(path, lines), max((m['iter'] for m in lines), default=0)
-            rows.append((str(name), done, at, evals, facts))
-        else:  # of compare.py: a line per run
-            for run_, r in read_records(path).items():
-                if 'eval' not in r or (path.name, *run_.split('/')) in listed:
-                    continue
-                evals = r['eval'].get('val_loss', [])
-                rows.append((str(name / run_), r['state'], max(r['eval'].get('iter', [0])), evals, r['facts']))
+        try:
+            if is_run(path):
+                facts, config = read_json(path / 'manifest.json', MANIFEST), read_json(path / 'config.json', CONFIG)
+                lines = read_metrics(path)
+                evals = [m['val_loss'] for m in lines if m['kind'] == 'eval']
+                at = max((m['iter'] for m in lines), default=0)
+                rows.append((str(name), state(path, facts, config, lines), at, evals, facts))
+                continue
+            for run_, r in read_records(path).items():  # of compare.py: a line per run
+                if 'eval' in r and (path.name, *run_.split('/')) not in listed:
+                    evals = r['eval'].get('val_loss', [])
+                    rows.append((str(name / run_), r['state'], max(r['eval'].get('iter', [0])), evals, r['facts']))
+        except UserError:
+            rows.append((str(name), 'damaged', 0, [], {}))
     return rows
 
 
@@ -219,13 +213,13 @@ def main():
         print(f'wrote {root_path(cfg.out)}')
         return
     if not any((input_path(n) / 'metrics.jsonl').exists() for n in names):
-        print('\n\n'.join(listing(input_path(n)) for n in names))
+        print(printable('\n\n'.join(listing(input_path(n)) for n in names)))
         return
     runs = [r for n in names for r in read_runs(input_path(n))]
     if cfg.best:
         print(min(runs, key=best_loss)['name'])
         return
-    print(table(runs))
+    print(printable(table(runs)))
     if cfg.story:
         print(f'\n{story(runs)}')
     if cfg.out:

@@ -6,7 +6,6 @@ is taken in, until nothing is missing. compare.py is the command, plan.py says w
 import dataclasses
 import fcntl
 import importlib.util
-import json
 import os
 import shlex
 import sys
@@ -15,8 +14,8 @@ from pathlib import Path
 import checkpoint
 import evaluate
 from configurator import ROOT, UserError, load, root_path
-from files import write_json
-from lab import launch, records, report, stats, timing, track, verdicts
+from files import read_json, write_json
+from lab import launch, records, report, stats, tables, timing, track, verdicts
 from lab.live import Live
 from lab.plan import Missing, Plan, Run, at_equal_flops, check_match, difference, flags, make_plans, settings, wanted
 from lab.records import PUBLISHED, REFERENCE
@@ -117,8 +116,8 @@ class Comparison:
         """Take in a run if it is over. Raises UserError if its folder belongs to a run of another kind."""
         p, folder = self.plans[r.plan], self.out / r.name
         try:
-            argv = json.loads((self.job_folder(r) / 'argv.json').read_text())
-        except (OSError, ValueError):
+            argv = read_json(self.job_folder(r) / 'argv.json', [str])
+        except UserError:
             return False  # never started
         have, mine = self.resolved(r, argv), self.run_settings(r)
         if have != mine:
@@ -306,8 +305,8 @@ KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 
 def earlier_plan(folder: Path) -> int | None:
     """The seeds that an earlier call planned with, once there are runs."""
     try:
-        c = json.loads((folder / 'comparison.json').read_text())
-    except (OSError, ValueError):
+        c = read_json(folder / 'comparison.json', tables.COMPARISON)
+    except UserError:
         return None
     return c.get('seeds') if c.get('looks') and records.read_records(folder) else None
 

@@ -11,9 +11,9 @@ import re
 import statistics
 from pathlib import Path
 
-from configurator import ROOT, UserError
-from files import read_lines, write
-from logger import read_metrics
+from configurator import ROOT, UserError, brief
+from files import read_json, read_lines, write
+from logger import CONFIG, MANIFEST, read_metrics
 
 OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
@@ -22,6 +22,35 @@ FACTS = (
     'params_collapsed', 'collapse_difference', 'seeds_at_once', 'tokens_per_iter', 'flops_per_token', 'flops_per_update', 'peak_memory',
 )  # fmt: skip
 REFERENCE = re.compile(r'\{([^{}/@ |]+)\}')  # in the text of an arm or a step: the checkpoint of another one
+
+# the shapes (files.misfit) of a record: of a run, of a preparing step that trained nothing, of an evaluation
+ALL = {
+    'run': str,
+    'arm': str,
+    'size': str,
+    'lr': float,
+    'seed': int,
+    'state': {'finished', 'diverged'},
+    'settings?': dict,
+}
+TIMED = {'device?': str, 'started?': str, 'seconds?': float, 'flops?': (float, None), 'tokens?': float, 'error?': float}
+COSTS = {'params': int, 'params_collapsed': int, 'processes': int, 'tokens_per_iter': float, 'flops_per_token': float,
+         'flops_per_update': float, 'max_iters?': int, 'transfer?': {'flops?': (float, None), 'growing?': float}}  # fmt: skip
+RECORD = (
+    ALL
+    | {
+        'facts': TIMED | COSTS,
+        'ms': (float, None),
+        'eval': {'iter?': [float], 'val_loss?': [float], str: ([float], [str])},
+        'train': {str: [float]},
+        'tasks?': (),
+    },
+    ALL | {'facts': TIMED | {'flops': float}, 'eval?': (), 'tasks?': ()},
+    ALL | {'facts': dict, 'eval?': (), 'tasks': {str: {'figures': {str: float}}}},
+)
+ENTRY = {'run?': (), 'entry': str, 'track': str, 'source': {str: str}}  # the first line of an entry of the board
+CUT = {'params': int, 'rows': [{'error': float}], 'flops?': float, 'tokens?': float}  # what factorize says of itself
+EVAL = {'tasks': {str: {'figures': {str: float}}}}
 GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss_before', 'loss_after')
 
 
@@ -30,14 +59,13 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
     not finite, or did not fall for `patience` iterations; in that case its facts hold the max_iters that it was allowed.
     """
     try:
-        manifest = json.loads((folder / 'manifest.json').read_text())
-        last_iter = json.loads((folder / 'config.json').read_text())['max_iters']
-    except (OSError, ValueError, KeyError):
+        manifest = read_json(folder / 'manifest.json', MANIFEST)
+        last_iter = read_json(folder / 'config.json', CONFIG)['max_iters']
+    except UserError:
         return None
-    lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
-    evals, train = [m for m in lines if m.get('kind') == 'eval'], [m for m in lines if m.get('kind') == 'train']
-    losses = [m.get('loss', m.get('val_loss')) for m in lines]
-    diverged = not all(isinstance(x, int | float) and math.isfinite(x) for x in losses)
+    lines = read_metrics(folder)
+    evals, train = ([m for m in lines if m['kind'] == kind] for kind in ('eval', 'train'))
+    diverged = not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines)
     early = manifest.get('out_of_patience', False)
     if not diverged and not (evals and (early or evals[-1]['iter'] >= last_iter) and manifest.get('finished')):
         return None
@@ -55,7 +83,9 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
         settings=settings,
         facts=facts,
         ms=float(f'{statistics.median(ms):.4g}') if ms else None,
-        eval={k: [m.get(k) for m in evals] for k in (evals[0] if evals else ()) if k != 'kind'},
+        eval={
+            k: [m[k] for m in evals] for k in (evals[0] if evals else ()) if k != 'kind' and all(k in m for m in evals)
+        },
         train=thinned(train),
     )
 
@@ -66,8 +96,8 @@ def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, s
     made = folder / 'ckpt.pt'
     try:
         seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime
-        said = json.loads((folder / 'ckpt.json').read_text()) if settings['command'] == 'factorize' else {}
-    except (OSError, ValueError):
+        said = read_json(folder / 'ckpt.json', CUT) if settings['command'] == 'factorize' else {}
+    except (OSError, UserError):
         return None
     facts = dict(seconds=round(seconds, 2), flops=said.get('flops', 0), tokens=said.get('tokens', 0))
     if said:
@@ -78,8 +108,8 @@ def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, s
 def tasks(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
     """The record of evaluate.py, which wrote folder/eval.json."""
     try:
-        found = json.loads((folder / 'eval.json').read_text())
-    except (OSError, ValueError):
+        found = read_json(folder / 'eval.json', EVAL)
+    except UserError:
         return None
     facts = {k: found[k] for k in FACTS if k in found}
     same = dict(run=run, arm=arm, size=size, lr=lr, seed=seed, state='finished', settings=settings, facts=facts)
@@ -100,9 +130,15 @@ def thinned(train: list[dict], most: int = 100) -> dict:
 def read_records(folder: Path) -> dict:
     """{name: record} of a comparison. A half-written line is left out. If a run has two lines, the later one counts."""
     found = {}
-    for r in read_lines(folder / 'metrics.jsonl'):
-        if isinstance(r, dict) and 'run' in r:
-            found[r['run']] = r
+    for r in read_lines(folder / 'metrics.jsonl', (RECORD, ENTRY)):
+        if 'run' not in r:
+            continue
+        sizes = {len(v) for v in r.get('eval', {}).values()}
+        if 'eval' in r and r['state'] == 'finished' and ('iter' not in r['eval'] or len(sizes) > 1 or 0 in sizes):
+            raise UserError(
+                f'{folder / "metrics.jsonl"}: damaged, {brief(r["run"])} has no whole evaluations; delete its line'
+            )
+        found[r['run']] = r
     return found
 
 
@@ -132,25 +168,30 @@ def shared_out(folder: Path, c: dict, records: dict) -> dict:
     return found
 
 
+def is_run(folder: Path) -> bool:
+    """Whether the metrics.jsonl of a folder is the log of one run, not that of a comparison."""
+    return (folder / 'manifest.json').exists() or (folder / 'config.json').exists()
+
+
 def read_runs(folder: Path) -> list[dict]:
     """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}; evals and train are lines as
     train.py logs them. The out_dir of a run holds one run, named as the folder without its final -sSEED. A folder of
     results/ holds the runs of its metrics.jsonl; if an arm has several learning rates, they are part of the name."""
-    found = [r for r in read_records(folder).values() if 'eval' in r]
-    if not found:
-        lines = [m for m in read_metrics(folder) if isinstance(m, dict)]
-        evals, train = ([m for m in lines if m.get('kind') == kind] for kind in ('eval', 'train'))
-        try:
-            manifest = json.loads((folder / 'manifest.json').read_text())
-            manifest['params'], manifest['params_collapsed'], manifest['device']
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            if evals:
-                raise UserError(f'{folder}/manifest.json is damaged or missing ({e}); is this a run?') from None
+    nothing = f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/'
+    if is_run(folder):
+        lines = read_metrics(folder)
+        evals, train = ([m for m in lines if m['kind'] == kind] for kind in ('eval', 'train'))
         if not evals:
-            raise UserError(f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/')
-        rate = json.loads((folder / 'config.json').read_text())['learning_rate']
+            raise UserError(nothing)
+        manifest = read_json(
+            folder / 'manifest.json', MANIFEST | {'params': int, 'params_collapsed': int, 'device': str}
+        )
+        rate = read_json(folder / 'config.json', CONFIG | {'learning_rate': float})['learning_rate']
         arm = re.sub(r'-s\d+$', '', folder.name)
         return [dict(name=str(folder), arm=arm, evals=evals, train=train, manifest=manifest, rate=rate)]
+    found = [r for r in read_records(folder).values() if 'eval' in r]
+    if not found:
+        raise UserError(nothing)
     cell = lambda r: cell_name(r['arm'], r['size'])
     rates = {cell(r): {q['lr'] for q in found if cell(q) == cell(r)} for r in found}
     lines = lambda columns: [dict(zip(columns, row)) for row in zip(*columns.values())]

@@ -2,19 +2,29 @@
 From the records of a comparison to its figures, verdicts and tables.
 """
 
-import json
 import math
+import re
 import statistics
 from dataclasses import dataclass, field, fields
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from configurator import UserError
+from files import read_json, read_lines
 from lab import protocol, stats, verdicts
 from lab.protocol import Verdict
 from lab.rates import Rate
-from lab.records import SWEEP, cell_name, of_comparison, read_lines, references
+from lab.records import SWEEP, cell_name, of_comparison, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
+COMPARISON = {  # the shape (files.misfit) of comparison.json
+    'arms': {str: str}, 'claim': str, 'command': str, 'metric': str, 'at': {'last', 'best'}, 'worth': float, 'seeds?': int,
+    'match': {'params', 'flops', 'tokens', 'time'}, 'mismatch': {str: str}, 'note?': str, 'looks?': bool,
+    'center?': {'mean', 'median', 'log'}, 'sizes?': (None, {str: str}), 'steps?': (None, {str: str}),
+    'learning_rates?': ([float], {str: ([float], float, str)}), 'targets?': ([float], {str: ([float], float)}),
+    'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str, 'track?': str,
+}  # fmt: skip
+TIMES = {'ms': float, 'arm?': str, 'cell?': (str, None), 'cells?': ([str], None)}
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
 # -----------------------------------------------------------------------------
@@ -109,7 +119,8 @@ def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
         arms.index(k[0]),
         -(float(k[1][1:]) if k[1] and not sizes else 1),
     )
-    shown = [k for k in sorted(known, key=order) if (k[1] in sizes if sizes else c.get('horizons') or not k[1])]
+    length = lambda size: c.get('horizons') and re.fullmatch(r'x[\d.]+(e-\d+)?', size)
+    shown = sorted((k for k in known if (k[1] in sizes if sizes else not k[1] or length(k[1]))), key=order)
     for size in dict.fromkeys(size for _, size in shown):
         there = arms if not c.get('horizons') else [arm for arm in arms if (arm, size) in known]
         rates = {arm: verdicts.rate(c, records, arm, size) for arm in there}
@@ -175,7 +186,8 @@ def cell(c, arm, size, rate, bench, records) -> Cell | None:
     measured = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (f'tasks/{arm}', size, rate.lr)]
     names = {(t, f): None for r in measured for t, got in r['tasks'].items() for f in got['figures'] if f in FIGURES}
     for t, f in names:
-        x.tasks[t, f] = stats.mean([r['tasks'][t]['figures'][f] for r in measured if t in r['tasks']])
+        there = [r['tasks'].get(t, {}).get('figures', {}) for r in measured]
+        x.tasks[t, f] = stats.mean([got[f] for got in there if f in got])
     return x
 
 
@@ -243,6 +255,8 @@ def speed(x: Cell, base: Cell, target: float):
     """Fill in how many times sooner x reaches the target than the baseline."""
     for axis in ('iter', 'flops', *(['seconds'] if x.timed and base.timed else [])):
         curves = lambda y, free, axis=axis: [y.curve_to(s, axis, free) for s in y.runs]
+        if not all(any(cost > 0 for cost in costs) for y in (x, base) for costs, _ in curves(y, True)):
+            continue  # a run that went nowhere
         x.faster.setdefault(target, {})[axis] = stats.faster(curves(x, False), curves(base, False), target)
         x.free.setdefault(target, {})[axis] = stats.faster(curves(x, True), curves(base, True), target)
 
@@ -488,8 +502,12 @@ def provenance(c: dict, found: list[Cell]) -> str:
 
 def load(folder: Path) -> tuple[dict, list[Cell]]:
     """A comparison and its cells (none without a finished run) from its folder."""
+    c = read_json(folder / 'comparison.json', COMPARISON)
+    texts = c['arms'] | (c.get('steps') or {})
     try:
-        c = json.loads((folder / 'comparison.json').read_text())
-    except (OSError, ValueError):
-        raise UserError(f'{folder / "comparison.json"} cannot be read; run the comparison again to write it') from None
-    return c, cells(c, of_comparison(folder, c), read_lines(folder / 'bench.jsonl'))
+        TopologicalSorter({name: references(text) for name, text in texts.items()}).prepare()
+    except CycleError as e:
+        raise UserError(
+            f'{folder / "comparison.json"}: arms or steps start from each other: {" ".join(e.args[1])}'
+        ) from None
+    return c, cells(c, of_comparison(folder, c), read_lines(folder / 'bench.jsonl', TIMES))

@@ -21,11 +21,12 @@ from configurator import ROOT, UserError, brief, load
 from files import read_lines
 from lab import tables
 from lab.plan import Plan, rates
+from lab.records import ENTRY, RECORD
 from logger import git
 from surgery import rotate
 
 CONFIGS = ROOT / 'config' / 'track'
-ENTRY = ('arms', 'learning_rates', 'note')  # what an entry may set of a comparison; then what only says how it runs
+SETS = ('arms', 'learning_rates', 'note')  # what an entry may set of a comparison; then what only says how it runs
 RUNNING = ('name', 'results', 'out', 'cluster', 'jobs', 'minutes', 'partition', 'only', 'keep_checkpoints')
 KEYS = {  # what its arm may set: all that acts on the matrices of the blocks and on nothing else
     'hidden_lr', 'fuse_mlp',
@@ -60,10 +61,10 @@ def check(cfg, plans: list[Plan]):
     differ = [
         f.name
         for f in dataclasses.fields(cfg)
-        if f.name not in (*ENTRY, *RUNNING) and getattr(cfg, f.name) != getattr(fixed, f.name)
+        if f.name not in (*SETS, *RUNNING) and getattr(cfg, f.name) != getattr(fixed, f.name)
     ]
     wrong = [f'{k} = {brief(getattr(cfg, k))}' for k in differ]
-    found = [f'{", ".join(wrong)}: the track fixes that; an entry sets {", ".join(ENTRY)}'] if wrong else []
+    found = [f'{", ".join(wrong)}: the track fixes that; an entry sets {", ".join(SETS)}'] if wrong else []
     if len(arms) > 1 or {dense: cfg.arms[dense]} != fixed.arms:
         found.append(
             f"arms: an entry has the track's baseline and one arm: arms['NAME'] = '--flags', not {[*cfg.arms]}"
@@ -100,7 +101,8 @@ def source(cfg, files: list[Path]) -> dict:
 def head(folder: Path, now: dict) -> dict:
     """The first line of the log in folder: `now`, and what an earlier call has put there. UserError if one of its texts has
     changed: the log would say that all its runs are of one text."""
-    have = next((line for line in read_lines(folder / 'metrics.jsonl')[:1] if 'source' in line), None)
+    lines = read_lines(folder / 'metrics.jsonl', (RECORD, ENTRY))
+    have = next((line for line in lines if 'run' not in line), None)
     if not have:
         return now
     for name, text in have['source'].items():

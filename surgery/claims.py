@@ -163,6 +163,8 @@ def check_plain(ckpt: dict, path):
             config[k] = number(path, f'config has {k}', v, int, 2**64)
         elif CONFIG.get(k) is str and not isinstance(v, str):
             fail(path, f'config has {k} = {shown(v)}: must be of type str')
+        elif any(isinstance(x, torch.Tensor) for x in (v, *(v if isinstance(v, list | tuple) else ()))):
+            fail(path, f'config has {k} = {shown(v)}: must hold no tensor')  # it would be compared with a plain value
     schedule, model = config.get('expansion_schedule', 'all'), GPTConfig(**ckpt['model_args'])
     if schedule not in ('all', 'rotate', 'reset') or schedule != 'all' and 'linear' not in config:
         fail(path, f'config has expansion_schedule = {shown(schedule)}, linear = {shown(config.get("linear"))}')
@@ -225,7 +227,7 @@ def check_moments(state, wanted: dict, path):
                 and v.shape != p.shape
                 or v.numel() > p.numel()
             ):
-                what = f'{tuple(v.shape)} of {v.dtype}' if isinstance(v, torch.Tensor) else shown(v)
+                what = f'{tuple(v.shape)} of {v.dtype}' if dense(v) else shown(v)
                 fail(path, f'optimizer has {shown(k)} of {name} = {what}: must be {tuple(p.shape)}')
             entry[k] = v.contiguous()
 
@@ -240,5 +242,14 @@ def check_rng(rng, path):
         for i, v in enumerate(rng[k]):
             if k == 'cuda' and v is None:
                 continue
-            if not dense(v) or v.dtype != torch.uint8 or v.shape != (sizes[k],):
+            if not dense(v) or v.dtype != torch.uint8 or v.shape != (sizes[k],) or k == 'cpu' and not is_state(v):
                 fail(path, f'rng.{k}[{i}] is no state of a random generator ({sizes[k]} bytes)')
+
+
+def is_state(v) -> bool:
+    """Whether a random generator of the CPU takes it."""
+    try:
+        torch.Generator().set_state(v)
+    except RuntimeError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import LONGEST_JSON, UserError, read_text
+from configurator import LONGEST_JSON, UserError, open_file, read_text
 from model import GPT, GPTConfig
 from surgery.claims import check_model, shown
 from tokens.tokenizer import transformers
@@ -103,11 +103,13 @@ def check_folder(hf, cls, folder: Path):
 def headers(path: Path) -> list:
     """The entries of a file of weights, without reading them."""
     if path.suffix == '.bin':
-        stored = zipfile.is_zipfile(path)  # torch before 1.6 wrote another format
-        if stored:
+        if stored := zipfile.is_zipfile(path):
             checkpoint.check_zip(path)
+        else:  # torch before 1.6 wrote five pickles, one after another, and then the numbers
+            with open_file(path) as f:
+                checkpoint.check_names([f] * 5, path)
         return torch.load(path, map_location='cpu', weights_only=True, mmap=stored)
-    with open(path, 'rb') as f:
+    with open_file(path) as f:
         n = int.from_bytes(f.read(8), 'little')
         if n > path.stat().st_size - 8:
             raise UserError(f'{path} is truncated or no safetensors file; restore it from a copy')
@@ -154,6 +156,16 @@ def load_gpt2(name: str) -> dict:
     return ckpt
 
 
+def logits(name, hf, idx):
+    """(B, T, V) of a model of transformers for idx (B, T). UserError if it does not compute: from_pretrained does not look
+    at every key of config.json."""
+    try:
+        return hf(input_ids=idx, use_cache=False).logits
+    except Exception as e:
+        what = f'{type(e).__name__}: {checkpoint.first_line(e)}'
+        raise UserError(f'{name}: transformers cannot compute with it ({what}); restore its config.json') from None
+
+
 @torch.no_grad()
 def check_same(name, ckpt: dict, hf):
     """UserError unless our model computes the same logits as transformers'. This finds any key of config.json that
@@ -164,7 +176,7 @@ def check_same(name, ckpt: dict, hf):
     if ours.config.tie_head:
         ours.lm_head.weight = ours.transformer.wte.weight
     idx = torch.arange(min(8, ours.config.block_size))[None] % ours.config.vocab_size
-    a, b = ours(idx, last_only=False)[0], hf(idx).logits
+    a, b = ours(idx, last_only=False)[0], logits(name, hf, idx)
     if not (a - b).abs().max() <= SAME * b.abs().max():
         raise UserError(
             f'{name} is not a GPT-2 that this model can express: the logits differ by {(a - b).abs().max():.2g}'

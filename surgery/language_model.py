@@ -16,7 +16,7 @@ import hardware
 from configurator import LONGEST_JSON, UserError, input_path, printable, read_text
 from surgery import reader
 from surgery.collapse import to_run
-from surgery.huggingface import pretrained
+from surgery.huggingface import logits, pretrained
 from tokens import loader, tokenizer
 
 
@@ -73,7 +73,7 @@ def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:
     Code that lies in the folder is not run. Raises UserError if it does not load whole or is not causal."""
     model = pretrained(folder, 'AutoModelForCausalLM')
     c = model.config.get_text_config()
-    if not is_causal(lambda idx: model(input_ids=idx, use_cache=False).logits):
+    if not is_causal(lambda idx: logits(folder, model, idx)):
         raise UserError(
             f'{folder}: {c.model_type} lets a token see those after it; only causal models predict the next'
         )
@@ -101,9 +101,9 @@ def without_positions(model) -> int:
 
 
 @torch.no_grad()
-def is_causal(logits) -> bool:
-    """Whether the logits of three tokens stay when a fourth changes."""
-    a, b = (logits(torch.tensor([[1, 2, 3, last]]))[:, :3].float() for last in (4, 5))
+def is_causal(of) -> bool:
+    """Whether the logits of three tokens, of(idx), stay when a fourth changes."""
+    a, b = (of(torch.tensor([[1, 2, 3, last]]))[:, :3].float() for last in (4, 5))
     return bool((a - b).abs().max() <= 1e-5 * a.abs().max())
 
 
@@ -136,10 +136,10 @@ def open_model(cfg) -> LM:
     model.to(device)
     forward = lm.logits
 
-    def logits(idx):
+    def computed(idx):
         with torch.inference_mode(), hardware.autocast(device, dtype):
             return forward(idx)
 
     lm.facts |= dict(checkpoint=str(path), block_size=lm.block_size)
     lm.facts |= dict(device=hardware.device_name(device), dtype=str(dtype).removeprefix('torch.'))
-    return dataclasses.replace(lm, logits=logits, device=device)
+    return dataclasses.replace(lm, logits=computed, device=device)

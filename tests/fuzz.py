@@ -1,8 +1,8 @@
 """
-Flags, checkpoints and token files as nobody should write them: each is accepted, or refused in one line, never with a
-traceback, in 5 seconds of computing and little memory.
+Flags, checkpoints, token files and the records of runs as nobody should write them: each is accepted, or refused in one
+line, never with a traceback, in 5 seconds of computing and little memory.
 
-    make fuzz                                     10,000 cases of each of the three; prints a line for each
+    make fuzz                                     10,000 cases of each of the four; prints a line for each
     FUZZ_CASES=500 python tests/fuzz.py tokens    fewer, of one
     python tests/fuzz.py tokens 1234              this case again, with its traceback
 
@@ -45,9 +45,11 @@ import checkpoint
 import compare
 import evaluate
 import hardware
+import logger
 import plot
 import sample
 from configurator import UserError, load
+from lab import records, report
 from model import NANOGPT_KEYS
 from optim import Optimizer
 from surgery import reader, start
@@ -239,7 +241,8 @@ DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32
 
 def odd_tensor(rng: random.Random, t):
     """A tensor that is almost t: of another shape, kind, layout or value."""
-    flat = t.reshape(-1) if t.layout == torch.strided and not t.is_quantized and not t.is_meta else torch.ones(4)
+    odd = t.layout != torch.strided or t.is_quantized or t.is_meta or t.is_nested
+    flat = torch.ones(4) if odd else t.reshape(-1)
     some = [
         lambda: t.to(rng.choice(DTYPES)),
         lambda: t.to(rng.choice(DTYPES)),
@@ -495,7 +498,7 @@ def hostile_pickles() -> list[bytes]:
     return found
 
 
-def rezipped(rng: random.Random, data: bytes, change) -> bytes:
+def rezipped(data: bytes, change) -> bytes:
     """The zip file written again, every checksum right, each of its parts as change(name, bytes) makes it."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(out, 'w') as new:
@@ -526,7 +529,7 @@ def bad_zip(rng: random.Random, data: bytes) -> bytes:
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # a name twice is what is wanted
-        return rezipped(rng, data, change)
+        return rezipped(data, change)
 
 
 def foreign(rng: random.Random, ckpt: dict) -> bytes:
@@ -836,10 +839,103 @@ class Tokens:
 
 
 # -----------------------------------------------------------------------------
+# records
+
+
+def a_run(folder: Path):
+    """The record of a small run, as train.py leaves it."""
+    folder.mkdir()
+    facts = dict(device='cpu', processes=1, params=10, params_collapsed=10, tokens_per_iter=8, flops_per_token=60,
+                 flops_per_update=0, transfer=None, final_iter=2, finished='2026-01-01T00:00:00Z', resumed=[])  # fmt: skip
+    lines = [dict(kind='eval', iter=i, train_loss=4.0, val_loss=4.0 - i, tokens=8 * i, seconds=0.1) for i in (0, 2)]
+    lines[1:1] = [dict(kind='train', iter=i, loss=3.5, lr=0.1, grad_norm=1.0, ms=None, mfu=None) for i in (0, 1)]
+    (folder / 'manifest.json').write_text(json.dumps(facts))
+    (folder / 'config.json').write_text(json.dumps(dict(max_iters=2, learning_rate=0.1, n_layer=2)))
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(m) + '\n' for m in lines))
+
+
+def a_comparison(folder: Path, **keys):
+    """Two arms with two seeds each, one of which starts from a step; timed, and evaluated on a task."""
+    folder.mkdir()
+    c = dict(arms=dict(a='x.py', b='x.py --init_from={s}'), steps=dict(s='y.py'), claim='{arm} below {baseline}', metric='val_loss',
+             at='last', worth=0.01, match='tokens', mismatch={}, note='', command='python', target=None, sizes={}, horizons=[])  # fmt: skip
+    costs = dict(params=10, params_collapsed=10, processes=1, tokens_per_iter=8, flops_per_token=60, flops_per_update=0, device='cpu', commit='0')  # fmt: skip
+    rows = []
+    for arm in ('a', 'b', 'steps/s', 'tasks/a'):
+        for seed in (1, 2):
+            r = dict(run=f'{arm}/lr0.1/s{seed}', arm=arm, size='', lr=0.1, seed=seed, state='finished', settings={})
+            more = dict(facts=costs, ms=1.5, eval=dict(iter=[0, 2], val_loss=[4.0, 3.0 + seed / 9], seconds=[0.0, 1.0]))
+            more |= dict(train=dict(iter=[0, 1], loss=[4.0, 3.5]))
+            if arm == 'tasks/a':
+                more = dict(facts={}, tasks=dict(val=dict(figures=dict(nats_per_token=3.0))))
+            rows.append(r | more)
+    (folder / 'comparison.json').write_text(json.dumps(c | keys))
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    times = [dict(arm='x.py', cells=['a', 'steps/s'], ms=2.0), dict(arm='b', cells=['b'], ms=3.0)]
+    (folder / 'bench.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in times))
+
+
+class Records:
+    """What a run and a comparison leave, read back by plot.py, compare.py and a run that goes on."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def warm(self):
+        a_run(self.folder / 'run'), a_comparison(self.folder / 'c')
+        a_comparison(self.folder / 'p', looks=True, seeds=12, targets=[3.5], learning_rates=[0.1], center='mean')
+        self.files = {p: p.read_bytes() for p in self.folder.glob('*/*')}
+        self.use()
+
+    def case(self, number: int):
+        rng = random.Random(f'records {number}')
+        for path, data in self.files.items():
+            path.unlink(missing_ok=True)
+            path.write_bytes(data)
+        path = rng.choice(sorted(self.files))
+        data = self.files[path]
+        if rng.random() < 0.2:
+            path.write_bytes(damaged(rng, data))
+        elif path.suffix == '.json':
+            path.write_bytes(json_bytes(rng, forged(rng, json.loads(data), json_only=True)))
+        else:
+            lines = [json.loads(line) for line in data.splitlines()]
+            i = rng.randrange(len(lines))
+            lines[i] = forged(rng, lines[i], json_only=True)
+            path.write_bytes(b''.join(json_bytes(rng, m) + b'\n' for m in lines))
+        return self.use
+
+    def use(self):
+        """Every reader; the first that refuses does not keep the others from reading."""
+        run, c, planned = (self.folder / n for n in ('run', 'c', 'p'))
+        log = object.__new__(logger.Log)  # a run that goes on; its other parts want a model
+        log.out_dir, log.cfg, log.quiet = run, TrainConfig(max_iters=4, eval_interval=2), True
+        readers = [
+            lambda: plot.listing(self.folder),
+            lambda: plot.table(records.read_runs(run)),
+            lambda: plot.table(records.read_runs(c)),
+            lambda: records.record(run, 'a', 'a', '', 0.1, 1, {}),
+            lambda: log.so_far(2),
+            lambda: report.shown(c),
+            lambda: report.shown(planned),
+            lambda: report.results_md(self.folder),
+        ]
+        refused = None
+        for read in readers:
+            try:
+                read()
+            except UserError as e:
+                refused = e
+        (run / 'manifest.json.damaged').unlink(missing_ok=True)
+        if refused:
+            raise refused
+
+
+# -----------------------------------------------------------------------------
 # many cases
 
 
-FILES = dict(checkpoints=Checkpoints, tokens=Tokens)
+FILES = dict(checkpoints=Checkpoints, tokens=Tokens, records=Records)
 
 
 def many(name: str, numbers, folder: Path, most_wrong=0) -> Count:

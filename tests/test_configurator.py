@@ -218,6 +218,16 @@ def test_the_config_of_another_script_gives_one_line():
         assert str(e.value).count('another script') == 1 and str(e.value).count('\n') <= 1
 
 
+@pytest.mark.parametrize('n, lines', [(3, 3), (4, 1)])
+def test_three_odd_keys_of_a_file_are_named_and_more_are_counted(tmp_path, n, lines):
+    (tmp_path / 'c.py').write_text(''.join(f'oddity_{i} = 1\n' for i in range(n)))
+    with pytest.raises(UserError) as e:
+        cfg(str(tmp_path / 'c.py'))
+    text = str(e.value)
+    assert len(text.split('\n')) == lines and all(f'oddity_{i}' in text for i in range(3))
+    assert ('oddity_0, oddity_1, oddity_2 and 1 more of its keys' in text) == (n == 4)
+
+
 def test_the_keys_of_the_deepest_model_are_judged_soon():
     t0 = time.time()
     assert cfg('--n_layer=10000', '--n_embd=12', '--linear=expanded').n_layer == 10_000

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import checkpoint
 import evaluate
-from configurator import load
+from configurator import UserError, load
 from evaluate import LM, EvalConfig, logprobs, pieces, windows
 from tokens import loader
 from tokens.download import GPT2_BPE, gpt2_encoding
@@ -388,6 +388,37 @@ def test_missing_and_broken_files(run_train, data, tmp_path, monkeypatch, fails)
     fails(lambda: go(out, '--tasks=hellaswag'), 'truncated')
     file.write_bytes(bz2.compress(b'a: b\n0\nc\nd\n'))
     fails(lambda: go(out, '--tasks=hellaswag'), 'six lines')
+
+
+@pytest.mark.parametrize(
+    'task, content, message',
+    [
+        ('lambada', b'', 'lines of {"text"'),
+        ('lambada', b'{"text": 5}\n', 'lines of {"text"'),
+        ('lambada', b'{"text": " word"}\n', 'lines of {"text"'),
+        ('lambada', b'[' * 100_000, 'lines of {"text"'),
+        ('lambada', b'\xff\xfe', 'is not UTF-8 text'),
+        ('lambada', 'pipe', 'cannot be read'),
+        ('lambada', 'folder', 'cannot be read'),
+        ('hellaswag', bz2.compress(b''), 'six lines per task'),
+        ('hellaswag', bz2.compress(bytes(3 * 10**8)), 'is longer than'),
+        ('hellaswag', b'plain', 'truncated or no bz2 file'),
+        ('wikitext2', b'', 'has none to predict'),
+    ],
+)  # fmt: skip
+def test_damaged_texts_get_one_line(data, task, content, message):
+    path = data / evaluate.SOURCES[task]['file']
+    path.unlink()
+    if content == 'pipe':
+        os.mkfifo(path)
+    elif content == 'folder':
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    lm = LM(lambda idx: None, 256, 8, lambda text: list(text.encode()), bytes, 256, [], window=8)
+    with pytest.raises(UserError, match=message) as e:
+        evaluate.TASKS[task](lm, EvalConfig(checkpoint='x'))
+    assert '\n' not in str(e.value)
 
 
 def test_a_download_is_kept(data, tmp_path, monkeypatch):

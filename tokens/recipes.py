@@ -7,7 +7,6 @@ import gzip
 import io
 import itertools
 import json
-import os
 import zlib
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -18,7 +17,7 @@ import numpy as np
 
 from configurator import UserError, overrides
 from files import write
-from tokens.download import gpt2_encoding
+from tokens.download import given, gpt2_encoding
 from tokens.tokenfile import CORES, EOT, More, ahead, begin, command, finish, recipe, shard_dtype, write_documents
 
 # -----------------------------------------------------------------------------
@@ -135,8 +134,7 @@ def read_jsonl(path: Path, field: str = 'text'):
 
 def gutenberg_files(folder: Path) -> dict[str, list[Path]]:
     """The files of val, test and train: in gutenberg/ of the folder that NANOMORPH_DATA names, without it in folder."""
-    shared = os.environ.get('NANOMORPH_DATA')
-    source = Path(shared).expanduser() / 'gutenberg' if shared else folder
+    source = given('gutenberg') or folder
     patterns = dict(val='val.jsonl*', test='test.jsonl*', train='train_*.jsonl*')
     files = {split: sorted(source.glob(pattern)) for split, pattern in patterns.items()}
     if missing := [patterns[s] for s in files if not files[s]]:

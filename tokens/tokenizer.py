@@ -84,7 +84,7 @@ def of_checkpoint(path: Path, ckpt: dict) -> dict:
     if path.is_dir():
         if has_tokenizer(path):
             return of_folder(path).record
-    elif ckpt.get('tokenizer'):
+    elif has_record(ckpt):
         return check(ckpt['tokenizer'], path)
     elif (meta := beside(path)) is not None:
         return of_meta(meta, path.parent)
@@ -93,6 +93,12 @@ def of_checkpoint(path: Path, ckpt: dict) -> dict:
     ):
         return of_data(dataset)
     return dict(GPT2) if 50257 <= n <= 50304 else {}
+
+
+def has_record(ckpt: dict) -> bool:
+    """Whether a checkpoint says what its ids mean; {} and None say that nothing does. check() judges what it says."""
+    record = ckpt.get('tokenizer')
+    return record is not None and record != {}
 
 
 def beside(path: Path) -> dict | None:
@@ -153,7 +159,7 @@ def load(path: Path, ckpt: dict) -> Tokenizer:
             f'{path}: the model has {n} tokens, its tokenizer {record["vocab_size"]}; put the meta.json of its data set'
             ' beside the checkpoint'
         )
-    if path.is_file() and ckpt.get('tokenizer') and (meta := beside(path)) is not None:
+    if path.is_file() and has_record(ckpt) and (meta := beside(path)) is not None:
         if meta['tokenizer'] != record['tokenizer'] or meta.get('itos') != record.get('itos'):
             print(f'NOTE: {path.with_name("meta.json")} is of other tokens; those in the checkpoint count')
     return build(record, path, [path.parent, *([loader.data_dir(dataset)] if loader.is_plain(dataset) else [])])

@@ -21,7 +21,6 @@ was not tuned; compare.py sweeps it. The author's table: 64: 81.42% -> 86.81%, .
 """
 
 import dataclasses
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ import torch.nn.functional as F  # noqa: E402
 import hardware  # noqa: E402
 from configurator import ROOT, key, load, root_path, run  # noqa: E402
 from files import alone  # noqa: E402
-from tokens.download import shakespeare  # noqa: E402
+from tokens.download import given, shakespeare  # noqa: E402
 from toys.seeds import (  # noqa: E402
     Clock,
     Stack,
@@ -81,8 +80,8 @@ def text() -> tuple[str, str]:
     """(letters and spaces, where from): text8 as the author, if data/text8/text8 or NANOMORPH_DATA/text8/text8 is there,
     else Tiny Shakespeare in lower case with everything else as a space: another text, the same task."""
     places = [ROOT / 'data' / 'text8' / 'text8']
-    if folder := os.environ.get('NANOMORPH_DATA'):
-        places.append(Path(folder).expanduser() / 'text8' / 'text8')
+    if path := given('text8/text8'):
+        places.append(path)
     for path in places:
         if path.exists():
             return path.read_text()[:5_000_000], 'text8'

@@ -18,7 +18,6 @@ AdamW 1e-3, betas 0.95 and 0.95, batch 64, rate x 0.7 after each epoch, 20 epoch
 import dataclasses
 import gzip
 import hashlib
-import os
 import sys
 import urllib.request
 from dataclasses import dataclass
@@ -33,6 +32,8 @@ import torch.nn.functional as F  # noqa: E402
 import hardware  # noqa: E402
 from configurator import ROOT, UserError, key, load, root_path, run  # noqa: E402
 from files import alone, write  # noqa: E402
+from tokens.download import given  # noqa: E402
+from tokens.recipes import unpack  # noqa: E402
 from toys.seeds import (  # noqa: E402
     Clock,
     Stack,
@@ -93,9 +94,9 @@ class MnistConfig:
 def idx(name: str) -> torch.Tensor:
     """A file of MNIST: from data/mnist, NANOMORPH_DATA/mnist or the network, checked by sha256."""
     places = [ROOT / 'data' / 'mnist' / f'{name}.gz']
-    if folder := os.environ.get('NANOMORPH_DATA'):
-        places.append(Path(folder).expanduser() / 'mnist' / f'{name}.gz')
-    raw = next((gzip.decompress(p.read_bytes()) for p in places if p.exists()), None)
+    if path := given(f'mnist/{name}.gz'):
+        places.append(path)
+    raw = next((unpack(p) for p in places if p.exists()), None)
     if raw is None:
         try:
             with urllib.request.urlopen(MIRROR + f'{name}.gz', timeout=30) as r:

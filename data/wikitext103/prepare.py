@@ -9,13 +9,13 @@ wikitext103/wiki.{valid,test}.tokens in the folder named by the environment vari
     python data/wikitext103/prepare.py --train=false   # only what is needed to evaluate
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
+from tokens.download import given  # noqa: E402
 from tokens.recipes import from_nth, gpt2_batch, hub_texts  # noqa: E402
 from tokens.tokenfile import begin, command, finish, recipe, write_documents  # noqa: E402
 
@@ -58,8 +58,8 @@ def articles(lines):
 def lines(split, again):
     """The lines of a split, from NANOMORPH_DATA or the hub."""
     name = dict(train='train', val='validation', test='test')[split]
-    file = Path(os.environ.get('NANOMORPH_DATA') or '').expanduser() / f'wikitext103/wiki.{name[:5]}.tokens'
-    if os.environ.get('NANOMORPH_DATA') and file.exists():
+    file = given(f'wikitext103/wiki.{name[:5]}.tokens')
+    if file and file.exists():
         with open(file, encoding='utf-8', newline='\n') as f:  # other line breaks belong to the text
             yield from f
     else:

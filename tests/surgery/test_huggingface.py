@@ -94,6 +94,7 @@ def test_a_head_of_its_own_in_a_tied_folder_stays_its_own(tmp_path, kind):
         (lambda sd: None, dict(n_embd=10**7), 'config.json describes .* parameters, and the weights are .* bytes'),
         (lambda sd: None, dict(n_head=0), 'cannot be read'),
         (lambda sd: None, dict(vocab_size='many'), 'cannot be read'),
+        (lambda sd: None, dict(pad_token_id=2**70), 'transformers cannot compute with it'),
         (lambda sd: None, dict(auto_map={'AutoModelForCausalLM': 'mine.Mine'}), 'code of its own, which is never run'),
         (lambda sd: None, dict(quantization_config={'quant_method': 'bitsandbytes'}), 'its weights are quantized'),
     ],
@@ -123,6 +124,19 @@ def test_a_missing_shard_and_a_compressed_file_are_refused(tmp_path):
         for read in both_readers(tmp_path / folder):
             with pytest.raises(UserError, match=message):
                 read()
+
+
+def test_an_old_file_of_torch_is_read_and_checked_like_a_new_one(tmp_path):
+    """Before 1.6 torch wrote pickles one after another, no zip file."""
+    hf = saved(tmp_path, 'bin')
+    write = lambda sd: torch.save(sd, tmp_path / 'pytorch_model.bin', _use_new_zipfile_serialization=False)
+    write(hf.state_dict())
+    ours = checkpoint.build(reader.load(tmp_path))
+    assert (ours(tokens(), last_only=False)[0] - hf(tokens()).logits).abs().max() < 1e-4
+    write(hf.state_dict() | dict(note=bytearray(b'x')))
+    for read in both_readers(tmp_path):
+        with pytest.raises(UserError, match='names .* bytearray'):
+            read()
 
 
 def test_dropouts_that_differ_are_said(tmp_path, capsys):

@@ -5,6 +5,7 @@ import time
 
 import fuzz
 import pytest
+import torch
 from fuzz import dataset, read
 
 from configurator import UserError
@@ -75,6 +76,12 @@ def test_the_kind_of_a_tokenizer_is_shown_short():
     with pytest.raises(UserError, match='of the kind') as e:
         tokenizer.check(dict(tokenizer=fuzz.laughs(), vocab_size=3), 'x.pt')
     assert len(str(e.value)) < 300
+
+
+def test_a_tokenizer_that_is_a_tensor_gets_one_line(tmp_path):
+    ckpt = fuzz.ours(n_layer=1) | dict(tokenizer=torch.ones(3))
+    with pytest.raises(UserError, match='its tokenizer is damaged: it is no dict'):
+        tokenizer.load(tmp_path / 'x.pt', ckpt)
 
 
 @pytest.mark.parametrize('content', [b'', b'\xff', b'{}'])
