@@ -133,7 +133,7 @@ The runs of dense are there already; all entries are compared with them.
 
 1. For a new layer write one file, `linear/own/<name>.py`, with one class; [CONTRIBUTING.md](../CONTRIBUTING.md) says what
    it has. The name of the file is then a value of `linear`.
-2. Write `config/track/<name>.py`, for the other track with `gpu.py`:
+2. Write `config/track/<name>.py`, with this text (the other track is `config/track/gpu.py`):
 
         include('small.py')
         arms['<name>'] = '--linear=<name> --linear_layers=mlp+attn'
