@@ -304,7 +304,7 @@ def lambada(lm: LM, cfg: EvalConfig):
     edition that OpenAI tested GPT-2 with. The last word is what follows the last space, as in EleutherAI's harness."""
     content, source = read_source('lambada')
     try:
-        texts = [json.loads(line)['text'] for line in as_text(content, 'lambada').splitlines() if line.strip()]
+        texts = [json.loads(line)['text'] + '' for line in as_text(content, 'lambada').splitlines() if line.strip()]
         pairs = [text.rsplit(' ', 1) for text in texts][: cfg.limit or None]
         pairs = [(context, ' ' + word) for context, word in pairs]
         if not pairs or not all(context.strip() and word.strip() for context, word in pairs):

@@ -221,7 +221,7 @@ def mlp(cfg):
             if not found & set(cfg.widths):
                 raise ValueError(f'widths = {cfg.widths}: it has {", ".join(map(str, sorted(found)))}')
             return print('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)]))
-        except (OSError, ValueError, KeyError, IndexError) as e:
+        except (OSError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{cfg.show}': nothing to show, give a file that --out wrote ({e})") from None
     device = hardware.choose_device('auto')
     dtype = hardware.choose_dtype('auto', device)

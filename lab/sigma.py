@@ -37,8 +37,8 @@ def show(folder: Path):
             continue
         chosen = choose_rate(curve)
         print(f'{cell}, sweep, val_a, mean (std) of {chosen.seeds} seeds')
-        means = [f'{lr:g}: {statistics.mean(v):.4f} ({statistics.stdev(v):.4f})' for lr, v in sorted(curve.items())]
-        print('    ' + ', '.join(means))
+        shown = lambda v: f'{statistics.mean(v):.4f} ({statistics.stdev(v):.4f})' if max(v) < math.inf else 'diverged'
+        print('    ' + ', '.join(f'{lr:g}: {shown(v)}' for lr, v in sorted(curve.items())))
         print(f'    chosen: {chosen.lr:.2e} ({chosen.how}{", at the edge: " + chosen.edge if chosen.edge else ""})')
 
 

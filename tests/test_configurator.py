@@ -279,3 +279,50 @@ def test_a_value_at_its_limit_is_in_and_at_an_open_limit_out():
     )
     assert configurator.violations(f(low=0), -1e-9) == 'must be at least 0'
     assert configurator.violations(f(high=2), 2.1) == 'must be at most 2'
+
+
+NANOGPT = dict(
+    out_dir='out', eval_interval=2000, log_interval=1, eval_iters=200, eval_only=False, always_save_checkpoint=True,
+    init_from='scratch', wandb_log=False, wandb_project='owt', wandb_run_name='gpt2', dataset='openwebtext',
+    gradient_accumulation_steps=40, batch_size=12, block_size=1024, n_layer=12, n_head=12, n_embd=768, dropout=0.0,
+    bias=False, learning_rate=6e-4, max_iters=600_000, weight_decay=0.1, beta1=0.9, beta2=0.95, grad_clip=1.0,
+    decay_lr=True, warmup_iters=2000, lr_decay_iters=600_000, min_lr=6e-5,
+)  # fmt: skip
+
+
+def test_the_keys_of_nanogpt_have_nanogpts_defaults():
+    """Those of train.py and, where they are not of one machine, of sample.py; what is new leaves the model as it is."""
+    c = load(TrainConfig, [])
+    assert {k: getattr(c, k) for k in NANOGPT} == NANOGPT
+    s = load(sample.SampleConfig, [])
+    assert (s.start, s.max_new_tokens, s.temperature, s.top_k, s.seed) == ('\n', 500, 0.8, 200, 1337)
+    plain = dict(linear='dense', mlp='gelu', mlp_expansion_factor=4.0, mlp_gate=False, n_kv_head=0, qk_norm=False, norm='layernorm',
+                 norm_affine=True, post_norm=False, attn_scale=1.0, position='learned', attention_window=0, tie_head=True,
+                 logit_scale=1.0, mup_base=0, hidden_lr=1.0, schedule='cosine', patience=0, on_nan='stop')  # fmt: skip
+    assert {k: getattr(c, k) for k in plain} == plain
+
+
+@pytest.mark.parametrize(
+    'key', ['learning_rate', 'hidden_lr', 'logit_scale', 'distill_weight', 'structured_share', 'density', 'n_layer', 'n_head',
+            'n_embd', 'block_size', 'batch_size', 'gradient_accumulation_steps', 'eval_interval', 'log_interval',
+            'multiple_of', 'mlp_expansion_factor', 'expansion_depth', 'expansion_every', 'experts', 'experts_active',
+            'kronecker_terms', 'tt_cores', 'ddp_timeout'],
+)  # fmt: skip
+def test_zero_is_refused_where_it_means_nothing_and_so_is_less(key):
+    for value in (0, -1):
+        with pytest.raises(UserError, match=f'{key} = {value}.*: must be (above 0|at least [12])'):
+            load(TrainConfig, [f'--{key}={value}'])
+
+
+def test_a_number_whose_help_says_what_zero_means_takes_it_and_nothing_below():
+    for schema in (TrainConfig, sample.SampleConfig):
+        for f in dataclasses.fields(schema):
+            if f.type in (int, float) and '0: ' in f.metadata['help']:
+                assert not configurator.violations(f, 0) and configurator.violations(f, -1), f.name
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfe', b'learning_rate = 1  # \xe9'])
+def test_a_config_file_that_is_no_text_gets_one_line(tmp_path, content):
+    (tmp_path / 'mine.py').write_bytes(content)
+    with pytest.raises(UserError, match=r'cannot read config file .*mine.py \(not text\)'):
+        load(TrainConfig, [str(tmp_path / 'mine.py')])

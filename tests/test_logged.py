@@ -151,3 +151,13 @@ def test_bench_shows_the_median_and_the_range_of_the_blocks(clock):
     arm.steps, arm.times = 1, [2.0, 1.0, 8.0]
     row = arm.figures(SimpleNamespace(times=[1.0, 1.0, 2.0]))
     assert [row[k] for k in ('ms', 'ms_min', 'ms_max', 'ratio')] == [2000, 1000, 8000, 2]
+
+
+def test_the_table_of_bench_is_in_milliseconds_mebibytes_and_percent():
+    row = dict(device='cpu', dtype='float32', compiled=False, torch='2', blocks=3, steps=4, arm='a', ms=2000.0, ms_min=1000.0,
+               ms_max=8000.0, ratio=2.0, tokens_per_s=1e6, mfu=0.123, peak_memory=300 * 2**20)  # fmt: skip
+    head, names, a, b = steps.table([row, row | dict(mfu=None, peak_memory=None, arm='b')]).splitlines()
+    assert head == 'cpu, float32, eager, torch 2, 3 blocks of 4 steps each'
+    assert names.split() == ['ms/step', '(range)', 'ratio', 'tokens/s', 'MFU', 'peak', 'MiB', 'arm']
+    assert a.split() == ['2000.00', '1000.00-8000.00', '2.000', '1,000,000', '12.3%', '300', 'a']
+    assert b.split()[4:] == ['-', '-', 'b']

@@ -1,10 +1,11 @@
 """The optimizer's rates and decay reach what they name, and the gradient is the batch's however it is cut."""
 
 import pytest
+import torch
 from conftest import tiny_gpt, train_config
 
 from logger import read_metrics
-from optim import Optimizer
+from optim import Optimizer, lr_at, problems
 
 
 @pytest.mark.parametrize('keys', [{}, dict(linear='low_rank', rank=4, linear_layers='mlp')])
@@ -54,10 +55,43 @@ def test_adamw_has_the_betas_of_the_config():
 
 
 def test_without_a_schedule_its_keys_are_not_judged():
-    from optim import problems
-
     odd = dict(min_lr=1.0, warmup_iters=50, lr_decay_iters=20, schedule='wsd', wsd_decay_iters=99)
     assert not problems(train_config(tiny_gpt(), decay_lr=False, **odd))
     assert [p.split(' ')[0] for p in problems(train_config(tiny_gpt(), **odd | dict(decay_lr=True)))] == [
         'min_lr', 'warmup_iters', 'wsd_decay_iters'
     ]  # fmt: skip
+
+
+def test_the_state_of_a_parameter_goes_by_its_name_and_not_by_its_place():
+    """Of three ways to order the names in a file; each parameter has moments of its own."""
+    model = tiny_gpt(bias=True)
+    cfg = train_config(model)
+    opt = Optimizer(model, cfg)
+    state = {
+        name: dict(step=torch.tensor(3.0), exp_avg=torch.full_like(p, i), exp_avg_sq=torch.full_like(p, i + 0.5))
+        for i, (name, p) in enumerate(opt.leaves.items())
+    }
+    for names in (list(state), list(state)[::-1], sorted(state)):
+        opt = Optimizer(model, cfg)
+        opt.load_state_dict({name: state[name] for name in names})
+        found = opt.state_dict()
+        for name, wanted in state.items():
+            assert all(torch.equal(found[name][k], v) for k, v in wanted.items()), name
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'wsd'])
+def test_a_schedule_may_be_all_warmup_with_no_decay_or_stand_at_one_rate_and_no_more(schedule):
+    """At their limits the keys are taken, one beyond they are refused, and the rates are finite all along."""
+    at = dict(learning_rate=1e-2, min_lr=1e-2, warmup_iters=20, lr_decay_iters=20, schedule=schedule, wsd_decay_iters=0)
+    model = tiny_gpt()
+    cfg = train_config(model, **at | dict(decay_lr=True))
+    assert problems(cfg) == []
+    assert [lr_at(cfg, i) for i in (0, 19, 20, 21)] == pytest.approx([1e-2 / 21, 1e-2 * 20 / 21, 1e-2, 1e-2])
+    for key, value in (('min_lr', 1.01e-2), ('warmup_iters', 21)):
+        found = problems(train_config(model, **at | {key: value, 'decay_lr': True}))
+        assert found and found[0].startswith(f'{key} = ')
+    full = at | dict(schedule='wsd', warmup_iters=5, decay_lr=True)
+    assert (
+        problems(train_config(model, **full)) == problems(train_config(model, **full | dict(wsd_decay_iters=15))) == []
+    )
+    assert problems(train_config(model, **full | dict(wsd_decay_iters=16)))[0].startswith('wsd_decay_iters = 16')

@@ -682,3 +682,24 @@ def test_resuming_what_is_done_logs_its_last_evaluation_once(go):
     for more in ((), ('--init_from=resume',)):
         out = go('--max_iters=7', *more)
         assert [m['iter'] for m in read_metrics(out) if m['kind'] == 'eval'] == [0, 5, 7]
+
+
+@pytest.mark.parametrize('how', ['quiet', 'dry'])
+def test_a_quiet_log_says_and_writes_nothing_and_a_dry_one_says_all_and_writes_nothing(tmp_path, capsys, how):
+    """The processes beside the first one, and eval_only."""
+    cfg = load(TrainConfig, [*TINY, '--note=a note'])
+    facts = dict(device='cpu', params=9, tokens_per_iter=9, flops_per_token=9, flops_per_update=9, processes=2, dtype='f',
+                 attention='a')  # fmt: skip
+    log = Log(cfg, tmp_path / 'x', dict(vocab_size=5), facts, **{how: True})
+    with log.closing(lambda: dict(final_iter=3)):
+        log.say('something')
+        log.head(cfg, facts, ['a line'])
+        log.ticked = 0.0
+        log.evaluating('val', 1, 2)
+        log.train(1, iter=0, loss=1.25, ms=1.0, tokens_per_s=2.0, mfu=None)
+        log.metrics(kind='eval', iter=0, val_loss=1.0)
+    said = capsys.readouterr().out
+    assert not (tmp_path / 'x').exists() and (how == 'dry' or not said)
+    if how == 'dry':
+        for part in ('something', 'a note', 'a line', 'evaluating val: batch 1 of 2', 'iter 0: loss 1.2500'):
+            assert part in said

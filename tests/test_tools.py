@@ -5,11 +5,13 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import fuzz
 import pytest
 from conftest import ROOT, TINY
 
+import bench
 import files
 import plot
 import transfer
@@ -372,3 +374,41 @@ def test_every_command_of_transfer_does_what_its_name_says():
         name: name
         for name in ('collapse', 'expand', 'prune', 'export-hf', 'export-nanogpt', 'grow', 'factorize', 'spectra')
     }
+
+
+def test_plot_tells_the_story_and_writes_the_picture_where_they_are_asked_for(monkeypatch, tmp_path, capsys):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'metrics.jsonl').touch()
+    monkeypatch.setattr(plot, 'read_runs', lambda folder: two_seeds())
+    monkeypatch.setattr(plot, 'story', lambda runs: f'a story of {len(runs)} runs')
+    monkeypatch.setattr(plot, 'picture', lambda runs, out: out.write_bytes(b'png'))
+    picture = f'--out={tmp_path}/x.png'
+    for flags, told, drawn in (
+        (['--out='], False, False),
+        (['--out=', '--story'], True, False),
+        ([picture], False, True),
+    ):
+        monkeypatch.setattr('sys.argv', ['plot.py', str(tmp_path / 'a'), *flags])
+        plot.main()
+        out = capsys.readouterr().out
+        assert plot.table(two_seeds()) in out and ('a story of 2 runs' in out) == told
+        assert (tmp_path / 'x.png').exists() == drawn == ('x.png' in out)
+
+
+@pytest.mark.parametrize('content', ['', 'null', '7', '[1]', '"x"', '{}', '{"a"', '[[]]'])
+def test_json_of_another_shape_than_was_written_is_no_traceback(tmp_path, monkeypatch, content, fails):
+    """Of a table to show, of a report to add to, of a run that may be over, of a data set that may be prepared."""
+    import evaluate
+    from lab import launch, mup
+    from tokens import tokenfile
+
+    path = tmp_path / 'x.json'
+    path.write_text(content)
+    monkeypatch.setattr('sys.argv', ['bench.py', f'--show={path}'])
+    fails(bench.main, 'not a file that --out wrote')
+    fails(lambda: mup.show(SimpleNamespace(out=str(path))), 'not a file that rates wrote')
+    report = dict(model='m', commit='c', started='s', tasks={})
+    assert evaluate.add_to(path, report) == report and (tmp_path / 'x.1.json').read_text() == content
+    for name in ('manifest.json', 'config.json', 'unfinished.json'):
+        (tmp_path / name).write_text(content)
+    assert launch.over(tmp_path) is False and tokenfile.read_command(tmp_path) == ''

@@ -125,7 +125,7 @@ def read_jsonl(path: Path, field: str = 'text'):
     """The texts of a JSON-lines file (plain, .bz2 or .gz), one document a line. Raises UserError naming file and line."""
     for number, line in enumerate(io.BytesIO(unpack(path)), 1):
         try:
-            yield json.loads(line)[field]
+            yield json.loads(line)[field] + ''  # a text, or TypeError
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(
                 f'{path}, line {number}: not JSON with the key {field!r} ({type(e).__name__}); fetch it again'

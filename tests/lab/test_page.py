@@ -88,3 +88,13 @@ def test_pointing_shows_a_figure_and_a_tap_on_the_legend_hides_its_arm(opened):
     p.mouse.move(0, 0)
     first.get_by_text('dense, lr 0.001').last.tap()
     p.wait_for_function(f'{visible}.filter(v => !v).length == 3')  # band, line and points of one arm
+
+
+@pytest.mark.parametrize('arms', [1, 4])
+def test_the_legend_takes_no_room_from_the_plot(arms):
+    """It lies below, a line for every arm, so that with more arms the figure is higher."""
+    pytest.importorskip('bokeh')
+    c, found = tables.load(ROOT / 'results' / 'expansion_250')
+    p = page.curves(c, found[:arms], 'iter', 'iterations')
+    assert p.height == page.plot(c, 'iterations').height + 24 * arms and len(p.legend[0].items) == arms
+    assert p.legend[0] in p.below

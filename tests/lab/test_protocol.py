@@ -534,3 +534,21 @@ def test_a_vertex_beyond_the_neighbours_of_the_lowest_mean_is_not_believed():
     chosen, convex = rates.best_rate(x, values)
     vertex, *_ = rates.quadratic(x, values)
     assert convex and vertex > x[-1] + 0.1 and chosen == x[-1]
+
+
+def test_rates_far_above_the_lowest_mean_weigh_less_in_the_parabola():
+    """By 1 / (variance of the mean + (half the height)^2), as numpy's least squares has it."""
+    x = np.log([1e-3, 2e-3, 4e-3, 8e-3, 16e-3])
+    values = np.array([2.2, 2.05, 2.0, 2.06, 2.5])[:, None] + np.array([-0.01, 0, 0.01])
+    means, variances = rates.noise(values)
+    height = means - means.min()
+    a, b, _ = np.polyfit(x, means, 2, w=(variances + (height / 2) ** 2) ** -0.5)
+    vertex, *_ = rates.quadratic(x, values)
+    assert vertex == pytest.approx(-b / (2 * a), rel=1e-9)
+
+
+def test_a_single_seed_decides_nothing():
+    base = [2.0, 2.01, 1.99, 2.02]
+    for arms in (dict(a=[1.0]), dict(a=[1.0], b=[3.0])):
+        for v in protocol.judge(arms, base, 0.01).values():
+            assert (v.word, v.note) == (UNDECIDED, 'too few seeds for the first look') and v.p == 1

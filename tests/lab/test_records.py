@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from configurator import UserError
 from lab import records
 
 RUN = dict(run='a/lr0.01/s1', arm='a', size='', lr=0.01, seed=1, settings={})
@@ -56,3 +57,16 @@ def test_the_runs_of_a_folder_share_the_name_of_their_arm_but_for_a_final_seed(t
     for name, arm in (('d12-s3', 'd12'), ('d12-3', 'd12-3'), ('s3', 's3'), ('d12-s3-x', 'd12-s3-x')):
         (r,) = records.read_runs(write_run(tmp_path / name, curve()))
         assert (r['arm'], r['rate'], len(r['evals']), len(r['train'])) == (arm, 0.01, 2, 4)
+
+
+def test_a_folder_that_holds_no_run_is_told_from_a_run_whose_manifest_is_damaged(tmp_path):
+    with pytest.raises(UserError, match='holds no evaluations; give the out_dir of a run'):
+        records.read_runs(tmp_path)
+    run = write_run(tmp_path / 'run', curve()[:2])  # it has trained, and nothing was evaluated
+    with pytest.raises(UserError, match='holds no evaluations'):
+        records.read_runs(run)
+    for damaged in ('', 'null', '7', '[1]', '"x"', '{}', '{"params": 9}'):
+        run = write_run(tmp_path / 'run', curve())
+        (run / 'manifest.json').write_text(damaged)
+        with pytest.raises(UserError, match='manifest.json is damaged or missing'):
+            records.read_runs(run)

@@ -1,5 +1,6 @@
 """Stated intervals cover what they state, on synthetic runs with a known effect; scipy and direct simulation judge."""
 
+import json
 import math
 
 import numpy as np
@@ -76,13 +77,6 @@ def test_ties_count_half_so_that_neither_arm_is_favoured():
     assert stats.mann_whitney(b, b) == 1
 
 
-def test_half_of_the_mean_difference_needs_four_times_the_seeds():
-    rng = np.random.default_rng(6)
-    d = rng.normal(0.02, 0.03, 12)
-    whole, half = (stats.seeds_needed(d, share) for share in (1.0, 0.5))
-    assert 3 < half / whole < 5
-
-
 def test_a_loss_between_two_runs_is_half_way_over_the_logarithm_of_the_cost():
     assert stats.same_loss([(1.0, 4.0), (100.0, 2.0)], 3.0) == pytest.approx(10)
 
@@ -100,3 +94,41 @@ def test_the_interval_of_an_exponent_has_two_degrees_of_freedom_less_than_sizes(
     fit, theirs = stats.power_law(compute, losses), scipy.stats.linregress(np.log(compute), np.log(losses))
     half = scipy.stats.t.ppf(0.975, 2) * theirs.stderr
     assert (fit.exponent.low, fit.exponent.high) == pytest.approx((-theirs.slope - half, -theirs.slope + half))
+
+
+def test_the_interval_of_a_speed_up_reaches_further_to_the_long_side_of_the_costs():
+    """Costs to a loss: of one arm a tail of slow seeds, of the other none."""
+    curve = lambda c: ([0, 1, c, 2 * c], [4.0, 3.0, 2.0, 1.8])
+    tail = [curve(1000 * math.exp(x)) for x in np.random.default_rng(0).lognormal(-2, 1, 12)]
+    alike = [curve(1000 * math.exp(x)) for x in np.linspace(-0.01, 0.01, 12)]
+    for arm, base, longer in ((alike, tail, 1), (tail, alike, -1)):
+        e = stats.faster(arm, base, 2.0)
+        up, down = math.log(e.high / e.value), math.log(e.value / e.low)
+        assert (up / down) ** longer > 1.5
+
+
+def test_sigma_and_the_sweep_are_those_of_the_last_losses_and_a_rate_that_diverged_is_said_to(tmp_path, capsys):
+    """Not of the lowest ones, and of the seeds that decide and those that choose apart."""
+    lines = []
+    for lr, seeds in (
+        (0.01, range(1, 9)),
+        (0.01, (10_001, 10_002)),
+        (0.02, (10_001, 10_002)),
+        (0.04, (10_001, 10_002)),
+    ):
+        for s in seeds:
+            last = 2 + 0.01 * (s % 10) + 10 * (lr - 0.02) ** 2 + (5 if s > 10_000 else 0)
+            curve = dict(
+                iter=[0, 1, 2],
+                val_loss=[4.0, 1.0, last + (s > 10_000)],
+                val_a=[4.0, 1.0, last],
+                val_b=[4.0, 1.0, last + s**2],
+            )
+            state = 'diverged' if lr == 0.04 and s == 10_002 else 'finished'
+            lines.append(dict(run=f'a/lr{lr}/s{s}', arm='a', size='', lr=lr, seed=s, state=state, eval=curve))
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    sigma.show(tmp_path)
+    out = capsys.readouterr().out
+    decided = [2.001 + 0.01 * s for s in range(1, 9)]
+    assert f'a, rate 0.01, 8 seeds: val_loss {np.mean(decided):.4f}, std {np.std(decided, ddof=1):.4f}' in out
+    assert '0.01: 7.0160 (0.0071), 0.02: 7.0150 (0.0071), 0.04: diverged' in out

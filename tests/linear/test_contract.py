@@ -57,7 +57,7 @@ def test_matrices_are_those_of_the_docstrings():
     torch.testing.assert_close(sum(torch.kron(b, a) for a, b in zip(A, B)) @ x, m(x))  # they are the maps they claim
 
 
-@pytest.mark.parametrize('kind', ['dense', 'expanded', 'low_rank'])
+@pytest.mark.parametrize('kind', ['dense', 'expanded', 'low_rank', 'low_rank_sparse', 'block_dense'])
 def test_queries_keys_and_values_are_three_matrices(kind):
     model = tiny_gpt(linear=kind, linear_layers='attn', n_kv_head=1, linear_path='factored')
     layer = model.transformer.h[0].attn.c_attn
@@ -190,3 +190,15 @@ def test_a_dense_layer_starts_from_the_matrix_or_with_the_std_that_it_is_given()
     assert m.weight.std().item() == pytest.approx(0.5, rel=0.05)
     m.start(W, 0.5, torch.Generator().manual_seed(0))
     assert torch.equal(m.weight, W)
+
+
+@pytest.mark.parametrize('name', [n for n, L in linear.LAYERS.items() if L.is_matrix])
+def test_a_layer_keeps_a_copy_of_the_matrix_that_it_is_set_to(name):
+    """Whoever gave the matrix may go on to change it, as a model does from which a smaller one was made."""
+    m = linear.LAYERS[name](36, 54, linear.Keys(expansion_init='svd'))
+    ways = [lambda W: m.start(W, 0.02, torch.Generator().manual_seed(0)), m.from_dense]
+    for way in ways + ([m.follow] if hasattr(m, 'follow') else []):
+        way(W := torch.randn(54, 36, generator=torch.Generator().manual_seed(1)))
+        before = [p.detach().clone() for p in m.parameters()]
+        W.zero_()
+        assert all(torch.equal(p, q) for p, q in zip(m.parameters(), before))

@@ -135,6 +135,16 @@ def test_pruning_with_as_many_terms_as_a_tile_has_entries_is_exact():
         assert torch.equal(new.to_dense(), old.weight) == exact
 
 
+@pytest.mark.parametrize('terms', [1, 2, 3, 5, 8])
+def test_pruning_keeps_the_first_entries_of_every_tile_row_by_row(terms):
+    """Tiles of two rows and four columns."""
+    old = dense_layer(16, 64)
+    keys = dict(linear='kronecker', kronecker_shape=(32, 4), kronecker_terms=terms)
+    new = new_layer(config_of(**keys), 'h.0.mlp.c_fc', old, 'prune')
+    kept = (torch.arange(8).view(2, 4) < terms).repeat(32, 4)
+    assert torch.equal(new.to_dense(), old.weight * kept)
+
+
 @pytest.mark.parametrize('d', [(16, 64), (64, 16)])
 @pytest.mark.parametrize('keys', [dict(linear='low_rank', rank=5), dict(linear='expanded', expansion=5),
                                   dict(linear='block_diagonal', blocks=2)])  # fmt: skip
@@ -202,11 +212,11 @@ KINDS = [k for k in linear.LAYERS if k != 'dense' and linear.LAYERS[k].is_matrix
 def test_every_member_has_defaults_and_a_true_report(tmp_path, kind, capsys):
     """A matrix replaced alone, the whole MLP, the whole: as a model put together by hand."""
     model, path = plain(tmp_path, n_embd=36)
-    flags = [f'--linear={kind}', '--linear_layers=mlp+attn', '--keep_dense=h.1.attn.*', '--look=32']
+    flags = [f'--linear={kind}', '--linear_layers=mlp+attn', '--keep_dense=h.1.attn.*', '--look=16']
     new, facts = run_factorize(tmp_path, path, *flags)
     sites = ['h.0.attn.c_attn', 'h.0.attn.c_proj', 'h.0.mlp.c_fc', 'h.0.mlp.c_proj', 'h.1.mlp.c_fc', 'h.1.mlp.c_proj']
     assert [r['site'] for r in facts['rows']] == sites
-    x, y = factorize.first(operation.real_tokens(model.config, 'shakespeare_char', 2), 32)
+    x, y = factorize.first(operation.real_tokens(model.config, 'shakespeare_char', 2), 16)  # one window of the two
     with torch.no_grad():
         base = model(x, y)[1].item()
         assert facts['loss_before'] == pytest.approx(base, abs=1e-5)
@@ -300,6 +310,22 @@ def test_a_budget_is_met_and_nearly_used(tmp_path, kind, capsys):
     chosen = out.split('chosen: ')[1].splitlines()[0]
     best = [line for line in out.splitlines() if line.endswith(chosen) and 'chosen' not in line][0]
     assert float(best.split()[1]) == min(rises)
+
+
+@pytest.mark.parametrize('look', [5, 48])
+def test_a_budget_looks_at_as_many_training_tokens_as_asked_for(tmp_path, look, monkeypatch, capsys):
+    _, path = plain(tmp_path)
+    seen, damage = set(), factorize.damage
+    monkeypatch.setattr(factorize, 'damage', lambda *a: (seen.add(a[3][0].numel()), damage(*a))[1])
+    run_factorize(tmp_path, path, '--linear=low_rank', '--params=19k', f'--look={look}', '--windows=9')
+    assert seen == {look} and f'loss on {look} validation tokens' in capsys.readouterr().out
+
+
+def test_a_budget_of_all_the_parameters_is_none(tmp_path, fails, capsys):
+    model, path = plain(tmp_path)
+    n = sum(p.numel() for p in model.parameters())
+    fails(lambda: run_factorize(tmp_path, path, '--linear=low_rank', f'--params={n}'), f'{n:,} parameters already')
+    run_factorize(tmp_path, path, '--linear=low_rank', f'--params={n - 1}')
 
 
 def test_blocks_that_resist_are_left_dense(tmp_path, capsys):
@@ -434,9 +460,12 @@ def test_training_goes_on_from_factors(tmp_path, trained, capsys):
 
 def test_soft_targets_are_the_divergence_from_the_other_model():
     student, teacher, x = tiny_gpt(), tiny_gpt(1), tokens(T=17)
+    for i, p in enumerate(teacher.parameters()):  # two new models are so alike that both directions are the same
+        p.data += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
     x, y = x[:, :-1], x[:, 1:]
     theirs, mine = (m(x, last_only=False)[0].double().log_softmax(-1) for m in (teacher, student))
-    kl = (theirs.exp() * (theirs - mine)).sum(-1).mean().item()
+    kl, turned = ((a.exp() * (a - b)).sum(-1).mean().item() for a, b in ((theirs, mine), (mine, theirs)))
+    assert abs(kl - turned) > 0.1
     ce = student(x, y)[1].item()
     for w in (0.25, 1.0):
         loss = student(x, y, soft=(teacher(x, last_only=False)[0], w))[1].item()

@@ -414,6 +414,13 @@ def test_what_cannot_grow_is_refused_by_name():
         (('gqa',), 'clone', dict(n_embd=64, n_head=8, n_kv_head=1), 'fewer heads than the source'),
         (('factor',), 'bert2bert', dict(n_embd=64, n_head=8), 'bert2bert mixes layers'),
         ((), 'clone', dict(n_embd=64, attn_scale=0.3), 'attn_scale = 0.3: the source has 1'),
+        ((), 'clone', dict(n_embd=64, logit_scale=0.3), 'logit_scale = 0.3: growth makes it 1; 1 takes that'),
+        ((), 'clone', dict(n_embd=64, n_head=16), 'n_head = 16: heads of 4 units, narrower than the 8 of the source'),
+        ((), 'ligo+zero_block', dict(n_embd=64, n_head=8, n_layer=4), 'ligo learns its depth from stack or interleave'),
+        ((), 'ligo', dict(n_embd=48, n_head=6), 'n_embd = 48: ligo needs a multiple of 32'),
+        (('factor',), 'ligo', dict(n_embd=64, n_head=8), 'ligo mixes layers'),
+        ((), 'double', dict(n_embd=64, n_head=8, mlp_expansion_factor=5.0), 'double needs multiples of the hidden'),
+        ((), 'one_hot', dict(n_embd=64, n_kv_head=1), 'n_kv_head = 1: fewer key-value rows than the source has'),
     ]:
         with pytest.raises(UserError) as e:
             grown(small_gpt(*names), method, **sizes)
@@ -563,6 +570,20 @@ def test_spectra_take_zeros_and_mixtures(run_train, tmp_path, capsys):
     assert not any('mlp' in kind for kind, pair in rows if pair == 'B-C')  # experts are no single matrix
     assert rows['attn.q', 'A-B'][0] == rows['wte', 'A-B'][0] == '0.0000'  # the same matrices, twice
     assert rows['attn.c_proj', 'A-B'][3] == 'nan' and float(rows['attn.c_proj', 'B-C'][3]) > 0  # zeros have no size
+
+
+def test_spectra_are_of_every_matrix_of_a_model():
+    """Those of the head and of the gate are there where the model has them; q, k and v are three."""
+    from surgery import spectra
+
+    model = small_gpt('swiglu', 'gqa', 'untied')
+    found = [(kind, i) for kind, i, _ in spectra.matrices(model)]
+    parts = [f'attn.{p}' for p in (*'qkv', 'c_proj')] + [f'mlp.{p}' for p in ('c_fc', 'c_gate', 'c_proj')]
+    assert found == [('wte', None), ('lm_head', None)] + [(p, i) for i in range(2) for p in parts]
+    shapes = {kind: tuple(W.shape) for kind, _, W in spectra.matrices(model)}
+    assert shapes['attn.q'] == (32, 32) and shapes['attn.k'] == shapes['attn.v'] == (16, 32)
+    numbers = sum(W.numel() for _, _, W in spectra.matrices(model))
+    assert numbers == sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.transformer.wpe.weight.numel()
 
 
 def test_the_distance_of_spectra_is_of_shapes():
@@ -736,3 +757,34 @@ def test_weights_with_rotary_positions_start_a_shorter_context(run_train, tmp_pa
     small = run_train('--position=rope', '--max_iters=1', '--n_layer=1')
     flags = ('--max_iters=1', '--block_size=16', f'--init_from={small}/ckpt.pt')
     assert checkpoint.load(run_train(*flags, out='new') / 'ckpt.pt')['model_args']['block_size'] == 16
+
+
+DOUBLED = [(n,) for n in OPTIONS if n not in ('swiglu', 'mqa')]  # whose hidden units, or key-value heads, do not double
+
+
+@pytest.mark.parametrize('names', DOUBLED + [('bias', 'post_norm'), ('rmsnorm', 'post_norm')])
+def test_doubling_writes_every_number_of_a_model_twice_along_every_axis_that_grows(names):
+    model = small_gpt(*names)
+    large = grown(model, 'double', **sizes_for(model.config, 64)).state_dict()
+    for name, W in model.state_dict().items():
+        for dim, (n, N) in enumerate(zip(W.shape, large[name].shape)):
+            W = W.repeat_interleave(N // n, dim)
+        assert torch.equal(large[name], W), name
+
+
+def test_widths_that_are_no_multiple_repeat_the_first_units_and_only_lemon_pads():
+    model = small_gpt()
+    small, large = model.transformer.wpe.weight, grown(model, 'bert2bert', n_embd=48, n_head=6).transformer.wpe.weight
+    assert torch.equal(large, torch.cat((small, small[:, :16]), 1))
+
+
+@pytest.mark.parametrize('method', ['one_hot', 'spectrum_random', 'random_lift', 'shuffle', 'bert2bert'])
+def test_methods_that_change_the_function_give_a_model_whatever_the_options(method):
+    for names in [(n,) for n in OPTIONS if n != 'factor'] + [('bias', 'post_norm'), ('post_norm', 'plain_norm')]:
+        model = small_gpt(*names)
+        if method == 'random_lift' and 'post_norm' in names and 'plain_norm' not in names:
+            with pytest.raises(UserError, match='post_norm with norm weights: random_lift cannot turn them'):
+                grown(model, method, **sizes_for(model.config, 64))
+        else:
+            large = grown(model, method, **sizes_for(model.config, 64))
+            assert all(p.isfinite().all() for p in large.parameters()) and 1e-3 < difference(model, large) < 1e3, names

@@ -208,6 +208,18 @@ def test_gpt2s_own_tokenizer_travels_with_a_bpe_model(tmp_path):
     assert tok(text)['input_ids'] == gpt2_encoding().encode(text) and tok.decode(tok(text)['input_ids']) == text
 
 
+@pytest.mark.parametrize(
+    'texts, end', [(['<|endoftext|>', 'a', 'b'], 0), (['a', 'b', '<|endoftext|>'], 2), (['a'], None)]
+)
+def test_the_end_of_a_vocabulary_is_that_of_its_exported_tokenizer_whatever_its_number(texts, end):
+    from tokenizers import Tokenizer, models
+
+    tok = Tokenizer(models.WordLevel({t: i for i, t in enumerate(texts)}, unk_token='a'))
+    for kind in ('bpe', 'huggingface'):
+        exported = hf_tokenizer(dict(tokenizer=kind, json=tok.to_str()), None)
+        assert exported.eos_token_id == exported.bos_token_id == end
+
+
 def test_the_end_of_text_is_exported_where_the_vocabulary_has_it():
     for vocab, end in ((50257, 50256), (50256, None)):
         config = to_gpt2(tiny_gpt(vocab_size=vocab, n_layer=1, n_embd=4, n_head=1)).config

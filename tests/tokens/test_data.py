@@ -1,6 +1,7 @@
 """Preparation: sources in order, hashes checked, half files never left behind."""
 
 import bz2
+import concurrent.futures.process
 import gzip
 import hashlib
 import http.server
@@ -568,3 +569,52 @@ def test_an_interrupted_data_set_holds_no_tokens_of_the_one_before(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         download.write_dataset(tmp_path, [5, 6, 7], [8], vocab_size=9)
     assert written == ['meta.json', 'val.bin'] and not list(tmp_path.glob('*.bin'))
+
+
+@pytest.mark.parametrize(
+    'line', ['[1]', '7', 'null', '"text"', '{}', '{"text": 5}', '{"text": null}', '{"text": "a"', '[' * 9]
+)
+def test_json_of_another_shape_is_named_by_its_line(tmp_path, line):
+    (tmp_path / 'a.jsonl').write_text('{"text": "one"}\n' + line + '\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: not JSON with the key 'text'"):
+        list(recipes.read_jsonl(tmp_path / 'a.jsonl'))
+
+
+def test_a_process_that_was_killed_while_it_read_is_said_to_be(tmp_path, monkeypatch):
+    """As the system does where memory is short: the pool breaks, and what was whole stays."""
+
+    def ahead(*_, **__):
+        yield [np.arange(3)]
+        raise concurrent.futures.process.BrokenProcessPool
+
+    monkeypatch.setattr(recipes, 'ahead', ahead)
+    files = recipes.gpt2_files([tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'])
+    assert next(files).tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match='a process that reads .* was killed, perhaps for lack of memory; run it again'):
+        next(files)
+
+
+def test_the_folder_of_ones_data_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    """As it does in a Makefile or in quotes, where no shell writes it out: for every reader of the variable."""
+    import evaluate
+    from toys import letter_counting
+
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('NANOMORPH_DATA', '~/my data')
+    mine = tmp_path / 'my data'
+    names = (
+        'gutenberg/val.jsonl',
+        'gutenberg/test.jsonl',
+        'gutenberg/train_0.jsonl',
+        'lambada/lambada_test.jsonl',
+        'text8/text8',
+    )
+    for name in names:
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text('a text')
+    assert recipes.gutenberg_files(tmp_path / 'x')['val'] == [mine / 'gutenberg' / 'val.jsonl']
+    assert evaluate.read_source('lambada')[0] == b'a text'
+    source = dict(file='text8/text8', sha256=hashlib.sha256(b'a text').hexdigest(), url='x')
+    assert download.fetch(tmp_path / 'out', source, lambda: pytest.fail('not asked')) == 'text8: from NANOMORPH_DATA'
+    monkeypatch.setattr(letter_counting, 'ROOT', tmp_path)
+    assert letter_counting.text() == ('a text', 'text8')

@@ -196,7 +196,7 @@ def test_a_damaged_file_of_raw_ids_is_found_by_the_checksum_of_its_meta(tmp_path
     [
         [], 'x', 7, dict(itos='x'), dict(itos={}), dict(itos=[]), dict(itos=['a', 'a']), dict(itos=['ab']), dict(itos=5),
         dict(itos=['a', None]), dict(itos=['a'], vocab_size=2), dict(itos=['a'], tokenizer='words'), dict(vocab_size='65'),
-        dict(vocab_size=-1), dict(vocab_size=True), dict(vocab_size=1e9), dict(tokenizer=[1]), dict(train_tokens='many'),
+        dict(vocab_size=-1), dict(vocab_size=0), dict(vocab_size=2**32 + 1), dict(vocab_size=True), dict(vocab_size=1e9), dict(tokenizer=[1]), dict(train_tokens='many'),
         dict(train_tokens=-5), dict(train_crc32=1.5), dict(dtype='float'), dict(dtype=[]), dict(tokenizer='char'),
     ],
 )  # fmt: skip
@@ -263,6 +263,13 @@ def test_shards_give_the_batches_of_one_file(dataset, sharded, tmp_path, one_par
     for a, b in zip(whole, shards):
         assert all(torch.equal(a.batch(p)[0], b.batch(p)[0]) for p in range(0, 160, 8))
         assert all(torch.equal(y, z) for (_, y, _), (_, z, _) in zip(a.eval_batches(0), b.eval_batches(0)))
+
+
+def test_a_whole_file_beside_shards_is_the_split(dataset, sharded):
+    sharded(), dataset()
+    assert (
+        loader.split_path(dataset(), 'train').name == Loader(dataset(), 'train', 33, 8, 1000).path.name == 'train.bin'
+    )
 
 
 def test_prepared_shards_are_recognised_and_unfinished_ones_are_not(sharded, tmp_path):

@@ -50,6 +50,25 @@ def test_shards_follow_each_other_and_say_what_they_are(tmp_path):
     assert n == 110 and np.array_equal(content(tmp_path), by_bytes(texts))
 
 
+FIELDS = 'dtype', 'vocab_size', 'tokenizer', 'tokens', 'documents', 'last', 'limit', 'recipe', 'crc32'
+
+
+@pytest.mark.parametrize('field', FIELDS)
+def test_a_header_needs_each_of_its_fields_and_of_its_type(tmp_path, field):
+    """What is not there, or is of another type, or a negative number, is no number of documents, and no recipe."""
+    write(tmp_path, ['document'])
+    path = tmp_path / 'train_000000.bin'
+    header, body = read_header(path), path.read_bytes()[HEADER:]
+    kind = type(header[field])
+    for value in [v for v in ('3', 3, 3.0, None, [3], True, -1) if type(v) is not kind or v == -1]:
+        path.write_bytes(tokenfile.pack_header(**header | {field: value}) + body)
+        with pytest.raises(ValueError, match=f'its header has no good {field}'):
+            read_header(path)
+    path.write_bytes(tokenfile.pack_header(**{k: v for k, v in header.items() if k != field}) + body)
+    with pytest.raises(ValueError, match=f'its header has no good {field}'):
+        read_header(path)
+
+
 @pytest.mark.parametrize('vocab, dtype', [(65_536, 'uint16'), (65_537, 'uint32')])
 def test_ids_of_a_large_vocabulary_survive(tmp_path, vocab, dtype):
     ids = np.array([0, vocab - 1, 3], np.uint32)

@@ -143,7 +143,9 @@ def test_a_bpe_lies_in_the_checkpoint_or_is_found_by_its_hash(tmp_path, monkeypa
         'char', [], dict(tokenizer='char'), dict(tokenizer='char', vocab_size=1, itos='x'), dict(tokenizer='words', vocab_size=3),
         dict(tokenizer='char', vocab_size=2, itos=['a', 'a']), dict(tokenizer='char', vocab_size=3, itos=['a', 'b']),
         dict(tokenizer='bpe', vocab_size=300), dict(tokenizer='bpe', vocab_size=300, sha256='0', json='{}'),
-        dict(tokenizer='gpt2', vocab_size=-1), dict(tokenizer='gpt2', vocab_size='50257'),
+        dict(tokenizer='gpt2', vocab_size=-1), dict(tokenizer='gpt2', vocab_size='50257'), dict(tokenizer='gpt2', vocab_size=0),
+        dict(tokenizer='gpt2', vocab_size=2**32 + 1), dict(tokenizer='gpt2', vocab_size=True), dict(tokenizer='gpt2'),
+        dict(tokenizer='bpe', vocab_size=9, sha256=7), dict(tokenizer='huggingface', vocab_size=9, sha256='0', json=7),
     ],
 )  # fmt: skip
 def test_a_damaged_record_is_named(record, tmp_path):
@@ -270,6 +272,28 @@ def test_the_share_of_unknown_tokens_is_reported_and_a_text_of_them_is_refused(c
 def test_a_data_set_named_by_a_file_is_a_plain_name(name, tmp_path, run, fails):
     with pytest.raises(UserError, match='no plain name under data/; if you trust it, add --dataset yourself'):
         loader.named_by(dict(config=dict(dataset=name)), 'x.pt')
+
+
+@pytest.mark.parametrize('name', ['absolute', '../elsewhere', None, 7, ['x'], "x'; y"])
+def test_no_vocabulary_is_looked_for_where_a_checkpoint_points_to(tmp_path, name):
+    """Neither a meta.json nor a tokenizer.json, and the name is in no command that a user is told to run."""
+    other, path = tmp_path / 'other', tmp_path / 'run' / 'ckpt.pt'
+    other.mkdir(), path.parent.mkdir()
+    path.touch()
+    dataset = str(other) if name == 'absolute' else name
+    text = json.dumps(dict(some='tokenizer'))
+    (other / 'tokenizer.json').write_text(text)
+    (other / 'meta.json').write_text(json.dumps(dict(tokenizer='char', vocab_size=2, itos=['a', 'b'])))
+    ckpt = dict(model_args=dict(vocab_size=2), config=dict(dataset=dataset))
+    assert tokenizer.of_checkpoint(path, ckpt) == {}
+    with pytest.raises(UserError) as e:
+        tokenizer.load(path, ckpt)
+    assert "data/<dataset>/meta.pkl'" in str(e.value) and "'; y" not in str(e.value)
+    by_hash = {k: v for k, v in tokenizer.of_json('bpe', text, 2).items() if k != 'json'}
+    with pytest.raises(UserError, match='put the one with sha256'):
+        tokenizer.load(path, ckpt | dict(tokenizer=by_hash))
+    with pytest.raises(UserError, match='put the one with sha256'):
+        tokenizer.carry(by_hash, path, tmp_path / 'new' / 'ckpt.pt', dataset)
 
 
 def test_no_code_runs_that_a_checkpoint_points_to(tmp_path, run, fails, monkeypatch):
