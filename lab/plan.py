@@ -312,7 +312,7 @@ class Missing:
         rates = {self.plans[i].arm: self.sweep(i) for i in arms}
         lr = self.rate(base)
         found = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][lr]
-        self.sigma[size] = [found[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others)
+        self.sigma[size] = [found[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others) or 1  # of a track
         self.check(base)
         found, done = verdicts.judged(self.c, self.records, size, rates), []
         for i, n in zip(others, verdicts.next_looks(found, protocol.looks_to(self.cfg.seeds)).values()):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from configurator import ROOT, UserError
 from files import write
-from lab import tables
+from lab import tables, track
 from lab.costs import cost_table
 from lab.tables import load, markdown, provenance, rates_tried, summary
 
@@ -52,6 +52,19 @@ def table(c: dict, found: list) -> str:
     """The whole comparison in Markdown, the costs of its steps included."""
     costs = cost_table(c, found)
     return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
+
+
+def written_of(results: Path) -> dict:
+    """{path: text} of what is written from all logs in results/: RESULTS.md, and the board where there is a track."""
+    found = {results.parent / 'RESULTS.md': results_md(results)}
+    if (results / 'track').is_dir():
+        found[results.parent / 'docs' / 'track.md'] = track.board(results)
+    return found
+
+
+def comparisons(results: Path) -> list[Path]:
+    """The folders of all comparisons, entries of the board included."""
+    return sorted(p.parent for pattern in ('*', 'track/*/*') for p in results.glob(f'{pattern}/comparison.json'))
 
 
 def results_md(results: Path) -> str:
@@ -86,7 +99,7 @@ def write_comparison(folder: Path, pictures: bool = True):
     if not found:
         raise UserError(f'{folder} holds no finished runs to report')
     write(folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'.encode())
-    if not pictures:
+    if not pictures or c.get('track'):
         return
     from lab import figures, page
 
@@ -199,14 +212,15 @@ def untraced(text: str, root: Path, blocks: dict) -> list[str]:
 
 
 def documents(root: Path = ROOT) -> list[Path]:
-    return [root / 'README.md', *sorted((root / 'docs').glob('*.md')), root / 'results' / 'README.md']
+    prose = [p for p in sorted((root / 'docs').glob('*.md')) if p.name != 'track.md']  # which is written whole
+    return [root / 'README.md', *prose, root / 'results' / 'README.md']
 
 
 def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     """Where RESULTS.md, the tables and the documents differ from the logs, one message each; [] if nowhere."""
     wrong, root = [], results.parent
-    written = [(root / 'RESULTS.md', results_md(results))]
-    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
+    written = [*written_of(results).items()]
+    for folder in comparisons(results):
         c, found = load(folder)
         if found and c['claim']:
             written.append((folder / 'table.md', f'# {folder.name}\n\n{table(c, found)}'))

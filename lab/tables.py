@@ -14,7 +14,7 @@ from files import read_json, read_lines
 from lab import protocol, stats, verdicts
 from lab.protocol import Verdict
 from lab.rates import Rate
-from lab.records import SWEEP, cell_name, read_records, references
+from lab.records import SWEEP, cell_name, of_comparison, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
 COMPARISON = {  # the shape (files.misfit) of comparison.json
@@ -22,7 +22,7 @@ COMPARISON = {  # the shape (files.misfit) of comparison.json
     'match': {'params', 'flops', 'tokens', 'time'}, 'mismatch': {str: str}, 'note?': str, 'looks?': bool,
     'center?': {'mean', 'median', 'log'}, 'sizes?': (None, {str: str}), 'steps?': (None, {str: str}),
     'learning_rates?': ([float], {str: ([float], float, str)}), 'targets?': ([float], {str: ([float], float)}),
-    'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str,
+    'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str, 'track?': str,
 }  # fmt: skip
 TIMES = {'ms': float, 'arm?': str, 'cell?': (str, None), 'cells?': ([str], None)}
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
@@ -516,4 +516,4 @@ def load(folder: Path) -> tuple[dict, list[Cell]]:
         raise UserError(
             f'{folder / "comparison.json"}: arms or steps start from each other: {" ".join(e.args[1])}'
         ) from None
-    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl', TIMES))
+    return c, cells(c, of_comparison(folder, c), read_lines(folder / 'bench.jsonl', TIMES))

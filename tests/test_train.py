@@ -481,3 +481,11 @@ def test_without_always_save_checkpoint_only_a_lower_loss_and_the_end_are_saved(
         for save in (False, True):  # false: where the run went on from
             module.evaluated(t, log, dict(train_loss=1.0, val_loss=loss if save else 9.0), done, save)
     assert saved == expected and (t.best_val_loss, t.best_iter) == (2.0, 5)
+
+
+def test_parameters_keep_their_moments_when_guides_have_faded(run_train):
+    """AdamW counts its steps: the embeddings have had all four, two of them after the guides went."""
+    out = run_train('--linear=btt', '--guide_iters=2', '--max_iters=4', '--always_save_checkpoint=true')
+    state = checkpoint.load(out / 'ckpt.pt')['optimizer']
+    assert not any('guide' in name for name in state)
+    assert {name: int(s['step']) for name, s in state.items()} == dict.fromkeys(state, 4)
