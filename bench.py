@@ -6,7 +6,7 @@ Time the training step. It is exactly the step of train.py, with data and optimi
 
     python bench.py structures --d_in=768 --d_out=3072      a table of all layers: lab/bench_layers.py
     python bench.py mlp --widths=768,2048,5120              time MLPs of these layers
-    python bench.py sample config/gpt2.py                   tokens per second of sampling: lab/bench_sample.py
+    python bench.py sample config/gpt2.py --vocab_size=50304    tokens per second of sampling: lab/bench_sample.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
 Arms are separated by `--`. Each is a config with flags as for train.py; the keys of bench.py go to the first. All arms
