@@ -6,7 +6,7 @@ Time the training step. It is exactly the step of train.py, with data and optimi
 
     python bench.py structures --d_in=768 --d_out=3072      a table of all layers: lab/bench_layers.py
     python bench.py mlp --widths=768,2048,5120              time MLPs of these layers
-    python bench.py sample config/gpt2.py                   tokens per second of sampling: lab/bench_sample.py
+    python bench.py sample config/gpt2.py --vocab_size=50304    tokens per second of sampling: lab/bench_sample.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
 Arms are separated by `--`. Each is a config with flags as for train.py; the keys of bench.py go to the first. All arms
@@ -25,8 +25,8 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # as train.py does, before 
 import torch
 
 import hardware
-from configurator import UserError, input_path, key, load, overrides, root_path, run
-from files import write
+from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
+from files import read_lines, write
 from lab import bench_layers, bench_sample, mup
 from lab.steps import Arm, table
 from logger import relative
@@ -56,8 +56,8 @@ def main():
     bench = load(BenchConfig, arms[0])
     if bench.show:
         try:
-            print(table([json.loads(line) for line in input_path(bench.show).read_text().splitlines()]))
-        except (OSError, ValueError, LookupError, TypeError) as e:
+            print(printable(table(read_lines(input_path(bench.show)))))
+        except (UserError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
         return
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]

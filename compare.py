@@ -6,7 +6,8 @@ Compare ways to train: many runs at matched cost, each arm at its own best learn
     python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
     python compare.py config/compare/growth_tiny.py                      arms with preparing steps, on a CPU
     python compare.py --show=results/growth_small                        only the tables, from the logs
-    python compare.py --report                                           RESULTS.md from all logs in results/
+    python compare.py config/track/low_rank.py                           an entry of the board (docs/track.md)
+    python compare.py --report                                           RESULTS.md and docs/track.md from all logs in results/
     python compare.py --check                                            do RESULTS.md and the documents agree with them?
 
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
@@ -37,14 +38,15 @@ Exit codes: 0 done, 1 a run failed (the others are kept), 2 a mistake in the con
 """
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 
 from configurator import UserError, input_path, key, load, printable, root_path, run
-from lab import protocol, report
-from lab.comparison import OWN, PUBLISHED, compare
+from lab import protocol, report, tables, track
+from lab.comparison import compare
 from lab.plan import SCRIPTS
-from lab.records import SWEEP
+from lab.records import OWN, PUBLISHED, SWEEP
 
 
 @dataclass
@@ -113,6 +115,7 @@ class CompareConfig:
     )
     only: str = key('', 'what to run now: arms, sizes or ARM@SIZE, separated by commas; empty: everything')
     jobs: int = key(0, 'runs at once; 0: 4 per GPU (small runs leave it idle), or one per CPU core up to 8', low=0)
+    track: str = key('', 'the track of config/track/ whose baseline and rules hold: see docs/track.md')
     minutes: int = key(240, 'time limit of a run under Slurm', low=1)
     partition: str = key('', 'of Slurm')
     keep_checkpoints: bool = key(False, 'keep ckpt.pt and best.pt of finished runs')
@@ -134,7 +137,7 @@ class CompareConfig:
 
     def problems(self):
         found = []
-        if not (self.report or self.check or self.show) and len(self.arms) < 2:
+        if not (self.report or self.check or self.show) and len(self.arms) < (1 if self.track else 2):
             found.append('arms: give at least two in a config file, the baseline first; see config/compare/')
         for name in [*self.arms, *self.steps, *self.sizes]:
             if not isinstance(name, str) or not name or set(name) & set('/@ |{}'):
@@ -144,6 +147,14 @@ class CompareConfig:
             found.append(f'seeds = {self.seeds}: the first look is at {protocol.FIRST} seeds; more, or looks = False')
         if self.looks and self.learning_rates and self.sweep_seeds < 3:
             found.append(f'sweep_seeds = {self.sweep_seeds}: a rate is chosen by 3 seeds or more; or looks = False')
+        if self.center == 'log' and self.worth >= 1:
+            found.append(f"worth = {self.worth:g}: with center = 'log' it is a share of the baseline's figure, below 1")
+        if not all(isinstance(t, int | float) and math.isfinite(t) for t in tables.every_target(self.targets)):
+            found.append(f'targets: {self.targets!r}: must be figures in a tuple, or {{size: figures}}')
+        if isinstance(self.targets, dict) and (odd := [s for s in self.targets if s not in self.sizes]):
+            found.append(
+                f'targets: {", ".join(map(str, odd))}: no such size; there is: {", ".join(self.sizes) or "none"}'
+            )
         if self.sizes and self.horizons:
             found.append('horizons: not together with sizes; name each length as a size')
         for shares in self.horizons.values() if isinstance(self.horizons, dict) else [self.horizons]:
@@ -152,6 +163,10 @@ class CompareConfig:
         cells = {*self.arms, *self.sizes, *(f'{arm}@{size}' for arm in self.arms for size in self.sizes)}
         if odd := {w.strip() for w in self.only.split(',') if w.strip()} - cells:
             found.append(f'only: {", ".join(sorted(odd))}: no such arm or size; there is: {", ".join(sorted(cells))}')
+        if '/' in self.track:
+            found.append(f"track = '{self.track}': must be the name of a track, without /")
+        if self.track and self.name:
+            found.append(f"name = '{self.name}': an entry of a track has the name of its arm; leave it out")
         if '/' in self.name or self.name in ('.', '..'):
             found.append(f"name = '{self.name}': must be the name of a folder, without /")
         for field in ('learning_rates', 'mismatch', 'horizons'):
@@ -177,16 +192,16 @@ def main():
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
         print('RESULTS.md and the documents agree with the logs')
     elif cfg.report:
-        if not any(results.glob('*/comparison.json')):
+        if not report.comparisons(results):
             raise UserError(
                 f'results = {cfg.results}: holds no comparison (*/comparison.json), RESULTS.md stays as it is'
             )
         report.write_all(results)
     else:
-        files = [a for a in argv if a.endswith('.py') and not a.startswith('--')]
-        compare(
-            dataclasses.replace(cfg, name=cfg.name or input_path(files[-1]).stem if files else cfg.name or 'compare')
-        )
+        files = [input_path(a) for a in argv if a.endswith('.py') and not a.startswith('--')]
+        if cfg.track:
+            cfg = track.placed(cfg)
+        compare(dataclasses.replace(cfg, name=cfg.name or (files[-1].stem if files else 'compare')), files)
 
 
 if __name__ == '__main__':

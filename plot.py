@@ -45,6 +45,8 @@ def best_loss(r: dict) -> float:
 
 def mean_std(values: list[float]) -> str:
     """Mean, and the sample standard deviation where there are several."""
+    if not all(map(math.isfinite, values)):
+        return 'diverged'
     spread = f' ± {statistics.stdev(values):.4f}' if len(values) > 1 else ''
     return f'{statistics.mean(values):.4f}{spread}'
 

@@ -91,9 +91,12 @@ def sample(cfg: SampleConfig):
     with hardware.autocast(device, dtype):
         for i in range(0, cfg.num_samples, cfg.batch_size):
             B = min(cfg.batch_size, cfg.num_samples - i)
-            generator = torch.Generator(device).manual_seed(cfg.seed + i)
+            generator = torch.Generator(device).manual_seed((cfg.seed + i) % 2**64)
             new = model.generate(torch.tensor([ids] * B, device=device), *limits, generator, vocabulary)
-            rows = [(t.item() for t in new)] if B == 1 else [[*r] for r in zip(*(t.flatten().tolist() for t in new))]
+            rows = [(t.item() for t in new)]
+            if B > 1:
+                tokens = [t.flatten().tolist() for t in new]
+                rows = [[t[b] for t in tokens] for b in range(B)]
             for row in rows:
                 print(show(start), end='', flush=True)
                 for text in tokenizer.stream(tok, ids, iter(row)):

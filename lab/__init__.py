@@ -20,6 +20,7 @@ Comparisons: from a config to runs, records, verdicts and pages.
     page.py          its page, one self-contained HTML file
     questions.py     RESULTS.md by question
     report.py        what --report writes, and the check that documents and logs agree
+    track.py         the board, docs/track.md: what an entry may set, and the page
     match.py         the width at which one config costs as much as another one
     mup.py           is the best learning rate of a narrow model also that of a wide one?
     steps.py         time the training step of arms in turns

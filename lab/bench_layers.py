@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 import hardware
 import linear
-from configurator import UserError, input_path, key, root_path
-from files import write
+from configurator import UserError, input_path, key, printable, root_path
+from files import read_lines, write
 from linear import LAYERS
 from linear.dense import Dense
 from linear.factors import Factors
@@ -216,12 +216,12 @@ def line(r: dict) -> str:
 def mlp(cfg):
     if cfg.show:
         try:
-            rows = [json.loads(text) for text in input_path(cfg.show).read_text().splitlines()]
+            rows = read_lines(input_path(cfg.show))
             found = {r['width'] for r in rows}
             if not found & set(cfg.widths):
                 raise ValueError(f'widths = {cfg.widths}: it has {", ".join(map(str, sorted(found)))}')
-            return print('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)]))
-        except (OSError, ValueError, LookupError, TypeError) as e:
+            return print(printable('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)])))
+        except (UserError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{cfg.show}': nothing to show, give a file that --out wrote ({e})") from None
     device = hardware.choose_device('auto')
     dtype = hardware.choose_dtype('auto', device)

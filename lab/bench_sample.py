@@ -1,8 +1,8 @@
 """
 How fast a model writes. bench.py calls it.
 
-    python bench.py sample config/gpt2.py --tokens=1000 --rounds=5
-    python bench.py sample config/gpt2.py --tokens=1000 --samples=64 --compile=true
+    python bench.py sample config/gpt2.py --vocab_size=50304 --tokens=1000
+    python bench.py sample config/gpt2.py --vocab_size=50304 --samples=64 --compile=true
 
 The model has random weights; it is sampled as sample.py does it, from a prompt of one token, with its defaults
 (temperature 0.8, top_k 200). Counted is the whole call, the capture of the CUDA graph included; compiling is not. The limit is
@@ -33,6 +33,12 @@ class SampleBenchConfig(TrainConfig):
     samples: int = key(1, 'drawn side by side', low=1)
     rounds: int = key(5, 'timed calls; the median counts', low=1)
     out: str = key('', 'file to which the figures are added, a JSON line; empty: none')
+
+    def problems(self, sized=None):
+        found = super().problems(sized)
+        if not self.vocab_size:
+            found.append('vocab_size: must be given, for no data set is read here; --vocab_size=50304 is that of GPT-2')
+        return found
 
 
 def bench(cfg: SampleBenchConfig):

@@ -15,12 +15,10 @@ import checkpoint
 import evaluate
 from configurator import ROOT, UserError, load, root_path
 from files import read_json, write_json
-from lab import launch, records, report, stats, tables, timing, verdicts
+from lab import launch, records, report, stats, tables, timing, track, verdicts
 from lab.live import Live
 from lab.plan import Missing, Plan, Run, at_equal_flops, check_match, difference, flags, make_plans, settings, wanted
-from lab.records import REFERENCE
-
-OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
+from lab.records import PUBLISHED, REFERENCE
 
 
 class Comparison:
@@ -29,8 +27,9 @@ class Comparison:
 
     def __init__(self, cfg, plans: list[Plan]):
         self.cfg, self.plans = cfg, plans
-        self.folder, self.out = root_path(cfg.results) / cfg.name, root_path(cfg.out) / cfg.name
-        self.records, self.failed_write = {}, ''
+        self.folder = root_path(cfg.results) / cfg.name
+        self.out = root_path(cfg.out) / (f'track/{cfg.track}' if cfg.track else cfg.name)  # entries share dense runs
+        self.records, self.failed_write, self.head = {}, '', None
         self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))
         self.settings, self.asked, self.started = {}, {}, {}
         names = {n for p in plans for n in p.refers_to}
@@ -83,7 +82,7 @@ class Comparison:
 
     def read_back(self):
         """Take in whatever is over, in self.folder and in self.out, by us or by anyone."""
-        for name, r in records.read_records(self.folder).items():
+        for name, r in records.of_comparison(self.folder, vars(self.cfg)).items():
             self.records.setdefault(name, r)
         self.there = {name: path for name, path in self.there.items() if path.exists()}
         news = 0
@@ -146,7 +145,9 @@ class Comparison:
     def write(self):
         """What is over goes to self.folder at once. A disk that is full now may not be later: the runs go on."""
         try:
-            records.write_records(self.folder, records.read_records(self.folder) | self.records)
+            for folder, mine in records.shared_out(self.folder, vars(self.cfg), self.records).items():
+                head = self.head if folder == self.folder else None
+                records.write_records(folder, records.read_records(folder) | mine, head)
             self.failed_write = ''
         except (UserError, OSError) as e:
             self.failed_write = str(e)
@@ -219,15 +220,20 @@ def drop(folder: Path):
         path.unlink(missing_ok=True)
 
 
-def compare(cfg):
+def compare(cfg, files=()):
+    """Run what is missing of a comparison. files: its configs, which begin the log of an entry of the board."""
     plans = at_equal_flops(cfg, make_plans(cfg))
     state = Comparison(cfg, plans)
+    if cfg.track:
+        track.check(cfg, plans)
+    if cfg.track and len(cfg.arms) > 1:
+        state.head = track.head(state.folder, track.source(cfg, files))
     try:
         state.enter()
     except OSError as e:
         raise UserError(f'cannot make the folder {state.out} ({e.strerror}); choose another --out') from None
-    published = root_path(PUBLISHED) / cfg.name
-    if published.exists() and published != state.folder:
+    published = root_path(PUBLISHED) / (f'track/{cfg.track}' if cfg.track else '') / cfg.name
+    if published.exists() and published != state.folder and cfg.name != next(iter(cfg.arms)):
         print(
             f'NOTE: {PUBLISHED}/{cfg.name} holds published runs of that name, which are not used; --results={PUBLISHED} goes on with them'
         )
@@ -240,7 +246,9 @@ def compare(cfg):
         raise UserError(f'steps: {cfg.script} trains its seeds at once and starts from nothing; leave them out')
     for task in set(cfg.tasks.split(' ')[0].split(',')) & set(evaluate.SOURCES):
         evaluate.read_source(task)  # a text that cannot be had is found out before anything is trained
-    for name, r in records.read_records(state.folder).items():  # nothing starts beside runs of another comparison
+    for name, r in records.of_comparison(
+        state.folder, vars(cfg)
+    ).items():  # nothing starts beside runs of another comparison
         for i, p in enumerate(plans):
             if (r['arm'], r['size']) == (p.arm, p.size):
                 mine = state.run_settings(Run(i, r['lr'], r['seed'], name))
@@ -275,19 +283,26 @@ def compare(cfg):
     if state.records:
         try:
             report.write_comparison(state.folder)
-        except (ImportError, UserError) as e:
+        except UserError as e:  # a part of it ran, without the baseline
+            print(e)
+        except ImportError as e:
             print(
                 f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed'
             )
         else:
-            print(report.shown(state.folder) + f'\nwrote {state.folder}/: table.md, plots, index.html')
+            print(
+                report.shown(state.folder)
+                + f'\nwrote {state.folder}/: table.md'
+                + ', plots, index.html' * (not cfg.track)
+            )
     if failed:
         print('\n'.join(f'failed: {name}: {wrong}' for name, wrong in failed.items()), file=sys.stderr)
         sys.exit(1)
 
 
 KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'shared_rate', 'sweep_seeds',
-        'metric', 'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks')  # fmt: skip
+        'metric', 'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks',
+        'track')  # fmt: skip
 
 
 def earlier_plan(folder: Path) -> int | None:

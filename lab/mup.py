@@ -164,9 +164,9 @@ def rates(cfg):
 
 def show(cfg):
     try:
-        rows = [json.loads(line) for line in input_path(cfg.out).read_text().splitlines()]
+        rows = files.read_lines(input_path(cfg.out))
         rows[0]['device'], [(r['member'], r['width'], r['lr'], r['val_loss']) for r in rows]
-    except (OSError, ValueError, LookupError, TypeError) as e:
+    except (UserError, OSError, ValueError, LookupError, TypeError) as e:
         raise UserError(f"out = '{cfg.out}': not a file that rates wrote ({e})") from None
     lrs = sorted({r['lr'] for r in rows})
     print(f'{rows[0]["device"]}; val loss after {rows[0]["iters"]} iterations; rates at width {rows[0]["base"]}')
@@ -174,7 +174,7 @@ def show(cfg):
     for member in dict.fromkeys(r['member'] for r in rows):
         for width in sorted({r['width'] for r in rows if r['member'] == member}):
             mine = {r['lr']: r['val_loss'] for r in rows if (r['member'], r['width']) == (member, width)}
-            best = min((lr for lr in mine if math.isfinite(mine[lr])), key=mine.get)
+            best = min((lr for lr in mine if math.isfinite(mine[lr])), key=mine.get, default=math.nan)  # all diverged
             cells = ''.join(f'{mine[lr]:9.4f}' if lr in mine else f'{"-":>9}' for lr in lrs)
             print(f'{member:12} {width:6} {cells}  {best:g}{" (edge)" if best in (lrs[0], lrs[-1]) else ""}')
 

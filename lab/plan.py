@@ -272,7 +272,7 @@ def rates(cfg, plan: Plan) -> list[float] | str:
         found = sorted({float(lr) for lr in given})
     except (TypeError, ValueError):
         found = [0.0]
-    if found and found[0] <= 0:
+    if not all(0 < lr < math.inf for lr in found):
         raise UserError(
             f'learning_rates: {given!r} of {name}: must be numbers above 0 in a tuple, or the name of an arm'
         )
@@ -312,7 +312,7 @@ class Missing:
         rates = {self.plans[i].arm: self.sweep(i) for i in arms}
         lr = self.rate(base)
         found = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][lr]
-        self.sigma[size] = [found[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others)
+        self.sigma[size] = [found[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others) or 1  # of a track
         self.check(base)
         found, done = verdicts.judged(self.c, self.records, size, rates), []
         for i, n in zip(others, verdicts.next_looks(found, protocol.looks_to(self.cfg.seeds)).values()):
@@ -356,7 +356,12 @@ class Missing:
 
     def sweep(self, i: int) -> Rate | None:
         if i not in self.chosen:
+            self.chosen[i] = ...  # asked, and not answered yet
             self.chosen[i] = self.choose(i)
+        if self.chosen[i] is ...:
+            raise UserError(
+                f'learning_rates: {self.plans[i].name} takes the rate of an arm that takes its own; give rates'
+            )
         return self.chosen[i]
 
     def choose(self, i: int) -> Rate | None:

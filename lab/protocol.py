@@ -26,6 +26,7 @@ ALPHA = 0.05  # of a comparison: all its arms, looks and both sides
 POWER = 0.8
 FIRST, STEP = 4, 2  # seeds at the first look, and from look to look
 SIGMA_SEEDS = 8  # of the baseline, before any arm is judged
+WORST = 1e30  # the figure of a run that diverged, where ranks decide
 CORRELATION = 0.3  # of the sweep's seeds, above which arms are paired
 BY_WORTH, BETTER, NO_GAIN, WORSE, UNDECIDED = WORDS = (
     'better by worth', 'better', 'no gain that matters', 'worse', 'undecided',
@@ -218,7 +219,7 @@ def judge(
         raise UserError(f"center = '{center}': must be mean, median or log")
     null = math.log1p(-worth) if center == 'log' else -worth
     if center == 'median':  # a run that diverged is the worst there is; ranks are never paired
-        pairs, arms, base = (), {a: np.minimum(v, 1e30) for a, v in arms.items()}, np.minimum(base, 1e30)
+        pairs, arms, base = (), {a: np.minimum(v, WORST) for a, v in arms.items()}, np.minimum(base, WORST)
     broken = {a for a, v in arms.items() if not np.isfinite(v).all()}
     names = dict(mean='Welch', median='Mann-Whitney', log='Welch of logarithms')
     found, zero, gain = {}, [], []
@@ -246,6 +247,7 @@ def judge(
         which = WORDS[int(word(low, high, -null))]
         more = more_seeds(v, low, high, -null) if which == UNDECIDED and v.how else None
         value, low, high = (math.expm1(y) if center == 'log' else float(y) for y in (v.value, low, high))
+        value, low, high = (math.copysign(math.inf, y) if abs(y) > WORST / 2 else y for y in (value, low, high))
         found[arm] = replace(v, word=which, value=value, low=low, high=high, p=float(p0), more=more)
         if arm in broken:
             bad = sum(not math.isfinite(y) for y in arms[arm])

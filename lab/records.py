@@ -11,10 +11,11 @@ import re
 import statistics
 from pathlib import Path
 
-from configurator import UserError, brief
+from configurator import ROOT, UserError, brief
 from files import read_json, read_lines, write
 from logger import CONFIG, MANIFEST, read_metrics
 
+OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
 FACTS = (
     'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'params',
@@ -47,6 +48,7 @@ RECORD = (
     ALL | {'facts': TIMED | {'flops': float}, 'eval?': (), 'tasks?': ()},
     ALL | {'facts': dict, 'eval?': (), 'tasks': {str: {'figures': {str: float}}}},
 )
+ENTRY = {'run?': (), 'entry': str, 'track': str, 'source': {str: str}}  # the first line of an entry of the board
 CUT = {'params': int, 'rows': [{'error': float}], 'flops?': float, 'tokens?': float}  # what factorize says of itself
 EVAL = {'tasks': {str: {'figures': {str: float}}}}
 GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss_before', 'loss_after')
@@ -128,13 +130,41 @@ def thinned(train: list[dict], most: int = 100) -> dict:
 def read_records(folder: Path) -> dict:
     """{name: record} of a comparison. A half-written line is left out. If a run has two lines, the later one counts."""
     found = {}
-    for r in read_lines(folder / 'metrics.jsonl', RECORD):
+    for r in read_lines(folder / 'metrics.jsonl', (RECORD, ENTRY)):
+        if 'run' not in r:
+            continue
         sizes = {len(v) for v in r.get('eval', {}).values()}
         if 'eval' in r and r['state'] == 'finished' and ('iter' not in r['eval'] or len(sizes) > 1 or 0 in sizes):
             raise UserError(
                 f'{folder / "metrics.jsonl"}: damaged, {brief(r["run"])} has no whole evaluations; delete its line'
             )
         found[r['run']] = r
+    return found
+
+
+def of_comparison(folder: Path, c: dict) -> dict:
+    """The records of comparison c in folder; those of the baseline of its track included, which all entries share: the
+    published ones, and those beside this folder."""
+    if not c.get('track'):
+        return read_records(folder)
+    found, base = {}, next(iter(c['arms']))
+    for where in (ROOT / PUBLISHED / 'track' / c['track'] / base, folder.parent / base, folder):
+        found |= read_records(where)
+    return found
+
+
+def shared_out(folder: Path, c: dict, records: dict) -> dict:
+    """{folder: the records that are written there}: those of a track's baseline lie beside the entry's, where they are
+    not among the published."""
+    if not c.get('track'):
+        return {folder: records}
+    base = next(iter(c['arms']))
+    published = read_records(ROOT / PUBLISHED / 'track' / c['track'] / base)
+    of = lambda r: folder if r['arm'] != base else folder.parent / base
+    found = {}
+    for name, r in records.items():
+        if name not in published:
+            found.setdefault(of(r), {})[name] = r
     return found
 
 
@@ -178,8 +208,9 @@ def read_runs(folder: Path) -> list[dict]:
     ]
 
 
-def write_records(folder: Path, records: dict):
-    text = ''.join(json.dumps(records[k], separators=(',', ':')) + '\n' for k in sorted(records))
+def write_records(folder: Path, records: dict, head: dict | None = None):
+    lines = ([head] if head else []) + [records[k] for k in sorted(records)]
+    text = ''.join(json.dumps(line, separators=(',', ':')) + '\n' for line in lines)
     write(folder / 'metrics.jsonl', text.encode())
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from configurator import ROOT, UserError
 from files import write
-from lab import figures, forest, questions, sweeps, tables
+from lab import figures, forest, questions, sweeps, tables, track
 from lab.costs import cost_table
 from lab.questions import Known
 from lab.tables import provenance, rates_tried
@@ -33,6 +33,24 @@ def table(c: dict, found: list) -> str:
     """The whole comparison in Markdown, the costs of its steps included."""
     costs = cost_table(c, found)
     return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
+
+
+def written_of(results: Path) -> dict:
+    """{path: text} of what is written from all logs in results/: RESULTS.md, the answers in the README, and the board where
+    there is a track."""
+    root, known = results.parent, questions.read_known(results)
+    asked = questions.read_questions(results, known)
+    found = {root / 'RESULTS.md': questions.results_md(known, asked)}
+    if (readme := root / 'README.md').exists() and asked:
+        found[readme] = questions.with_answers(readme.read_text(), asked, known)
+    if (results / 'track').is_dir():
+        found[root / 'docs' / 'track.md'] = track.board(results)
+    return found
+
+
+def comparisons(results: Path) -> list[Path]:
+    """The folders of all comparisons, entries of the board included."""
+    return sorted(p.parent for pattern in ('*', 'track/*/*') for p in results.glob(f'{pattern}/comparison.json'))
 
 
 def shown(folder: Path) -> str:
@@ -75,7 +93,7 @@ def write_comparison(folder: Path, pictures: bool = True):
     if not k:
         raise UserError(f'{folder} holds no finished runs to report')
     c, found = k.c, k.found
-    if pictures:
+    if pictures and not c.get('track'):
         from lab import page
 
         for old in figures.drawn(folder):
@@ -93,21 +111,17 @@ def write_comparison(folder: Path, pictures: bool = True):
 
 def write_all(results: Path):
     """Everything that --report writes."""
-    known = questions.read_known(results)
-    asked = questions.read_questions(results, known)
-    text = questions.results_md(known, asked)  # mistakes in the questions are found before anything is drawn
-    for folder in sorted(p.parent for p in results.glob('*/comparison.json')):
-        if folder.name in known:
+    written_of(results)  # mistakes in the questions are found before anything is drawn
+    for folder in comparisons(results):
+        if questions.read(folder):
             write_comparison(folder)
         else:
             print(f'{folder.name}: no finished run yet')
-    questions.draw(results, known, asked)
-    write(results.parent / 'RESULTS.md', text.encode())
-    print(f'wrote {results.parent / "RESULTS.md"}')
-    readme = results.parent / 'README.md'
-    if readme.exists() and (old := readme.read_text()) != (new := questions.with_answers(old, asked, known)):
-        write(readme, new.encode())
-        print(f'wrote {readme}')
+    known = questions.read_known(results)
+    questions.draw(results, known, questions.read_questions(results, known))
+    for path, text in written_of(results).items():
+        write(path, text.encode())
+        print(f'wrote {path}')
 
 
 # -----------------------------------------------------------------------------
@@ -215,19 +229,18 @@ def untraced(text: str, root: Path, blocks: dict) -> list[str]:
 
 
 def documents(root: Path = ROOT) -> list[Path]:
-    return [root / 'README.md', *sorted((root / 'docs').glob('*.md')), root / 'results' / 'README.md']
+    prose = [p for p in sorted((root / 'docs').glob('*.md')) if p.name != 'track.md']  # which is written whole
+    return [root / 'README.md', *prose, root / 'results' / 'README.md']
 
 
 def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     """Where RESULTS.md, the tables and the documents differ from the logs, one message each; [] if nowhere."""
     wrong, root = [], results.parent
-    known = questions.read_known(results)
-    asked = questions.read_questions(results, known)
-    written = [(root / 'RESULTS.md', questions.results_md(known, asked))]
-    written += [(results / name / 'table.md', page_md(results / name, k)) for name, k in known.items()]
-    if (readme := root / 'README.md').exists():
-        written.append((readme, questions.with_answers(readme.read_text(), asked, known)))
-    for q in asked:
+    written = [*written_of(results).items()]
+    for folder in comparisons(results):
+        if k := questions.read(folder):
+            written.append((folder / 'table.md', page_md(folder, k)))
+    for q in questions.read_questions(results, questions.read_known(results)):
         texts = '\n\n'.join((q.claim, q.answer, q.caption, q.text))
         wrong += [f'results/questions.toml: {problem}' for problem in untraced(texts, root, {})]
     for path, expected in written:

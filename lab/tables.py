@@ -14,7 +14,7 @@ from files import read_json, read_lines
 from lab import protocol, stats, verdicts
 from lab.protocol import Verdict
 from lab.rates import Rate
-from lab.records import SWEEP, cell_name, read_records, references
+from lab.records import SWEEP, cell_name, of_comparison, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
 COMPARISON = {  # the shape (files.misfit) of comparison.json
@@ -22,7 +22,7 @@ COMPARISON = {  # the shape (files.misfit) of comparison.json
     'match': {'params', 'flops', 'tokens', 'time'}, 'mismatch': {str: str}, 'note?': str, 'looks?': bool,
     'center?': {'mean', 'median', 'log'}, 'sizes?': (None, {str: str}), 'steps?': (None, {str: str}),
     'learning_rates?': ([float], {str: ([float], float, str)}), 'targets?': ([float], {str: ([float], float)}),
-    'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str,
+    'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str, 'track?': str,
 }  # fmt: skip
 TIMES = {'ms': float, 'arm?': str, 'cell?': (str, None), 'cells?': ([str], None)}
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
@@ -142,6 +142,12 @@ def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
         if c.get('horizons'):
             x.saved = saved(x, list(base.values()))
     return found
+
+
+def every_target(given) -> list:
+    """What the key targets holds: figures, or {size: figures}."""
+    parts = given.values() if isinstance(given, dict) else [given]
+    return [t for part in parts for t in (part if isinstance(part, tuple | list) else [part])]
 
 
 def targets_of(c: dict, x: Cell, longest: Cell | None) -> list[float]:
@@ -516,4 +522,4 @@ def load(folder: Path) -> tuple[dict, list[Cell]]:
         raise UserError(
             f'{folder / "comparison.json"}: arms or steps start from each other: {" ".join(e.args[1])}'
         ) from None
-    return c, cells(c, read_records(folder), read_lines(folder / 'bench.jsonl', TIMES))
+    return c, cells(c, of_comparison(folder, c), read_lines(folder / 'bench.jsonl', TIMES))

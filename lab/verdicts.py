@@ -33,6 +33,8 @@ def value(r: dict, chooses: str, reports: str, at: str) -> float:
     for k in (chooses, reports):
         if k not in r['eval']:
             raise UserError(f"metric = '{k}': the evaluations have {', '.join(k for k in r['eval'] if k != 'iter')}")
+        if not all(isinstance(v, int | float) for v in r['eval'][k]):
+            raise UserError(f"metric = '{k}': is not a number in every evaluation of {r['run']}")
     return protocol.figure(r['eval'], chooses, reports, at)
 
 
@@ -164,6 +166,8 @@ def rule(c: dict, base: list, arms: int, where: str = '') -> str:
         return f'{name}: median {spread:.4g} of {len(base)} seeds; worth {c["worth"]:g}; ranks decide, {steps}'
     log = center == 'log'
     worth = -math.log1p(-c['worth']) if log else c['worth']
+    if log and min(base) <= 0:
+        raise UserError("center = 'log': needs figures above 0; center = 'median' takes any")
     sigma = protocol.sigma([math.log(v) for v in base] if log else base)
     lines = [f'{name}: sigma {sigma}' + (' of the logarithms' if log else '') + f' from {sigma.n} seeds; {steps}']
     if not sigma.value:

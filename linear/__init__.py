@@ -16,6 +16,7 @@ Every way to parameterize a linear layer, behind one registry. A layer is one fi
     btt_moe.py         a mixture of Block Tensor-Trains inside a layer
     blast.py           blocks that share factors, with diagonal couplings
     low_rank_sparse.py low rank plus a sparse matrix on a fixed random support
+    own/NAME.py        a layer that needs no line in LAYERS: entries of the board (docs/track.md) begin there
     moe.py             routing, and the mixture of whole MLPs
     factors.py         the factors of a model, in it or beside it: what the optimizer moves, forming W
     kernels/           products that torch does not have
@@ -38,15 +39,18 @@ Both give the same gradients; `auto` takes the cheaper by `choose_path`.
 
 import dataclasses
 import fnmatch
+import importlib
 import math
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from configurator import key
 from linear import moe, structured
+from linear.base import Layer
 from linear.blast import Blast
 from linear.block_dense import BlockDense
 from linear.block_diagonal import BlockDiagonal
@@ -76,6 +80,23 @@ LAYERS = {
     'blast': Blast,
     'low_rank_sparse': LowRankSparse,
 }
+
+
+def own_layers(folder: Path = Path(__file__).parent / 'own') -> dict:
+    """{file name: layer} of the files in linear/own/, each with one layer."""
+    found = {}
+    for name in sorted(path.stem for path in folder.glob('*.py')):
+        made = vars(importlib.import_module(f'{__name__}.own.{name}')).values()
+        layers = [
+            v for v in made if isinstance(v, type) and issubclass(v, Layer) and v.__module__.endswith(f'own.{name}')
+        ]
+        if len(layers) != 1 or name in LAYERS:
+            raise TypeError(f'{folder / name}.py: must define one layer, and have a name that no other layer has')
+        found[name] = layers[0]
+    return found
+
+
+LAYERS |= own_layers()
 MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
 # other a second (measured)
 

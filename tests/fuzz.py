@@ -918,7 +918,7 @@ class Records:
             lambda: log.so_far(2),
             lambda: report.shown(c),
             lambda: report.shown(planned),
-            lambda: report.results_md(self.folder),
+            lambda: report.written_of(self.folder),
         ]
         refused = None
         for read in readers:

@@ -52,6 +52,19 @@ def test_the_command_draws_sample_i_with_seed_plus_i_below_the_vocabulary(monkey
     sample.sample(sample.SampleConfig(checkpoint='x.pt', batch_size=2, **keys))
     assert [(d[0], d[5]) for d in drawn] == [([[0, 1]] * 2, 7), ([[0, 1]], 9)]
     assert capsys.readouterr().out == ''.join(f'ab{c}\n---------------\n' for c in 'cdc')
+    drawn.clear()
+    sample.sample(sample.SampleConfig(checkpoint='x.pt', **keys | dict(seed=2**64 - 1, num_samples=2)))
+    assert [d[5] for d in drawn] == [2**64 - 1, 0]  # the seeds go round
+
+
+def test_samples_side_by_side_of_no_new_tokens_are_their_prompts(monkeypatch, capsys):
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=64), generate=lambda *_: iter(()))
+    tok = SimpleNamespace(vocabulary=5, encode=lambda text: [0], decode=lambda ids: b'')
+    monkeypatch.setattr(sample, 'from_checkpoint', lambda *_: (model, tok))
+    for batch in (1, 2):
+        keys = dict(start='a', num_samples=3, max_new_tokens=0, batch_size=batch, device='cpu')
+        sample.sample(sample.SampleConfig(checkpoint='x.pt', **keys))
+        assert capsys.readouterr().out == 'a\n---------------\n' * 3
 
 
 def test_weights_of_linear_layers_are_rounded_once_and_embeddings_are_not():

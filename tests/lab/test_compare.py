@@ -278,6 +278,10 @@ def test_runs_of_other_settings_are_not_mixed_in(config, fails, tmp_path):
         (dict(learning_rates=dict(nobody=(1e-3, 2e-3))), 'nobody'),
         (dict(arms={1: '', 2: ''}), "'1': must be a text"),
         (dict(name='../x'), 'without /'),
+        (dict(targets=('2.0',)), 'must be figures'),
+        (dict(targets=(float('nan'),)), 'must be figures'),
+        (dict(targets=dict(small=(2.0,))), 'no such size'),
+        (dict(center='log', worth=1.0), 'below 1'),
     ],
 )
 def test_mistakes_in_a_comparison_are_named(config, keys, part):
@@ -299,6 +303,8 @@ def test_the_check_finds_an_altered_number(tmp_path):
     shutil.copytree(ROOT / 'results', results)
     shutil.copytree(ROOT / 'docs', tmp_path / 'docs')  # sources of answers
     shutil.copy(ROOT / 'RESULTS.md', tmp_path)
+    (tmp_path / 'docs').mkdir()
+    shutil.copy(ROOT / 'docs' / 'track.md', tmp_path / 'docs')
     readme = tmp_path / 'README.md'
     readme.write_text('k2000: 2.0348 <!-- source: results/expansion_250/table.md: k2000 | 5 -->')
     assert report.check(results, [readme]) == []

@@ -332,6 +332,8 @@ def test_seeds_that_diverge_and_looks_that_are_not_there_yet():
     rng = np.random.default_rng(19)  # ranks only need to know that one is worse
     arm = [math.inf, *rng.normal(1.9, 0.01, 19)]
     assert protocol.judge(dict(a=arm), rng.normal(2, 0.01, 20), 0.01, center='median')['a'].word == BY_WORTH
+    v = protocol.judge(dict(a=[math.inf] * 4), base, 0.01, center='median')['a']
+    assert (v.word, v.value, v.low) == (WORSE, math.inf, math.inf)  # no figure of thirty digits
 
 
 def test_a_verdict_waits_where_the_losers_rate_may_lie_beyond_those_tried():

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+import plot
 from configurator import UserError
 from lab import records
 
@@ -68,5 +69,19 @@ def test_a_folder_that_holds_no_run_is_told_from_a_run_whose_manifest_is_damaged
     for damaged in ('', 'null', '7', '[1]', '"x"', '{}', '{"params": 9}'):
         run = write_run(tmp_path / 'run', curve())
         (run / 'manifest.json').write_text(damaged)
-        with pytest.raises(UserError, match='manifest.json is damaged or missing'):
+        with pytest.raises(UserError, match='manifest.json: damaged'):
             records.read_runs(run)
+
+
+def test_what_a_manifest_says_reaches_the_terminal_spelled_out(tmp_path, monkeypatch, capsys):
+    write_run(tmp_path / 'run', curve(), device='\x1b[31mred')
+    monkeypatch.setattr('sys.argv', ['plot.py', str(tmp_path)])
+    plot.main()
+    assert '\\x1b[31mred' in (out := capsys.readouterr().out) and '\x1b' not in out
+
+
+def test_a_seed_that_diverged_has_its_place_in_the_table():
+    evals = lambda loss: [dict(iter=0, val_loss=loss)]
+    manifest = dict(params=9, params_collapsed=5)
+    runs = [dict(arm='a', rate=0.01, evals=evals(v), manifest=manifest) for v in (2.0, math.nan, math.inf)]
+    assert plot.table(runs).splitlines()[1].endswith('diverged')

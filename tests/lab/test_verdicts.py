@@ -234,6 +234,25 @@ def test_a_plan_that_the_protocol_cannot_keep_is_refused(judged, keys, part):
     assert not judged(**keys, looks=False).problems()
 
 
+@pytest.mark.parametrize(
+    'keys, part',
+    [
+        (dict(learning_rates=dict(base='better', better='base')), 'takes the rate of an arm that takes its own'),
+        (dict(learning_rates=(math.nan, 0.01)), 'must be numbers above 0'),
+        (dict(learning_rates=(0.01, math.inf)), 'must be numbers above 0'),
+    ],
+)
+def test_rates_that_nothing_can_be_trained_at_are_named_before_a_run_starts(judged, launcher, fails, keys, part):
+    fails(lambda: compare.compare(judged(**keys)), part)
+    assert not launcher.runs
+
+
+def test_figures_that_cannot_be_judged_are_named(judged, launcher, fails):
+    fails(lambda: compare.compare(judged(metric='pad')), "metric = 'pad': is not a number in every evaluation of base/")
+    arms = dict(base='--level=-9 --halves=true', arm='--halves=true')
+    fails(lambda: compare.compare(judged(arms=arms, center='log', name='d')), 'needs figures above 0')
+
+
 def test_a_change_of_the_plan_after_a_look_is_said(judged, launcher, capsys):
     arms = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --level=1.9')
     compare.compare(judged(arms=arms, learning_rates=()))
