@@ -311,11 +311,10 @@ MUP = {'dense': {}, 'mixture': dict(mlp='moe')} | {
 }
 
 
-@pytest.mark.parametrize('scale', ['rms', 'original'])
-@pytest.mark.parametrize('case', MUP)
+@pytest.mark.parametrize('case, scale', [*zip(MUP, ['rms', 'original'] * 3), ('dense', 'original')])
 def test_with_mup_a_few_steps_change_outputs_alike_at_every_width(case, scale):
     keys = dict(optimizer='muon', muon_scale=scale, matrix_lr=4e-3 if scale == 'rms' else 2e-2)
-    found = [mup.sizes(n, 64, steps=5, **keys, **MUP[case]) for n in (64, 128, 256)]
+    found = [mup.sizes(n, 64, steps=5, **keys, **MUP[case]) for n in (64, 192)]
     for part in found[0]:
         moved = [f[part][2] for f in found]
         assert min(moved) > 1e-3 and all(0.25 < m / moved[0] < 2.5 for m in moved), (part, moved)

@@ -361,12 +361,10 @@ def test_best_is_the_run_with_the_lowest_loss(monkeypatch, tmp_path, capsys):
 
 def test_a_run_that_ended_before_its_end_is_not_called_running(tmp_path):
     """However lately its log was written to."""
-    (tmp_path / 'config.json').write_text('{"max_iters": 9}')
     (tmp_path / 'metrics.jsonl').touch()
     lines = [dict(kind='eval', iter=0, val_loss=4.0), dict(kind='train', iter=3, loss=3.0)]
     for facts, state in ((dict(finished='now', final_iter=4), 'interrupted at 4'), ({}, 'running')):
-        (tmp_path / 'manifest.json').write_text(json.dumps(facts))
-        assert plot.state(tmp_path, lines) == state
+        assert plot.state(tmp_path, facts, dict(max_iters=9), lines) == state
 
 
 def test_every_command_of_transfer_does_what_its_name_says():
