@@ -378,7 +378,9 @@ def run(main, interrupted='interrupted'):
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, 'w'))
-        elif getattr(sys, name).errors == 'strict':  # a terminal of few letters: the others are spelled out
+        elif (
+            getattr(getattr(sys, name), 'errors', '') == 'strict'
+        ):  # a terminal of few letters: the others are spelled out
             getattr(sys, name).reconfigure(errors='backslashreplace')
     try:
         main()

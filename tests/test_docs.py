@@ -182,7 +182,7 @@ def clone(tmp_path):
         f.write(TINY)
     demo = here / 'config' / 'compare' / 'demo.py'
     small = re.sub(r'(max|decay)_iters=200', r'\1_iters=20', demo.read_text())
-    demo.write_text(small.replace('eval_iters=20 ', 'eval_iters=2 ') + 'seeds = 2\n')
+    demo.write_text(small.replace('eval_iters=20 ', 'eval_iters=2 ') + 'looks = False\nseeds = 2\n')
     (tmp_path / 'bin').mkdir()
     (tmp_path / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (tmp_path / 'bin' / 'python').chmod(0o755)

@@ -303,8 +303,6 @@ def test_the_check_finds_an_altered_number(tmp_path):
     shutil.copytree(ROOT / 'results', results)
     shutil.copytree(ROOT / 'docs', tmp_path / 'docs')  # sources of answers
     shutil.copy(ROOT / 'RESULTS.md', tmp_path)
-    (tmp_path / 'docs').mkdir()
-    shutil.copy(ROOT / 'docs' / 'track.md', tmp_path / 'docs')
     readme = tmp_path / 'README.md'
     readme.write_text('k2000: 2.0348 <!-- source: results/expansion_250/table.md: k2000 | 5 -->')
     assert report.check(results, [readme]) == []

@@ -1,6 +1,5 @@
 """Stated intervals cover what they state, on synthetic runs with a known effect; scipy and direct simulation judge."""
 
-import json
 import math
 
 import numpy as np
@@ -107,7 +106,9 @@ def test_the_interval_of_a_speed_up_reaches_further_to_the_long_side_of_the_cost
         assert (up / down) ** longer > 1.5
 
 
-def test_sigma_and_the_sweep_are_those_of_the_last_losses_and_a_rate_that_diverged_is_said_to(tmp_path, capsys):
+def test_sigma_and_the_sweep_are_those_of_the_last_losses_and_a_rate_that_diverged_is_said_to(
+    tmp_path, capsys, monkeypatch
+):
     """Not of the lowest ones, and of the seeds that decide and those that choose apart."""
     lines = []
     for lr, seeds in (
@@ -126,7 +127,7 @@ def test_sigma_and_the_sweep_are_those_of_the_last_losses_and_a_rate_that_diverg
             )
             state = 'diverged' if lr == 0.04 and s == 10_002 else 'finished'
             lines.append(dict(run=f'a/lr{lr}/s{s}', arm='a', size='', lr=lr, seed=s, state=state, eval=curve))
-    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    monkeypatch.setattr(sigma.records, 'read_records', lambda folder: {r['run']: r for r in lines})
     sigma.show(tmp_path)
     out = capsys.readouterr().out
     decided = [2.001 + 0.01 * s for s in range(1, 9)]
