@@ -1,6 +1,7 @@
 """What the configurator promises: every mistake is found, named and explained; what is right is accepted."""
 
 import dataclasses
+import errno
 import time
 import types
 
@@ -256,7 +257,7 @@ def test_a_config_file_behind_a_boolean_is_a_config_file():
 
 def test_a_reader_that_leaves_ends_a_script_with_code_1(monkeypatch):
     def main():
-        raise BrokenPipeError
+        raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
 
     moved = []
     monkeypatch.setattr(configurator.os, 'dup2', lambda a, b: moved.append(b))
