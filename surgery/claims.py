@@ -21,6 +21,14 @@ MOST = 2**48  # iterations or windows; more than anyone trains, and exact in a f
 ROPE = 2**20  # longest context whose table of angles is built; no tensor in the file speaks for it
 WIDEST = 1000  # hidden units over n_embd
 
+FLOATS = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+)  # of weights: torch computes little in shorter ones
+WHOLE = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
+
 # values that are no key of GPTConfig: type, and the largest that makes sense; none is negative
 NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), position=(int, MOST), seconds=(float, MOST),
                tokens=(int, MOST), loss_sum=(float, MOST), loss_count=(int, MOST))  # fmt: skip
@@ -138,7 +146,7 @@ def check_tensors(wanted: dict, tensors: dict, path):
     for k, w in wanted.items():
         if k in tensors and tensors[k].shape != w.shape:
             wrong.append(f'{k} is {tuple(tensors[k].shape)}, not {tuple(w.shape)}')
-        elif k in tensors and tensors[k].is_floating_point() != w.is_floating_point():
+        elif k in tensors and not (tensors[k].dtype in FLOATS if w.is_floating_point() else tensors[k].dtype in WHOLE):
             wrong.append(f'{k} is of type {str(tensors[k].dtype).removeprefix("torch.")}')
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''

@@ -258,6 +258,7 @@ def test_a_forged_value_is_accepted_or_named_in_one_line(tmp_path):
         (('optimizer', 'transformer.wte.weight', 'step'), -1, "optimizer's step of transformer.wte.weight = -1"),
         (('optimizer', 'elsewhere'), {}, 'optimizer has a state for elsewhere'),
         (('model', 'transformer.h.0.ln_1.weight'), torch.zeros(32).long(), 'h.0.ln_1.weight is of type int64'),
+        (('model', 'transformer.wte.weight'), torch.zeros(96, 32).to(torch.float8_e5m2), 'wte.weight is of type float8_e5m2'),
         (('model', 'transformer.h.0.ln_1.weight'), torch.zeros(31), 'h.0.ln_1.weight is (31,), not (32,)'),
         (('model', 'transformer.h.0.ln_1.weight'), torch.nested.nested_tensor([torch.ones(2)]), 'is no tensor that this file'),
         (('model', 'lm_head.weight'), torch.zeros(96, 32), 'lm_head.weight is not transformer.wte.weight'),
