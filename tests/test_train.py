@@ -22,6 +22,7 @@ from logger import read_metrics
 from optim import lr_at
 from surgery import collapse
 from surgery.hook import Hook
+from tokens import loader
 from train import TrainConfig, Trainer, hooks, train
 
 EXPANDED = ('--linear=expanded', '--expansion=40')
@@ -411,7 +412,8 @@ def test_the_hooks_of_a_config_can_be_listed(tmp_path):
 
 
 def test_the_teacher_is_read_once(run_train, tmp_path, monkeypatch):
-    checkpoint.save(tmp_path / 'teacher.pt', checkpoint.pack(tiny_gpt(vocab_size=65, block_size=32), {}, 0, 1.0))
+    n = loader.padded_vocabulary(loader.read_meta('shakespeare_char'))
+    checkpoint.save(tmp_path / 'teacher.pt', checkpoint.pack(tiny_gpt(vocab_size=n, block_size=32), {}, 0, 1.0))
     opened, real = [], checkpoint.load
     monkeypatch.setattr(checkpoint, 'load', lambda path, *args: (opened.append(str(path)), real(path, *args))[1])
     flags = ('--linear=btt', '--guide_iters=2', '--max_iters=4')  # whose end makes the forward pass anew
