@@ -134,14 +134,8 @@ def test_a_mistake_leaves_no_folder_behind(tmp_path, fails):
 def test_resuming_names_every_key_that_changed_and_what_it_means(go, capsys):
     go('--max_iters=2')
     capsys.readouterr()
-    go(
-        '--max_iters=4',
-        '--init_from=resume',
-        '--batch_size=2',
-        '--dropout=0.1',
-        '--learning_rate=3e-3',
-        '--seed_model=5',
-    )
+    flags = ('--batch_size=2', '--dropout=0.1', '--learning_rate=3e-3', '--seed_model=5')
+    go('--max_iters=4', '--init_from=resume', *flags)
     said = capsys.readouterr().out
     line = next(t for t in said.splitlines() if t.startswith('changed since the checkpoint: '))
     for part in ('batch_size = 2 (was 4)', 'dropout = 0.1 (was 0.0)', 'learning_rate = 0.003 (was 0.01)',
@@ -149,14 +143,7 @@ def test_resuming_names_every_key_that_changed_and_what_it_means(go, capsys):
         assert part in line, part
     assert 'NOTE: an iteration has 32 tokens now, it had 64' in said and 'from iteration 2' in said
     capsys.readouterr()
-    go(
-        '--max_iters=4',
-        '--init_from=resume',
-        '--batch_size=2',
-        '--dropout=0.1',
-        '--learning_rate=3e-3',
-        '--seed_model=5',
-    )
+    go('--max_iters=4', '--init_from=resume', *flags)
     assert 'changed since' not in capsys.readouterr().out
 
 
