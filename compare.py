@@ -43,7 +43,7 @@ import sys
 from dataclasses import dataclass
 
 from configurator import UserError, input_path, key, load, printable, root_path, run
-from lab import protocol, report, tables, track
+from lab import outcomes, protocol, report, track
 from lab.comparison import compare
 from lab.plan import SCRIPTS
 from lab.records import OWN, PUBLISHED, SWEEP
@@ -149,7 +149,7 @@ class CompareConfig:
             found.append(f'sweep_seeds = {self.sweep_seeds}: a rate is chosen by 3 seeds or more; or looks = False')
         if self.center == 'log' and self.worth >= 1:
             found.append(f"worth = {self.worth:g}: with center = 'log' it is a share of the baseline's figure, below 1")
-        if not all(isinstance(t, int | float) and math.isfinite(t) for t in tables.every_target(self.targets)):
+        if not all(isinstance(t, int | float) and math.isfinite(t) for t in outcomes.every_target(self.targets)):
             found.append(f'targets: {self.targets!r}: must be figures in a tuple, or {{size: figures}}')
         if isinstance(self.targets, dict) and (odd := [s for s in self.targets if s not in self.sizes]):
             found.append(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from configurator import UserError, input_path, key, load, printable, root_path, run
 from files import read_json, save_picture
-from lab import sweeps, tables
+from lab import outcomes, sweeps
 from lab.records import is_run, read_records, read_runs
 from logger import CONFIG, MANIFEST, read_metrics
 
@@ -74,7 +74,7 @@ def rates_pictures(folder: Path, out: Path) -> list[Path]:
     """The sweep of a comparison, a panel per arm; each size in a file of its own."""
     if not (folder / 'comparison.json').exists():
         raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')
-    c, _ = tables.load(folder)
+    c, _ = outcomes.load(folder)
     found = sweeps.sweeps(c, read_records(folder))
     if not found:
         raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')

@@ -12,7 +12,8 @@ Comparisons: from a config to runs, records, verdicts and pages.
     rates.py         the learning rate of an arm, from its sweep
     protocol.py      the rule by which a comparison is judged
     sigma.py         the spread over seeds, and the curves of sweeps
-    tables.py        from records to figures, verdicts and tables
+    outcomes.py      what the runs of each arm came to: from records to figures and verdicts
+    tables.py        tables and sentences of a comparison
     costs.py         what arms with preparing steps cost, source counted and free
     figures.py       pictures of a comparison
     forest.py        effects with their intervals, a picture

@@ -15,7 +15,7 @@ import checkpoint
 import evaluate
 from configurator import ROOT, UserError, load, root_path
 from files import read_json, write_json
-from lab import launch, records, report, stats, tables, timing, track, verdicts
+from lab import launch, outcomes, records, report, stats, timing, track, verdicts
 from lab.live import Live
 from lab.plan import Missing, Plan, Run, at_equal_flops, check_match, difference, flags, make_plans, settings, wanted
 from lab.records import PUBLISHED, REFERENCE
@@ -308,7 +308,7 @@ KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 
 def earlier_plan(folder: Path) -> int | None:
     """The seeds that an earlier call planned with, once there are runs."""
     try:
-        c = read_json(folder / 'comparison.json', tables.COMPARISON)
+        c = read_json(folder / 'comparison.json', outcomes.COMPARISON)
     except UserError:
         return None
     return c.get('seeds') if c.get('looks') and records.read_records(folder) else None

@@ -6,8 +6,8 @@ import math
 import statistics
 
 from lab import stats
+from lab.outcomes import Cell
 from lab.records import cell_name
-from lab.tables import Cell
 
 
 def cost_table(c: dict, found: list[Cell]) -> str:

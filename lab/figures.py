@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 
 from files import write
-from lab import stats, tables
+from lab import outcomes, stats
 
 BASELINE, GREY = '#222222', '#8a8a8a'
 COLORS = {  # of arms that are in several comparisons; one colour each, in all pictures and pages
@@ -123,7 +123,7 @@ def comparison(c: dict, found: list, folder: Path):
             save(losses(c, cells), folder / f'loss{end}.svg')
         if not c.get('horizons'):
             save(pareto(c, cells), folder / f'pareto{end}.svg')
-    if fits := tables.scaling(c, found):
+    if fits := outcomes.scaling(c, found):
         save(scaling(c, fits), folder / 'scaling.svg')
 
 
@@ -142,7 +142,7 @@ def losses(c: dict, found: list):
     color, (fig, axes) = colors(c), figure(len(axes_))
     for ax, axis in zip(axes[0], axes_):
         for x in found:
-            p = tables.curve(c, x, axis)
+            p = outcomes.curve(c, x, axis)
             ax.plot(
                 p['x'], p['mean'], color=color[x.arm], lw=1.6, label=f'{x.name}, rate {x.lr:.3g}, {len(x.runs)} seeds'
             )

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from files import write
-from lab import tables
+from lab import outcomes, tables
 from lab.costs import cost_table
 from lab.figures import colors, pareto_points
 from lab.stats import pareto
@@ -43,7 +43,7 @@ def write_page(title: str, c: dict, found: list, out: Path):
     from bokeh.embed import components
     from bokeh.resources import INLINE
 
-    plots = {f'{c["metric"]} against {name}': curves(c, found, axis, name) for axis, name in tables.AXES.items()}
+    plots = {f'{c["metric"]} against {name}': curves(c, found, axis, name) for axis, name in outcomes.AXES.items()}
     plots |= {f'{c["metric"]} against {k}': front(c, found, k) for k in ('parameters that are trained', 'ms/step')}
     script, divs = components(plots)
     parts = [claims(c, found), to_html(tables.table(c, found))]
@@ -104,7 +104,7 @@ def curves(c: dict, found: list, axis: str, name: str):
 
     p, lines, of = plot(c, name), [], colors(c)
     for x in found:
-        color, data = of[x.arm], tables.curve(c, x, axis)
+        color, data = of[x.arm], outcomes.curve(c, x, axis)
         label = f'{x.name}, lr {x.lr:g}'
         source = ColumnDataSource(data | dict(arm=[label] * len(data['x'])))
         p.varea('x', 'low', 'high', source=source, color=color, alpha=0.2, legend_label=label)

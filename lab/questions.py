@@ -26,7 +26,7 @@ from pathlib import Path
 
 from configurator import ROOT, UserError
 from files import read_lines
-from lab import protocol, sweeps, tables
+from lab import outcomes, protocol, sweeps, tables
 from lab.forest import OLD, judged
 from lab.records import read_records
 
@@ -90,7 +90,7 @@ def read_questions(results: Path, known: dict) -> list[Question]:
 
 def read(folder: Path) -> Known | None:
     """None without finished runs."""
-    c, found = tables.load(folder)
+    c, found = outcomes.load(folder)
     records, bench = read_records(folder), read_lines(folder / 'bench.jsonl')
     swept = sweeps.sweeps(c, records)
     tried = [] if found else sweeps.cells(c, records, bench)

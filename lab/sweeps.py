@@ -7,9 +7,10 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from lab import tables, verdicts
+from lab import outcomes, tables, verdicts
 from lab.figures import colors, figure, unit
 from lab.rates import Rate, choose_rate
+from lab.records import cell_name
 
 FEWEST = 3  # rates; fewer are no sweep
 
@@ -52,7 +53,7 @@ def sweeps(c: dict, records: dict) -> dict:
             if len(curve) >= FEWEST:
                 rate = verdicts.rate(c, records, arm, size)
                 fit = choose_rate({lr: list(v.values()) for lr, v in curve.items()})
-                s = Sweep(arm, size, tables.cell_name(arm, size), curve, rate, fit and fit.parabola, c['halves'][0])
+                s = Sweep(arm, size, cell_name(arm, size), curve, rate, fit and fit.parabola, c['halves'][0])
                 found.setdefault(size, []).append(s)
     return {size: mine for size, mine in found.items() if mine[0].arm == next(iter(c['arms']))}
 
@@ -64,7 +65,7 @@ def cells(c: dict, records: dict, bench: list) -> list:
         x
         for mine in sweeps(c, records).values()
         for s in mine
-        if (x := tables.cell(c, s.arm, s.size, verdicts.given_rate(s.best), bench, records, sweep=True))
+        if (x := outcomes.cell(c, s.arm, s.size, verdicts.given_rate(s.best), bench, records, sweep=True))
     ]
 
 

@@ -19,7 +19,7 @@ import linear
 import optimizers
 from configurator import ROOT, UserError, brief, load
 from files import read_lines
-from lab import tables
+from lab import outcomes, tables
 from lab.plan import Plan, rates
 from lab.records import ENTRY, RECORD
 from logger import git
@@ -156,7 +156,7 @@ information, they cannot be compared. A star at the commit: the code had changes
 """
 
 
-def row(x: tables.Cell, dense: tables.Cell, effect: str, word: str, link: str) -> list[str]:
+def row(x: outcomes.Cell, dense: outcomes.Cell, effect: str, word: str, link: str) -> list[str]:
     facts = [r['facts'] for r in x.runs.values()]
     seconds = [r['eval']['seconds'][-1] for r in x.runs.values() if r['state'] == 'finished' and 'seconds' in r['eval']]
     once = lambda values: ', '.join(dict.fromkeys(values))
@@ -186,7 +186,7 @@ def board(results: Path) -> str:
     """docs/track.md"""
     parts = [HEAD]
     for path in sorted(p for p in (results / 'track').glob('*') if p.is_dir()):
-        loaded = [tables.load(folder) for folder in sorted(p.parent for p in path.glob('*/comparison.json'))]
+        loaded = [outcomes.load(folder) for folder in sorted(p.parent for p in path.glob('*/comparison.json'))]
         loaded = [(c, cells[0], cells[-1]) for c, cells in loaded if cells]
         if not loaded:
             continue

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import compare
 import files
 from configurator import load
-from lab import tables
+from lab import outcomes
 from logger import read_metrics
 from toys import letter_counting, mnist
 from toys.letter_counting import LetterConfig, Transformer
@@ -224,7 +224,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     shutil.rmtree(tmp_path / 'results')
     shutil.rmtree(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')
     compare.compare(cfg)  # trains that seed only
-    c, found = tables.load(tmp_path / 'results' / 'c')
+    c, found = outcomes.load(tmp_path / 'results' / 'c')
     assert [x.mean.n for x in found] == [2, 2] and found[1].verdict.n == 2
     last = evals(tmp_path / 'out' / 'c' / 'grown' / 'lr0.01' / 's2')[-1]
     assert found[1].values[2] == last['val_error'] and found[1].cost['flops'] == last['flops']

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import compare
-from lab import plan, report, tables
+from lab import outcomes, plan, report
 
 FAKE = 'tests/fake_train.py'
 
@@ -44,7 +44,7 @@ def starts(tmp_path) -> dict:
 
 
 def found_cells(tmp_path):
-    return {x.name: x for x in tables.load(tmp_path / 'results' / 'c')[1]}
+    return {x.name: x for x in outcomes.load(tmp_path / 'results' / 'c')[1]}
 
 
 RUNNER = """

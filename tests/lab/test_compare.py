@@ -16,7 +16,7 @@ from fakes import fake_script, found_cells, make_config, start, starts, wait_for
 
 import compare
 from configurator import UserError, load
-from lab import launch, plan, records, report, tables, verdicts
+from lab import launch, outcomes, plan, records, report, tables, verdicts
 from logger import read_metrics
 
 
@@ -42,9 +42,9 @@ def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
     compare.compare(cfg)
     folder = tmp_path / 'results' / 'c'
     fake(folder)
-    c, found = tables.load(folder)
+    c, found = outcomes.load(folder)
     assert [x.name for x in found] == [f'{arm}@{n}' for n in 'abcd' for arm in ('base', 'other')]
-    law = tables.scaling(c, found)['base'][2]
+    law = outcomes.scaling(c, found)['base'][2]
     assert law.exponent.value == pytest.approx(0.1, abs=0.002) and law.sizes == 4
     assert law.exponent.format('.4f') in (folder / 'table.md').read_text()
     for name in ('loss_a.svg', 'pareto_a.svg', 'scaling.svg', 'index.html'):
@@ -201,7 +201,7 @@ def test_the_sweep_finds_the_rate_goes_beyond_its_edge_and_names_it(config, tmp_
     assert sum(starts(tmp_path).values()) == count
     narrow = config(arms=arms, learning_rates=(0.005, 0.01), extend=0, seeds=1, name='d')
     compare.compare(narrow)
-    c, found = tables.load(tmp_path / 'results' / 'd')
+    c, found = outcomes.load(tmp_path / 'results' / 'd')
     assert found[1].rate.edge == 'high' and '**high end**' in tables.table(c, found)
 
 
@@ -224,14 +224,14 @@ def test_runs_that_end_out_of_patience_are_over_and_matched_in_what_they_may_use
     shutil.rmtree(tmp_path / 'out')
     compare.compare(cfg)  # from results/
     assert not starts(tmp_path)
-    c, found = tables.load(tmp_path / 'results' / 'c')
+    c, found = outcomes.load(tmp_path / 'results' / 'c')
     assert [r['eval']['iter'][-1] for r in found[1].runs.values()] == [7, 7] and found[1].verdict.n == 2
     assert found[0].cost['iter'] == 10 and found[0].cost['tokens'] == plan.costs(plan.make_plans(cfg)[0])['tokens']
     assert 'ended them at iteration: base 7 to 7, better 7 to 7' in tables.table(c, found)
     # seeds of different length: a curve goes as far as all of them do
     first = next(iter(found[0].runs.values()))['eval']
     first.update({k: v + v[-1:] for k, v in first.items()})
-    assert len(tables.curve(c, found[0], 'iter')['x']) == 7
+    assert len(outcomes.curve(c, found[0], 'iter')['x']) == 7
 
 
 def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):
@@ -241,7 +241,7 @@ def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):
         m = json.loads((run_train(*once, *flags) / 'manifest.json').read_text())
         cost = plan.costs(p)
         assert cost['params'] == m['params'] and cost['tokens'] == 10 * m['tokens_per_iter']
-        assert cost['flops'] == pytest.approx(10 * tables.per_iter(m, None, 'flops'))
+        assert cost['flops'] == pytest.approx(10 * outcomes.per_iter(m, None, 'flops'))
 
 
 def test_arms_of_a_seed_see_the_same_batches_and_the_schedule_keeps_its_shape():
@@ -385,6 +385,6 @@ def test_an_interrupted_comparison_of_real_runs_goes_on_exactly(tmp_path, run_tr
     assert json.loads((parts / 'manifest.json').read_text())['start_iter'] == 5
     val = [[m['val_loss'] for m in read_metrics(d) if m['kind'] == 'eval'] for d in (whole, parts)]
     assert val[0] == pytest.approx(val[1], abs=1e-6)
-    assert {x.name for x in tables.load(tmp_path / 'results' / 'c')[1]} == {'a', 'b'}
+    assert {x.name for x in outcomes.load(tmp_path / 'results' / 'c')[1]} == {'a', 'b'}
     with pytest.raises(UserError, match='other settings'):
         compare.compare(dataclasses.replace(cfg, common='--dropout=0.1'))

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from lab import page, tables
+from lab import outcomes, page, tables
 
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update']
 
@@ -26,7 +26,7 @@ def browser():
 def file(tmp_path_factory):
     """The page of committed results, with four arms."""
     out = tmp_path_factory.mktemp('page') / 'index.html'
-    page.write_page('expansion_250', *tables.load(ROOT / 'results' / 'expansion_250'), out)
+    page.write_page('expansion_250', *outcomes.load(ROOT / 'results' / 'expansion_250'), out)
     return out
 
 
@@ -62,13 +62,13 @@ def test_the_page_stands_alone_and_fits_the_screen(opened, file, width):
 
 
 def test_its_plots_and_table_hold_the_figures_of_the_logs(opened):
-    c, found = tables.load(ROOT / 'results' / 'expansion_250')
+    c, found = outcomes.load(ROOT / 'results' / 'expansion_250')
     p = opened(1200)
     shown = p.evaluate("""[...Bokeh.index].flatMap(v => v.model.renderers ?? [])
         .map(r => r.data_source?.data ?? {})
         .filter(d => d.mean).map(d => [d.arm[0], [...d.mean]])""")
     for x in found:
-        mean = tables.curve(c, x, 'iter')['mean']
+        mean = outcomes.curve(c, x, 'iter')['mean']
         assert [x.name + f', lr {x.lr:g}', pytest.approx(mean)] in shown
         assert tables.center(c, x) in p.locator('table').inner_text()
     assert 'better by worth' in p.locator('body').inner_text()
@@ -94,7 +94,7 @@ def test_pointing_shows_a_figure_and_a_tap_on_the_legend_hides_its_arm(opened):
 def test_the_legend_takes_no_room_from_the_plot(arms):
     """It lies below, a line for every arm, so that with more arms the figure is higher."""
     pytest.importorskip('bokeh')
-    c, found = tables.load(ROOT / 'results' / 'expansion_250')
+    c, found = outcomes.load(ROOT / 'results' / 'expansion_250')
     p = page.curves(c, found[:arms], 'iter', 'iterations')
     assert p.height == page.plot(c, 'iterations').height + 24 * arms and len(p.legend[0].items) == arms
     assert p.legend[0] in p.below

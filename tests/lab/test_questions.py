@@ -7,7 +7,7 @@ import pytest
 
 import compare
 from configurator import UserError, load
-from lab import figures, forest, page, protocol, questions, rates, records, report, sweeps, tables
+from lab import figures, forest, outcomes, page, protocol, questions, rates, records, report, sweeps, tables
 
 SWEEP = records.SWEEP
 
@@ -83,7 +83,7 @@ def ask(results, figure):
 
 @pytest.fixture
 def mean(results):
-    return f'{tables.load(results / "one")[1][1].mean.value:.3f}'
+    return f'{outcomes.load(results / "one")[1][1].mean.value:.3f}'
 
 
 def test_an_answer_that_disagrees_with_the_logs_fails_the_check(results, mean):
@@ -110,7 +110,7 @@ def test_a_question_is_a_section_with_its_rows_and_what_would_decide(results, me
     ask(results, mean)
     text = (results.parent / 'RESULTS.md').read_text()
     assert '## 1. Is it better?' in text and '## Others' not in text
-    x = tables.load(results / 'one')[1][1]
+    x = outcomes.load(results / 'one')[1][1]
     row = next(line for line in text.splitlines() if line.startswith('| [the only setting]'))
     assert f'**{protocol.WORSE}** °' in row and f'[{x.verdict.low:+.4f}, {x.verdict.high:+.4f}]' in row
     assert 'unclear' not in row and text.count('| [the only setting]') == 1
@@ -144,7 +144,7 @@ def test_mistakes_in_the_questions_are_named(results, text, message):
 
 
 def test_the_forest_draws_the_intervals_of_the_table(results):
-    c, found = tables.load(results / 'one')
+    c, found = outcomes.load(results / 'one')
     ax = forest.forest([('one', c, found)]).axes[0]
     bars = [line.get_xdata() for line in ax.lines if line.get_marker() == '|']
     points = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == 'o']
@@ -182,7 +182,7 @@ def test_small_multiples_mark_the_chosen_rate_and_the_shared_one(results):
 
 
 def test_a_run_above_the_panel_is_named_at_its_edge(results):
-    c, known = tables.load(results / 'one')[0], records.read_records(results / 'one')
+    c, known = outcomes.load(results / 'one')[0], records.read_records(results / 'one')
     for seed, v in ((1, 50.0), (2, math.inf)):
         r = record('worse', 4e-3, SWEEP + seed, v)
         known[r['run']] = r
@@ -213,7 +213,7 @@ def test_no_two_arms_of_a_published_comparison_look_alike():
 
 
 def test_pareto_goes_by_what_is_trained(results):
-    c, found = tables.load(results / 'one')
+    c, found = outcomes.load(results / 'one')
     assert {cost for _, cost, _ in figures.pareto_points(found, 'parameters that are trained')} == {10}
     ax = figures.pareto(c, found).axes[0]
     assert ax.get_xlabel() == 'parameters that are trained'

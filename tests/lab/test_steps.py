@@ -14,7 +14,7 @@ from fakes import FAKE, fake_script, found_cells, make_config, start, starts, wa
 
 import compare
 from configurator import load
-from lab import comparison, costs, launch, plan, records, report, stats, tables
+from lab import comparison, costs, launch, outcomes, plan, records, report, stats
 from model import GPTConfig
 from surgery import factorize
 from surgery.grow import growth
@@ -87,10 +87,10 @@ def test_flops_of_growing_twice_are_the_sum_of_both_legs():
 def test_learned_growth_and_surgery_cost_too():
     legs = [fake_record('steps/small', per_token=50, iters=20, ms=5.0)]  # 10,000 FLOPs
     r = fake_record('ligo', iters=40, transfer=dict(flops=15_000, growing=0.2))
-    assert tables.grown(r, 'flops', tables.spent(legs[0], None, 0)['flops']) == 5000
-    assert tables.spent(r, 10.0, 10_000) == dict(flops=45_000, seconds=pytest.approx(0.6))
+    assert outcomes.grown(r, 'flops', outcomes.spent(legs[0], None, 0)['flops']) == 5000
+    assert outcomes.spent(r, 10.0, 10_000) == dict(flops=45_000, seconds=pytest.approx(0.6))
     cut = dict(facts=dict(flops=300, seconds=2.0))
-    assert tables.spent(cut, None, 0) == dict(flops=300, seconds=2.0)
+    assert outcomes.spent(cut, None, 0) == dict(flops=300, seconds=2.0)
 
 
 def test_a_checkpoint_that_is_gone_is_made_again(steps, tmp_path):
@@ -205,7 +205,7 @@ def rows(found: list, bench=(), **keys) -> dict:
         )
         | keys
     )
-    cells = tables.cells(c, {r['run']: r for r in found}, list(bench))
+    cells = outcomes.cells(c, {r['run']: r for r in found}, list(bench))
     lines = [line.split('  ') for line in costs.cost_table(c, cells).splitlines()[1:]]
     head, *body = [[v.strip() for v in line if v.strip()] for line in lines]
     return {line[0]: dict(zip(head, line)) for line in body}
@@ -234,8 +234,8 @@ def test_costs_to_the_target_with_the_source_counted_and_free():
         assert rows(RACE, some)['grown@x0.6'].get('s saved', '-') == '-'
     c = dict(arms=dict(scratch='', other=''), metric='val_loss', at='last', match='tokens', worth=0.01, targets=(2.5,))
     pair = {r['arm']: r for r in (RACE[0], fake_record('other', evals=((0, 4.0), (50, 2.5), (100, 1.0))))}
-    assert 'seconds' in tables.cells(c, pair, [dict(cells=['scratch', 'other'], ms=9)])[1].faster[2.5]
-    assert 'seconds' not in tables.cells(c, pair, [dict(cells=['other'], ms=9)])[1].faster[2.5]
+    assert 'seconds' in outcomes.cells(c, pair, [dict(cells=['scratch', 'other'], ms=9)])[1].faster[2.5]
+    assert 'seconds' not in outcomes.cells(c, pair, [dict(cells=['other'], ms=9)])[1].faster[2.5]
 
 
 def test_the_last_loss_not_the_best_is_the_target_and_decides():
@@ -268,7 +268,7 @@ def test_what_evaluate_measured_is_in_the_table():
     figures = {'wikitext2': dict(figures=dict(ppl_token=12.5, nats=1.0))}
     tasks = dict(RACE[0], run='tasks/scratch', arm='tasks/scratch', tasks=figures)
     c = dict(arms=dict(scratch=''), metric='val_loss', at='last', match='tokens', tasks='wikitext2', worth=0.01)
-    found = tables.cells(c, {r['run']: r for r in (RACE[0], tasks)}, [])
+    found = outcomes.cells(c, {r['run']: r for r in (RACE[0], tasks)}, [])
     assert found[0].tasks['wikitext2', 'ppl_token'].value == 12.5 and len(found[0].tasks) == 1
     assert costs.cost_table(c, found).splitlines()[-1].split() == ['scratch', '12.5000']
 

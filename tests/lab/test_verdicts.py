@@ -13,7 +13,7 @@ from fakes import fake_script, found_cells, make_config  # noqa: F401
 
 import compare
 from configurator import load
-from lab import launch, plan, protocol, records, report, tables, verdicts
+from lab import launch, outcomes, plan, protocol, records, report, tables, verdicts
 from lab.records import SWEEP
 
 ARMS = dict(
@@ -109,7 +109,7 @@ def test_a_comparison_that_is_killed_goes_on_where_it_stopped(judged, launcher, 
     launcher.runs.clear()
     compare.compare(judged(results=str(tmp_path / 'again'), out=str(tmp_path / 'out2')))
     assert len(parts) == len(set(parts)) and parts == sorted(launcher.runs)  # none twice, and the same ones
-    whole = {x.name: x for x in tables.load(tmp_path / 'again' / 'c')[1]}
+    whole = {x.name: x for x in outcomes.load(tmp_path / 'again' / 'c')[1]}
     assert {n: x.verdict for n, x in found.items()} == {n: x.verdict for n, x in whole.items()}
 
 
@@ -131,7 +131,7 @@ def test_seeds_are_paired_only_where_the_sweep_shows_that_they_go_together(judge
     assert found_cells(tmp_path)['arm'].verdict.how == 'paired'
     apart = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --level=1.9')
     compare.compare(judged(arms=apart, name='d'))
-    assert {x.verdict.how for x in tables.load(tmp_path / 'results' / 'd')[1] if x.verdict} == {'Welch'}
+    assert {x.verdict.how for x in outcomes.load(tmp_path / 'results' / 'd')[1] if x.verdict} == {'Welch'}
 
 
 def test_a_rate_at_the_end_of_those_tried_leaves_the_word_open(judged, launcher, tmp_path):
@@ -165,7 +165,7 @@ def record(arm, seed, values, lr=1e-3, **more):
 
 
 def words(c: dict, runs: list) -> list:
-    return tables.cells(
+    return outcomes.cells(
         dict(metric='val_loss', at='last', match='tokens', worth=0.02) | c, {r['run']: r for r in runs}, []
     )
 
