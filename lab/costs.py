@@ -47,7 +47,7 @@ def cost_table(c: dict, found: list[Cell]) -> str:
                     rows[-1][unit] = f'{mean(axis):.3g}'
                     rows[-1][f'{unit} saved'], rows[-1][f'{unit} source free'] = map(share, gain[axis])
     for leg in steps.values():
-        if 'eval' in leg and (leg['seed'] == 1 or len(base.runs) == 1):
+        if base.reports in leg.get('eval', {}) and (leg['seed'] == 1 or len(base.runs) == 1):
             losses = leg['eval'][base.reports]
             name = cell_name(leg['arm'], leg['size'])
             rows.append(

@@ -303,6 +303,10 @@ def curve(c: dict, x: Cell, axis: str) -> dict:
 def load(folder: Path) -> tuple[dict, list[Cell]]:
     """A comparison and its cells (none without a finished run) from its folder."""
     c = read_json(folder / 'comparison.json', COMPARISON)
+    if c.get('looks') and not 0 < c.get('seeds', 0) <= SWEEP:
+        raise UserError(
+            f'{folder / "comparison.json"}: damaged, seeds must be from 1 to {SWEEP}; restore it from a copy'
+        )
     texts = c['arms'] | (c.get('steps') or {})
     try:
         TopologicalSorter({name: references(text) for name, text in texts.items()}).prepare()

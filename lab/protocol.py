@@ -260,11 +260,11 @@ def judge(
 
 def more_seeds(v: Verdict, low: float, high: float, worth: float) -> int | None:
     """Seeds per arm to add until the interval, shrinking with the root of their number, excludes 0 or -worth, whichever
-    lies further from the effect: if effect and spread stay as they are. None where the interval is infinite."""
+    lies further from the effect: if effect and spread stay as they are. None where there is no such number."""
     half = max(high - v.value, v.value - low)
-    if not math.isfinite(half):
-        return None
-    return max(1, math.ceil(v.n * (half / max(abs(v.value), abs(v.value + worth))) ** 2) - v.n)
+    further = max(abs(v.value), abs(v.value + worth))
+    seeds = v.n * (half / further) * (half / further) if further else math.inf
+    return max(1, math.ceil(seeds) - v.n) if math.isfinite(seeds) else None
 
 
 def contradicts(chosen, second) -> bool:

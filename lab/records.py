@@ -189,7 +189,7 @@ def read_runs(folder: Path) -> list[dict]:
         rate = read_json(folder / 'config.json', CONFIG | {'learning_rate': float})['learning_rate']
         arm = re.sub(r'-s\d+$', '', folder.name)
         return [dict(name=str(folder), arm=arm, evals=evals, train=train, manifest=manifest, rate=rate)]
-    found = [r for r in read_records(folder).values() if 'eval' in r]
+    found = [r for r in read_records(folder).values() if {'iter', 'val_loss'} <= r.get('eval', {}).keys()]
     if not found:
         raise UserError(nothing)
     cell = lambda r: cell_name(r['arm'], r['size'])

@@ -180,7 +180,7 @@ def left(x: Cell) -> float | None:
 
     known, shares = {f.name for f in fields(TrainConfig)}, []
     for seed, r in x.runs.items():
-        if r['state'] != 'finished' or not set(r['settings']) <= known:
+        if r['state'] != 'finished' or not set(r.get('settings', ['none'])) <= known:
             return None
         cfg = TrainConfig(**r['settings'])
         it = r['eval']['iter'][r['eval'][x.reports].index(x.values[seed])]

@@ -493,6 +493,9 @@ def test_undecided_asks_for_the_seeds_that_exclude_the_further_of_0_and_worth():
     assert protocol.more_seeds(v, v.low, v.high, 0.01) == math.ceil(4 * (0.010 / 0.008) ** 2) - 4
     v = Verdict(UNDECIDED, -0.009, -0.029, 0.011, 0.5, 4, 8, 'Welch')
     assert protocol.more_seeds(v, v.low, v.high, 0.01) == math.ceil(4 * (0.020 / 0.009) ** 2) - 4
+    assert protocol.more_seeds(v, v.low, math.inf, 0.01) is None
+    v = Verdict(UNDECIDED, 1e-200, -1.0, 1.0, 0.5, 4, 8, 'Welch')
+    assert protocol.more_seeds(v, v.low, v.high, 0.0) is None  # more than a float can hold
 
 
 def test_what_an_uncertain_rate_costs_is_in_the_unit_of_the_figure():

@@ -5,10 +5,11 @@ import math
 import os
 
 import pytest
+from conftest import ROOT
 
 import plot
 from configurator import UserError
-from lab import records
+from lab import outcomes, records
 
 RUN = dict(run='a/lr0.01/s1', arm='a', size='', lr=0.01, seed=1, settings={})
 
@@ -78,6 +79,14 @@ def test_what_a_manifest_says_reaches_the_terminal_spelled_out(tmp_path, monkeyp
     monkeypatch.setattr('sys.argv', ['plot.py', str(tmp_path)])
     plot.main()
     assert '\\x1b[31mred' in (out := capsys.readouterr().out) and '\x1b' not in out
+
+
+@pytest.mark.parametrize('seeds', [None, 0, 10**12])
+def test_a_plan_with_no_seeds_or_endless_ones_is_named(tmp_path, fails, seeds):
+    c = json.loads((ROOT / 'results' / 'einsum_gutenberg' / 'comparison.json').read_text())
+    c = {k: v for k, v in (c | dict(seeds=seeds)).items() if v is not None}
+    (tmp_path / 'comparison.json').write_text(json.dumps(c))
+    fails(lambda: outcomes.load(tmp_path), 'comparison.json: damaged, seeds must be from 1 to')
 
 
 def test_a_seed_that_diverged_has_its_place_in_the_table():
