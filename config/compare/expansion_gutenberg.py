@@ -1,0 +1,37 @@
+# Do expanded MLPs train better where nothing overfits and at the end of the schedule? Gutenberg in a vocabulary of its own,
+# 6 layers, 20 tokens per parameter of the dense model, the rate falls to 0; each arm at its own best rate.
+#
+#   python compare.py config/compare/expansion_gutenberg.py --only=w192 --cluster=pool --jobs=4
+#
+# About 48 runs of the sweep and 28 that decide at 192 wide, each under a minute of an H100; 384 takes the rates of 192.
+# results/prices.md says what they cost. All arms see the same tokens; an expansion costs a few percent more FLOPs.
+
+claim = 'At the end of its schedule and at its own best rate, {arm} has a lower loss on Gutenberg than {baseline}'
+note = (
+    'Every MLP matrix as a product of matrices with an inner width of 2,000: two (k2000), three (factors3), or one matrix'
+    ' at a time as a product of two, four turns each (rotate). Gutenberg, BPE of 4,096, 6 layers, 20 tokens per parameter.'
+)
+common = 'config/structured/gutenberg_bpe.py'
+
+
+def _size(width, iters, eval_interval):
+    return (
+        f'--n_embd={width} --n_head={width // 32} --max_iters={iters} --lr_decay_iters={iters}'
+        f' --warmup_iters={iters // 20} --eval_interval={eval_interval} --expansion_every={iters // (4 * 2 * 6)}'
+    )
+
+
+sizes = dict(w192=_size(192, 2102, 700), w384=_size(384, 7443, 2481))
+_expanded = '--linear=expanded --linear_layers=mlp --expansion=2000'
+arms = dict(
+    dense='',
+    k2000=_expanded,
+    factors3=f'{_expanded} --expansion_depth=3',
+    rotate=f'{_expanded} --expansion_init=orthogonal --expansion_schedule=rotate',
+)
+learning_rates = dict.fromkeys(arms, (2.5e-3, 4e-3, 6.4e-3, 1e-2)) | dict(dense=(4e-3, 6.4e-3, 1e-2, 1.6e-2))
+learning_rates |= {f'{arm}@w384': f'{arm}@w192' for arm in arms}
+seeds = 8
+worth = 0.01  # about 3% of the FLOPs: dense gains 0.45 on 3.9 times the FLOPs (einsum_gutenberg)
+match = 'tokens'
+bench = False
