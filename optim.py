@@ -80,7 +80,8 @@ class Optimizer:
     def __init__(self, model, cfg, tokens=math.inf, fixed_grads=False, compile=False, dtype=torch.float32):
         self.model, self.cfg, self.fixed_grads, self.grad_norm = model, cfg, fixed_grads, None
         compile = compile and all(p.is_cuda for p in model.parameters())
-        self.factors = Factors(model, tokens, compile, dtype)
+        path = 'materialised' if cfg.step_rule == 'product' else None  # the rule needs W, whatever is cheaper
+        self.factors = Factors(model, tokens, compile, dtype, path)
         self.build()
 
     def build(self):
@@ -98,10 +99,14 @@ class Optimizer:
         self.leaves, self.matrices = {name: p for name, p, *_ in leaves}, None
         if kind := optimizers.OPTIMIZERS[cfg.optimizer]:
             blocks = [found for found in self.factors.matrices() if found[0].startswith('transformer.h.')]
-            self.matrices = kind(blocks, self.leaves, cfg, self.capturable)
+            self.matrices = kind(blocks, self.leaves | self.factors.formed(), cfg, self.capturable)
+        moved = set(self.matrices.moves if self.matrices else ())
+        if cfg.step_rule == 'product':  # what follows W needs no gradient of its own
+            rest = {id(p) for name, p in self.leaves.items() if name not in moved}
+            self.factors.tensors = [p for p in self.factors.tensors if id(p) in rest]
         groups = {}  # (lr_scale, decay_scale): {name: parameter}
         for name, p, lr_scale, decay_scale in leaves:
-            if self.matrices and name in self.matrices.tensors:
+            if name in moved:
                 continue
             if name.startswith('transformer.h.') and p.dim() >= 2:
                 lr_scale, decay_scale = lr_scale * cfg.hidden_lr, decay_scale / cfg.hidden_lr
@@ -139,15 +144,15 @@ class Optimizer:
         update is captured anew."""
         self.factors.collect()
         self.build()
-        self.load_state_dict({name: moments.get(name) for name in self.leaves})
+        self.load_state_dict({name: moments.get(name) for name in self.stateful()})
 
     def describe(self) -> list[str]:
         """A line for the head of a run, where not everything is AdamW's."""
         if not self.matrices:
             return []
-        mine, rest = (sum(p.numel() for p in t.values()) for t in (self.matrices.tensors, self.by_adamw))
+        mine, rest = (sum(self.leaves[n].numel() for n in names) for names in (self.matrices.moves, self.by_adamw))
         return [
-            f'{self.cfg.optimizer} moves {len(self.matrices.tensors)} tensors of {mine:,} numbers (the matrices of the blocks),'
+            f'{self.cfg.optimizer} moves {len(self.matrices.moves)} tensors of {mine:,} numbers (the matrices of the blocks),'
             f' AdamW {len(self.by_adamw)} of {rest:,}'
         ]
 
@@ -225,6 +230,10 @@ class Optimizer:
             if name in names:
                 self.matrices.restart(name)
 
+    def stateful(self) -> set:
+        """The names in the state: of parameters, or of a W in place of the factors that follow it (step_rule = product)."""
+        return {*self.by_adamw, *(self.matrices.tensors if self.matrices else ())}
+
     def state_dict(self) -> dict:
         """{parameter name: {step, exp_avg, exp_avg_sq}, or what the matrices' optimizer keeps}: by name, so that it can follow
         a parameter through surgery. A parameter that was never moved has a state as well, torch's AdamW has none for it."""
@@ -234,9 +243,11 @@ class Optimizer:
 
     def load_state_dict(self, state: dict):
         """Where state has None for a name, that parameter starts anew."""
-        if set(state) != set(self.leaves):
-            odd = sorted(set(state) ^ set(self.leaves))
-            raise UserError(f'the optimizer state does not fit the model: {len(odd)} names differ, first {odd[0]}')
+        if odd := sorted(set(state) ^ self.stateful()):
+            raise UserError(
+                f'the optimizer state does not fit the model and step_rule: {len(odd)} names differ, first {odd[0]}; resume'
+                ' with those that it was trained with, or start a new run from its weights'
+            )
         full = self.adamw.state_dict()
         full['state'] = {i: state[name] or without_moments(p) for i, (name, p) in enumerate(self.by_adamw.items())}
         for name, entry in zip(self.by_adamw, full['state'].values()):

@@ -66,13 +66,14 @@ class Expanded(Layer):
         return F.linear(x, self.factors[self.depth - 1], self.bias)
 
     def to_dense(self):
+        factors = [self.factors[i] for i in range(self.depth)]  # a slice of a ParameterList makes new parameters of tensors
         if self.d_in <= self.d_out:  # keep the small side small: every partial product is (k, d_in)
-            P = self.factors[0]
-            for W in self.factors[1:]:
+            P = factors[0]
+            for W in factors[1:]:
                 P = W @ P
         else:  # every partial product is (d_out, k)
-            P = self.factors[-1]
-            for W in reversed(self.factors[:-1]):
+            P = factors[-1]
+            for W in reversed(factors[:-1]):
                 P = P @ W
         return P
 

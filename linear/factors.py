@@ -108,7 +108,7 @@ class Factors(dict):
     def collect(self):
         """To be called after factors were added or removed, or have let a parameter go: forms every W anew."""
         self.weights = [self.model.get_submodule(name).weight for name in self]
-        self.tensors = [W for m in self.values() for W in m.parameters()]
+        self.tensors = [W for m in self.values() for W in m.parameters()]  # that pull() gives a gradient
         self.form()
 
     def release(self):
@@ -117,7 +117,7 @@ class Factors(dict):
 
     def form(self):
         """W <- to_dense(), in place. The products stay for pull()."""
-        with torch.enable_grad():
+        with torch.set_grad_enabled(bool(self.tensors)):
             self.products = [self.product(m, w.data) for m, w in zip(self.values(), self.weights)]
 
     def product(self, member, W):
@@ -129,12 +129,16 @@ class Factors(dict):
 
     def pull(self):
         """Chain rule: factor.grad from the W.grad that all micro-batches have summed. Uses up the products."""
-        if self:
+        if self.tensors:
             given = [w.grad.to(P.dtype) for w, P in zip(self.weights, self.products)]
             grads = torch.autograd.grad(self.products, self.tensors, given)
             for W, g in zip(self.tensors, grads):
                 W.grad = g.contiguous()  # as the factors: a fused AdamW refuses anything else
-            self.products = None
+        self.products = None
+
+    def formed(self) -> dict:
+        """{name of a matrix that factors form: W}"""
+        return {f'{name}.weight': W for name, W in zip(self, self.weights)}
 
     def leaves(self):
         return leaves(self.model, self)

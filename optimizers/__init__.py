@@ -5,6 +5,7 @@ Optimizers of the blocks' matrices, behind one registry. An optimizer is one fil
     muon.py      orthogonalized momentum
     normuon.py   Muon, each row divided by its running size
     composed.py  step_rule = composed: one step for all factors of a product, by a bound on what it does to the product
+    product.py   step_rule = product: the matrix that factors form moves as a dense one, and the factors follow
 
 A matrix optimizer moves the matrices of the blocks, as the layers state them (`matrices()`, linear/base.py). AdamW moves
 everything else: embeddings, the head, norms, biases, gates, gains, routers, the values of a random sparse part. optim.py

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from configurator import UserError, key
+from optimizers import product
 from optimizers.composed import Composed
 
 
@@ -30,9 +31,9 @@ class Keys:
     )
     step_rule: str = key(
         'factor',
-        'not adamw: how far the factors of a product move: each as a matrix by itself, or all by one step that bounds the'
-        ' change of the product (composed)',
-        choices=('factor', 'composed'),
+        'not adamw: how far the factors of a product move: each as a matrix by itself; all by one step that bounds the'
+        ' change of the product (composed); or so that the matrix which they form moves as a dense one (product)',
+        choices=('factor', 'composed', 'product'),
     )
 
 
@@ -41,20 +42,28 @@ class Matrices:
 
     Attributes for `direction`:
         cfg     the training config
+        moves   names of the parameters that are moved
         state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}}
     """
 
     # names of state: at least one average of gradients, as large as the matrix (growth moves it as gradients move)
     averages = ('momentum',)
     per_row = ()  # with one number a row
+    precision = None  # of products; none: bfloat16 on a GPU that has it, float32 elsewhere
 
     def __init__(self, layers, parameters: dict, cfg, capturable=False):
-        """layers: [(name, layer, {key: Matrix})]. parameters: {name: tensor}, at least those of the layers."""
+        """layers: [(name, layer, {key: Matrix})]. parameters: {name: tensor}, at least those of the layers; of a layer whose W
+        is formed of factors W as well, as NAME.weight."""
         self.cfg, self.layers = cfg, layers
-        self.tensors, self.places, sizes = {}, {}, {}
+        self.tensors, self.places, sizes = {}, {}, {}  # what has a direction: parameters, or the W that they form
         self.decays = {}  # factor on weight_decay: [tensor]
         for name, layer, found in layers:
             scales = decay_scales(layer)
+            for k in found:
+                self.decays.setdefault(scales.get(k, 1.0) / cfg.hidden_lr, []).append(parameters[f'{name}.{k}'])
+        self.moves = [f'{name}.{k}' for name, _, found in layers for k in found]
+        self.product = product.Product(layers, parameters) if cfg.step_rule == 'product' else None
+        for name, _, found in self.product.as_dense(layers) if self.product else layers:
             for k, M in found.items():
                 p = self.tensors[f'{name}.{k}'] = parameters[f'{name}.{k}']
                 places = []  # of each part of the tensor: (shape of its matrices, where in their stack)
@@ -63,8 +72,7 @@ class Matrices:
                     sizes[shape] = at + part.size(0)
                     places.append((shape, slice(at, sizes[shape])))
                 self.places[f'{name}.{k}'] = M, places
-                self.decays.setdefault(scales.get(k, 1.0) / cfg.hidden_lr, []).append(p)
-        device = next(iter(self.tensors.values())).device if self.tensors else 'cpu'
+        self.device = device = next(iter(self.tensors.values())).device if self.tensors else torch.device('cpu')
         self.state = {shape: self.start(B, *shape, device) for shape, B in sizes.items()}
         self.lr = torch.zeros((), device=device) if capturable else 0.0
         self.rule = Composed(self, sizes, device) if cfg.step_rule == 'composed' else None
@@ -97,12 +105,12 @@ class Matrices:
             found.append(
                 f"expansion_moments = map: is known for AdamW's moments only; with optimizer = {cfg.optimizer} use reset"
             )
-        if cfg.step_rule == 'composed' and cfg.structured_norm:
+        if cfg.step_rule in ('composed', 'product') and cfg.structured_norm:
             found.append(
-                'structured_norm = True: the cap and its gains change the size of a product, which step_rule = composed'
-                ' bounds; leave one of them out'
+                'structured_norm = True: the cap and its gains change the size of a product, whose step step_rule ='
+                f' {cfg.step_rule} decides; leave one of them out'
             )
-        return found
+        return found + (product.problems(cfg) if cfg.step_rule == 'product' else [])
 
     # ------------------------------------------------------------------------- one step
 
@@ -116,12 +124,19 @@ class Matrices:
         for shape, G in grads.items():
             G.copy_(self.direction(G, self.state[shape]))
             G.mul_(rates[shape] if self.rule else self.lr * -self.scale(*shape))
+        formed = {}  # of each W that factors form: its change
         for views, slices in self.targets.values():
             torch._foreach_add_(views, [grads[shape][where] for shape, where in slices])
         for name, p in self.tensors.items():
             if name not in self.viewed:
                 M, places = self.places[name]
-                p.add_(M.fold([grads[shape][where] for shape, where in places]))
+                change = M.fold([grads[shape][where] for shape, where in places])
+                if self.product and name in self.product.weights:
+                    formed[name] = change
+                else:
+                    p.add_(change)
+        if self.product:
+            self.product.follow(formed, self.precision or fastest(self.device))
 
     def stack(self, tensors) -> dict:
         """{(m, n): (B, m, n)} of tensors that stand in the order of self.tensors: a copy."""
@@ -133,9 +148,11 @@ class Matrices:
 
     def find_targets(self) -> dict:
         """{(m, n): (matrices of the tensors that can be written where they lie, their places)}; self.viewed: their names. A
-        train's cores cannot: their matrices are copies."""
+        train's cores cannot: their matrices are copies. A formed W cannot, its factors move."""
         found, self.viewed = {}, set()
         for name, p in self.tensors.items():
+            if self.product and name in self.product.weights:
+                continue
             M, places = self.places[name]
             parts = M.unfold(p.detach())
             if all(v.untyped_storage().data_ptr() == p.untyped_storage().data_ptr() for v in parts):
@@ -210,6 +227,10 @@ def decay_scales(layer) -> dict:
     if not hasattr(layer, 'factors'):
         return {}
     return {f'factors.{i}': s for i, s in enumerate(layer.decay_scale([1.0] * len(layer.factors)))}
+
+
+def fastest(device) -> torch.dtype:
+    return torch.bfloat16 if device.type == 'cuda' and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def tell(shapes: dict) -> str:

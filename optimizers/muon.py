@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from configurator import key
-from optimizers.base import Matrices
+from optimizers.base import Matrices, fastest
 
 STEPS = 5
 QUINTIC = 3.4445, -4.7750, 2.0315  # steepest at 0: small singular values grow most; see LARGEST for where they end
@@ -34,8 +34,6 @@ class Keys:
 
 class Muon(Matrices):
     """State: momentum, an average of gradients."""
-
-    precision = None  # of Newton-Schulz; none: bfloat16 on a GPU that has it, float32 elsewhere
 
     def direction(self, G, state):
         M, mu = state['momentum'], self.cfg.momentum
@@ -66,7 +64,3 @@ def orthogonalize(U, dtype=torch.float32):
         A = torch.baddbmm(A, A, A, beta=b, alpha=c)
         X = torch.baddbmm(X, A, X, beta=a)
     return X.mT if tall else X
-
-
-def fastest(device) -> torch.dtype:
-    return torch.bfloat16 if device.type == 'cuda' and torch.cuda.is_bf16_supported() else torch.float32

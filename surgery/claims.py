@@ -199,7 +199,12 @@ def check_past(past, path):
 def check_resume(ckpt: dict, model, path):
     """What a run goes on from, where the checkpoint has it: optimizer, scaler, rng."""
     if 'optimizer' in ckpt:
-        check_moments(ckpt['optimizer'], model.state_dict(), path)
+        formed = {  # with step_rule = product a W has moments, and its factors have none
+            f'{name}.weight': torch.empty(m.d_out, m.d_in, device='meta')
+            for name, m in model.named_modules()
+            if hasattr(m, 'factors')
+        }
+        check_moments(ckpt['optimizer'], model.state_dict() | formed, path)
     scaler = ckpt.get('scaler', {})
     if not isinstance(scaler, dict) or scaler and set(scaler) != set(torch.amp.GradScaler('cpu').state_dict()):
         fail(path, f'scaler is {shown(scaler)}: must be the state of a GradScaler, or {{}}')

@@ -135,6 +135,7 @@ def collapse(cfg, factors: Factors, site: str, moments: dict):
     name = linear.path(site)
     member = factors.pop(name)
     taken = [moments.pop(f'{name}.factors.{i}', {}) for i in range(member.depth)]
+    moments.pop(f'{name}.weight', None)  # with step_rule = product W has them, and starts anew as well
     if cfg.expansion_moments == 'map' and all(map(known, taken)):
         s = moments[f'{name}.weight'] = gather(member, taken)
         share([s['exp_avg'], s['exp_avg_sq']])

@@ -1,0 +1,120 @@
+"""
+step_rule = product: the matrix W that factors form moves as a dense one would, and the factors follow.
+
+The gradient of W itself, as it is before the chain rule, goes through the optimizer: W has the momentum, the direction and
+the scale of a dense matrix in its place, and is to change by T (d_out, d_in), for Muon -lr s O. With J the derivative of W
+in its factors, which take the step d,
+
+    d minimises |J d - T|^2 + damping |d|^2,    damping = |T| / sqrt(min(d_out, d_in))  (Frobenius norms)
+
+Without damping d is the smallest of all steps that bring W nearest to its target, and W moves as the dense one to first
+order in lr, as far as its factors can follow: a product of rank r reaches what W changes in its own rows or columns.
+
+Damping. Its value is the root mean square of T's singular values, so it vanishes with lr. No singular value of
+(J^T J + damping)^-1 J^T is above 1 / (2 sqrt(damping)), so |d|^2 <= |T| sqrt(min(d_out, d_in)) / 4 whatever the factors
+are, near zero or singular: the term dB dA that J leaves out stays below the step.
+
+The solution comes from conjugate residuals (CGLS, Hestenes & Stiefel 1952, with all vectors written as J^T y, so that they
+are as small as W): every iteration takes one product with J J^T, no decision and no decomposition, which a captured update
+can follow. An iteration never makes the fit worse or d larger than the solution, so the bound holds after any number. Because
+d = J^T y, it is the gradient step of a plain W in the direction y: the differences B^T B - A A^T that gradient flow keeps
+stay, to first order, what they were.
+"""
+
+import math
+
+import torch
+
+import linear
+
+ITERATIONS = 4  # T is met to 7% for Gaussian factors of k = 2000, 384 -> 1536; O itself is only near the orthogonal factor
+
+
+def problems(cfg) -> list[str]:
+    """What of the layers does not go with the rule, one line each."""
+    if cfg.linear not in linear.LAYERS or cfg.linear == 'dense':
+        return []
+    if not linear.LAYERS[cfg.linear].is_matrix:
+        return [f'step_rule = product: linear = {cfg.linear} is no matrix, so it has no W to move; use factor or composed']
+    if cfg.linear_path == 'factored':
+        return ['linear_path = factored: never forms the W that step_rule = product moves; use materialised or auto']
+    return []
+
+
+class Product:
+    """Of the layers whose W is formed of factors.
+
+    weights     {name of W: W}, as in the state of the optimizer
+    groups      [(layer, [names of W], {key: tensors that follow}, {key: tensors that stay})], layers of equal shape together
+    """
+
+    def __init__(self, layers: list, parameters: dict):
+        """As those of Matrices; parameters has the W of each layer that is formed, as NAME.weight."""
+        self.weights, groups = {}, {}
+        for name, layer, found in layers:
+            W = parameters.get(f'{name}.weight')
+            if W is None or 'weight' in found:
+                continue  # W itself is the parameter
+            self.weights[f'{name}.weight'] = W
+            own = dict(layer.named_parameters()) | dict(layer.named_buffers())
+            shapes = type(layer), tuple((k, v.shape) for k, v in own.items())
+            _, names, moving, fixed = groups.setdefault(shapes, (Formed(layer), [], {}, {}))
+            names.append(f'{name}.weight')
+            for k, v in own.items():
+                if k != 'lr_scale':
+                    (moving if k in found else fixed).setdefault(f'layer.{k}', []).append(v)
+        self.groups = list(groups.values())
+
+    def as_dense(self, layers: list) -> list:
+        """layers with the matrix W of each one that is formed, in place of its factors."""
+        return [
+            (name, layer, dict(weight=linear.base.Matrix((layer.d_out, layer.d_in), (0,), (1,), split=layer.parts)))
+            if f'{name}.weight' in self.weights
+            else (name, layer, found)
+            for name, layer, found in layers
+        ]
+
+    def follow(self, changes: dict, dtype):
+        """Move the factors so that every W changes by changes[name of W], nearly. dtype: of the products."""
+        for layer, names, moving, fixed in self.groups:
+            T = torch.stack([changes[name] for name in names])
+            low = {k: torch.stack(v).to(dtype) for k, v in moving.items()}
+            rest = {k: torch.stack(v) for k, v in fixed.items()}
+            rest = {k: v.to(dtype) if v.is_floating_point() else v for k, v in rest.items()}
+            form = torch.func.vmap(lambda a, b, layer=layer: torch.func.functional_call(layer, a | b, ()))
+            W, pull = torch.func.vjp(lambda a, form=form, rest=rest: form(a, rest), low)  # J^T
+            _, push = torch.func.vjp(pull, torch.zeros_like(W))  # J: the transpose of a linear map is its derivative
+            y = solve(lambda u, pull=pull, push=push: push(pull(u.to(dtype)))[0].to(u.dtype), T)
+            for k, d in pull(y.to(dtype))[0].items():
+                torch._foreach_add_([v.data for v in moving[k]], list(d.to(moving[k][0].dtype).unbind()))
+
+
+class Formed(torch.nn.Module):
+    """W of a layer, as a function of its tensors."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self):
+        return self.layer.to_dense()
+
+
+def solve(square, T):
+    """y (L, d_out, d_in) with d = J^T y, for each of L layers by itself. square: y -> J J^T y."""
+    damping = T.norm(dim=(1, 2), keepdim=True) / min(T.shape[1:]) ** 0.5
+    y, left, u = torch.zeros_like(T), T, T  # left = T - J d; J^T u = J^T left - damping d, what d still lacks
+    v = q = torch.zeros_like(T)  # the direction is J^T v and moves W by q = J J^T v
+    old = math.inf
+    for _ in range(ITERATIONS):
+        w = square(u)
+        size = inner(u, w)  # |J^T u|^2
+        v, q = u + size / old * v, w + size / old * q
+        step = size / (inner(q, q) + damping * inner(v, q)).clamp(min=1e-30)
+        y, left = y + step * v, left - step * q
+        u, old = left - damping * y, size.clamp(min=1e-30)
+    return y
+
+
+def inner(a, b):
+    return (a * b).sum((1, 2), keepdim=True)
