@@ -66,7 +66,7 @@ class Expanded(Layer):
         return F.linear(x, self.factors[self.depth - 1], self.bias)
 
     def to_dense(self):
-        factors = [self.factors[i] for i in range(self.depth)]  # a slice of a ParameterList makes new parameters of tensors
+        factors = list(self.factors)  # its slice would be a ParameterList, which makes new parameters of tensors
         if self.d_in <= self.d_out:  # keep the small side small: every partial product is (k, d_in)
             P = factors[0]
             for W in factors[1:]:

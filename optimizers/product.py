@@ -10,15 +10,15 @@ in its factors, which take the step d,
 Without damping d is the smallest of all steps that bring W nearest to its target, and W moves as the dense one to first
 order in lr, as far as its factors can follow: a product of rank r reaches what W changes in its own rows or columns.
 
-Damping. Its value is the root mean square of T's singular values, so it vanishes with lr. No singular value of
-(J^T J + damping)^-1 J^T is above 1 / (2 sqrt(damping)), so |d|^2 <= |T| sqrt(min(d_out, d_in)) / 4 whatever the factors
-are, near zero or singular: the term dB dA that J leaves out stays below the step.
+Damping. It is the root mean square of T's singular values, so it vanishes with lr. No singular value of
+(J^T J + damping)^-1 J^T is above 1 / (2 sqrt(damping)), so |d|^2 <= |T| sqrt(min(d_out, d_in)) / 4 whatever the factors are,
+near zero or singular: a factor moves by at most half the root of what W moves by (root mean squares of singular values).
 
-The solution comes from conjugate residuals (CGLS, Hestenes & Stiefel 1952, with all vectors written as J^T y, so that they
-are as small as W): every iteration takes one product with J J^T, no decision and no decomposition, which a captured update
-can follow. An iteration never makes the fit worse or d larger than the solution, so the bound holds after any number. Because
-d = J^T y, it is the gradient step of a plain W in the direction y: the differences B^T B - A A^T that gradient flow keeps
-stay, to first order, what they were.
+Solution. Conjugate residuals: CGLS (Hestenes & Stiefel 1952) with every step written as d = J^T y, so that all vectors are
+as small as W. An iteration takes one product with J J^T, no decision and no decomposition, which a captured update can
+follow. It never makes the fit worse, or d larger than the solution, so the bound holds after a few. As d = J^T y, the
+factors take the gradient step of a W that is pulled towards y: B^T B - A A^T stays what it was, to first order, as under
+gradient flow. J and J^T come from autograd of the layer's to_dense(), whatever the layer is.
 """
 
 import math
@@ -27,7 +27,7 @@ import torch
 
 import linear
 
-ITERATIONS = 4  # T is met to 7% for Gaussian factors of k = 2000, 384 -> 1536; O itself is only near the orthogonal factor
+ITERATIONS = 4  # leave 7% of T for Gaussian factors of k = 2000, 384 -> 1536; O is no nearer to the orthogonal factor
 
 
 def problems(cfg) -> list[str]:
@@ -35,7 +35,7 @@ def problems(cfg) -> list[str]:
     if cfg.linear not in linear.LAYERS or cfg.linear == 'dense':
         return []
     if not linear.LAYERS[cfg.linear].is_matrix:
-        return [f'step_rule = product: linear = {cfg.linear} is no matrix, so it has no W to move; use factor or composed']
+        return [f'step_rule = product: linear = {cfg.linear} is no matrix, without a W; use factor or composed']
     if cfg.linear_path == 'factored':
         return ['linear_path = factored: never forms the W that step_rule = product moves; use materialised or auto']
     return []
@@ -78,15 +78,9 @@ class Product:
         """Move the factors so that every W changes by changes[name of W], nearly. dtype: of the products."""
         for layer, names, moving, fixed in self.groups:
             T = torch.stack([changes[name] for name in names])
-            low = {k: torch.stack(v).to(dtype) for k, v in moving.items()}
-            rest = {k: torch.stack(v) for k, v in fixed.items()}
-            rest = {k: v.to(dtype) if v.is_floating_point() else v for k, v in rest.items()}
-            form = torch.func.vmap(lambda a, b, layer=layer: torch.func.functional_call(layer, a | b, ()))
-            W, pull = torch.func.vjp(lambda a, form=form, rest=rest: form(a, rest), low)  # J^T
-            _, push = torch.func.vjp(pull, torch.zeros_like(W))  # J: the transpose of a linear map is its derivative
-            y = solve(lambda u, pull=pull, push=push: push(pull(u.to(dtype)))[0].to(u.dtype), T)
-            for k, d in pull(y.to(dtype))[0].items():
-                torch._foreach_add_([v.data for v in moving[k]], list(d.to(moving[k][0].dtype).unbind()))
+            pull, push = derivatives(layer, stack(moving, dtype), stack(fixed, dtype))
+            for k, d in pull(solve(lambda y, pull=pull, push=push: push(pull(y)).to(y.dtype), T)).items():
+                torch._foreach_add_([p.data for p in moving[k]], list(d.to(T.dtype).unbind()))
 
 
 class Formed(torch.nn.Module):
@@ -98,6 +92,19 @@ class Formed(torch.nn.Module):
 
     def forward(self):
         return self.layer.to_dense()
+
+
+def stack(tensors: dict, dtype) -> dict:
+    found = {k: torch.stack(v) for k, v in tensors.items()}
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
+
+
+def derivatives(layer, moving: dict, fixed: dict):
+    """(J^T, J) of the W of L layers in their tensors `moving` {name: (L, ...)}: (L, d_out, d_in) -> like moving, and back."""
+    form = torch.func.vmap(lambda a, b: torch.func.functional_call(layer, a | b, ()))
+    W, pull = torch.func.vjp(lambda a: form(a, fixed), moving)
+    _, push = torch.func.vjp(pull, torch.zeros_like(W))  # J^T is linear: its own derivative, the other way, is J
+    return lambda y: pull(y.to(W.dtype))[0], lambda d: push((d,))[0]
 
 
 def solve(square, T):

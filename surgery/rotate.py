@@ -235,18 +235,20 @@ def right_inverse(X):
 # memory
 
 
-def footprint(model, beside=None, optimizer='adamw') -> int:
+def footprint(model, beside=None, optimizer='adamw', step_rule='factor') -> int:
     """Bytes that training holds for any batch size, in float32: parameters and gradients of the network and of the
     factors beside it, the products of the factors, and the optimizer's state: Adam's two moments of the tensors that it
-    updates; of the blocks' matrices one average under another optimizer."""
+    updates; of the blocks' matrices one average under another optimizer. With step_rule = product W has the average, and its
+    factors have no gradient either."""
     weights, beside = sum(p.numel() for p in model.parameters()), beside or {}
     products = sum(m.d_in * m.d_out for m in beside.values())
     factors = sum(W.numel() for m in beside.values() for W in m.parameters())
-    state = 2 * (weights - products + factors)
-    if optimizer != 'adamw':
-        blocks = [found for name, _, found in matrices(model, beside) if name.startswith('transformer.h.')]
-        state -= sum(math.prod(M.shape) for found in blocks for M in found.values())
-    return 4 * (2 * (weights + factors) + products + state)
+    held = 2 * (weights + factors) + products + 2 * (weights - products + factors)
+    for name, m, found in matrices(model, beside) if optimizer != 'adamw' else ():
+        if name.startswith('transformer.h.'):
+            size = sum(math.prod(M.shape) for M in found.values())
+            held -= 3 * size - m.d_in * m.d_out if step_rule == 'product' and name in beside else size
+    return 4 * held
 
 
 def describe(cfg, model, factors: Factors) -> list[str]:
@@ -261,7 +263,7 @@ def describe(cfg, model, factors: Factors) -> list[str]:
         none = GPT(dataclasses.replace(cfg, linear='dense'))
         beside = Factors(every, path='materialised')
     pairs = (model, factors), (every, beside), (none, {})
-    one, every, none = (f'{footprint(*pair, cfg.optimizer) / 2**20:,.1f} MiB' for pair in pairs)
+    one, every, none = (f'{footprint(*pair, cfg.optimizer, cfg.step_rule) / 2**20:,.1f} MiB' for pair in pairs)
     return [
         f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
         f'parameters, gradients, moments and products: {one} with one expansion, {every} with all, {none} with none',

@@ -62,6 +62,8 @@ def run(*flags, graph=True, steps=8):
         (), ('--linear=expanded',), ('--linear=expanded', '--expansion_depth=4'), ('--gradient_accumulation_steps=3',),
         ('--optimizer=muon',), ('--optimizer=normuon', '--linear=btt'),
         ('--optimizer=muon', '--linear=expanded', '--step_rule=composed'),
+        ('--optimizer=muon', '--linear=expanded', '--step_rule=product'),
+        ('--optimizer=normuon', '--linear=low_rank_sparse', '--step_rule=product'),
     ],
 )  # fmt: skip
 def test_the_captured_update_is_the_update(flags, dtype):

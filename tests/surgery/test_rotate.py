@@ -169,6 +169,18 @@ def test_training_holds_a_single_expansion(capsys):
     assert held(t) == counted[0]
 
 
+@pytest.mark.parametrize('rule', ['factor', 'product'])
+def test_memory_of_a_rotation_under_another_optimizer(rule):
+    t = trainer('--optimizer=muon', f'--step_rule={rule}')
+    t.step()
+    opt = t.optimizer
+    gradients = [*t.model.parameters(), *opt.factors.tensors]
+    state = [v for part in (opt.adamw.state, opt.matrices.state) for s in part.values() for v in s.values() if v.dim()]
+    held = [*t.model.parameters(), *(p for m in opt.factors.values() for p in m.parameters()), *gradients, *state]
+    counted = sum(v.numel() * v.element_size() for v in [*held, *opt.factors.products])
+    assert counted == rotate.footprint(t.model, opt.factors, 'muon', rule)
+
+
 @pytest.mark.parametrize('d_in, d_out', [(12, 20), (20, 12)])
 @pytest.mark.parametrize('depth', [2, 3])
 @pytest.mark.parametrize('init', ['orthogonal', 'svd'])
