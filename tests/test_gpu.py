@@ -22,7 +22,7 @@ from train import TrainConfig, Trainer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 FLAGS = [
     'config/shakespeare_char.py', '--dropout=0', '--warmup_iters=0', '--learning_rate=1e-4', '--min_lr=0',
-    '--n_layer=2', '--batch_size=8',
+    '--n_layer=2', '--batch_size=8', '--cuda_graph=false',
 ]  # fmt: skip
 
 
@@ -108,6 +108,20 @@ def test_a_replayed_step_is_the_step(flags, compile):
     assert ta.micro_step.graph is not None
     assert a == pytest.approx(b, abs=1e-3 if 'float16' in str(flags) else 1e-4)
     assert abs(ta.evaluate('val')['val_loss'] - tb.evaluate('val')['val_loss']) < 1e-3
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        (), ('--mlp=moe',), ('--linear=btt_moe',), ('--linear=monarch', '--guide_iters=4'), ('--on_nan=skip',),
+        ('--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=3'),
+    ],
+)  # fmt: skip
+def test_what_is_replayed_by_default_learns_the_same(flags):
+    a, ta = run('--cuda_graph=auto', *flags, steps=10)
+    b, _ = run(*flags, steps=10)
+    assert ta.micro_step.graph is not None and ta.about_graphs.startswith('CUDA graphs: on')
+    assert a == pytest.approx(b, abs=0.02)
 
 
 def test_dropout_differs_between_replays():
@@ -356,7 +370,7 @@ def test_resume_is_exact_in_the_deterministic_mode(flags, script, shakespeare, t
     same = [
         'config/shakespeare_char.py', f'--dataset={shakespeare}', '--deterministic=true', '--compile=true', '--n_layer=2',
         '--batch_size=16', '--warmup_iters=2', '--lr_decay_iters=12', '--eval_interval=6', '--eval_iters=4',
-        '--log_interval=1', '--always_save_checkpoint=true', *flags,
+        '--log_interval=1', '--always_save_checkpoint=true', '--cuda_graph=false', *flags,
     ]  # fmt: skip
     at_once, parts = tmp_path / 'at_once', tmp_path / 'parts'
     script('train.py', *same, '--max_iters=12', f'--out_dir={at_once}')
