@@ -11,7 +11,7 @@ import checkpoint
 import hardware
 from configurator import load
 from linear import LAYERS, make, moe
-from linear.kernels import fused
+from linear.kernels import attend, fused
 from model import GPT, GPTConfig
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
@@ -149,6 +149,23 @@ def test_replayed_sampling_draws_what_recomputing_draws(keys, compile):
     assert torch.equal(draw(temperature=0), idx[:, 5:])
     by = lambda seed: draw(temperature=5.0, top_k=200, generator=torch.Generator('cuda').manual_seed(seed))
     assert torch.equal(by(1), by(1)) and not torch.equal(by(1), by(2)) and len(by(1).unique()) > 50
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    'B, heads, kv, width, size, window', [(1, 12, 12, 64, 1001, 1024), (64, 12, 4, 64, 300, 50), (2, 3, 1, 24, 70, 70)]
+)
+def test_a_token_attends_as_in_float64(B, heads, kv, width, size, window, dtype):
+    """At the ends of the blocks and of the cache, which gets the new key and value and keeps the others."""
+    like = dict(device='cuda', dtype=dtype)
+    for n in (0, 1, 63, 64, 65, size - 1):
+        q, k, v = (torch.randn(B, 1, h, width, **like).transpose(1, 2) for h in (heads, kv, kv))
+        cache, pos = torch.randn(2, B, kv, size, width, **like), torch.tensor([n], device='cuda')
+        wanted = cache.cpu().double()
+        y = attend.plain(q.cpu().double(), k.cpu().double(), v.cpu().double(), wanted, pos.cpu(), window, width**-0.5)
+        got = torch.ops.nanomorph.attend(q, k, v, cache, pos, window, width**-0.5)
+        assert torch.equal(cache.cpu().double(), wanted)
+        assert (got.cpu().double() - y).abs().max() < (2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_mfu_has_a_peak_and_bf16_is_the_default():
