@@ -7,6 +7,9 @@ Time the training step. It is exactly the step of train.py, with data and optimi
     python bench.py structures --d_in=768 --d_out=3072      a table of all layers: lab/bench_layers.py
     python bench.py mlp --widths=768,2048,5120              time MLPs of these layers
     python bench.py sample config/gpt2.py --vocab_size=50304    tokens per second of sampling: lab/bench_sample.py
+    python bench.py fit config/gpt2.py --vocab_size=50304 --memory=80    the largest micro-batch, by a count: lab/bench_fit.py
+    python bench.py profile config/shakespeare_char.py      a trace, time by kind of kernel, roofline: lab/bench_profile.py
+    python bench.py ablate config/shakespeare_char.py       each optimisation switched off alone: lab/bench_ablate.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
 Arms are separated by `--`. Each is a config with flags as for train.py; the keys of bench.py go to the first. All arms
@@ -27,12 +30,16 @@ import torch
 import hardware
 from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
 from files import read_lines, write
-from lab import bench_layers, bench_sample, mup
+from lab import bench_ablate, bench_fit, bench_layers, bench_profile, bench_sample, mup
 from lab.steps import Arm, table
 from logger import relative
 from train import TrainConfig
 
-COMMANDS = bench_layers.COMMANDS | dict(sample=(bench_sample.SampleBenchConfig, bench_sample.bench))
+COMMANDS = bench_layers.COMMANDS | dict(
+    fit=(bench_fit.FitConfig, bench_fit.fit),
+    profile=(bench_profile.ProfileConfig, bench_profile.bench),
+    sample=(bench_sample.SampleBenchConfig, bench_sample.bench),
+)
 
 
 @dataclass
@@ -48,6 +55,8 @@ def main():
     arms, argv = [[]], sys.argv[1:]
     if argv and argv[0] == 'mup':
         return mup.main(argv[1:])
+    if argv and argv[0] == 'ablate':
+        return bench_ablate.ablate(argv[1:])
     if argv and argv[0] in COMMANDS:
         schema, command = COMMANDS[argv[0]]
         return command(load(schema, argv[1:]))

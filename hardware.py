@@ -37,6 +37,7 @@ PEAKS = [
     ('V100 PCIE', 112e12),
     ('T4', 65e12),
 ]
+LAUNCHING = 4e-3  # seconds that launching a block's forward and backward pass may take: 2.8 on a slow host, alone there
 OTHER_CHIPS = {'Laptop', 'Max', 'Ti', 'SUPER', 'D', 'MIG'}  # an 'RTX 4090 Laptop GPU' is another chip
 
 
@@ -55,8 +56,11 @@ class Keys:
         choices=('auto', 'float32', 'bfloat16', 'float16'),
     )
     compile: bool | None = key(None, 'torch.compile; none: on CUDA')
-    cuda_graph: bool = key(
-        False, 'replay the step as CUDA graphs: faster for models that leave the GPU idle; one process'
+    cuda_graph: bool | str = key(
+        'auto',
+        'replay the step as CUDA graphs, in one process on a GPU; auto: where launching kernels could take longer than'
+        ' running them',
+        choices=('auto', True, False),
     )
     deterministic: bool = key(
         False,
@@ -252,6 +256,29 @@ def set_random_state(states: dict, rank: int, device: torch.device):
         torch.set_rng_state(states['cpu'][rank])
         if device.type == 'cuda' and states['cuda'][rank] is not None:
             torch.cuda.set_rng_state(states['cuda'][rank])
+
+
+def graphs(asked: bool | str, model, tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether to replay micro-batches of so many tokens as CUDA graphs (the key cuda_graph), and a line that says why.
+    UserError where that is asked for and cannot be."""
+    if asked is False:
+        return False, 'CUDA graphs: off, as cuda_graph = False asks'
+    no = ''
+    if device.type != 'cuda':
+        no = f'needs a CUDA device, this is {device.type}'
+    elif rank_world()[1] > 1:
+        no = f'needs a single process, this is one of {rank_world()[1]}'
+    elif any(m.waits(dtype) for m in model.modules() if hasattr(m, 'waits')):
+        no = 'a mixture in this precision, on this GPU or of these widths waits for the processor'
+    if no and asked is True:
+        raise UserError(f'cuda_graph = True: {no}; --cuda_graph=false')
+    if no or asked is True:
+        return not no, f'CUDA graphs: off, {no}' if no else 'CUDA graphs: on, as cuda_graph = True asks'
+    # a GPU at work does 40% of its peak; factors beside the model are a dense matrix to it
+    flops = tokens * min(model.flops_per_token(), 6 * model.num_params_collapsed())
+    seconds = flops / (0.4 * (peak_flops(device, dtype) or 1e14)) / model.config.n_layer
+    text = f'a block takes about {1000 * seconds:.2g} ms of a micro-batch, launching it up to {1000 * LAUNCHING:.2g}'
+    return seconds < LAUNCHING, f'CUDA graphs: {"on" if seconds < LAUNCHING else "off"}, {text}'
 
 
 class Replay:

@@ -134,7 +134,7 @@ def facts(t) -> dict:
 def ending(t) -> dict:
     """What the manifest says of its end."""
     return dict(
-        peak_memory=hardware.peak_memory(t.device, graphs=t.cfg.cuda_graph),
+        peak_memory=hardware.peak_memory(t.device, graphs=t.graphs),
         final_iter=t.iter,
         best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
         **dict(out_of_patience=True) if t.out_of_patience else {},

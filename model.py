@@ -18,7 +18,7 @@ import hardware
 import linear
 from configurator import brief, key
 from linear import moe
-from linear.kernels import fused
+from linear.kernels import attend, fused
 
 MOST = 1e12  # parameters of a model that is built; more than any machine holds
 
@@ -187,8 +187,9 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.qk_norm = config.qk_norm
         self.scale = 8 / self.head_width if config.mup_base else None  # None: 1/sqrt(head width); equal at width 64
+        self.window = config.attention_window or config.block_size
 
-    def forward(self, x, rope=None, mask=None, cache=None):
+    def forward(self, x, rope=None, mask=None, cache=None, pos=None):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(self.widths, dim=2)
         q, k, v = (t.view(B, T, -1, self.head_width).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -196,8 +197,12 @@ class CausalSelfAttention(nn.Module):
             q, k = (F.rms_norm(t, (self.head_width,), None, 1e-6) for t in (q, k))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        if cache is not None:
-            k, v = cache.extend(k, v)
+        if cache is not None and T == 1:
+            scale = self.scale or self.head_width**-0.5
+            y = torch.ops.nanomorph.attend(q, k, v, cache, pos, self.window, scale)
+            return self.resid_dropout(self.c_proj(y))
+        if cache is not None:  # a prompt
+            cache.index_copy_(3, pos, torch.stack((k, v)).to(cache.dtype))
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -251,8 +256,8 @@ class Block(nn.Module):
         self.post_2 = Norm(config) if config.post_norm else None
         self.attn_scale = config.attn_scale or 1 / math.sqrt(2 * config.n_layer)
 
-    def forward(self, x, rope=None, mask=None, cache=None):
-        a = self.attn(self.ln_1(x), rope, mask, cache)
+    def forward(self, x, rope=None, mask=None, cache=None, pos=None):
+        a = self.attn(self.ln_1(x), rope, mask, cache, pos)
         if self.post_1 is not None:
             a = self.post_1(a)
         x = x + (a if self.attn_scale == 1 else self.attn_scale * a)
@@ -288,9 +293,9 @@ class GPT(nn.Module):
             if name in parts:
                 nn.init.normal_(parts[name].weight, mean=0.0, std=0.02)
 
-    def embed(self, idx, pos=None, keys=0):
+    def embed(self, idx, pos=None):
         """idx (B, T) at positions pos (T,), none: 0 ... -> what the first block takes: x (B, T, C), RoPE's table, the mask
-        (T, keys), none where attention is plainly causal. keys: how many there are in a cache; 0: the T of idx."""
+        (T, T), none where attention is plainly causal."""
         T, c, rope, mask = idx.size(1), self.config, None, None
         if c.position == 'rope':
             rope = tuple(t[:T] if pos is None else t[pos] for t in (self.rope_cos, self.rope_sin))
@@ -299,24 +304,22 @@ class GPT(nn.Module):
         x = self.transformer.wte(idx)  # (B, T, C)
         if c.position == 'learned':
             x = x + self.transformer.wpe(pos)
-        if c.attention_window or keys:  # a mask costs SDPA its flash kernel
-            back = pos[:, None] - torch.arange(keys or T, device=idx.device)  # (T, all keys)
-            mask = (back >= 0) & (back < (c.attention_window or c.block_size))
+        if c.attention_window:  # a mask costs SDPA its flash kernel
+            back = pos[:, None] - pos
+            mask = (back >= 0) & (back < c.attention_window)
         return self.transformer.drop(x), rope, mask
 
     def forward(self, idx, targets=None, caches=None, pos=None, last_only=True, soft=None):
         """idx (B, T) token ids -> (logits, loss).
         With targets (B, T), -1 where there is none: (None, mean cross-entropy in nats). Without: logits of the last
-        position (B, 1, V), or of all (B, T, V) with last_only=False. caches: one Cache per block, filled at positions
-        pos (T,): those of a prompt, or the next one.
+        position (B, 1, V), or of all (B, T, V) with last_only=False. caches: of self.caches(), filled at positions pos (T,):
+        those of a prompt, or the next one.
         soft: (logits (B, T, V) of another model, w): the loss is 1 - w parts cross-entropy and w parts the divergence
         KL(other, this) (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
         c = self.config
-        for cache in caches or ():
-            cache.pos = pos
-        x, rope, mask = self.embed(idx, pos, caches[0].size if caches and idx.size(1) == 1 else 0)
+        x, rope, mask = self.embed(idx, pos)
         for i, block in enumerate(self.transformer.h):
-            x = block(x, rope, mask, caches[i] if caches else None)
+            x = block(x, rope, mask, caches[i] if caches else None, pos)
         x = self.transformer.ln_f(x)
         if c.logit_scale != 1:
             x = x * c.logit_scale
@@ -376,55 +379,59 @@ class GPT(nn.Module):
         """Continue idx (B, T), one (B, 1) of token ids at a time. As in nanoGPT the context is the last block_size
         tokens; until it is full, a key-value cache makes each token cost one position. temperature 0 is greedy;
         vocabulary: draw only ids below it. On a GPU a token is a CUDA graph, replayed."""
-        T, size = idx.size(1), self.config.block_size
+        B, T, size = *idx.shape, self.config.block_size
         places = torch.arange(size, device=idx.device)
-        caches = [Cache(min(size, T + max_new_tokens)) for _ in self.transformer.h]
+        caches = self.caches(B, min(size, T + max_new_tokens))
+        token, place = idx[:, -1:].clone(), places[:1].clone()  # the last one and where it stands: step() moves them on
 
         def draw(idx, caches=None, pos=None):
             logits, _ = self(idx, caches=caches, pos=pos)
-            return pick(logits[:, -1, :vocabulary].float(), temperature, top_k, top_p, generator)
+            return pick(logits[:, -1, :vocabulary], temperature, top_k, top_p, generator)
 
-        step = lambda new, pos: draw(new, caches, pos)
-        if idx.is_cuda:  # launching the kernels of one token takes longer than running them
+        def step():
+            token.copy_(draw(token, caches, place))
+            place.add_(1)
+            return token
+
+        if idx.is_cuda and attend.triton:  # launching the kernels of one token takes longer than running them
             step = hardware.Replay(step, generator)
+        seen = [idx]
         for n in range(T, T + max_new_tokens):
             if n > size:  # the window slides: every position embedding changes, so nothing can be reused
-                new = draw(idx[:, -size:])
+                seen = [torch.cat(seen, dim=1)[:, -size:]]
+                new = draw(seen[0])
             elif n == T:
                 new = draw(idx, caches, places[:n])
+                token.copy_(new), place.fill_(n)
             else:
-                new = step(idx[:, -1:], places[n - 1 : n]).clone()  # a replay writes to the same address
-            idx = torch.cat((idx, new), dim=1)
+                new = step().clone()  # a replay writes to the same address
+            seen.append(new)
             yield new
 
-
-class Cache:
-    """Keys and values of one block, (2, B, heads, size, head width) allocated at first use. pos (T,): the positions of
-    the tokens to come. It stays at one address and always has the same shape, as a CUDA graph needs it: a single new token
-    sees all of it, and the mask hides what is not there yet."""
-
-    def __init__(self, size):
-        self.size, self.pos, self.kv = size, None, None
-
-    def extend(self, k, v):
-        if self.kv is None:
-            B, nh, _, hs = k.shape
-            self.kv = k.new_zeros(2, B, nh, self.size, hs)
-        for mine, new in zip(self.kv, (k, v)):
-            mine.index_copy_(2, self.pos, new)
-        return (k, v) if len(self.pos) > 1 else (self.kv[0], self.kv[1])
+    def caches(self, B, size):
+        """For each block the keys and values of `size` positions, (2, B, kv heads, size, head width). They stay at one
+        address, as a CUDA graph needs it."""
+        like = self.transformer.wte.weight
+        auto = torch.is_autocast_enabled(like.device.type)
+        dtype = torch.get_autocast_dtype(like.device.type) if auto else like.dtype
+        shapes = [(2, B, b.attn.n_kv_head, size, b.attn.head_width) for b in self.transformer.h]
+        return [torch.zeros(shape, device=like.device, dtype=dtype) for shape in shapes]
 
 
 def pick(logits, temperature, top_k, top_p, generator):
     """Draw a token from logits (B, V): (B, 1)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits / temperature
-    if top_k:
-        kth = torch.topk(logits, min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p and top_p < 1:  # nucleus: the smallest set of most likely tokens whose probabilities reach top_p
-        probs, order = logits.softmax(-1).sort(-1, descending=True)
-        drop = probs.cumsum(-1) - probs >= top_p
-        logits = logits.masked_fill(drop.gather(-1, order.argsort(-1)), -math.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    ids = None
+    nucleus = top_p and top_p < 1  # the smallest set of most likely tokens whose probabilities reach top_p
+    if top_k or nucleus:
+        k = min(top_k or logits.size(-1), logits.size(-1))
+        logits, ids = torch.topk(logits, k, sorted=bool(nucleus))
+    logits = logits.float() / temperature
+    if nucleus:
+        probs = logits.softmax(-1)
+        logits = logits.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)
+    # as torch.multinomial draws, without its checks: the first of independent clocks that run at these rates
+    probs = logits.softmax(-1)
+    drawn = (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1, keepdim=True)
+    return drawn if ids is None else ids.gather(-1, drawn)

@@ -32,7 +32,7 @@ import hardware
 import logger
 import optim
 import optimizers
-from configurator import Diverged, UserError, key, load, overrides, root_path, run
+from configurator import Diverged, key, load, overrides, root_path, run
 from linear import factors
 from logger import Log, ending, facts, kept, take_folder, windows
 from model import GPTConfig
@@ -110,8 +110,6 @@ class TrainConfig(start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger
             )
         if not self.out_dir:
             found.append('out_dir: must name a folder, such as out/x')
-        if self.cuda_graph and world > 1:
-            found.append(f'cuda_graph = True: needs a single process, this is one of {world}')
         return found + start.problems(self) + distill.problems(self) + optim.problems(self)
 
 
@@ -162,12 +160,12 @@ class Trainer:
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
         # optimizer; the scaler does nothing unless dtype is float16
-        if cfg.cuda_graph and device.type != 'cuda':
-            raise UserError(f'cuda_graph = True: needs a CUDA device, this is {device.type}; --cuda_graph=false')
+        tokens = cfg.batch_size * cfg.block_size
+        self.graphs, self.about_graphs = hardware.graphs(cfg.cuda_graph, self.model, tokens, device, self.dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         tokens = cfg.tokens_per_iter / self.world
-        self.optimizer = optim.Optimizer(self.model, cfg, tokens, cfg.cuda_graph, self.compile, self.dtype)
+        self.optimizer = optim.Optimizer(self.model, cfg, tokens, self.graphs, self.compile, self.dtype)
         self.hooks = hooks(cfg, device, self.compile, quiet=self.rank > 0)
         self.wrap()
         if cfg.init_from == 'resume':
@@ -182,7 +180,7 @@ class Trainer:
         if self.world > 1:
             ids = [self.device.index] if self.device.type == 'cuda' else None
             self.forward = DDP(self.forward, device_ids=ids, gradient_as_bucket_view=True)
-        self.micro_step = hardware.Replay(self.forward_backward) if self.cfg.cuda_graph else self.forward_backward
+        self.micro_step = hardware.Replay(self.forward_backward) if self.graphs else self.forward_backward
 
     def forward_backward(self, x, y):
         """Add the gradients of one micro-batch; returns its loss."""
@@ -298,7 +296,12 @@ def train(cfg, again='go on with --init_from=resume'):
         t = Trainer(cfg, device)
         about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
-        lines += [*optim.notes(t.cfg), *t.optimizer.describe(), *factors.table(t.model, t.optimizer.factors)]
+        lines += [
+            t.about_graphs,
+            *optim.notes(t.cfg),
+            *t.optimizer.describe(),
+            *factors.table(t.model, t.optimizer.factors),
+        ]
         lines += [line for hook in t.hooks for line in hook.describe(t.model, t.optimizer)]
         log.head(t.cfg, about, lines)
         with log.closing(lambda: ending(t)):

@@ -25,6 +25,9 @@ Comparisons: from a config to runs, records, verdicts and pages.
     match.py         the width at which one config costs as much as another one
     mup.py           is the best learning rate of a narrow model also that of a wide one?
     steps.py         time the training step of arms in turns
+    bench_ablate.py  what each optimisation of the training step is worth, for bench.py
+    bench_fit.py     the largest micro-batch that a GPU holds, by a count, for bench.py
+    bench_profile.py where the time of a training step goes, and its roofline, for bench.py
     bench_sample.py  tokens per second of sampling, for bench.py
     bench_layers.py  tables and timings of single layers, for bench.py
 """

@@ -64,7 +64,7 @@ class Arm:
             ratio=statistics.median(a / b for a, b in zip(self.times, first.times)),
             tokens_per_s=tokens / seconds,
             mfu=flops / seconds / peak if peak else None,
-            peak_memory=None if cfg.cuda_graph else self.peak,  # memory inside a graph cannot be told apart by arm
+            peak_memory=None if t.graphs else self.peak,  # memory inside a graph cannot be told apart by arm
             setup_s=self.setup,
             flops_per_step=flops,
             device=hardware.device_name(t.device),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from configurator import UserError
 from linear import moe, structured
 from linear.base import Matrix
-from linear.kernels.grouped import grouped
+from linear.kernels.grouped import grouped, waits
 from linear.structured import Structured, divisors, gemm_std, near
 
 
@@ -44,6 +44,9 @@ class BttMoE(Structured):
         Z = Z * gates.flatten()[order].to(Z.dtype)[:, None]
         y = grouped(Z, B, ends)[:, order.argsort()]  # (f, T k, e) in the order of the tokens again
         return y.view(f, T, self.k, e).sum(2).transpose(0, 1).reshape(T, f * e)
+
+    def waits(self, dtype) -> bool:
+        return waits(dtype, *self.factors)
 
     def matrix(self):
         raise UserError('linear = btt_moe: a mixture is no matrix, it cannot be materialised or collapsed')

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from configurator import key
 from linear import structured
 from linear.base import Matrix
-from linear.kernels.grouped import grouped
+from linear.kernels.grouped import grouped, waits
 
 
 @dataclass
@@ -77,6 +77,10 @@ class MoE(nn.Module):
         y = grouped(F.gelu(h), self.c_proj[None].to(dtype), ends)[0]
         y = (y * gates.flatten()[order].to(dtype)[:, None])[order.argsort()]
         return self.dropout(y.view(B, T, self.k, C).sum(2))
+
+    def waits(self, dtype) -> bool:
+        """Whether the processor has to wait for the GPU in the middle of it: then no CUDA graph can hold it."""
+        return waits(dtype, self.c_fc, self.c_proj)
 
     def macs(self):
         """Multiply-adds per token."""

@@ -11,7 +11,7 @@ import checkpoint
 import hardware
 from configurator import load
 from linear import LAYERS, make, moe
-from linear.kernels import fused
+from linear.kernels import attend, fused
 from model import GPT, GPTConfig
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
@@ -22,7 +22,7 @@ from train import TrainConfig, Trainer
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 FLAGS = [
     'config/shakespeare_char.py', '--dropout=0', '--warmup_iters=0', '--learning_rate=1e-4', '--min_lr=0',
-    '--n_layer=2', '--batch_size=8',
+    '--n_layer=2', '--batch_size=8', '--cuda_graph=false',
 ]  # fmt: skip
 
 
@@ -112,6 +112,20 @@ def test_a_replayed_step_is_the_step(flags, compile):
     assert abs(ta.evaluate('val')['val_loss'] - tb.evaluate('val')['val_loss']) < 1e-3
 
 
+@pytest.mark.parametrize(
+    'flags',
+    [
+        (), ('--mlp=moe',), ('--linear=btt_moe',), ('--linear=monarch', '--guide_iters=4'), ('--on_nan=skip',),
+        ('--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=3'),
+    ],
+)  # fmt: skip
+def test_what_is_replayed_by_default_learns_the_same(flags):
+    a, ta = run('--cuda_graph=auto', *flags, steps=10)
+    b, _ = run(*flags, steps=10)
+    assert ta.micro_step.graph is not None and ta.about_graphs.startswith('CUDA graphs: on')
+    assert a == pytest.approx(b, abs=0.02)
+
+
 def test_dropout_differs_between_replays():
     _, t = run('--cuda_graph=true', '--dropout=0.5', steps=5)
     x, y = t.data['train'].batch(0)
@@ -137,6 +151,23 @@ def test_replayed_sampling_draws_what_recomputing_draws(keys, compile):
     assert torch.equal(draw(temperature=0), idx[:, 5:])
     by = lambda seed: draw(temperature=5.0, top_k=200, generator=torch.Generator('cuda').manual_seed(seed))
     assert torch.equal(by(1), by(1)) and not torch.equal(by(1), by(2)) and len(by(1).unique()) > 50
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    'B, heads, kv, width, size, window', [(1, 12, 12, 64, 1001, 1024), (64, 12, 4, 64, 300, 50), (2, 3, 1, 24, 70, 70)]
+)
+def test_a_token_attends_as_in_float64(B, heads, kv, width, size, window, dtype):
+    """At the ends of the blocks and of the cache, which gets the new key and value and keeps the others."""
+    like = dict(device='cuda', dtype=dtype)
+    for n in (0, 1, 63, 64, 65, size - 1):
+        q, k, v = (torch.randn(B, 1, h, width, **like).transpose(1, 2) for h in (heads, kv, kv))
+        cache, pos = torch.randn(2, B, kv, size, width, **like), torch.tensor([n], device='cuda')
+        wanted = cache.cpu().double()
+        y = attend.plain(q.cpu().double(), k.cpu().double(), v.cpu().double(), wanted, pos.cpu(), window, width**-0.5)
+        got = torch.ops.nanomorph.attend(q, k, v, cache, pos, window, width**-0.5)
+        assert torch.equal(cache.cpu().double(), wanted)
+        assert (got.cpu().double() - y).abs().max() < (2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_mfu_has_a_peak_and_bf16_is_the_default():
@@ -358,7 +389,7 @@ def test_resume_is_exact_in_the_deterministic_mode(flags, script, shakespeare, t
     same = [
         'config/shakespeare_char.py', f'--dataset={shakespeare}', '--deterministic=true', '--compile=true', '--n_layer=2',
         '--batch_size=16', '--warmup_iters=2', '--lr_decay_iters=12', '--eval_interval=6', '--eval_iters=4',
-        '--log_interval=1', '--always_save_checkpoint=true', *flags,
+        '--log_interval=1', '--always_save_checkpoint=true', '--cuda_graph=false', *flags,
     ]  # fmt: skip
     at_once, parts = tmp_path / 'at_once', tmp_path / 'parts'
     script('train.py', *same, '--max_iters=12', f'--out_dir={at_once}')

@@ -17,6 +17,13 @@ def native(*tensors) -> bool:
     return all(t.is_cuda and t.dtype == torch.bfloat16 and t.size(-1) % 8 == t.size(-2) % 8 == 0 for t in tensors)
 
 
+def waits(dtype, *matrices) -> bool:
+    """Whether products of these matrices in dtype, in a GPU's training, make the processor wait for the ends of the groups:
+    where one comes after another, and where torch's own does the same (before Hopper)."""
+    short = dtype == torch.bfloat16 and all(n % 8 == 0 for W in matrices for n in W.shape[-2:])
+    return not short or torch.cuda.get_device_capability(matrices[0].device) < (9, 0)
+
+
 @torch.library.impl('nanomorph::grouped', ('cpu', 'cuda', 'mps'))
 def grouped_op(x, W, ends):
     """x (R, i), W (G, i, o), ends (G) int32 -> (R, o): rows up to ends[0] times W[0], then up to ends[1] times W[1], ..."""

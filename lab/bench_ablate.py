@@ -1,0 +1,154 @@
+"""
+What each optimisation of the training step is worth: it is switched off alone. bench.py calls it.
+
+    python bench.py ablate config/expansive_shakespeare.py --steps=5 --rounds=3
+    python bench.py ablate config/gpt2.py --dataset=shakespeare_char --vocab_size=50304 --batch_size=12
+
+The step as it is and the one without take turns, as in bench.py, one optimisation after the other; what is not in use
+here (no GPU, another layer) is left out. Memory is the allocator's peak, for steps without CUDA graphs.
+"""
+
+import contextlib
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+
+import hardware
+from configurator import key, load, root_path
+from files import write
+from lab.costs import columns
+from lab.steps import Arm
+from linear.kernels import fused
+from logger import relative
+from model import GPT, MLP
+from optim import Optimizer
+from train import TrainConfig
+
+AdamW = torch.optim.AdamW
+
+
+@dataclass
+class AblateConfig(TrainConfig):
+    steps: int = key(20, 'steps in a timed block', low=1, group='timing')
+    rounds: int = key(5, 'timed blocks of each', low=1)
+    warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
+    out: str = key('', 'file for the figures, a JSON line each; empty: none')
+
+
+# -----------------------------------------------------------------------------
+# what can be switched off
+
+
+class Switch(NamedTuple):
+    used: Callable  # trainer -> whether the step uses it
+    flags: Callable = lambda t: []  # trainer -> flags that switch it off
+    off: Callable = lambda t: contextlib.nullcontext()  # trainer -> a context in which it is off
+
+
+def fuses(t) -> bool:
+    mlps = [m for m in t.model.modules() if isinstance(m, MLP)]
+    return fused.on_chip(next(t.model.parameters())) and any(
+        m.fuse and fused.one_fits(m.c_fc) and fused.one_fits(m.c_proj) for m in mlps
+    )
+
+
+@contextlib.contextmanager
+def without_backend(t):
+    """Attention by the next best kernel."""
+    name = attention(t).removesuffix('_attention').replace('efficient', 'mem_efficient')
+    switch = getattr(torch.backends.cuda, f'enable_{name}_sdp')
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
+
+
+def attention(t) -> str:
+    return hardware.attention_backend(t.model, t.device, t.dtype)
+
+
+def unpadded(self, x):
+    return self.lm_head(x) if not isinstance(self.lm_head, torch.nn.Linear) else F.linear(x, self.lm_head.weight)
+
+
+def other_path(t) -> str:
+    return 'factored' if t.optimizer.factors else 'materialised'
+
+
+SWITCHES = {
+    'compile': Switch(lambda t: t.compile, lambda t: ['--compile=false']),
+    'CUDA graphs': Switch(lambda t: t.graphs, lambda t: ['--cuda_graph=false']),
+    'captured update': Switch(
+        lambda t: t.optimizer.capturable, off=lambda t: mock.patch.object(Optimizer, 'capture', lambda self: None)
+    ),
+    'fused AdamW': Switch(
+        lambda t: t.device.type == 'cuda',
+        off=lambda t: mock.patch.object(torch.optim, 'AdamW', lambda *a, fused=None, **k: AdamW(*a, **k)),
+    ),
+    'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
+    'padded vocabulary': Switch(
+        lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64,
+        off=lambda t: mock.patch.object(GPT, 'head', unpadded),
+    ),
+    'attention kernel': Switch(lambda t: attention(t) not in ('math', 'unknown'), off=without_backend),
+    '16 bits': Switch(lambda t: t.dtype != torch.float32, lambda t: ['--dtype=float32']),
+    'linear_path': Switch(
+        lambda t: (
+            any(hasattr(m, 'factors') for m in [*t.model.modules(), *t.optimizer.factors.values()])
+            and not any(hasattr(m, 'router') for m in t.model.modules())
+        ),
+        lambda t: [f'--linear_path={other_path(t)}'],
+    ),
+}
+
+
+def ablate(argv: list[str]):
+    cfg = load(AblateConfig, argv)
+    device = hardware.choose_device(cfg.device, cfg.deterministic)
+    torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
+    base, rows = Arm(argv, cfg, device, cfg.warmup), []
+    for name, switch in SWITCHES.items():
+        t = base.trainer
+        if not switch.used(t):
+            continue
+        flags = switch.flags(t)
+        with switch.off(t):
+            arm = Arm([*argv, *flags], load(AblateConfig, [*argv, *flags]), device, cfg.warmup)
+        base.times = []
+        for _ in range(cfg.rounds):
+            base.timed_block(cfg.steps)
+            with switch.off(t):
+                arm.timed_block(cfg.steps)
+        rows.append(dict(without=name, flags=flags, base_ms=base.figures(base)['ms']) | arm.figures(base))
+        if device.type != 'cuda':  # the resident memory of a process cannot be told apart by arm
+            rows[-1]['peak_memory'] = None
+        print(line(rows[-1], head=len(rows) == 1), flush=True)
+        if cfg.out:  # after each row: what is measured is kept, however this ends
+            write(root_path(cfg.out), ''.join(json.dumps(relative(r)) + '\n' for r in rows).encode())
+        del arm, t
+        gc.collect()
+        if device.type == 'cuda':
+            torch.cuda.empty_cache()
+    if not rows:
+        print('none of these is in use here: ' + ', '.join(SWITCHES))
+
+
+def line(r: dict, head: bool) -> str:
+    cells = {
+        'without': f'{r["without"]:18}',
+        'ms/step': f'{r["ms"]:9.2f}',
+        'as it is': f'{r["base_ms"]:9.2f}',
+        'times as long': f'{r["ratio"]:13.3f}',
+        'peak MiB': f'{r["peak_memory"] / 2**20:9,.0f}' if r['peak_memory'] else f'{"-":>9}',
+        'by': ' '.join(r['flags']) or 'a patch for this table',
+    }
+    found = columns([cells])
+    text = f'{r["device"]}, torch {r["torch"]}, {r["blocks"]} blocks of {r["steps"]} steps each'
+    return '\n'.join([text, *found] if head else found[1:])

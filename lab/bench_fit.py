@@ -1,0 +1,147 @@
+"""
+Which micro-batch holds a config on a GPU, by a count; nothing is run. bench.py calls it.
+
+    python bench.py fit config/gpt2.py --vocab_size=50304 --memory=80
+    python bench.py fit config/gpt2_xl.py --vocab_size=50304 --memory=80 --batch_size=4
+
+Counted is the compiled step in 16 bits where it is highest: at the end of the forward pass, or at the update. For its
+backward pass a block keeps the inputs of its products in 16 bits and the residual stream in float32; the compiler
+computes the rest again. The peaks in the committed logs lie within a tenth of the count (tests/lab/test_bench_fit.py
+says which are compared).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from configurator import key
+from lab.costs import columns
+from linear.factors import Factors
+from model import GPT
+from surgery import rotate
+from tokens import loader
+from train import TrainConfig
+
+USABLE = 0.92  # of a GPU's memory: the driver, workspaces of libraries and holes between blocks take the rest
+
+
+@dataclass
+class FitConfig(TrainConfig):
+    memory: float = key(80.0, 'of one GPU, in GiB', above=0, group='fitting')
+
+    def problems(self, sized=None):
+        found = super().problems(sized)
+        if self.compile is False or self.dtype == 'float32':
+            found.append('compile, dtype: the count is of the compiled step in 16 bits; leave them out')
+        return found
+
+
+@dataclass
+class Count:
+    """Bytes of a training step."""
+
+    params: int  # numbers that the optimizer moves
+    weights: int  # float32: those the network computes with, and the factors beside it
+    grads: int  # float32, of all these
+    stays: int  # the part of the gradients that is there at the end of a forward pass
+    state: int  # of the optimizer
+    products: int  # of factors that are multiplied out, kept for the chain rule
+    casts: int  # the weights in 16 bits
+    gathered: int  # fsdp: the embeddings and two blocks in 16 bits
+    block: float  # per token: what all blocks keep for the backward pass
+    stream: float  # per token: that of it which is left where blocks are computed again
+    head: float  # per token: the last norm, the logits and their gradient
+    evaluation: float  # per token: of a forward pass alone
+
+    def fixed(self, ddp: bool, shards: int) -> float:
+        """Bytes at the end of a forward pass whatever the micro-batch."""
+        if shards > 1:
+            return (self.weights + self.grads + self.state) / shards + self.products + self.gathered
+        return self.weights + (self.grads if ddp else self.stays) + self.state + self.products + self.casts
+
+    def update(self, shards: int) -> float:
+        return (self.weights + self.grads + self.state) / shards + self.products
+
+    def per_token(self, again: bool, layers: int) -> float:
+        """again: blocks are computed again, so one at a time keeps what it needs."""
+        return self.head + (self.stream + self.block / layers if again else self.block)
+
+
+def kept(c, hidden: float) -> float:
+    """Bytes that a block of dense layers keeps for each token."""
+    n, kv = c.n_embd, c.n_embd * (c.n_kv_head or c.n_head) // c.n_head
+    short = 2 * n + n + 2 * kv + n + 2 * c.n_head  # norms' outputs; q, k, v; what attention returns, its rows' sums
+    if c.position == 'rope' or c.qk_norm:
+        short += n + kv  # q and k as attention takes them
+    if c.post_norm:
+        short += 2 * n
+    if c.mlp == 'moe':
+        short += c.experts_active * 2 * (n + hidden)  # sorted by expert: inputs, h, act(h), outputs
+    else:
+        short += hidden * ((3 if c.mlp == 'swiglu' else 2) + c.mlp_gate)  # act(h), and h or act'(h)
+    masks = 2 * n if c.dropout else 0
+    return 2 * 4 * n + 2 * short + masks
+
+
+def count(cfg) -> Count:
+    """Of a config whose vocab_size is known."""
+    shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
+    with torch.device('meta'):
+        model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
+        beside = Factors(model, cfg.tokens_per_iter)
+    network = sum(p.numel() for p in model.parameters())
+    block = sum(p.numel() for p in model.transformer.h[0].parameters())
+    products = sum(m.d_in * m.d_out for m in beside.values())
+    factors = sum(W.numel() for m in beside.values() for W in m.parameters())
+    # a captured update has gradients of its own, and those of several micro-batches are summed
+    several = cfg.gradient_accumulation_steps > 1 or cfg.cuda_graph is True or network < 2**25
+    inside = sum(m.moves() for m in model.modules() if hasattr(m, 'factors'))  # written and read, in 16 bits
+    odd = -cfg.vocab_size % 64  # the gradient of the padded logits is an array of its own
+    logits = 2 * (cfg.vocab_size + odd)
+    hidden = [cfg.hidden(i) for i in range(cfg.n_layer)]
+    return Count(
+        params=network - products + factors,
+        weights=4 * (network + factors),
+        grads=4 * (network + factors),
+        stays=4 * (factors + several * network),
+        state=rotate.footprint(model, beside, cfg.optimizer) - 4 * (2 * (network + factors) + products),
+        products=4 * products,
+        casts=2 * network,
+        gathered=2 * (network - (cfg.n_layer - 2) * block),
+        block=sum(kept(cfg, h) for h in hidden) + inside,
+        stream=4 * cfg.n_embd * cfg.n_layer,
+        head=6 * cfg.n_embd + logits * (2 if odd else 1),
+        evaluation=2 * logits + 6 * cfg.n_embd + 2 * max(hidden),
+    )
+
+
+def fit(cfg):
+    if not cfg.vocab_size:
+        cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
+    c, room = count(cfg), USABLE * cfg.memory * 2**30
+    gib = lambda n: f'{n / 2**30:.2f}'
+    print(
+        f'{c.params:,} parameters, vocabulary {cfg.vocab_size:,}, compiled, 16 bits; GiB: weights {gib(c.weights)},'
+        f' gradients {gib(c.grads)}, optimizer state {gib(c.state)},\nproducts of factors {gib(c.products)}, weights in 16 bits {gib(c.casts)}; KiB per token: blocks'
+        f' {c.block / 1024:.1f}, head {c.head / 1024:.1f}'
+    )
+    ways = [('one GPU', False, 1), ('ddp', True, 1), *((f'fsdp over {n}', True, n) for n in (2, 8, 64))]
+    rows = []
+    for name, ddp, shards in ways:
+        for again in (False, True):
+            fixed, update = c.fixed(ddp, shards), c.update(shards)
+            each = c.per_token(again, cfg.n_layer) * cfg.block_size  # of a sequence
+            most = int((room - fixed) // each) if update <= room else 0
+            rows.append({
+                'GiB': name + (', blocks computed again' if again else ''),
+                f'micro-batch {cfg.batch_size}': gib(max(fixed + cfg.batch_size * each, update)),
+                'largest': str(most) if most > 0 else 'none',
+                'its peak': gib(max(fixed + most * each, update)) if most > 0 else '-',
+            })  # fmt: skip
+    print('\n'.join(columns(rows)))
+    print(
+        f'largest: micro-batch (sequences of {cfg.block_size:,} tokens) that {USABLE:.0%} of {cfg.memory:g} GiB hold; "computed'
+        f' again": activation checkpointing.\nWith cuda_graph an evaluation has its own'
+        f' {gib(c.evaluation * cfg.block_size * cfg.batch_size)} GiB at micro-batch {cfg.batch_size}'
+    )

@@ -1,0 +1,48 @@
+"""bench.py ablate: each optimisation is off in its own row, and on again afterwards."""
+
+import json
+from types import SimpleNamespace
+
+import torch
+from conftest import TINY
+
+import bench
+import optim
+from lab import bench_ablate
+from lab.bench_ablate import SWITCHES
+from model import GPT
+
+
+def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, capsys):
+    flags = [*TINY, '--n_layer=1', '--linear=expanded', '--linear_path=materialised', '--expansion=40']
+    own = ['--steps=1', '--rounds=2', '--warmup=1', f'--out={tmp_path}/x.jsonl']
+    seen, arm = [], bench_ablate.Arm
+
+    def spy(argv, cfg, device, warmup):
+        seen.append((cfg.linear_path, torch.backends.cuda.flash_sdp_enabled()))
+        return arm(argv, cfg, device, warmup)
+
+    monkeypatch.setattr(bench_ablate, 'Arm', spy)
+    monkeypatch.setattr('sys.argv', ['bench.py', 'ablate', *flags, *own])
+    bench.main()
+    assert seen == [('materialised', True), ('materialised', False), ('factored', True)]
+    rows = [json.loads(line) for line in (tmp_path / 'x.jsonl').read_text().splitlines()]
+    assert [r['without'] for r in rows] == ['attention kernel', 'linear_path']
+    assert all(r['ratio'] > 0 and r['base_ms'] > 0 and r['blocks'] == 2 for r in rows)
+    said = capsys.readouterr().out.splitlines()
+    assert said[2].startswith('attention kernel') and said[3].endswith('--linear_path=factored')
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_what_is_patched_is_off_inside_and_as_before_afterwards():
+    t = SimpleNamespace(device=torch.device('cuda'))
+    before = torch.optim.AdamW, optim.Optimizer.capture, GPT.head
+    p = torch.nn.Parameter(torch.zeros(2))
+    with SWITCHES['fused AdamW'].off(t):
+        assert not torch.optim.AdamW([p], fused=True).defaults['fused']
+    with SWITCHES['captured update'].off(t):
+        assert optim.Optimizer.capture(None) is None
+    with SWITCHES['padded vocabulary'].off(t):
+        model = SimpleNamespace(lm_head=torch.nn.Linear(2, 3, bias=False))
+        assert GPT.head(model, torch.ones(1, 2)).shape == (1, 3)
+    assert before == (torch.optim.AdamW, optim.Optimizer.capture, GPT.head)

@@ -1,0 +1,58 @@
+"""bench.py fit: the count is what the allocator has measured."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import ROOT
+
+import bench
+from lab.bench_fit import FitConfig, count
+from train import TrainConfig
+
+LOGS = ('d12', 'growth_small', 'rotate', 'bench/muon')  # of the first every fourth line
+
+
+def measured() -> list:
+    """(config, peak of the allocator) of compiled steps on a GPU. A rotation has a peak of its own, between two steps."""
+    keys = {f.name for f in dataclasses.fields(TrainConfig)} - {'blocks'}  # blocks were bench.py's rounds then
+    found = []
+    for name in LOGS:
+        path = ROOT / 'results' / (f'{name}.jsonl' if '/' in name else f'{name}/bench.jsonl')
+        for r in map(json.loads, path.read_text().splitlines()[:: 4 if name == 'd12' else 1]):
+            if r.get('compiled') and r.get('peak_memory') and r['config'].get('expansion_schedule') != 'rotate':
+                found.append((FitConfig(**{k: v for k, v in r['config'].items() if k in keys}), r['peak_memory']))
+    return found
+
+
+def peak(cfg) -> float:
+    c = count(cfg)
+    tokens = cfg.batch_size * cfg.block_size
+    return max(c.fixed(False, 1) + tokens * c.per_token(False, cfg.n_layer), c.update(1))
+
+
+def test_the_count_is_within_a_tenth_of_the_measured_peaks():
+    logs = measured()
+    assert len(logs) > 8
+    for cfg, wanted in logs:
+        assert peak(cfg) == pytest.approx(wanted, rel=0.1), (cfg.out_dir, cfg.n_layer, cfg.n_embd, cfg.optimizer)
+    largest = max(logs, key=lambda row: row[1])[0]  # with bias; 28.4 GiB were measured without
+    assert peak(dataclasses.replace(largest, bias=False, gradient_accumulation_steps=1)) == pytest.approx(
+        28.4 * 2**30, rel=0.05
+    )
+
+
+def test_the_largest_micro_batch_fits_and_one_more_does_not(monkeypatch, capsys, fails):
+    flags = ['config/gpt2.py', '--vocab_size=50304', '--n_layer=2', '--memory=16']
+    monkeypatch.setattr('sys.argv', ['bench.py', 'fit', *flags])
+    bench.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(('one GPU', 'ddp', 'fsdp'))]
+    most = {line[:30].strip(): int(line.split()[-2]) for line in lines}
+    assert all(0.92 * 16 - 0.3 < float(line.split()[-1]) <= 0.92 * 16 for line in lines)
+    assert len(most) == 10 and most['ddp'] <= most['one GPU'] < most['one GPU, blocks computed again']
+    monkeypatch.setattr('sys.argv', ['bench.py', 'fit', *flags, '--n_layer=48', '--n_embd=12288', '--n_head=96'])
+    bench.main()
+    said = capsys.readouterr().out
+    assert 'none' in next(line for line in said.splitlines() if line.startswith('one GPU'))
+    monkeypatch.setattr('sys.argv', ['bench.py', 'fit', '--memory=0', '--compile=false'])
+    fails(bench.main, 'memory = 0', 'compiled step in 16 bits')
