@@ -258,12 +258,13 @@ def set_random_state(states: dict, rank: int, device: torch.device):
             torch.cuda.set_rng_state(states['cuda'][rank])
 
 
-def graphs(asked: bool | str, model, tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+def graphs(
+    asked: bool | str, model, tokens: int, device: torch.device, dtype: torch.dtype, no: str = ''
+) -> tuple[bool, str]:
     """Whether to replay micro-batches of so many tokens as CUDA graphs (the key cuda_graph), and a line that says why.
-    UserError where that is asked for and cannot be."""
+    UserError where that is asked for and cannot be. no: what speaks against it already."""
     if asked is False:
         return False, 'CUDA graphs: off, as cuda_graph = False asks'
-    no = ''
     if device.type != 'cuda':
         no = f'needs a CUDA device, this is {device.type}'
     elif rank_world()[1] > 1:
