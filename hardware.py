@@ -107,6 +107,13 @@ def rank_world() -> tuple[int, int]:
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
+def launch() -> str | None:
+    """The name of the launch that this process is part of, the same after a restart: torchrun's --rdzv-id, which it makes up
+    where it is told --standalone. None without torchrun, or where it has no name."""
+    name = os.environ.get('TORCHELASTIC_RUN_ID')
+    return None if name == 'none' else name
+
+
 def choose_device(device: str, deterministic: bool = False) -> torch.device:
     """The device that a key names, ready for use. deterministic: how the whole process computes from now on."""
     if deterministic != torch.are_deterministic_algorithms_enabled():

@@ -130,12 +130,17 @@ def share(t, like):
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gather(tree, keep: bool):
-    """A dict of tensors and dicts with whole tensors on the CPU instead of shares, one after the other. Every process calls
-    this; where keep is False the whole tensors are dropped."""
+def gather(tree, keep: bool, seen=None):
+    """A dict of tensors and dicts with whole tensors on the CPU instead of shares, one after the other; tied ones stay tied.
+    Every process calls this; where keep is False the whole tensors are dropped."""
+    seen = {} if seen is None else seen
     if isinstance(tree, dict):
-        return {k: gather(v, keep) for k, v in tree.items()}
+        return {k: gather(v, keep, seen) for k, v in tree.items()}
     if not isinstance(tree, DTensor):
         return tree
-    t = tree.full_tensor()
-    return t.cpu() if keep else None
+    mine = tree.to_local()
+    where = mine.untyped_storage()._cdata, mine.storage_offset(), tree.shape  # the same memory, if it is empty too
+    if where not in seen:
+        t = tree.full_tensor()
+        seen[where] = t.cpu() if keep else None
+    return seen[where]

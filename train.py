@@ -295,7 +295,7 @@ def train(cfg, again='go on with --init_from=resume'):
     device, rank = hardware.choose_device(cfg.device, cfg.deterministic), hardware.rank_world()[0]
     mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
     with mine, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
-        t = Trainer(cfg, device)
+        t = Trainer(start.again(cfg, device), device)
         about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
         lines += [

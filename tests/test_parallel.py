@@ -1,0 +1,153 @@
+"""
+parallel = fsdp computes what ddp and a single process compute, sends no gradient that is not needed, and its runs go on
+anywhere. Two processes, started once, make all runs of this file's quick tests.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, losses
+
+import linear
+from configurator import load
+from train import TrainConfig, train
+
+RUN = [*TINY, '--learning_rate=2e-3', '--min_lr=2e-4', '--gradient_accumulation_steps=4', '--eval_iters=3',
+       '--save_checkpoint=false', '--max_iters=4']  # fmt: skip
+MODELS = {  # each trained with ddp and with fsdp
+    'dense': [],
+    'odd': ['--mlp=swiglu', '--position=rope', '--norm=rmsnorm', '--tie_head=false', '--bias=true', '--n_kv_head=1',
+            '--on_nan=skip'],
+    'expanded': ['--linear=expanded', '--linear_layers=mlp+attn', '--expansion=40', '--linear_path=factored'],
+    'btt': ['--linear=btt', '--linear_layers=mlp+attn+head', '--tie_head=false', '--linear_path=factored',
+            '--structured_norm=true'],
+    'moe': ['--mlp=moe', '--experts=3'],
+    'twice': ['--activation_checkpointing=true', '--dropout=0.1'],
+    'bfloat16': ['--dtype=bfloat16'],
+}  # fmt: skip
+LONG = ['--save_checkpoint=true', '--parallel=fsdp', '--max_iters=25', '--lr_decay_iters=25', '--eval_interval=25']
+
+
+def port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def two(folder: Path, jobs: dict):
+    """Do the jobs {name: (what, flags)} with two processes, out_dir folder/name."""
+    every = [(what, [*RUN, *flags, f'--out_dir={folder / name.partition("+")[0]}']) for name, (what, flags) in jobs.items()]
+    (folder / 'jobs.json').write_text(json.dumps(every))
+    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), OMP_NUM_THREADS='1')
+    command = [sys.executable, str(ROOT / 'tests' / 'member.py'), str(folder / 'jobs.json')]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    members = [subprocess.Popen(command, env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)]
+    try:
+        said = [p.communicate(timeout=300)[0] for p in members]
+    finally:
+        for p in members:
+            p.kill()
+    assert not any(p.returncode for p in members), '\n'.join(said)[-5000:]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, shakespeare):
+    folder = tmp_path_factory.mktemp('two')
+    jobs = {f'{m}-{p}': ('train', [*f, f'--parallel={p}']) for m, f in MODELS.items() for p in ('ddp', 'fsdp')}
+    for p in ('ddp', 'fsdp'):
+        for n in (2, 8):
+            jobs[f'traffic-{p}-{n}'] = 'traffic', [f'--parallel={p}', f'--gradient_accumulation_steps={n}']
+    jobs['whole'] = 'train', LONG
+    jobs['parts'] = 'train', [*LONG, '--max_iters=5', '--keep_last=2']
+    jobs['parts+'] = 'train', [*LONG, '--init_from=resume', '--keep_last=2']
+    two(folder, jobs)
+    return folder
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_fsdp_computes_what_ddp_computes(runs, name):
+    for kind in ('train', 'eval'):
+        a, b = (losses(runs / f'{name}-{p}', kind) for p in ('ddp', 'fsdp'))
+        assert a.keys() == b.keys() and len(a) > 1
+        assert max(abs(a[i] - b[i]) for i in a) < (1e-3 if name == 'bfloat16' else 1e-5), (kind, a, b)
+
+
+def test_fsdp_computes_what_one_process_computes(runs, run_train):
+    one = run_train(*RUN)
+    for kind in ('train', 'eval'):
+        a, b = losses(one, kind), losses(runs / 'dense-fsdp', kind)
+        assert a.keys() == b.keys() and max(abs(a[i] - b[i]) for i in a) < 1e-5, (kind, a, b)
+
+
+def test_gradients_travel_once_in_a_step_however_many_micro_batches_it_has(runs):
+    counts = {p: [json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text()) for n in (2, 8)] for p in ('ddp', 'fsdp')}
+    reduces = lambda found: {k: n for k, n in found.items() if 'reduce' in k}
+    for p, (one, four) in counts.items():
+        assert reduces(one) == reduces(four) and reduces(one), (p, one, four)
+    print(counts)
+
+
+def test_a_run_of_fsdp_resumes_to_the_bit(runs):
+    a, b = (torch.load(runs / d / 'ckpt.pt', weights_only=True) for d in ('whole', 'parts'))
+    assert a['iter_num'] == b['iter_num'] == 25 and a['position'] == b['position']
+    assert all(torch.equal(v, b['model'][k]) for k, v in a['model'].items())
+    for name, state in a['optimizer'].items():
+        assert all(torch.equal(v, b['optimizer'][name][k]) for k, v in state.items()), name
+    assert losses(runs / 'whole') == losses(runs / 'parts')
+    assert losses(runs / 'whole', 'eval')[25] == losses(runs / 'parts', 'eval')[25]
+
+
+@pytest.fixture(scope='module')
+def alone(runs):
+    """One process that goes on with the file that two have left at iteration 5."""
+    out = runs / 'alone'
+    out.mkdir()
+    shutil.copy(runs / 'parts' / 'ckpt-5.pt', out / 'ckpt.pt')
+    train(load(TrainConfig, [*RUN, *LONG, '--init_from=resume', f'--out_dir={out}']))
+    return out
+
+
+def test_a_run_goes_on_with_another_number_of_processes(runs, alone):
+    a, b = losses(alone), losses(runs / 'parts')
+    assert list(a) == list(range(5, 25)) and max(abs(a[i] - b[i]) for i in a) < 1e-4
+
+
+def test_the_file_of_a_run_of_fsdp_is_that_of_any_run(runs, alone):
+    """The same names, kinds and ties, the same numbers but for rounding."""
+    one, two = (torch.load(d / 'ckpt.pt', weights_only=True) for d in (alone, runs / 'parts'))
+    assert list(one) == list(two) and list(one['model']) == list(two['model'])
+    assert one['optimizer'].keys() == two['optimizer'].keys()
+    for k, v in two['model'].items():
+        assert type(v) is torch.Tensor and torch.allclose(v, one['model'][k], atol=1e-4), k
+    for ckpt in (one, two):
+        assert ckpt['model']['lm_head.weight'].data_ptr() == ckpt['model']['transformer.wte.weight'].data_ptr()
+
+
+@pytest.mark.parametrize(
+    'flags, why',
+    [
+        (['--optimizer=muon'], 'optimizer = muon: takes whole matrices'),
+        (['--linear=expanded', '--linear_path=materialised'], 'linear_path = materialised'),
+        (['--linear=expanded', '--expansion_schedule=rotate', '--expansion_init=svd'], 'expansion_schedule = rotate'),
+        (['--linear=btt', '--guide_iters=5'], 'guide_iters = 5'),
+        (['--mlp_gate=true'], 'mlp_gate = True'),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused_in_one_line(fails, flags, why):
+    said = fails(lambda: load(TrainConfig, [*TINY, '--parallel=fsdp', *flags]), why, 'use parallel = ddp')
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_activation_checkpointing_computes_the_same(run_train):
+    flags = ['--dropout=0.1', '--max_iters=3']
+    a, b = (run_train(*flags, *more, out=out) for out, more in (('a', []), ('b', ['--activation_checkpointing=true'])))
+    assert losses(a) == losses(b)
