@@ -3,6 +3,7 @@ parallel = fsdp computes what ddp and a single process compute, sends no gradien
 anywhere. Two processes, started once, make all runs of this file's quick tests.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from conftest import ROOT, TINY, losses
 
 import linear
 from configurator import load
+from logger import read_metrics
 from train import TrainConfig, train
 
 RUN = [*TINY, '--learning_rate=2e-3', '--min_lr=2e-4', '--gradient_accumulation_steps=4', '--eval_iters=3',
@@ -151,3 +153,48 @@ def test_activation_checkpointing_computes_the_same(run_train):
     flags = ['--dropout=0.1', '--max_iters=3']
     a, b = (run_train(*flags, *more, out=out) for out, more in (('a', []), ('b', ['--activation_checkpointing=true'])))
     assert losses(a) == losses(b)
+
+
+# -----------------------------------------------------------------------------
+# torchrun: several nodes, a process that dies
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def wait_for(happened, processes):
+    deadline = time.time() + 150
+    while not happened():
+        assert time.time() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path):
+    """Two agents that meet at an address, a process each. One process is killed; both nodes start again and finish. The
+    record is that of one run, each iteration once."""
+    out, at = tmp_path / 'run', port()
+    nodes = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1', '--rdzv-id=a-launch',
+             '--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{at}', '--max-restarts=2', '--monitor-interval=0.5']  # fmt: skip
+    flags = [*LONG, '--max_iters=60', '--lr_decay_iters=60', '--eval_interval=20', '--log_interval=1', '--ddp_timeout=60']
+    command = [*nodes, str(ROOT / 'train.py'), *RUN, *flags, f'--out_dir={out}']
+    env, logs = os.environ | dict(OMP_NUM_THREADS='1', TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1'), [tmp_path / 'a.log', tmp_path / 'b.log']
+    started = dict(stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    agents = [subprocess.Popen(command, stdout=log.open('w'), **started) for log in logs]
+    try:
+        wait_for(lambda: 'iter 25:' in logs[0].read_text() + logs[1].read_text(), agents)
+        t0 = time.time()
+        os.kill(children(agents[1].pid)[0], signal.SIGKILL)
+        codes = [p.wait(timeout=150) for p in agents]
+    finally:
+        for p in agents:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(p.pid, signal.SIGKILL)
+    said = [log.read_text() for log in logs]
+    print(time.time() - t0, *said)
+    assert codes == [0, 0], '\n'.join(said)[-5000:]
+    assert any('resuming' in text for text in said)
+    iters = [m['iter'] for m in read_metrics(out) if m['kind'] == 'train']
+    assert iters == list(range(60))
+    assert not list(out.glob('earlier-*'))
