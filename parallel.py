@@ -34,7 +34,8 @@ class Keys:
         group='device and speed',
     )
     activation_checkpointing: bool = key(
-        False, 'keep only the inputs of the blocks, and compute the rest again in the backward pass: less memory, slower'
+        False,
+        'keep only the inputs of the blocks, and compute the rest again in the backward pass: less memory, slower',
     )
 
 
@@ -49,7 +50,10 @@ def problems(cfg) -> list[str]:
     if cfg.parallel != 'fsdp':
         return found
     whole = {  # keys that need a whole tensor where fsdp has a share: (is it set, why)
-        f'optimizer = {cfg.optimizer}': (cfg.optimizer != 'adamw', 'takes whole matrices, a process has a share of each'),
+        f'optimizer = {cfg.optimizer}': (
+            cfg.optimizer != 'adamw',
+            'takes whole matrices, a process has a share of each',
+        ),
         'linear_path = materialised': (cfg.linear_path == 'materialised', 'forms whole matrices from whole factors'),
         f'expansion_schedule = {cfg.expansion_schedule}': (
             cfg.expansion_schedule != 'all',

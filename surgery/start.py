@@ -67,7 +67,9 @@ def again(cfg, device):
     """cfg that goes on with the run in out_dir, where torchrun has started its processes again (--max-restarts), or Slurm the
     job: nobody is there to say init_from = resume. The run is of this very launch; an older one in the folder is left alone."""
     counts = [float(os.environ.get(f'{who}_RESTART_COUNT', 0)) for who in ('TORCHELASTIC', 'SLURM')]
-    restarts = hardware.total(torch.tensor(sum(counts), device=device))  # a node of healthy processes counts none of its own
+    restarts = hardware.total(
+        torch.tensor(sum(counts), device=device)
+    )  # a node of healthy processes counts none of its own
     if not restarts.item() or not hardware.launch():
         return cfg
     folder = root_path(cfg.out_dir)

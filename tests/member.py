@@ -10,8 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
-
 import torch
 from torch.profiler import ProfilerActivity, profile
 

@@ -6,6 +6,7 @@ anywhere. Two processes, started once, make all runs of this file's quick tests.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,6 @@ import pytest
 import torch
 from conftest import ROOT, TINY, losses
 
-import linear
 from configurator import load
 from logger import read_metrics
 from train import TrainConfig, train
@@ -47,9 +47,12 @@ def port() -> int:
 
 def two(folder: Path, jobs: dict):
     """Do the jobs {name: (what, flags)} with two processes, out_dir folder/name."""
-    every = [(what, [*RUN, *flags, f'--out_dir={folder / name.partition("+")[0]}']) for name, (what, flags) in jobs.items()]
+    every = [
+        (what, [*RUN, *flags, f'--out_dir={folder / name.partition("+")[0]}']) for name, (what, flags) in jobs.items()
+    ]
     (folder / 'jobs.json').write_text(json.dumps(every))
-    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), OMP_NUM_THREADS='1')
+    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), OMP_NUM_THREADS='1',
+                            PYTHONPATH=str(ROOT))  # fmt: skip
     command = [sys.executable, str(ROOT / 'tests' / 'member.py'), str(folder / 'jobs.json')]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     members = [subprocess.Popen(command, env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)]
@@ -91,11 +94,11 @@ def test_fsdp_computes_what_one_process_computes(runs, run_train):
 
 
 def test_gradients_travel_once_in_a_step_however_many_micro_batches_it_has(runs):
-    counts = {p: [json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text()) for n in (2, 8)] for p in ('ddp', 'fsdp')}
-    reduces = lambda found: {k: n for k, n in found.items() if 'reduce' in k}
-    for p, (one, four) in counts.items():
-        assert reduces(one) == reduces(four) and reduces(one), (p, one, four)
-    print(counts)
+    sent = lambda p, n: json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text())  # n: micro-batches of both
+    assert sent('ddp', 2)['allreduce_'] == sent('ddp', 8)['allreduce_'] > 0
+    for n in (2, 8):  # two blocks and the rest; blocks are gathered forward and backward
+        assert sent('fsdp', n)['_reduce_scatter_base_'] == 3 and sent('fsdp', n)['allreduce_'] == 1  # the norm
+        assert sent('fsdp', n)['_allgather_base_'] == n // 2 * 5
 
 
 def test_a_run_of_fsdp_resumes_to_the_bit(runs):
@@ -177,9 +180,19 @@ def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path):
     out, at = tmp_path / 'run', port()
     nodes = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1', '--rdzv-id=a-launch',
              '--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{at}', '--max-restarts=2', '--monitor-interval=0.5']  # fmt: skip
-    flags = [*LONG, '--max_iters=60', '--lr_decay_iters=60', '--eval_interval=20', '--log_interval=1', '--ddp_timeout=60']
+    flags = [
+        *LONG,
+        '--max_iters=60',
+        '--lr_decay_iters=60',
+        '--eval_interval=20',
+        '--log_interval=1',
+        '--ddp_timeout=60',
+    ]
     command = [*nodes, str(ROOT / 'train.py'), *RUN, *flags, f'--out_dir={out}']
-    env, logs = os.environ | dict(OMP_NUM_THREADS='1', TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1'), [tmp_path / 'a.log', tmp_path / 'b.log']
+    env, logs = (
+        os.environ | dict(OMP_NUM_THREADS='1', TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1'),
+        [tmp_path / 'a.log', tmp_path / 'b.log'],
+    )
     started = dict(stderr=subprocess.STDOUT, env=env, start_new_session=True)
     agents = [subprocess.Popen(command, stdout=log.open('w'), **started) for log in logs]
     try:
@@ -192,9 +205,43 @@ def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(p.pid, signal.SIGKILL)
     said = [log.read_text() for log in logs]
-    print(time.time() - t0, *said)
+    assert time.time() - t0 < 120, said
     assert codes == [0, 0], '\n'.join(said)[-5000:]
     assert any('resuming' in text for text in said)
     iters = [m['iter'] for m in read_metrics(out) if m['kind'] == 'train']
     assert iters == list(range(60))
     assert not list(out.glob('earlier-*'))
+
+
+def test_a_run_that_torchrun_starts_again_goes_on_by_itself(run_train, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a-launch')
+    flags = ['--eval_interval=2', '--eval_iters=1', '--log_interval=1']
+    out = run_train('--max_iters=2', *flags)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    run_train('--max_iters=4', *flags)
+    assert list(losses(out)) == [0, 1, 2, 3] and not list(out.glob('earlier-*'))
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'another')  # died before it wrote anything: an older run is in the folder
+    run_train('--max_iters=2', *flags)
+    assert list(losses(out)) == [0, 1] and list(losses(out / 'earlier-1')) == [0, 1, 2, 3]
+
+
+def test_the_script_for_slurm_starts_one_torchrun_a_node(tmp_path):
+    for name, text in (('scontrol', 'echo node7; echo node8'), ('srun', 'echo "$@"')):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    given = dict(SLURM_NNODES='2', SLURM_GPUS_ON_NODE='4', SLURM_JOB_ID='31', SLURM_JOB_NODELIST='node[7-8]')
+    env = os.environ | given | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    command = ['bash', str(ROOT / 'config/slurm/train.sh'), 'config/gpt2.py', '--parallel=fsdp', '--note=two words']
+    said = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert (
+        said.split()[:3] == ['torchrun', '--nnodes=2', '--nproc-per-node=4'] and '--rdzv-endpoint=node7:29500' in said
+    )
+    assert said.strip().endswith('--rdzv-id=31 --rdzv-backend=c10d --rdzv-endpoint=node7:29500 train.py config/gpt2.py'
+                                 ' --parallel=fsdp --note=two words')  # fmt: skip
+
+
+def test_the_table_of_the_scaling_page_is_what_its_formulas_give(capsys):
+    page = (ROOT / 'docs' / 'scaling.md').read_text()
+    exec(re.search(r'```python\n(.*?)```', page, re.S)[1], {})
+    rows = capsys.readouterr().out
+    assert rows.count('\n') == 3 and f'| --- |\n{rows}' in page
