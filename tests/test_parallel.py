@@ -20,11 +20,12 @@ import torch
 from conftest import ROOT, TINY, losses
 
 from configurator import load
+from linear import LAYERS
 from logger import read_metrics
 from train import TrainConfig, train
 
-RUN = [*TINY, '--learning_rate=2e-3', '--min_lr=2e-4', '--gradient_accumulation_steps=4', '--eval_iters=3',
-       '--save_checkpoint=false', '--max_iters=4']  # fmt: skip
+RUN = [*TINY, '--learning_rate=2e-3', '--min_lr=2e-4', '--gradient_accumulation_steps=4', '--eval_iters=1',
+       '--save_checkpoint=false', '--max_iters=3']  # fmt: skip
 MODELS = {  # each trained with ddp and with fsdp
     'dense': [],
     'odd': ['--mlp=swiglu', '--position=rope', '--norm=rmsnorm', '--tie_head=false', '--bias=true', '--n_kv_head=1',
@@ -37,6 +38,9 @@ MODELS = {  # each trained with ddp and with fsdp
     'bfloat16': ['--dtype=bfloat16'],
 }  # fmt: skip
 LONG = ['--save_checkpoint=true', '--parallel=fsdp', '--max_iters=25', '--lr_decay_iters=25', '--eval_interval=25']
+
+
+GROWN = ['--init_from=transfer', '--transfer_method=clone', '--n_embd=64']
 
 
 def port() -> int:
@@ -74,16 +78,30 @@ def runs(tmp_path_factory, shakespeare):
     jobs['whole'] = 'train', LONG
     jobs['parts'] = 'train', [*LONG, '--max_iters=5', '--keep_last=2']
     jobs['parts+'] = 'train', [*LONG, '--init_from=resume', '--keep_last=2']
+    for p in ('ddp', 'fsdp'):
+        jobs[f'grown-{p}'] = 'train', [*GROWN, f'--transfer_from={folder}/whole/ckpt.pt', f'--parallel={p}']
     two(folder, jobs)
     return folder
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', [*MODELS, 'grown'])
 def test_fsdp_computes_what_ddp_computes(runs, name):
     for kind in ('train', 'eval'):
         a, b = (losses(runs / f'{name}-{p}', kind) for p in ('ddp', 'fsdp'))
         assert a.keys() == b.keys() and len(a) > 1
         assert max(abs(a[i] - b[i]) for i in a) < (1e-3 if name == 'bfloat16' else 1e-5), (kind, a, b)
+
+
+@pytest.mark.slow
+def test_fsdp_computes_what_ddp_computes_with_every_layer(tmp_path):
+    flags = ['--linear_layers=mlp+attn', '--linear_path=factored', '--max_iters=2']
+    jobs = {
+        f'{m}-{p}': ('train', [*flags, f'--linear={m}', f'--parallel={p}']) for m in LAYERS for p in ('ddp', 'fsdp')
+    }
+    two(tmp_path, jobs)
+    for m in LAYERS:
+        a, b = (losses(tmp_path / f'{m}-{p}') for p in ('ddp', 'fsdp'))
+        assert len(a) == 2 and max(abs(a[i] - b[i]) for i in a) < 1e-5, (m, a, b)
 
 
 def test_fsdp_computes_what_one_process_computes(runs, run_train):
