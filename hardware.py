@@ -107,6 +107,13 @@ def rank_world() -> tuple[int, int]:
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
 
 
+def launch() -> str | None:
+    """The name of the launch that this process is part of, the same after a restart: torchrun's --rdzv-id, which it makes up
+    where it is told --standalone. None without torchrun, or where it has no name."""
+    name = os.environ.get('TORCHELASTIC_RUN_ID')
+    return None if name == 'none' else name
+
+
 def choose_device(device: str, deterministic: bool = False) -> torch.device:
     """The device that a key names, ready for use. deterministic: how the whole process computes from now on."""
     if deterministic != torch.are_deterministic_algorithms_enabled():
@@ -258,12 +265,13 @@ def set_random_state(states: dict, rank: int, device: torch.device):
             torch.cuda.set_rng_state(states['cuda'][rank])
 
 
-def graphs(asked: bool | str, model, tokens: int, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+def graphs(
+    asked: bool | str, model, tokens: int, device: torch.device, dtype: torch.dtype, no: str = ''
+) -> tuple[bool, str]:
     """Whether to replay micro-batches of so many tokens as CUDA graphs (the key cuda_graph), and a line that says why.
-    UserError where that is asked for and cannot be."""
+    UserError where that is asked for and cannot be. no: what speaks against it already."""
     if asked is False:
         return False, 'CUDA graphs: off, as cuda_graph = False asks'
-    no = ''
     if device.type != 'cuda':
         no = f'needs a CUDA device, this is {device.type}'
     elif rank_world()[1] > 1:

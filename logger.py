@@ -43,7 +43,7 @@ LINE = (
 )
 CONFIG = {'max_iters': int, 'learning_rate?': float}
 MANIFEST = {'device?': str, 'started?': str, 'finished?': str, 'params?': int, 'params_collapsed?': int, 'final_iter?': int,
-            'out_of_patience?': bool, 'transfer?': (dict, None), 'resumed?': [dict], 'wandb?': str}  # fmt: skip
+            'out_of_patience?': bool, 'transfer?': (dict, None), 'resumed?': [dict], 'wandb?': str, 'launch?': str}  # fmt: skip
 
 STARTING, FINISHING = 30, 120  # seconds that wandb may take; what it could not send stays in out_dir/wandb
 
@@ -116,6 +116,7 @@ def facts(t) -> dict:
     return dict(
         device=hardware.device_name(t.device),
         processes=t.world,
+        **dict(launch=name) if (name := hardware.launch()) else {},
         dtype=str(t.dtype).removeprefix('torch.'),
         attention=hardware.attention_backend(t.model, t.device, t.dtype),
         seed_model=t.cfg.seed_model,

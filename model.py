@@ -155,9 +155,10 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n)) if config.norm_affine and config.bias and not self.rms else None
 
     def forward(self, x):
+        weight, bias = (t if t is None else t.to(x.dtype) for t in (self.weight, self.bias))  # sent in 16 bits by fsdp
         if self.rms:
-            return F.rms_norm(x, self.shape, self.weight, 1e-6)
-        return F.layer_norm(x, self.shape, self.weight, self.bias, 1e-5)
+            return F.rms_norm(x, self.shape, weight, 1e-6)
+        return F.layer_norm(x, self.shape, weight, bias, 1e-5)
 
 
 def rope_table(pos, head_width):
@@ -326,22 +327,27 @@ class GPT(nn.Module):
         if c.mup_base and c.tie_head:  # an untied head has it in its own start and rate
             x = x * (c.mup_base / c.n_embd)
         if targets is not None:
-            logits = self.head(x)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-            if soft is not None:
-                other, w = soft
-                log_p, log_q = (F.log_softmax(t.float(), dim=-1) for t in (other, logits))
-                loss = (1 - w) * loss + w * F.kl_div(log_q, log_p, log_target=True, reduction='none').sum(-1).mean()
-            if c.mlp_gate and self.training:
-                open_share = torch.cat([b.mlp.gate for b in self.transformer.h]).clamp(0, 1).mean()
-                loss = loss + c.gate_penalty * F.relu(open_share - c.gate_budget)
-            routers = [m for m in self.modules() if getattr(m, 'router_loss', None) is not None]
-            if routers:
-                loss = loss + c.router_loss * torch.stack([m.router_loss for m in routers]).mean()
-                for m in routers:
-                    m.router_loss = None
-            return None, loss
+            return None, self.loss(x, targets, soft)
         return self.lm_head(x[:, -1:] if last_only else x), None
+
+    def loss(self, x, targets, soft=None):
+        """What is minimised, a scalar: x (B, T, C) is what the head takes; targets and soft as in forward."""
+        c = self.config
+        logits = self.head(x)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        if soft is not None:
+            other, w = soft
+            log_p, log_q = (F.log_softmax(t.float(), dim=-1) for t in (other, logits))
+            loss = (1 - w) * loss + w * F.kl_div(log_q, log_p, log_target=True, reduction='none').sum(-1).mean()
+        if c.mlp_gate and self.training:
+            open_share = torch.cat([b.mlp.gate for b in self.transformer.h]).clamp(0, 1).mean()
+            loss = loss + c.gate_penalty * F.relu(open_share - c.gate_budget)
+        routers = [m for m in self.modules() if getattr(m, 'router_loss', None) is not None]
+        if routers:
+            loss = loss + c.router_loss * torch.stack([m.router_loss for m in routers]).mean()
+            for m in routers:
+                m.router_loss = None
+        return loss
 
     def head(self, x):
         """Logits (..., V) of x (..., C). On a GPU a vocabulary such as 50257 is padded to a multiple of 64 for the product:

@@ -11,6 +11,7 @@ import math
 import torch
 
 import optimizers
+import parallel
 from configurator import UserError
 from linear.factors import Factors
 
@@ -80,7 +81,8 @@ class Optimizer:
     def __init__(self, model, cfg, tokens=math.inf, fixed_grads=False, compile=False, dtype=torch.float32):
         self.model, self.cfg, self.fixed_grads, self.grad_norm = model, cfg, fixed_grads, None
         compile = compile and all(p.is_cuda for p in model.parameters())
-        path = 'materialised' if cfg.step_rule == 'product' else None  # the rule needs W, whatever is cheaper
+        # the rule needs W, whatever is cheaper; a whole W has no place in shares of it
+        path = 'materialised' if cfg.step_rule == 'product' else 'factored' if parallel.sharded(model) else None
         self.factors = Factors(model, tokens, compile, dtype, path)
         self.build()
 
@@ -91,7 +93,8 @@ class Optimizer:
         self.param_groups = [dict(params=self.weights)]
         cuda = all(p.is_cuda for p in self.weights)
         # a replay reads gradients at fixed addresses; copying them there costs more than it saves for a large model
-        self.capturable = cuda and (self.fixed_grads or sum(p.numel() for p in self.weights) < 2**25)
+        small = sum(p.numel() for p in self.weights) < 2**25
+        self.capturable = cuda and (self.fixed_grads or small) and not parallel.sharded(self.model)
         if self.fixed_grads:
             for p in self.weights:  # one after another leaves them where they are
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -158,8 +161,8 @@ class Optimizer:
 
     def finite(self) -> bool:
         """Whether all gradients are. Waits for the GPU."""
-        norms = torch._foreach_norm([p.grad for p in self.weights if p.grad is not None])
-        return bool(torch.stack(norms).isfinite().all())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.weights if p.grad is not None])
+        return bool(parallel.whole(norm).isfinite())
 
     def step(self):
         """Clip, chain rule to the factors, move, form the matrices again."""
@@ -177,7 +180,8 @@ class Optimizer:
 
     def move(self):
         # with no clipping the norm is still measured: it is the first thing to look at when a run goes wrong
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.weights, self.cfg.grad_clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.cfg.grad_clip or math.inf)
+        self.grad_norm = parallel.whole(norm)
         self.factors.pull()
         self.adamw.step()
         if self.matrices:
@@ -249,7 +253,8 @@ class Optimizer:
                 ' with those that it was trained with, or start a new run from its weights'
             )
         full = self.adamw.state_dict()
-        full['state'] = {i: state[name] or without_moments(p) for i, (name, p) in enumerate(self.by_adamw.items())}
+        mine = lambda name, p: {k: parallel.share(v, p) for k, v in (state[name] or without_moments(p)).items()}
+        full['state'] = {i: mine(name, p) for i, (name, p) in enumerate(self.by_adamw.items())}
         for name, entry in zip(self.by_adamw, full['state'].values()):
             if 'exp_avg' not in entry:
                 raise UserError(

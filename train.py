@@ -24,7 +24,6 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 import checkpoint
 import files
@@ -32,6 +31,7 @@ import hardware
 import logger
 import optim
 import optimizers
+import parallel
 from configurator import Diverged, key, load, overrides, root_path, run
 from linear import factors
 from logger import Log, ending, facts, kept, take_folder, windows
@@ -43,7 +43,9 @@ SKIPS = 100  # updates left out in a row: no accident any more
 
 
 @dataclass
-class TrainConfig(start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger.Keys, hardware.Keys, GPTConfig):
+class TrainConfig(
+    start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger.Keys, parallel.Keys, hardware.Keys, GPTConfig
+):
     vocab_size: int = key(0, "vocabulary of the model; 0: the data set's", low=0)
     bias: bool = key(False, 'bias in linear layers and LayerNorms, as GPT-2; false is a bit better and faster')
     out_dir: str = key('out', 'where checkpoints and logs go', group='run and output')
@@ -110,7 +112,7 @@ class TrainConfig(start.Keys, distill.Keys, rotate.Keys, optimizers.Keys, logger
             )
         if not self.out_dir:
             found.append('out_dir: must name a folder, such as out/x')
-        return found + start.problems(self) + distill.problems(self) + optim.problems(self)
+        return found + start.problems(self) + distill.problems(self) + optim.problems(self) + parallel.problems(self)
 
 
 def hooks(cfg, device, compile=False, quiet=False) -> list:
@@ -157,13 +159,15 @@ class Trainer:
         if self.world > 1:  # every process computes the factors' gradients itself, from the same W.grad
             for _, p, *_ in factors.leaves(self.model):
                 dist.broadcast(p.data, 0)
+        self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
+        parallel.prepare(self.model, cfg, device, self.dtype, self.compile)
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
         # optimizer; the scaler does nothing unless dtype is float16
         tokens = cfg.batch_size * cfg.block_size
-        self.graphs, self.about_graphs = hardware.graphs(cfg.cuda_graph, self.model, tokens, device, self.dtype)
+        no = 'activation_checkpointing was not tried inside one' if cfg.activation_checkpointing else ''
+        self.graphs, self.about_graphs = hardware.graphs(cfg.cuda_graph, self.model, tokens, device, self.dtype, no)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         tokens = cfg.tokens_per_iter / self.world
         self.optimizer = optim.Optimizer(self.model, cfg, tokens, self.graphs, self.compile, self.dtype)
         self.hooks = hooks(cfg, device, self.compile, quiet=self.rank > 0)
@@ -175,11 +179,7 @@ class Trainer:
 
     def wrap(self):
         """Compiled forward, DDP, CUDA graph: what looks at the model's modules, and is made anew where they change."""
-        self.forward = torch.compile(self.model, fullgraph=True) if self.compile else self.model
-        self.eval_forward = self.forward
-        if self.world > 1:
-            ids = [self.device.index] if self.device.type == 'cuda' else None
-            self.forward = DDP(self.forward, device_ids=ids, gradient_as_bucket_view=True)
+        self.forward, self.eval_forward = parallel.wrap(self.model, self.device, self.compile)
         self.micro_step = hardware.Replay(self.forward_backward) if self.graphs else self.forward_backward
 
     def forward_backward(self, x, y):
@@ -198,8 +198,7 @@ class Trainer:
         before = self.loss_sum.clone() if skip else None
         for micro in range(self.accumulation):
             x, y = self.data['train'].batch(self.position + (micro * self.world + self.rank) * cfg.batch_size)
-            if self.world > 1:  # average gradients over processes at the last micro-batch only
-                self.forward.require_backward_grad_sync = micro == self.accumulation - 1
+            parallel.average(self.forward, on=micro == self.accumulation - 1)
             self.loss_sum += self.micro_step(x, y)
         self.loss_count += self.accumulation
         for hook in self.hooks:
@@ -253,7 +252,7 @@ class Trainer:
             return
         rng, (loss_sum, loss_count) = hardware.random_states(self.device), self.train_loss()
         self.saved = self.iter
-        if self.rank:
+        if self.rank and not parallel.sharded(self.model):
             return
         resume = {k: getattr(self, k) for k in ('position', 'seconds', 'tokens', 'best_iter')}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
@@ -262,6 +261,9 @@ class Trainer:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
         ckpt = checkpoint.pack(self.model, config, self.iter, self.best_val_loss, self.optimizer.factors, **resume)
+        ckpt = parallel.gather(ckpt, keep=not self.rank)
+        if self.rank:
+            return
         checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
         if improved:
             files.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
@@ -293,7 +295,7 @@ def train(cfg, again='go on with --init_from=resume'):
     device, rank = hardware.choose_device(cfg.device, cfg.deterministic), hardware.rank_world()[0]
     mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
     with mine, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
-        t = Trainer(cfg, device)
+        t = Trainer(start.again(cfg, device), device)
         about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
         lines += [

@@ -4,6 +4,7 @@ What a run starts from (init_from): scratch, a checkpoint, a small model that is
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ import torch.distributed as dist
 import checkpoint
 import hardware
 import linear
+import logger
 from configurator import UserError, brief, input_path, key, overrides, printable, root_path
+from files import read_json
 from linear.factors import load_state
 from model import COMPUTING, GPT
 from surgery import reader, rotate
@@ -58,6 +61,23 @@ def problems(cfg) -> list[str]:
     if cfg.other_vocabulary and cfg.init_from in ('scratch', 'resume'):
         found.append(f"other_vocabulary = True: goes with another model's weights, not with '{cfg.init_from}'")
     return found
+
+
+def again(cfg, device):
+    """cfg that goes on with the run in out_dir, where torchrun has started its processes again (--max-restarts), or Slurm the
+    job: nobody is there to say init_from = resume. The run is of this very launch; an older one in the folder is left alone."""
+    counts = [float(os.environ.get(f'{who}_RESTART_COUNT', 0)) for who in ('TORCHELASTIC', 'SLURM')]
+    restarts = hardware.total(
+        torch.tensor(sum(counts), device=device)
+    )  # a node of healthy processes counts none of its own
+    if not restarts.item() or not hardware.launch():
+        return cfg
+    folder = root_path(cfg.out_dir)
+    try:
+        mine = read_json(folder / 'manifest.json', logger.MANIFEST).get('launch') == hardware.launch()
+    except UserError:
+        return cfg
+    return dataclasses.replace(cfg, init_from='resume') if mine and (folder / 'ckpt.pt').exists() else cfg
 
 
 def read(cfg) -> tuple:

@@ -96,6 +96,10 @@ def follow(line: str, made: set, monkeypatch):
         return
     if words[0] == 'torchrun':
         words = ['python', *words[next(i for i, w in enumerate(words) if w.endswith('.py')) :]]
+    if words[0] == 'sbatch':
+        at = next(i for i, w in enumerate(words) if w.endswith('.sh'))
+        assert (ROOT / words[at]).exists(), line
+        words = ['python', 'train.py', *words[at + 1 :]]
     assert words[0] == 'python' and (ROOT / words[1]).exists(), line
     script, argv = words[1], words[2:]
     if script in WITHOUT_KEYS:

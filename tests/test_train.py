@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, TINY, losses, tiny_gpt
 
 import checkpoint
+import parallel
 import train as module
 from configurator import load
 from lab import launch
@@ -456,7 +457,7 @@ def test_an_evaluation_computes_in_the_precision_of_training(tmp_path):
 
 
 def test_processes_start_with_one_model_and_draw_dropouts_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'DDP', lambda model, **_: model)
+    monkeypatch.setattr(parallel, 'DDP', lambda model, **_: model)
     monkeypatch.setattr(torch.distributed, 'broadcast', lambda *_: None)
     monkeypatch.setattr(torch.distributed, 'barrier', lambda: None)
     monkeypatch.setenv('WORLD_SIZE', '2')

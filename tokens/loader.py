@@ -300,7 +300,8 @@ class Loader:
 
     def eval_batches(self, max_windows: int, rank=0, world=1, half=None):
         """Non-overlapping windows spread evenly over the split, the same ones for every run; every world-th batch from
-        the rank-th. Batches have one shape: the last is filled with targets -1, which the loss ignores.
+        the rank-th. Batches have one shape: the last is filled with targets -1, which the loss ignores. All ranks get equally
+        many, since processes may compute each one together: where a rank has none left, it is one of 0 tokens.
         half: 0 or 1 for the first or the second half of these windows, which lie in different parts of the text."""
         total = max(1, (len(self.tokens) - 1) // self.block_size)
         n = min(total, max_windows) if max_windows else total
@@ -308,8 +309,8 @@ class Loader:
         if half is not None:
             starts = np.array_split(starts, 2)[half]
             n = len(starts)
-        for i in range(rank * self.batch_size, n, world * self.batch_size):
-            chunk = starts[i : i + self.batch_size]
+        for i in range(0, n, world * self.batch_size):
+            chunk = starts[i + rank * self.batch_size :][: self.batch_size]
             x, y = self.gather(np.pad(chunk, (0, self.batch_size - len(chunk))))
             if len(chunk) < self.batch_size:
                 y = y.clone()  # x is a view of the same tokens

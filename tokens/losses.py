@@ -26,5 +26,7 @@ def total(loss_of, batches, device: torch.device) -> tuple[float, float]:
     """(sum of the losses, tokens) of batches (x, y, tokens in them), over all processes."""
     sums = torch.zeros(2, device=device, dtype=torch.float32 if device.type == 'mps' else torch.float64)
     for x, y, n in batches:
-        sums += torch.stack([loss_of(x, y) * n, torch.tensor(float(n), device=device)])
+        loss = loss_of(x, y)  # of 0 tokens too: other processes may need this one for theirs
+        if n:
+            sums += torch.stack([loss * n, torch.tensor(float(n), device=device)])
     return tuple(hardware.total(sums).tolist())

@@ -1,0 +1,150 @@
+"""
+Several processes: what each of them holds of the model, and what they send each other.
+
+    ddp    Each holds the whole model. Gradients are averaged during the last backward pass of a step.
+    fsdp   Each holds a share of every tensor: of its values, its gradient and Adam's moments. The tensors of a block are
+           gathered before it computes, forward and backward, and dropped afterwards. Gradients are averaged and shared out
+           during the last backward pass of a step. (ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054; PyTorch FSDP: Zhao et al.
+           2023, arXiv 2304.11277; fully_shard.)
+
+Both compute the same from the same data. docs/scaling.md says what they cost in memory and traffic.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.checkpoint import checkpoint
+
+import hardware
+from configurator import UserError, key
+
+
+@dataclass
+class Keys:
+    """What the processes of a run share, and what is kept for the backward pass."""
+
+    parallel: str = key(
+        'ddp',
+        'of torchrun processes: each holds the whole model (ddp), or a share of every tensor (fsdp: less memory)',
+        choices=('ddp', 'fsdp'),
+        group='device and speed',
+    )
+    activation_checkpointing: bool = key(
+        False,
+        'keep only the inputs of the blocks, and compute the rest again in the backward pass: less memory, slower',
+    )
+
+
+def problems(cfg) -> list[str]:
+    """What cannot be shared out, or computed twice, one line each."""
+    found, mixture = [], cfg.mlp == 'moe' or cfg.linear == 'btt_moe'
+    if cfg.activation_checkpointing and mixture:
+        found.append(
+            'activation_checkpointing = True: a router gives its loss beside the output of its block, and only the output can'
+            ' be computed twice; leave it out with mlp = moe and linear = btt_moe'
+        )
+    if cfg.parallel != 'fsdp':
+        return found
+    whole = {  # keys that need a whole tensor where fsdp has a share: (is it set, why)
+        f'optimizer = {cfg.optimizer}': (
+            cfg.optimizer != 'adamw',
+            'takes whole matrices, a process has a share of each',
+        ),
+        'linear_path = materialised': (cfg.linear_path == 'materialised', 'forms whole matrices from whole factors'),
+        f'expansion_schedule = {cfg.expansion_schedule}': (
+            cfg.expansion_schedule != 'all',
+            'factorizes whole matrices while the model trains',
+        ),
+        f'guide_iters = {cfg.guide_iters}': (cfg.guide_iters > 0, 'drops tensors while the model trains'),
+        'mlp_gate = True': (cfg.mlp_gate, 'reads the gates of all blocks at once, when they are shared out again'),
+    }
+    found += [f'{what}: {why}; use parallel = ddp' for what, (is_set, why) in whole.items() if is_set]
+    return found
+
+
+def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool):
+    """Once, before the optimizer is made: share the model out (fsdp), and let blocks be computed twice."""
+    share_out = cfg.parallel == 'fsdp' and hardware.rank_world()[1] > 1
+    for block in model.transformer.h:
+        if share_out and compile:  # the hooks that gather and drop tensors stay outside
+            block.forward = torch.compile(block.forward, fullgraph=True)
+        if cfg.activation_checkpointing:
+            block.forward = twice(block.forward, random=cfg.dropout > 0)
+    if not share_out:
+        return
+    if compile:
+        model.loss = torch.compile(model.loss, fullgraph=True)
+    if dtype == torch.float16:
+        raise UserError(
+            'dtype = float16: its loss scaling would have to agree over the shares of parallel = fsdp; use dtype = bfloat16, or'
+            ' parallel = ddp'
+        )
+    # A block's tensors are rounded before they are sent, as autocast would round them before use; sums stay in float32.
+    # Embeddings and head are not: the stream of the residuals is in float32, as with ddp.
+    low = None if dtype == torch.float32 else dtype
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh(device.type, (hardware.rank_world()[1],))
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
+
+
+def twice(forward, random: bool):
+    """forward, of whose activations the backward pass keeps none. random: it draws dropouts, the same ones again."""
+    return lambda *inputs: checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=random)
+
+
+def wrap(model, device: torch.device, compile: bool) -> tuple:
+    """(what training calls, what an evaluation calls), compiled; to be made anew where a module of the model changes."""
+    if sharded(model):
+        return model, model
+    forward = torch.compile(model, fullgraph=True) if compile else model
+    if hardware.rank_world()[1] == 1:
+        return forward, forward
+    ids = [device.index] if device.type == 'cuda' else None
+    return DDP(forward, device_ids=ids, gradient_as_bucket_view=True), forward
+
+
+def average(forward, on: bool):
+    """Whether the next backward pass averages the gradients over the processes. Until then each sums up its own."""
+    if isinstance(forward, FSDPModule):
+        forward.set_requires_gradient_sync(on)
+    elif isinstance(forward, DDP):
+        forward.require_backward_grad_sync = on
+
+
+def sharded(model) -> bool:
+    """Whether this process holds shares of the model's tensors."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(t):
+    """The whole of a tensor; every process has to ask for it."""
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def share(t, like):
+    """Of t, which every process has, the share that this one has of `like`."""
+    if not isinstance(like, DTensor) or t.shape != like.shape:
+        return t
+    return distribute_tensor(t.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gather(tree, keep: bool, seen=None):
+    """A dict of tensors and dicts with whole tensors on the CPU instead of shares, one after the other; tied ones stay tied.
+    Every process calls this; where keep is False the whole tensors are dropped."""
+    seen = {} if seen is None else seen
+    if isinstance(tree, dict):
+        return {k: gather(v, keep, seen) for k, v in tree.items()}
+    if not isinstance(tree, DTensor):
+        return tree
+    mine = tree.to_local()
+    where = mine.untyped_storage()._cdata, mine.storage_offset(), tree.shape  # the same memory, if it is empty too
+    if where not in seen:
+        t = tree.full_tensor()
+        seen[where] = t.cpu() if keep else None
+    return seen[where]

@@ -1,0 +1,265 @@
+"""
+parallel = fsdp computes what ddp and a single process compute, sends no gradient that is not needed, and its runs go on
+anywhere. Two processes, started once, make all runs of this file's quick tests.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, losses
+
+from configurator import load
+from linear import LAYERS
+from logger import read_metrics
+from train import TrainConfig, train
+
+RUN = [*TINY, '--learning_rate=2e-3', '--min_lr=2e-4', '--gradient_accumulation_steps=4', '--eval_iters=1',
+       '--save_checkpoint=false', '--max_iters=3']  # fmt: skip
+MODELS = {  # each trained with ddp and with fsdp
+    'dense': [],
+    'odd': ['--mlp=swiglu', '--position=rope', '--norm=rmsnorm', '--tie_head=false', '--bias=true', '--n_kv_head=1',
+            '--on_nan=skip'],
+    'expanded': ['--linear=expanded', '--linear_layers=mlp+attn', '--expansion=40', '--linear_path=factored'],
+    'btt': ['--linear=btt', '--linear_layers=mlp+attn+head', '--tie_head=false', '--linear_path=factored',
+            '--structured_norm=true'],
+    'moe': ['--mlp=moe', '--experts=3'],
+    'twice': ['--activation_checkpointing=true', '--dropout=0.1'],
+    'bfloat16': ['--dtype=bfloat16'],
+}  # fmt: skip
+LONG = ['--save_checkpoint=true', '--parallel=fsdp', '--max_iters=25', '--lr_decay_iters=25', '--eval_interval=25']
+
+
+GROWN = ['--init_from=transfer', '--transfer_method=clone', '--n_embd=64']
+
+
+def port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def two(folder: Path, jobs: dict):
+    """Do the jobs {name: (what, flags)} with two processes, out_dir folder/name."""
+    every = [
+        (what, [*RUN, *flags, f'--out_dir={folder / name.partition("+")[0]}']) for name, (what, flags) in jobs.items()
+    ]
+    (folder / 'jobs.json').write_text(json.dumps(every))
+    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), OMP_NUM_THREADS='1',
+                            PYTHONPATH=str(ROOT))  # fmt: skip
+    command = [sys.executable, str(ROOT / 'tests' / 'member.py'), str(folder / 'jobs.json')]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    members = [subprocess.Popen(command, env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)]
+    try:
+        said = [p.communicate(timeout=300)[0] for p in members]
+    finally:
+        for p in members:
+            p.kill()
+    assert not any(p.returncode for p in members), '\n'.join(said)[-5000:]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, shakespeare):
+    folder = tmp_path_factory.mktemp('two')
+    jobs = {f'{m}-{p}': ('train', [*f, f'--parallel={p}']) for m, f in MODELS.items() for p in ('ddp', 'fsdp')}
+    for p in ('ddp', 'fsdp'):
+        for n in (2, 8):
+            jobs[f'traffic-{p}-{n}'] = 'traffic', [f'--parallel={p}', f'--gradient_accumulation_steps={n}']
+    jobs['whole'] = 'train', LONG
+    jobs['parts'] = 'train', [*LONG, '--max_iters=5', '--keep_last=2']
+    jobs['parts+'] = 'train', [*LONG, '--init_from=resume', '--keep_last=2']
+    for p in ('ddp', 'fsdp'):
+        jobs[f'grown-{p}'] = 'train', [*GROWN, f'--transfer_from={folder}/whole/ckpt.pt', f'--parallel={p}']
+    two(folder, jobs)
+    return folder
+
+
+@pytest.mark.parametrize('name', [*MODELS, 'grown'])
+def test_fsdp_computes_what_ddp_computes(runs, name):
+    for kind in ('train', 'eval'):
+        a, b = (losses(runs / f'{name}-{p}', kind) for p in ('ddp', 'fsdp'))
+        assert a.keys() == b.keys() and len(a) > 1
+        assert max(abs(a[i] - b[i]) for i in a) < (1e-3 if name == 'bfloat16' else 1e-5), (kind, a, b)
+
+
+@pytest.mark.slow
+def test_fsdp_computes_what_ddp_computes_with_every_layer(tmp_path):
+    flags = ['--linear_layers=mlp+attn', '--linear_path=factored', '--max_iters=2']
+    jobs = {
+        f'{m}-{p}': ('train', [*flags, f'--linear={m}', f'--parallel={p}']) for m in LAYERS for p in ('ddp', 'fsdp')
+    }
+    two(tmp_path, jobs)
+    for m in LAYERS:
+        a, b = (losses(tmp_path / f'{m}-{p}') for p in ('ddp', 'fsdp'))
+        assert len(a) == 2 and max(abs(a[i] - b[i]) for i in a) < 1e-5, (m, a, b)
+
+
+def test_fsdp_computes_what_one_process_computes(runs, run_train):
+    one = run_train(*RUN)
+    for kind in ('train', 'eval'):
+        a, b = losses(one, kind), losses(runs / 'dense-fsdp', kind)
+        assert a.keys() == b.keys() and max(abs(a[i] - b[i]) for i in a) < 1e-5, (kind, a, b)
+
+
+def test_gradients_travel_once_in_a_step_however_many_micro_batches_it_has(runs):
+    sent = lambda p, n: json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text())  # n: micro-batches of both
+    assert sent('ddp', 2)['allreduce_'] == sent('ddp', 8)['allreduce_'] > 0
+    for n in (2, 8):  # two blocks and the rest; blocks are gathered forward and backward
+        assert sent('fsdp', n)['_reduce_scatter_base_'] == 3 and sent('fsdp', n)['allreduce_'] == 1  # the norm
+        assert sent('fsdp', n)['_allgather_base_'] == n // 2 * 5
+
+
+def test_a_run_of_fsdp_resumes_to_the_bit(runs):
+    a, b = (torch.load(runs / d / 'ckpt.pt', weights_only=True) for d in ('whole', 'parts'))
+    assert a['iter_num'] == b['iter_num'] == 25 and a['position'] == b['position']
+    assert all(torch.equal(v, b['model'][k]) for k, v in a['model'].items())
+    for name, state in a['optimizer'].items():
+        assert all(torch.equal(v, b['optimizer'][name][k]) for k, v in state.items()), name
+    assert losses(runs / 'whole') == losses(runs / 'parts')
+    assert losses(runs / 'whole', 'eval')[25] == losses(runs / 'parts', 'eval')[25]
+
+
+@pytest.fixture(scope='module')
+def alone(runs):
+    """One process that goes on with the file that two have left at iteration 5."""
+    out = runs / 'alone'
+    out.mkdir()
+    shutil.copy(runs / 'parts' / 'ckpt-5.pt', out / 'ckpt.pt')
+    train(load(TrainConfig, [*RUN, *LONG, '--init_from=resume', f'--out_dir={out}']))
+    return out
+
+
+def test_a_run_goes_on_with_another_number_of_processes(runs, alone):
+    a, b = losses(alone), losses(runs / 'parts')
+    assert list(a) == list(range(5, 25)) and max(abs(a[i] - b[i]) for i in a) < 1e-4
+
+
+def test_the_file_of_a_run_of_fsdp_is_that_of_any_run(runs, alone):
+    """The same names, kinds and ties, the same numbers but for rounding."""
+    one, two = (torch.load(d / 'ckpt.pt', weights_only=True) for d in (alone, runs / 'parts'))
+    assert list(one) == list(two) and list(one['model']) == list(two['model'])
+    assert one['optimizer'].keys() == two['optimizer'].keys()
+    for k, v in two['model'].items():
+        assert type(v) is torch.Tensor and torch.allclose(v, one['model'][k], atol=1e-4), k
+    for ckpt in (one, two):
+        assert ckpt['model']['lm_head.weight'].data_ptr() == ckpt['model']['transformer.wte.weight'].data_ptr()
+
+
+@pytest.mark.parametrize(
+    'flags, why',
+    [
+        (['--optimizer=muon'], 'optimizer = muon: takes whole matrices'),
+        (['--linear=expanded', '--linear_path=materialised'], 'linear_path = materialised'),
+        (['--linear=expanded', '--expansion_schedule=rotate', '--expansion_init=svd'], 'expansion_schedule = rotate'),
+        (['--linear=btt', '--guide_iters=5'], 'guide_iters = 5'),
+        (['--mlp_gate=true'], 'mlp_gate = True'),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused_in_one_line(fails, flags, why):
+    said = fails(lambda: load(TrainConfig, [*TINY, '--parallel=fsdp', *flags]), why, 'use parallel = ddp')
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_activation_checkpointing_computes_the_same(run_train):
+    flags = ['--dropout=0.1', '--max_iters=3']
+    a, b = (run_train(*flags, *more, out=out) for out, more in (('a', []), ('b', ['--activation_checkpointing=true'])))
+    assert losses(a) == losses(b)
+
+
+# -----------------------------------------------------------------------------
+# torchrun: several nodes, a process that dies
+
+
+def children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def wait_for(happened, processes):
+    deadline = time.time() + 150
+    while not happened():
+        assert time.time() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path):
+    """Two agents that meet at an address, a process each. One process is killed; both nodes start again and finish. The
+    record is that of one run, each iteration once."""
+    out, at = tmp_path / 'run', port()
+    nodes = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1', '--rdzv-id=a-launch',
+             '--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{at}', '--max-restarts=2', '--monitor-interval=0.5']  # fmt: skip
+    flags = [
+        *LONG,
+        '--max_iters=60',
+        '--lr_decay_iters=60',
+        '--eval_interval=20',
+        '--log_interval=1',
+        '--ddp_timeout=60',
+    ]
+    command = [*nodes, str(ROOT / 'train.py'), *RUN, *flags, f'--out_dir={out}']
+    env, logs = (
+        os.environ | dict(OMP_NUM_THREADS='1', TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1'),
+        [tmp_path / 'a.log', tmp_path / 'b.log'],
+    )
+    started = dict(stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    agents = [subprocess.Popen(command, stdout=log.open('w'), **started) for log in logs]
+    try:
+        wait_for(lambda: 'iter 25:' in logs[0].read_text() + logs[1].read_text(), agents)
+        t0 = time.time()
+        os.kill(children(agents[1].pid)[0], signal.SIGKILL)
+        codes = [p.wait(timeout=150) for p in agents]
+    finally:
+        for p in agents:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(p.pid, signal.SIGKILL)
+    said = [log.read_text() for log in logs]
+    assert time.time() - t0 < 120, said
+    assert codes == [0, 0], '\n'.join(said)[-5000:]
+    assert any('resuming' in text for text in said)
+    iters = [m['iter'] for m in read_metrics(out) if m['kind'] == 'train']
+    assert iters == list(range(60))
+    assert not list(out.glob('earlier-*'))
+
+
+def test_a_run_that_torchrun_starts_again_goes_on_by_itself(run_train, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a-launch')
+    flags = ['--eval_interval=2', '--eval_iters=1', '--log_interval=1']
+    out = run_train('--max_iters=2', *flags)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    run_train('--max_iters=4', *flags)
+    assert list(losses(out)) == [0, 1, 2, 3] and not list(out.glob('earlier-*'))
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'another')  # died before it wrote anything: an older run is in the folder
+    run_train('--max_iters=2', *flags)
+    assert list(losses(out)) == [0, 1] and list(losses(out / 'earlier-1')) == [0, 1, 2, 3]
+
+
+def test_the_script_for_slurm_starts_one_torchrun_a_node(tmp_path):
+    for name, text in (('scontrol', 'echo node7; echo node8'), ('srun', 'echo "$@"')):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    given = dict(SLURM_NNODES='2', SLURM_GPUS_ON_NODE='4', SLURM_JOB_ID='31', SLURM_JOB_NODELIST='node[7-8]')
+    env = os.environ | given | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    command = ['bash', str(ROOT / 'config/slurm/train.sh'), 'config/gpt2.py', '--parallel=fsdp', '--note=two words']
+    said = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert (
+        said.split()[:3] == ['torchrun', '--nnodes=2', '--nproc-per-node=4'] and '--rdzv-endpoint=node7:29500' in said
+    )
+    assert said.strip().endswith('--rdzv-id=31 --rdzv-backend=c10d --rdzv-endpoint=node7:29500 train.py config/gpt2.py'
+                                 ' --parallel=fsdp --note=two words')  # fmt: skip
+
+
+def test_the_table_of_the_scaling_page_is_what_its_formulas_give(capsys):
+    page = (ROOT / 'docs' / 'scaling.md').read_text()
+    exec(re.search(r'```python\n(.*?)```', page, re.S)[1], {})
+    rows = capsys.readouterr().out
+    assert rows.count('\n') == 3 and f'| --- |\n{rows}' in page
