@@ -155,7 +155,10 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n)) if config.norm_affine and config.bias and not self.rms else None
 
     def forward(self, x):
-        weight, bias = (t if t is None else t.to(x.dtype) for t in (self.weight, self.bias))  # sent in 16 bits by fsdp
+        # fsdp sends them in 16 bits; never rounded here
+        weight, bias = (
+            t if t is None else t.to(torch.promote_types(t.dtype, x.dtype)) for t in (self.weight, self.bias)
+        )
         if self.rms:
             return F.rms_norm(x, self.shape, weight, 1e-6)
         return F.layer_norm(x, self.shape, weight, bias, 1e-5)
