@@ -48,20 +48,21 @@ class Count:
     state: int  # of the optimizer
     products: int  # of factors that are multiplied out, kept for the chain rule
     casts: int  # the weights in 16 bits
-    gathered: int  # fsdp: the embeddings and two blocks in 16 bits
+    gathered: int  # fsdp: two blocks in 16 bits, and what is in no block in 32
     block: float  # per token: what all blocks keep for the backward pass
     stream: float  # per token: that of it which is left where blocks are computed again
     head: float  # per token: the last norm, the logits and their gradient
     evaluation: float  # per token: of a forward pass alone
 
-    def fixed(self, ddp: bool, shards: int) -> float:
-        """Bytes at the end of a forward pass whatever the micro-batch."""
-        if shards > 1:
-            return (self.weights + self.grads + self.state) / shards + self.products + self.gathered
-        return self.weights + (self.grads if ddp else self.stays) + self.state + self.products + self.casts
+    def fixed(self, how: str, processes: int, several: bool) -> float:
+        """Bytes at the end of a forward pass whatever the micro-batch. several: micro-batches of a process in a step."""
+        if how == 'fsdp':  # sums of gradients are shared out with the last micro-batch
+            grads = self.grads if several else self.grads / processes
+            return (self.weights + self.state) / processes + grads + self.gathered
+        return self.weights + (self.grads if how == 'ddp' else self.stays) + self.state + self.products + self.casts
 
-    def update(self, shards: int) -> float:
-        return (self.weights + self.grads + self.state) / shards + self.products
+    def update(self, how: str, processes: int) -> float:
+        return (self.weights + self.grads + self.state) / (processes if how == 'fsdp' else 1) + self.products
 
     def per_token(self, again: bool, layers: int) -> float:
         """again: blocks are computed again, so one at a time keeps what it needs."""
@@ -84,12 +85,12 @@ def kept(c, hidden: float) -> float:
     return 2 * 4 * n + 2 * short + masks
 
 
-def count(cfg) -> Count:
-    """Of a config whose vocab_size is known."""
+def count(cfg, path=None) -> Count:
+    """Of a config whose vocab_size is known. path: instead of its linear_path."""
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
-        beside = Factors(model, cfg.tokens_per_iter)
+        beside = Factors(model, cfg.tokens_per_iter, path=path)
     network = sum(p.numel() for p in model.parameters())
     block = sum(p.numel() for p in model.transformer.h[0].parameters())
     products = sum(m.d_in * m.d_out for m in beside.values())
@@ -108,7 +109,7 @@ def count(cfg) -> Count:
         state=rotate.footprint(model, beside, cfg.optimizer) - 4 * (2 * (network + factors) + products),
         products=4 * products,
         casts=2 * network,
-        gathered=2 * (network - (cfg.n_layer - 2) * block),
+        gathered=2 * 2 * block + 4 * (network - cfg.n_layer * block),
         block=sum(kept(cfg, h) for h in hidden) + inside,
         stream=4 * cfg.n_embd * cfg.n_layer,
         head=6 * cfg.n_embd + logits * (2 if odd else 1),
@@ -126,22 +127,25 @@ def fit(cfg):
         f' gradients {gib(c.grads)}, optimizer state {gib(c.state)},\nproducts of factors {gib(c.products)}, weights in 16 bits {gib(c.casts)}; KiB per token: blocks'
         f' {c.block / 1024:.1f}, head {c.head / 1024:.1f}'
     )
-    ways = [('one GPU', False, 1), ('ddp', True, 1), *((f'fsdp over {n}', True, n) for n in (2, 8, 64))]
+    shared = count(cfg, 'factored')  # fsdp forms no matrix
+    ways = [('one GPU', 1), ('ddp', 2), *(('fsdp', n) for n in (2, 8, 64))]
+    mixture = cfg.mlp == 'moe' or cfg.linear == 'btt_moe'
     rows = []
-    for name, ddp, shards in ways:
-        for again in (False, True):
-            fixed, update = c.fixed(ddp, shards), c.update(shards)
+    for how, n in ways:
+        c = shared if how == 'fsdp' else c
+        fixed, update = c.fixed(how, n, cfg.gradient_accumulation_steps > n), c.update(how, n)
+        for again in (False,) if mixture else (False, True):
             each = c.per_token(again, cfg.n_layer) * cfg.block_size  # of a sequence
             most = int((room - fixed) // each) if update <= room else 0
             rows.append({
-                'GiB': name + (', blocks computed again' if again else ''),
+                'GiB': how + (f', {n} GPUs' if how == 'fsdp' else '') + (', activation checkpointing' if again else ''),
                 f'micro-batch {cfg.batch_size}': gib(max(fixed + cfg.batch_size * each, update)),
                 'largest': str(most) if most > 0 else 'none',
                 'its peak': gib(max(fixed + most * each, update)) if most > 0 else '-',
             })  # fmt: skip
     print('\n'.join(columns(rows)))
     print(
-        f'largest: micro-batch (sequences of {cfg.block_size:,} tokens) that {USABLE:.0%} of {cfg.memory:g} GiB hold; "computed'
-        f' again": activation checkpointing.\nWith cuda_graph an evaluation has its own'
-        f' {gib(c.evaluation * cfg.block_size * cfg.batch_size)} GiB at micro-batch {cfg.batch_size}'
+        f'largest: micro-batch (sequences of {cfg.block_size:,} tokens) that {USABLE:.0%} of {cfg.memory:g} GiB hold.'
+        f' With cuda_graph an\nevaluation has its own {gib(c.evaluation * cfg.block_size * cfg.batch_size)} GiB at micro-batch'
+        f' {cfg.batch_size}'
     )
