@@ -36,7 +36,8 @@ from train import TrainConfig, Trainer
 KINDS = {
     'communication': r'nccl|all_?reduce|all_?gather|reduce_scatter|c10d|gloo',
     'optimizer': r'adam|multi_tensor_apply|_foreach_|foreach|lpnorm',
-    'attention': r'flash|fmha|sdpa|scaled_dot_product|attention|cudnn_generated',
+    'drawing': r'topk|radix|argmax|exponential|multinomial',
+    'attention': r'^part$|^join$|nanomorph::attend|flash|fmha|sdpa|scaled_dot_product|attention|cudnn_generated',
     'cross-entropy': r'nll_loss|cross_entropy|log_softmax',
     'matmul': r'gemm|nvjet|cutlass|xmma|cublas|mm\b|mkldnn_linear|linear|matmul|splitk|triton_tem|nanomorph::|^product',
     'norms': r'layer_?norm|rms_?norm|rsqrt',
@@ -76,6 +77,17 @@ def measured(events, device) -> tuple[dict, dict, float]:
         busy += max(0.0, b - max(a, end))
         end = max(end, b)
     return times, numbers, busy / 1e6
+
+
+def traced(run, path, device):
+    """The events of run(), which are written to a file for chrome://tracing."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
+    with profile(activities=activities, acc_events=True) as p:
+        run()
+        sync(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    p.export_chrome_trace(str(path))
+    return p.events()
 
 
 def floor(t: Trainer, matmul: float, copy: float) -> dict:
@@ -136,15 +148,8 @@ def bench(cfg: ProfileConfig):
         t.step()
     sync(device)
     step = (time.perf_counter() - t0) / cfg.steps  # the profiler slows the processor down
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
-    with profile(activities=activities, acc_events=True) as p:
-        for _ in range(cfg.steps):
-            t.step()
-        sync(device)
     path = root_path(cfg.trace)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    p.export_chrome_trace(str(path))
-    times, numbers, busy = measured(p.events(), device)
+    times, numbers, busy = measured(traced(lambda: [t.step() for _ in range(cfg.steps)], path, device), device)
     matmul, copy = rates(device, t.dtype)
     least, one = floor(t, matmul, copy), launch(device)
     total = sum(numbers.values()) / cfg.steps

@@ -5,7 +5,7 @@ How fast a model writes. bench.py calls it.
     python bench.py sample config/gpt2.py --vocab_size=50304 --samples=64 --compile=true
 
 The model has random weights; it is sampled as sample.py does it, from a prompt of one token, with its defaults
-(temperature 0.8, top_k 200). Counted is the whole call, the capture of the CUDA graph included; compiling is not. The limit is
+(temperature 0.8, top_k 200). --trace says which kernels a token takes. Counted is the whole call, the capture of the CUDA graph included; compiling is not. The limit is
 the time to read weights and cache once per token at the copy rate, which is measured right after.
 """
 
@@ -20,6 +20,8 @@ import hardware
 from configurator import key, root_path
 from files import write
 from lab.bench_layers import rates
+from lab.bench_profile import measured, traced
+from lab.costs import columns
 from logger import commit
 from model import GPT, GPTConfig
 from sample import lower
@@ -32,6 +34,7 @@ class SampleBenchConfig(TrainConfig):
     tokens: int = key(1000, 'tokens of a sample', low=1, group='sampling')
     samples: int = key(1, 'drawn side by side', low=1)
     rounds: int = key(5, 'timed calls; the median counts', low=1)
+    trace: str = key('', 'also trace a call, to this file, and print time and kernels per token; empty: no')
     out: str = key('', 'file to which the figures are added, a JSON line; empty: none')
 
     def problems(self, sized=None):
@@ -62,6 +65,17 @@ def bench(cfg: SampleBenchConfig):
                 new[0].item()  # as where text is shown as it is written
             wait()
             seconds.append(time.perf_counter() - t)
+        if cfg.trace:
+            draw = lambda: [new[0].item() for new in model.generate(prompt, cfg.tokens, 0.8, 200, 1.0, generator)]
+            times, numbers, busy = measured(traced(draw, root_path(cfg.trace), device), device)
+            rows = [
+                {'of a token': k, 'us': f'{1e6 * v / cfg.tokens:.1f}', 'kernels': f'{numbers[k] / cfg.tokens:.1f}'}
+                for k, v in times.items()
+                if v
+            ]
+            idle = statistics.median(seconds[1:]) - busy
+            rows.append({'of a token': 'idle', 'us': f'{1e6 * max(0, idle) / cfg.tokens:.1f}'})
+            print('\n'.join(columns(rows)))
     speeds = sorted(cfg.tokens * cfg.samples / s for s in seconds[1:])  # the first one compiles
     each = torch.empty((), dtype=dtype).element_size()
     read = sum(

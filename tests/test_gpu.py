@@ -126,6 +126,21 @@ def test_what_is_replayed_by_default_learns_the_same(flags):
     assert a == pytest.approx(b, abs=0.02)
 
 
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_the_gradients_of_a_replay_are_those_of_the_plain_pass(accumulation):
+    """Written where a step has one micro-batch, added to zeros where it has two; and where the update reads them."""
+    _, t = run('--cuda_graph=true', '--dtype=float32', f'--gradient_accumulation_steps={accumulation}', steps=5)
+    x, y = t.data['train'].batch(123)
+    t.optimizer.zero_grad()
+    t.micro_step(x, y)
+    got = [p.grad.clone() for p in t.model.parameters()]
+    assert [p.grad.data_ptr() for p in t.optimizer.weights] == [g.data_ptr() for g in t.optimizer.static_grads]
+    t.optimizer.drop_grads()
+    t.forward_backward(x, y)
+    for a, p in zip(got, t.model.parameters()):
+        assert (a - p.grad).norm() <= 1e-4 * p.grad.norm()
+
+
 def test_dropout_differs_between_replays():
     _, t = run('--cuda_graph=true', '--dropout=0.5', steps=5)
     x, y = t.data['train'].batch(0)

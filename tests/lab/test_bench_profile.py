@@ -19,6 +19,8 @@ from train import TrainConfig, Trainer
     [
         ('matmul', ('nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NNT', 'sm90_xmma_gemm_bf16bf16_bf16f32', 'product', 'aten::bmm')),
         ('attention', ('cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma', 'void pytorch_flash::flash_fwd_kernel<T>')),
+        ('drawing', ('void at::native::mbtopk::radixFindKthValues<float>', 'aten::exponential_')),
+        ('attention', ('part', 'join', 'nanomorph::attend')),
         ('norms', ('triton_per_fused__to_copy_add_native_layer_norm_2', 'triton_red_fused_add_native_layer_norm_backward_7')),
         ('cross-entropy', ('triton_red_fused__log_softmax__to_copy_nll_loss_forward_5',)),
         ('elementwise', ('triton_poi_fused__to_copy_gelu_1', 'triton_poi_fused_embedding_dense_backward_4', 'slope')),

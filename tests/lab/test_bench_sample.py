@@ -13,8 +13,12 @@ def test_tokens_per_second_are_those_of_the_whole_call(tmp_path, monkeypatch, ca
     now = iter(range(1000))
     monkeypatch.setattr(bench_sample.time, 'perf_counter', lambda: next(now))
     monkeypatch.setattr(bench_sample, 'rates', lambda device, dtype: (1.0, 1e6))
-    monkeypatch.setattr('sys.argv', ['bench.py', 'sample', *TINY, '--vocab_size=64', '--tokens=20', '--samples=2', '--rounds=3', f'--out={tmp_path}/x.jsonl', '--device=cpu', '--compile=false'])  # fmt: skip
+    monkeypatch.setattr('sys.argv', ['bench.py', 'sample', *TINY, '--vocab_size=64', '--tokens=20', '--samples=2', '--rounds=3', f'--trace={tmp_path}/trace.json', f'--out={tmp_path}/x.jsonl', '--device=cpu', '--compile=false'])  # fmt: skip
     bench.main()
     row = json.loads((tmp_path / 'x.jsonl').read_text())
     assert (row['tokens_per_second'], row['slowest'], row['fastest'], row['samples']) == (40, 40, 40, 2)
-    assert '40 tokens/s' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert '40 tokens/s' in said
+    attention = next(line.split() for line in said.splitlines() if line.startswith('attention'))
+    assert float(attention[1]) > 0 and float(attention[2]) >= 2  # of two layers
+    assert (tmp_path / 'trace.json').exists()
