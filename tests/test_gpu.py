@@ -11,8 +11,10 @@ import checkpoint
 import hardware
 from configurator import load
 from linear import LAYERS, make, moe
-from linear.kernels import attend, fused
+from linear.dense import Dense
+from linear.kernels import attend, fused, vector
 from model import GPT, GPTConfig
+from sample import lower
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
 from toys.mnist import CNN, MLP
@@ -183,6 +185,40 @@ def test_a_token_attends_as_in_float64(B, heads, kv, width, size, window, dtype)
         got = torch.ops.nanomorph.attend(q, k, v, cache, pos, window, width**-0.5)
         assert torch.equal(cache.cpu().double(), wanted)
         assert (got.cpu().double() - y).abs().max() < (2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('d_in, d_out', [(768, 2304), (3072, 768), (100, 7)])
+def test_a_matrix_times_a_vector_is_the_product_of_float64(d_in, d_out, bias):
+    layer = Dense(d_in, d_out, bias=bias, device='cuda', dtype=torch.bfloat16)
+    torch.nn.init.normal_(layer.weight, std=d_in**-0.5)
+    if bias:
+        torch.nn.init.normal_(layer.bias)
+    x = torch.randn(1, 1, d_in, device='cuda')
+    with torch.no_grad():
+        assert vector.fits(x, layer.weight) and not vector.fits(x.expand(2, 1, d_in), layer.weight)
+        y = layer(x)
+    assert not vector.fits(x, layer.weight)  # with gradients it is torch's
+    wanted = torch.nn.functional.linear(
+        x.bfloat16().double(), layer.weight.double(), layer.bias.double() if bias else None
+    )
+    assert y.dtype == torch.bfloat16 and (y - wanted).abs().max() < 2e-2 * wanted.abs().max()
+
+
+@pytest.mark.parametrize('compile', [False, True])
+@pytest.mark.parametrize('B', [1, 3])
+def test_a_cached_token_has_the_logits_of_the_whole_context_in_bfloat16(B, compile):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=64, block_size=48, vocab_size=256)).cuda().eval()
+    lower(model, torch.bfloat16)
+    idx = torch.randint(256, (B, 20), device='cuda')
+    with torch.no_grad(), torch.autocast('cuda', torch.bfloat16):
+        wanted, caches = model(idx)[0].float(), model.caches(B, 20)
+        if compile:
+            model.compile()
+        for n in range(20):
+            logits = model(idx[:, n : n + 1], caches=caches, pos=torch.tensor([n], device='cuda'))[0].float()
+    assert (logits - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_mfu_has_a_peak_and_bf16_is_the_default():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-import linear.kernels.attend  # noqa: F401, which defines the operator
+import linear.kernels.attend
+import linear.kernels.vector  # noqa: F401, these define the operators
 
 
 @pytest.mark.parametrize('heads, kv, window', [(4, 4, 9), (4, 2, 3), (3, 1, 1)])
@@ -27,4 +28,10 @@ def test_the_compiler_is_told_what_is_written():
     q, cache = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 4, 9, 8)
     args = (q, torch.randn(2, 4, 1, 8), torch.randn(2, 4, 1, 8), cache, torch.tensor([3]), 9, 0.3)
     torch.library.opcheck(torch.ops.nanomorph.attend.default, args, test_utils=('test_schema', 'test_faketensor'))
+    for b in (None, torch.randn(3)):
+        torch.library.opcheck(
+            torch.ops.nanomorph.vector.default,
+            (torch.randn(1, 1, 8), torch.randn(3, 8), b),
+            test_utils=('test_schema', 'test_faketensor'),
+        )
     assert next(a for a in torch.ops.nanomorph.attend.default._schema.arguments if a.name == 'cache').is_write
