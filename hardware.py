@@ -290,13 +290,12 @@ def graphs(
 
 
 class Replay:
-    """f(x, y) captured as a CUDA graph at its third call and replayed from then on. f must read and write at the same
+    """f(x, y) captured as a CUDA graph at its fourth call and replayed from then on. f must read and write at the same
     addresses every time and give the same shapes; its result is overwritten by the next call. generator: of f's random
-    numbers, if it is not the device's own. before: calls before the capture, which compile and set up the libraries."""
+    numbers, if it is not the device's own."""
 
-    def __init__(self, f, generator=None, before=2):
-        self.f, self.generator, self.before, self.calls = f, generator, before, 0
-        self.graph = self.inputs = None
+    def __init__(self, f, generator=None):
+        self.f, self.generator, self.calls, self.graph, self.inputs = f, generator, 0, None, None
 
     def __call__(self, *inputs):
         if self.inputs is None:  # from the first call on the same tensors, so that nothing compiles anew in the capture
@@ -304,7 +303,7 @@ class Replay:
         for mine, new in zip(self.inputs, inputs):
             mine.copy_(new)
         self.calls += 1
-        if self.calls <= self.before:
+        if self.calls <= 3:  # compile, set up the libraries
             return self.f(*self.inputs)
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()

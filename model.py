@@ -403,7 +403,7 @@ class GPT(nn.Module):
             return token
 
         if idx.is_cuda and attend.triton:  # launching the kernels of one token takes longer than running them
-            step = hardware.Replay(step, generator, before=1)
+            step = hardware.Replay(step, generator)
         seen = [idx]
         for n in range(T, T + max_new_tokens):
             if n > size:  # the window slides: every position embedding changes, so nothing can be reused

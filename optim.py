@@ -75,14 +75,11 @@ class Optimizer:
 
     On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
     them: it is captured once as a CUDA graph and replayed. fixed_grads: gradients stay at one address each, as a
-    captured backward pass needs it. That of a step's only micro-batch writes them (`written`), and this address is that of
-    its capture, which has to come before the update's; several add theirs, so they are zeroed instead of dropped.
-    compile, dtype: how W is formed of factors.
+    captured backward pass needs it; they are zeroed instead of dropped. compile, dtype: how W is formed of factors.
     """
 
     def __init__(self, model, cfg, tokens=math.inf, fixed_grads=False, compile=False, dtype=torch.float32):
         self.model, self.cfg, self.fixed_grads, self.grad_norm = model, cfg, fixed_grads, None
-        self.written = fixed_grads and cfg.gradient_accumulation_steps == 1
         compile = compile and all(p.is_cuda for p in model.parameters())
         # the rule needs W, whatever is cheaper; a whole W has no place in shares of it
         path = 'materialised' if cfg.step_rule == 'product' else 'factored' if parallel.sharded(model) else None
@@ -98,7 +95,7 @@ class Optimizer:
         # a replay reads gradients at fixed addresses; copying them there costs more than it saves for a large model
         small = sum(p.numel() for p in self.weights) < 2**25
         self.capturable = cuda and (self.fixed_grads or small) and not parallel.sharded(self.model)
-        if self.fixed_grads and not self.written:
+        if self.fixed_grads:
             for p in self.weights:  # one after another leaves them where they are
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         leaves = list(self.factors.leaves())
@@ -132,7 +129,7 @@ class Optimizer:
             fused=cuda,
             capturable=self.capturable,
         )
-        self.forget_graphs()
+        self.steps, self.graphs = 0, None
 
     def release(self) -> dict:
         """Hold neither parameters nor state until rebuild(): a hook changes the model in between, and what it removes
@@ -220,18 +217,11 @@ class Optimizer:
             self.matrices.set_lr(lr)
 
     def zero_grad(self):
-        if self.fixed_grads and not self.written:
+        if self.fixed_grads:
             torch._foreach_zero_([p.grad for p in self.weights])
-        elif not self.written:
-            self.drop_grads()
-
-    def drop_grads(self):
-        for p in self.weights:
-            p.grad = None
-
-    def forget_graphs(self):
-        """The backward pass will be captured anew, and with it gradients at other addresses."""
-        self.steps, self.graphs = 0, None
+        else:
+            for p in self.weights:
+                p.grad = None
 
     def restart(self, names):
         """The state of these leaves as at the start, in place: a captured update goes on with the same tensors."""

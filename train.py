@@ -181,12 +181,9 @@ class Trainer:
         """Compiled forward, DDP, CUDA graph: what looks at the model's modules, and is made anew where they change."""
         self.forward, self.eval_forward = parallel.wrap(self.model, self.device, self.compile)
         self.micro_step = hardware.Replay(self.forward_backward) if self.graphs else self.forward_backward
-        self.optimizer.forget_graphs()
 
     def forward_backward(self, x, y):
-        """Add the gradients of one micro-batch, or write them where it is the only one; returns its loss."""
-        if self.optimizer.written:
-            self.optimizer.drop_grads()
+        """Add the gradients of one micro-batch; returns its loss."""
         with self.autocast:
             soft = next((h.soft(x) for h in self.hooks if h.soft), None)
             _, loss = self.forward(x, y, soft=soft)

@@ -19,6 +19,7 @@ except ImportError:  # comes with torch's builds for GPUs only
     triton = None
 
 ROWS, COLS = 4, 1024  # of the matrix, that a program reads at a time
+ON = False  # until it was timed on a GPU
 
 if triton is not None:
 
@@ -41,7 +42,8 @@ if triton is not None:
 def fits(x, W) -> bool:
     """Whether it serves: a single vector, a matrix in 16 bits on a GPU, nothing to differentiate."""
     return (
-        triton is not None
+        ON
+        and triton is not None
         and x.is_cuda
         and not torch.is_grad_enabled()
         and W.dtype in (torch.bfloat16, torch.float16)
