@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from configurator import key
+from linear.kernels import symmetric
 from optimizers.base import Matrices, fastest
 
 STEPS = 5
@@ -60,7 +61,6 @@ def orthogonalize(U, dtype=torch.float32):
         X = X.mT
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
-        A = X @ X.mT
-        A = torch.baddbmm(A, A, A, beta=b, alpha=c)
-        X = torch.baddbmm(X, A, X, beta=a)
+        A = symmetric.gram(X)
+        X = torch.baddbmm(X, symmetric.gram(A, A, b, c), X, beta=a)
     return X.mT if tall else X

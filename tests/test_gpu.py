@@ -12,7 +12,7 @@ import hardware
 from configurator import load
 from linear import LAYERS, make, moe
 from linear.dense import Dense
-from linear.kernels import attend, fused, vector
+from linear.kernels import attend, fused, symmetric, vector
 from model import GPT, GPTConfig
 from sample import lower
 from tokens.download import write_dataset
@@ -266,6 +266,24 @@ def plain(h, act):
     if act == 'relu2':
         return torch.relu(h).square()
     return torch.nn.functional.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
+
+
+@pytest.mark.parametrize('B, m, k', [(2, 1536, 2000), (3, 1096, 72), (1, 128, 1000), (6, 200, 136)])
+@pytest.mark.parametrize('turned', [False, True])
+def test_half_of_a_symmetric_product_is_the_whole(B, m, k, turned, monkeypatch):
+    """Against float64, edges of tiles included, whichever way X lies."""
+    monkeypatch.setattr(symmetric, 'LEAST', 1)
+    X = torch.randn(B, *((k, m) if turned else (m, k)), device='cuda').bfloat16()
+    X = X.mT if turned else X
+    assert not fused.on_chip(X) or any('half' in name for name in kernels_of(lambda: symmetric.gram(X)))
+    D = torch.randn(B, m, m, device='cuda').bfloat16()
+    D = D + D.mT
+    exact = X.double() @ X.double().mT
+    for found, want in (
+        (symmetric.gram(X), exact),
+        (symmetric.gram(X, D, -4.775, 0.5), 0.5 * exact - 4.775 * D.double()),
+    ):
+        assert (found - want).abs().max() < 2**-8 * want.abs().max()
 
 
 @pytest.mark.parametrize('act', fused.ACTIVATIONS)

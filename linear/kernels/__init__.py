@@ -6,4 +6,5 @@ Products that torch does not have, each beside a plain path that computes the sa
     grouped.py  rows sorted by group, each group with a matrix of its own: mixtures of experts
     fused.py    Triton kernels: an MLP's activation inside the products of its layers (Hopper and later)
     vector.py   a matrix times one vector, as a model writes one text (a Triton kernel)
+    symmetric.py  a Triton kernel: the product of a matrix with its own transpose, half of it (Hopper and later)
 """
