@@ -17,11 +17,11 @@ Figures in these texts have sources in comments, as those of the documents have 
 rows, forests, what is undecided and what would decide it. Comparisons that no question names are listed under "Others".
 """
 
+import fnmatch
 import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 
 from configurator import ROOT, UserError
@@ -117,19 +117,21 @@ def words(known: list[Known]) -> str:
 def matching(known: dict, pattern: str) -> tuple[str, list[str]]:
     name, _, cell = pattern.partition('/')
     k = known.get(name)
-    cells = [x.name for x, _ in k.judged] or [s.name for mine in k.swept.values() for s in mine] if k else []
-    return name, [n for n in cells if fnmatch(n, cell)]
+    judged, swept = (
+        ([x.name for x, _ in k.judged], [s.name for mine in k.swept.values() for s in mine]) if k else ([], [])
+    )
+    return name, fnmatch.filter(judged, cell) or fnmatch.filter(swept, cell)
 
 
 def small_table(q: Question, known: dict) -> str:
-    """The verdicts of q.rows; of a comparison without verdicts its sweeps."""
+    """The verdicts of q.rows; of arms without verdicts their sweeps."""
     rows, swept = [], {}
     for pattern in q.rows:
         name, cells = matching(known, pattern)
         if not cells:
             raise UserError(f"rows of '{q.title}': {pattern}: no verdict and no sweep of that name")
         k = known[name]
-        if not k.judged:
+        if not {x.name for x, _ in k.judged} & set(cells):
             swept.setdefault(name, []).extend(cells)
         for x, base in k.judged:
             if x.name in cells:
