@@ -66,13 +66,26 @@ def fails(capsys):
     return check
 
 
+@pytest.fixture(scope='session')
+def python(tmp_path_factory):
+    """[...]: what stands for `python` in a command, faster (tests/warm.py); where NANOMORPH_WARM is in its environment."""
+    path = str(tmp_path_factory.mktemp('warm') / 'socket')
+    command = [sys.executable, str(ROOT / 'tests' / 'warm.py'), 'serve', path]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    server = subprocess.Popen(command, env=os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'passive'}, **pipes)
+    server.stdout.readline()
+    os.environ['NANOMORPH_WARM'] = path
+    yield [sys.executable, '-IS', str(ROOT / 'tests' / 'warm.py')]
+    server.communicate()
+
+
 @pytest.fixture
-def script(tmp_path):
+def script(tmp_path, python):
     """Run a script of the repository as a user does, from another directory: script('train.py', ...) -> result."""
 
     def go(name, *args, env=None, check=True):
         r = subprocess.run(
-            [sys.executable, str(ROOT / name), *map(str, args)],
+            [*python, str(ROOT / name), *map(str, args)],
             cwd=tmp_path,
             env=os.environ | {'OMP_NUM_THREADS': '1'} | (env or {}),
             capture_output=True,
