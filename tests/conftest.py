@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,31 @@ def script(tmp_path, python):
         )
         assert not check or r.returncode == 0, r.stderr
         return r
+
+    return go
+
+
+@pytest.fixture
+def two_processes(python):
+    """Train a tiny model in two processes, put together by the environment that torchrun would give them."""
+
+    def go(*flags):
+        for _ in range(
+            2
+        ):  # on a busy machine a process has been seen to abort after its last line, in the C++ teardown
+            with socket.socket() as s:
+                s.bind(('127.0.0.1', 0))
+                port = s.getsockname()[1]
+            env = dict(OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2')
+            command = [*python, str(ROOT / 'train.py'), *TINY, *flags]
+            both = [
+                subprocess.Popen(command, env=os.environ | env | dict(RANK=rank), stderr=subprocess.PIPE, text=True)
+                for rank in '01'
+            ]
+            said = [p.communicate(timeout=300)[1] for p in both]
+            if not any(p.returncode for p in both):
+                return
+        raise AssertionError('\n'.join(said))
 
     return go
 

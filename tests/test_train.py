@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -133,28 +132,11 @@ def test_weights_of_a_plain_model_start_an_expanded_one_with_a_shorter_context(r
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [(), EXPANDED, (*EXPANDED, '--linear_path=factored')])
-def test_two_processes_equal_one_with_twice_the_accumulation(run_train, tmp_path, flags):
+def test_two_processes_equal_one_with_twice_the_accumulation(run_train, two_processes, tmp_path, flags):
     mild = ['--learning_rate=2e-3', '--min_lr=2e-4']  # Adam blows rounding up with every step
     one = run_train('--gradient_accumulation_steps=4', *mild, *flags, out='one')
     two = tmp_path / 'two'
-    torchrun = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc_per_node=2',
-        str(ROOT / 'train.py'),
-    ]
-    args = [*TINY, *mild, '--gradient_accumulation_steps=4', f'--out_dir={two}', *flags]
-    for _ in range(
-        2
-    ):  # on a busy machine a process has been seen to abort after its last line, inside the C++ teardown
-        r = subprocess.run(
-            [*torchrun, *args], env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True
-        )
-        if r.returncode == 0:
-            break
-    assert r.returncode == 0, r.stderr
+    two_processes(*mild, '--gradient_accumulation_steps=4', f'--out_dir={two}', *flags)
     for kind in ('train', 'eval'):
         a, b = losses(one, kind), losses(two, kind)
         assert a.keys() == b.keys() and len(a) > 2
