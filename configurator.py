@@ -373,6 +373,15 @@ def overrides(cfg) -> dict:
     return {f.name: v for f in dataclasses.fields(cfg) if (v := getattr(cfg, f.name)) != f.default}
 
 
+def word(kind, e, trace):
+    """Ctrl-C while modules are loaded, before run() is there: one line, too, and the same exit code in a shell."""
+    print('interrupted', flush=True) if kind is KeyboardInterrupt else sys.__excepthook__(kind, e, trace)
+
+
+if Path(sys.argv[0]).resolve().is_relative_to(ROOT):  # one of our commands runs, nobody's notebook
+    sys.excepthook = word
+
+
 def run(main, interrupted='interrupted'):
     """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
     for name in ('stdout', 'stderr'):
