@@ -374,8 +374,14 @@ def overrides(cfg) -> dict:
 
 
 def word(kind, e, trace):
-    """Ctrl-C while modules are loaded, before run() is there: one line, too, and the same exit code in a shell."""
-    print('interrupted', flush=True) if kind is KeyboardInterrupt else sys.__excepthook__(kind, e, trace)
+    """For what happens while modules are loaded, before run() is there: Ctrl-C (130 in a shell, as after run()), and a
+    disk so full that some of them find no place for a temporary file."""
+    if kind is KeyboardInterrupt:
+        print('interrupted', flush=True)
+    elif kind is FileNotFoundError and 'temporary directory' in str(e):
+        print(f'error: {e.strerror}; free the disk, or name a folder in TMPDIR', file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, e, trace)
 
 
 if Path(sys.argv[0]).resolve().is_relative_to(ROOT):  # one of our commands runs, nobody's notebook

@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import ROOT, UserError, key, load, open_file, printable, root_path, run
-from files import read_json, write, write_json
+from files import launched, read_json, write, write_json
 from logger import commit, git, relative
 from surgery.language_model import LM, open_model
 from tokens import loader, tokenizer
@@ -447,7 +447,8 @@ def evaluate(cfg: EvalConfig) -> dict:
         report['tasks'][name] = counts | dict(seconds=seconds, figures=figures(nats, greedy))
         print(table(name, report['tasks'][name]), flush=True)
         report = relative(report)
-        write_json(out, add_to(out, report))  # after each task: an interrupted call keeps those that it has measured
+        if name == [*prepared][-1] or not launched(out.parent):  # to compare.py a file says that all tasks are done
+            write_json(out, add_to(out, report))  # an interrupted call keeps the tasks that it has measured
     print(f'wrote {out}')
     return report
 
