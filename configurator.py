@@ -56,10 +56,11 @@ def checked(path) -> Path:
     try:
         found = Path(path).expanduser()
         names = os.fsencode(found).split(b'/')
+        str(found).encode()  # torch cannot read back what it writes under another name
     except RuntimeError:
         raise UserError(f"path '{brief(path)}': there is no such user; write the folder itself for ~") from None
     except UnicodeError:
-        raise UserError(f"path '{brief(path)}': holds characters that no file name has") from None
+        raise UserError(f"path '{brief(path)}': is not UTF-8; rename it, or set PYTHONUTF8=1 if it is") from None
     if b'\0' in b'/'.join(names):
         raise UserError(f"path '{brief(path)}': holds a NUL character")
     if max(map(len, names)) > 255 or sum(map(len, names)) + len(names) > 4000:
@@ -393,9 +394,8 @@ def run(main, interrupted='interrupted'):
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, 'w'))
-        elif (
-            getattr(getattr(sys, name), 'errors', '') == 'strict'
-        ):  # a terminal of few letters: the others are spelled out
+        elif getattr(getattr(sys, name), 'errors', '') in ('strict', 'surrogateescape'):
+            # a terminal of few letters: the others are spelled out
             getattr(sys, name).reconfigure(errors='backslashreplace')
     try:
         main()

@@ -73,6 +73,8 @@ CASES = [
     # paths
     ('train.py ~nobodyatall/c.py', 'there is no such user'),
     (f'train.py {"x" * 300}.py', 'is too long'),
+    (f'train.py {SMALL} --out_dir={{tmp}}/\udcff', 'is not UTF-8; rename it'),
+    ('sample.py --checkpoint={tmp}/\udcff.pt', 'is not UTF-8; rename it'),
     (f'train.py {SMALL} --dataset={"x" * 300}', 'is too long'),
     (f'train.py {SMALL} --dataset=nowhere', "dataset = 'nowhere': neither train.bin"),
     (f'train.py {SMALL} --init_from=nowhere.pt', 'no checkpoint at'),
