@@ -60,6 +60,11 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
     figure = figures.figure(1)[0]
     for name, message in (('file/a.png', 'cannot write'), ('a.xyz', 'not supported'), ('folder', 'name a picture')):
         fails(lambda name=name: files.save_picture(figure, tmp_path / name), message)
+    (tmp_path / 'old.png').write_bytes(b'a picture')
+    with monkeypatch.context() as m:
+        m.setattr(files.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+        fails(lambda: files.save_picture(figure, tmp_path / 'old.png'), 'cannot write', 'No space left')
+    assert (tmp_path / 'old.png').read_bytes() == b'a picture'
     with pytest.raises(UserError, match='cannot write'):
         files.write(tmp_path / 'file' / 'x', b'')
     fails(lambda: mup.show(mup.MupConfig(out=str(tmp_path / 'file'))), 'not a file that rates wrote')
