@@ -84,7 +84,7 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
     """A run in this process, as `python script argv` would be; its exit code."""
     from configurator import run
 
-    for s in (signal.SIGINT, signal.SIGTERM):  # the run before has left its handlers
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run before has left its handlers
         signal.signal(s, signal.SIG_DFL)
     lock = None
     try:

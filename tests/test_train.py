@@ -1,7 +1,9 @@
 """The training loop: exact resume, the same result on several processes, honest logs, clean ends."""
 
+import contextlib
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -277,17 +279,27 @@ def test_an_out_dir_that_cannot_be_written_gets_one_line(tmp_path, fails):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_and_goes_on_exactly(run_train, tmp_path, sig):
+@pytest.mark.parametrize('how', ['a signal', 'its terminal goes'])
+def test_an_interrupted_run_saves_and_goes_on_exactly(run_train, tmp_path, how):
     out = tmp_path / 'cut'
     args = [*TINY, '--max_iters=100000', '--eval_interval=100000', f'--out_dir={out}']
-    p = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *args], stdout=subprocess.PIPE, text=True)
+    master, terminal = os.openpty()
+    pipe = subprocess.PIPE if how == 'a signal' else terminal
+    p = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *args], stdout=pipe, stderr=pipe, text=True)
+    os.close(terminal)
+    os.set_blocking(master, False)
     deadline = time.time() + 60
     while len(losses(out)) < 5 and time.time() < deadline:
         time.sleep(0.05)
-    p.send_signal(sig)
-    text, _ = p.communicate(timeout=60)
-    assert p.returncode == 130 and 'go on with --init_from=resume' in text
+        with contextlib.suppress(OSError):
+            os.read(master, 2**16)
+    if how == 'a signal':
+        p.send_signal(signal.SIGTERM)
+        assert 'go on with --init_from=resume' in p.communicate(timeout=60)[0]
+    else:
+        p.send_signal(signal.SIGHUP)
+        os.close(master)  # from now on a print would fail
+    assert p.wait(timeout=60) == 130
     n = torch.load(out / 'ckpt.pt', weights_only=True)['iter_num']
     assert n >= 5
     more = [f'--max_iters={n + 3}', '--eval_interval=100000', '--init_from=resume']
