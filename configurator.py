@@ -56,10 +56,11 @@ def checked(path) -> Path:
     try:
         found = Path(path).expanduser()
         names = os.fsencode(found).split(b'/')
+        str(found).encode()  # torch cannot read back what it writes under another name
     except RuntimeError:
         raise UserError(f"path '{brief(path)}': there is no such user; write the folder itself for ~") from None
     except UnicodeError:
-        raise UserError(f"path '{brief(path)}': holds characters that no file name has") from None
+        raise UserError(f"path '{brief(path)}': is not UTF-8; rename it, or set PYTHONUTF8=1 if it is") from None
     if b'\0' in b'/'.join(names):
         raise UserError(f"path '{brief(path)}': holds a NUL character")
     if max(map(len, names)) > 255 or sum(map(len, names)) + len(names) > 4000:
@@ -373,14 +374,28 @@ def overrides(cfg) -> dict:
     return {f.name: v for f in dataclasses.fields(cfg) if (v := getattr(cfg, f.name)) != f.default}
 
 
+def word(kind, e, trace):
+    """For what happens while modules are loaded, before run() is there: Ctrl-C (130 in a shell, as after run()), and a
+    disk so full that some of them find no place for a temporary file."""
+    if kind is KeyboardInterrupt:
+        print('interrupted', flush=True)
+    elif kind is FileNotFoundError and 'temporary directory' in str(e):
+        print(f'error: {e.strerror}; free the disk, or name a folder in TMPDIR', file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, e, trace)
+
+
+if Path(sys.argv[0]).resolve().is_relative_to(ROOT):  # one of our commands runs, nobody's notebook
+    sys.excepthook = word
+
+
 def run(main, interrupted='interrupted'):
     """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, 'w'))
-        elif (
-            getattr(getattr(sys, name), 'errors', '') == 'strict'
-        ):  # a terminal of few letters: the others are spelled out
+        elif getattr(getattr(sys, name), 'errors', '') in ('strict', 'surrogateescape'):
+            # a terminal of few letters: the others are spelled out
             getattr(sys, name).reconfigure(errors='backslashreplace')
     try:
         main()

@@ -41,13 +41,16 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import configurator  # noqa: F401  first: it has a word for Ctrl-C while torch is loaded
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import ROOT, UserError, key, load, open_file, printable, root_path, run
-from files import write, write_json
+from files import launched, read_json, write, write_json
 from logger import commit, git, relative
 from surgery.language_model import LM, open_model
 from tokens import loader, tokenizer
@@ -443,8 +446,9 @@ def evaluate(cfg: EvalConfig) -> dict:
         seconds = round(time.perf_counter() - t0, 3)
         report['tasks'][name] = counts | dict(seconds=seconds, figures=figures(nats, greedy))
         print(table(name, report['tasks'][name]), flush=True)
-    report = relative(report)
-    write_json(out, add_to(out, report))
+        report = relative(report)
+        if name == [*prepared][-1] or not launched(out.parent):  # to compare.py a file says that all tasks are done
+            write_json(out, add_to(out, report))  # an interrupted call keeps the tasks that it has measured
     print(f'wrote {out}')
     return report
 
@@ -453,11 +457,11 @@ def add_to(out: Path, report: dict) -> dict:
     """The report, with the tasks that were measured before of the same model in the same way. A report on another model,
     or with another limit, is moved aside first: nothing is lost."""
     try:
-        old = json.loads(out.read_text())
+        old = read_json(out, {'tasks': {str: dict}, str: object})
         if all(old[k] == v for k, v in report.items() if k not in RUN):
             when = {k: old[k] for k in ('commit', 'started')}
             return report | dict(tasks={k: when | task for k, task in old['tasks'].items()} | report['tasks'])
-    except (OSError, ValueError, LookupError, TypeError):  # none, or no report
+    except (UserError, LookupError):  # none, or no report
         pass
     if out.exists():
         n = next(n for n in itertools.count(1) if not out.with_name(f'{out.stem}.{n}{out.suffix}').exists())

@@ -3,6 +3,7 @@ Files that are written whole or not at all, logs that grow line by line, folders
 """
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -231,8 +232,9 @@ def save_picture(fig, out: Path):
     """UserError if out cannot be written, or is of a format that matplotlib does not know."""
     if not out.suffix or out.is_dir():
         raise UserError(f'{out}: name a picture, such as {out.with_suffix(".png").name}')
+    picture = io.BytesIO()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        fig.savefig(out, dpi=120, bbox_inches='tight')
-    except (OSError, ValueError) as e:
-        raise UserError(f'cannot write {out} ({getattr(e, "strerror", None) or e}); choose another --out') from None
+        fig.savefig(picture, format=out.suffix[1:].lower(), dpi=120, bbox_inches='tight')
+    except ValueError as e:
+        raise UserError(f'cannot write {out} ({e}); choose another --out') from None
+    write(out, picture.getvalue())

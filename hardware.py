@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import signal
+import stat
 from dataclasses import dataclass
 
 import torch
@@ -214,16 +215,22 @@ class Stopped(Exception):
 
 
 class Interrupt:
-    """SIGINT and SIGTERM ask for an end between two steps; a second one kills."""
+    """SIGINT, SIGTERM and the end of the terminal (SIGHUP, unless nohup says no) ask for an end between two steps; a second
+    one kills."""
 
     def __init__(self, quiet=False):
         self.asked, self.quiet = False, quiet
-        for s in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(s, self.note)
+        for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN:
+                signal.signal(s, self.note)
 
     def note(self, s, frame):
         self.asked = True
         signal.signal(s, signal.SIG_DFL)
+        if s == signal.SIGHUP:  # nothing more can be said there; what goes into a file goes on
+            for fd in (1, 2):
+                if stat.S_ISCHR(os.fstat(fd).st_mode):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         if not self.quiet:
             with contextlib.suppress(OSError):
                 os.write(1, b'\nstopping after this step, then saving; again: now\n')  # print() may be at work itself

@@ -11,11 +11,14 @@ one matrix is their product.
 import sys
 from dataclasses import dataclass
 
+import configurator  # noqa: F401  first: it has a word for Ctrl-C while torch is loaded
+
+# isort: split
 import torch
 
 import checkpoint
 import hardware
-from configurator import UserError, input_path, key, load, printable, root_path, run
+from configurator import LONGEST_JSON, UserError, input_path, key, load, printable, read_text, root_path, run
 from surgery import reader
 from surgery.collapse import to_run
 from tokens import tokenizer
@@ -76,7 +79,7 @@ def sample(cfg: SampleConfig):
     start = cfg.start
     if start.startswith('FILE:'):
         try:
-            start = input_path(start[5:]).read_text(encoding='utf-8-sig')
+            start = read_text(input_path(start[5:]), LONGEST_JSON)
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f'start: cannot read {start[5:]} ({getattr(e, "strerror", "not UTF-8")})') from None
     try:

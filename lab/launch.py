@@ -84,7 +84,7 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
     """A run in this process, as `python script argv` would be; its exit code."""
     from configurator import run
 
-    for s in (signal.SIGINT, signal.SIGTERM):  # the run before has left its handlers
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run before has left its handlers
         signal.signal(s, signal.SIG_DFL)
     lock = None
     try:
@@ -114,10 +114,10 @@ def over(folder: Path) -> bool:
     if any((folder / name).exists() for name in ('ckpt.json', 'eval.json')):
         return True
     try:
-        manifest, config = (json.loads((folder / f).read_text()) for f in ('manifest.json', 'config.json'))
+        manifest, config = (files.read_json(folder / f, {str: object}) for f in ('manifest.json', 'config.json'))
         ended = manifest['final_iter'] >= config['max_iters'] or manifest.get('out_of_patience', False)
         return bool(manifest.get('finished')) and ended
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return False
 
 

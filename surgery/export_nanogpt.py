@@ -7,12 +7,12 @@ import torch
 
 import checkpoint
 import linear
-from configurator import UserError, input_path, root_path
+from configurator import UserError
 from model import NANOGPT_KEYS
 from surgery import reader
 from surgery.collapse import TransferConfig
 from surgery.nanogpt import in_groups
-from surgery.operation import write
+from surgery.operation import spare, write
 
 
 def nanogpts_state(moments: dict, model, config: dict) -> dict:
@@ -29,8 +29,7 @@ def nanogpts_state(moments: dict, model, config: dict) -> dict:
 
 def export_nanogpt(cfg: TransferConfig):
     """The checkpoint of a dense run for nanoGPT's train.py --init_from=resume."""
-    if root_path(cfg.out) == input_path(cfg.checkpoint):
-        raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
+    spare(cfg)
     ckpt = reader.load(cfg.checkpoint)
     model = checkpoint.build(ckpt, cfg.checkpoint)
     if beyond := sorted(set(ckpt['model_args']) - set(NANOGPT_KEYS)):

@@ -4,8 +4,8 @@ Hugging Face's transformers. evaluate.py scores texts with it.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 
 import checkpoint
 import hardware
-from configurator import LONGEST_JSON, UserError, input_path, printable, read_text
+from configurator import UserError, input_path, printable
+from files import read_json
 from surgery import reader
 from surgery.collapse import to_run
 from surgery.huggingface import logits, pretrained
@@ -113,10 +114,8 @@ def open_model(cfg) -> LM:
     path = input_path(cfg.checkpoint)
     is_hf = False
     if path.is_dir():
-        try:
-            is_hf = 'model_type' in json.loads(read_text(path / 'config.json', LONGEST_JSON))
-        except (OSError, ValueError):
-            pass
+        with suppress(UserError):
+            is_hf = 'model_type' in read_json(path / 'config.json', {str: object})
         ours = [path / f for f in ('best.pt', 'ckpt.pt') if (path / f).exists()]
         if not is_hf and not ours:
             raise UserError(

@@ -60,11 +60,19 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
     return worst.item(), *losses
 
 
+def spare(cfg: SurgeryConfig):
+    """UserError if cfg.out would replace the checkpoint that is read, or one of a run."""
+    out, lost = root_path(cfg.out), 'which would be lost; choose another --out'
+    if cfg.out and out == input_path(cfg.checkpoint):
+        raise UserError(f'out = {cfg.out}: is the checkpoint itself, {lost}')
+    if out.is_file() and out.with_name('metrics.jsonl').exists():
+        raise UserError(f'out = {cfg.out}: is the checkpoint of a run, {lost}')
+
+
 def open_model(cfg: SurgeryConfig):
     """(checkpoint, its model, validation tokens). Raises UserError if the model was trained with other tokens than
     these."""
-    if cfg.out and root_path(cfg.out) == input_path(cfg.checkpoint):
-        raise UserError(f'out = {cfg.out}: is the checkpoint itself, which would be lost; choose another --out')
+    spare(cfg)
     ckpt = reader.load(cfg.checkpoint)
     model = checkpoint.build(ckpt, cfg.checkpoint)
     dataset = cfg.dataset or loader.named_by(ckpt, cfg.checkpoint)

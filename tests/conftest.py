@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -66,13 +67,26 @@ def fails(capsys):
     return check
 
 
+@pytest.fixture(scope='session')
+def python(tmp_path_factory):
+    """[...]: what stands for `python` in a command, faster (tests/warm.py); where NANOMORPH_WARM is in its environment."""
+    path = str(tmp_path_factory.mktemp('warm') / 'socket')
+    command = [sys.executable, str(ROOT / 'tests' / 'warm.py'), 'serve', path]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    server = subprocess.Popen(command, env=os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'passive'}, **pipes)
+    server.stdout.readline()
+    os.environ['NANOMORPH_WARM'] = path
+    yield [sys.executable, '-IS', str(ROOT / 'tests' / 'warm.py')]
+    server.communicate()
+
+
 @pytest.fixture
-def script(tmp_path):
+def script(tmp_path, python):
     """Run a script of the repository as a user does, from another directory: script('train.py', ...) -> result."""
 
     def go(name, *args, env=None, check=True):
         r = subprocess.run(
-            [sys.executable, str(ROOT / name), *map(str, args)],
+            [*python, str(ROOT / name), *map(str, args)],
             cwd=tmp_path,
             env=os.environ | {'OMP_NUM_THREADS': '1'} | (env or {}),
             capture_output=True,
@@ -80,6 +94,31 @@ def script(tmp_path):
         )
         assert not check or r.returncode == 0, r.stderr
         return r
+
+    return go
+
+
+@pytest.fixture
+def two_processes(python):
+    """Train a tiny model in two processes, put together by the environment that torchrun would give them."""
+
+    def go(*flags):
+        for _ in range(
+            2
+        ):  # on a busy machine a process has been seen to abort after its last line, in the C++ teardown
+            with socket.socket() as s:
+                s.bind(('127.0.0.1', 0))
+                port = s.getsockname()[1]
+            env = dict(OMP_NUM_THREADS='1', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2')
+            command = [*python, str(ROOT / 'train.py'), *TINY, *flags]
+            both = [
+                subprocess.Popen(command, env=os.environ | env | dict(RANK=rank), stderr=subprocess.PIPE, text=True)
+                for rank in '01'
+            ]
+            said = [p.communicate(timeout=300)[1] for p in both]
+            if not any(p.returncode for p in both):
+                return
+        raise AssertionError('\n'.join(said))
 
     return go
 

@@ -169,7 +169,7 @@ eval_interval, eval_iters, log_interval, warmup_iters = 10, 1, 10, 2
 
 
 @pytest.fixture
-def clone(tmp_path):
+def clone(tmp_path, python):
     """A copy of the repository as git would clone it, and run(line) to run a command in it as a reader's shell would."""
     files = subprocess.run(
         ['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True
@@ -185,10 +185,11 @@ def clone(tmp_path):
     with open(here / 'config' / 'shakespeare_char.py', 'a') as f:
         f.write(TINY)
     demo = here / 'config' / 'compare' / 'demo.py'
-    small = re.sub(r'(max|decay)_iters=200', r'\1_iters=20', demo.read_text())
-    demo.write_text(small.replace('eval_iters=20 ', 'eval_iters=2 ') + 'looks = False\nseeds = 2\n')
+    small = re.sub(r'(max|decay)_iters=\d+', r'\1_iters=20', demo.read_text())
+    assert small != demo.read_text()
+    demo.write_text(small.replace('eval_iters=20 ', 'eval_iters=2 ') + 'looks = False\nseeds, sweep_seeds = 2, 1\n')
     (tmp_path / 'bin').mkdir()
-    (tmp_path / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n')
     (tmp_path / 'bin' / 'python').chmod(0o755)
 
     def go(line, **more):

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 import checkpoint
 import evaluate
+import files
 from configurator import UserError, load
 from evaluate import LM, EvalConfig, logprobs, pieces, windows
 from tokens import loader
@@ -316,6 +317,31 @@ def test_val_of_a_character_checkpoint(run_train, tmp_path):
     assert close(result['figures']['bits_per_byte'], nats / n / math.log(2))
     assert report == json.loads((tmp_path / 'e.json').read_text())
     assert report['iter_num'] == 5 and len(report['commit']) >= 7
+
+
+def test_an_interrupted_evaluation_keeps_the_tasks_that_it_has_measured(run_train, tmp_path, monkeypatch):
+    out, done, second = run_train('--max_iters=1'), [], lambda lm, cfg: evaluate.TASKS['val'](lm, cfg)
+    monkeypatch.setitem(evaluate.TASKS, 'second', second)
+    monkeypatch.setattr(evaluate.EvalConfig, 'names', lambda cfg: ['val', 'second'])
+    measure = evaluate.logprobs
+
+    def once(*args):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return measure(*args)
+
+    monkeypatch.setattr(evaluate, 'logprobs', once)
+    with pytest.raises(KeyboardInterrupt):
+        go(out, '--limit=3')
+    assert list(json.loads((out / 'eval.json').read_text())['tasks']) == ['val']
+    (out / 'eval.json').unlink()
+    (out / 'config.json').write_text('[' * 100_000)  # nobody needs it
+    done.clear()
+    monkeypatch.setenv(files.HELD, str(out))
+    with pytest.raises(KeyboardInterrupt):
+        go(out, '--limit=3')
+    assert not (out / 'eval.json').exists()  # in a comparison it would say that all is measured
 
 
 @pytest.mark.slow

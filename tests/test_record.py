@@ -628,9 +628,11 @@ def test_a_training_loss_that_holds_more_than_cross_entropy_has_another_name(tmp
 
 
 def test_a_second_signal_ends_the_process(capfd):
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         interrupt = hardware.Interrupt()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         interrupt.leave()
         os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and 'again: now' in capfd.readouterr().out

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -58,6 +60,11 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
     figure = figures.figure(1)[0]
     for name, message in (('file/a.png', 'cannot write'), ('a.xyz', 'not supported'), ('folder', 'name a picture')):
         fails(lambda name=name: files.save_picture(figure, tmp_path / name), message)
+    (tmp_path / 'old.png').write_bytes(b'a picture')
+    with monkeypatch.context() as m:
+        m.setattr(files.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+        fails(lambda: files.save_picture(figure, tmp_path / 'old.png'), 'cannot write', 'No space left')
+    assert (tmp_path / 'old.png').read_bytes() == b'a picture'
     with pytest.raises(UserError, match='cannot write'):
         files.write(tmp_path / 'file' / 'x', b'')
     fails(lambda: mup.show(mup.MupConfig(out=str(tmp_path / 'file'))), 'not a file that rates wrote')
@@ -102,11 +109,31 @@ def test_an_output_that_takes_nothing_gets_one_line(shell, code, message):
     assert r.returncode == code and message in r.stderr and 'Traceback' not in r.stderr
 
 
-def test_a_terminal_of_few_letters_gets_the_others_spelled_out(monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
+@pytest.mark.parametrize('errors', ['strict', 'surrogateescape'])  # the latter in the locale C
+def test_a_terminal_of_few_letters_gets_the_others_spelled_out(errors, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii', errors=errors)
     monkeypatch.setattr(sys, 'stdout', out)
     run(lambda: print('Zürich', flush=True))
     assert out.buffer.getvalue() == b'Z\\xfcrich\n'
+
+
+def test_what_happens_while_torch_is_loaded_gets_one_line(tmp_path):
+    """Ctrl-C, and a disk so full that there is no temporary folder."""
+    for raised, code, said in (
+        ('KeyboardInterrupt', -signal.SIGINT, 'interrupted\n'),
+        (
+            "FileNotFoundError(2, 'No usable temporary directory found')",
+            1,
+            'error: No usable temporary directory found;',
+        ),
+    ):
+        (tmp_path / 'torch.py').write_text(
+            f'import signal\nsignal.signal(2, signal.default_int_handler)\nraise {raised}'
+        )
+        env = os.environ | dict(PYTHONPATH=str(tmp_path))  # after the folder of the script, before the packages
+        for script in ('train', 'sample', 'evaluate', 'bench', 'toys/mnist'):
+            r = subprocess.run([sys.executable, f'{ROOT}/{script}.py'], capture_output=True, text=True, env=env)
+            assert r.returncode == code and (r.stdout + r.stderr).startswith(said) and 'Traceback' not in r.stderr, r
 
 
 def test_a_damaged_run_is_listed_as_one_and_the_others_beside_it(tmp_path):

@@ -214,7 +214,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     cfg = compare.CompareConfig(
         arms=dict(scratch='', grown='--method=onehot'), common=' '.join(QUICK['letter_counting']), name='c', seeds=2,
         learning_rates=dict(scratch=(1e-2, 2e-2)), sweep_seeds=1, extend=0,
-        script='toys/letter_counting.py', cluster='none', jobs=2, bench=False, metric='val_error', looks=False,
+        script='toys/letter_counting.py', cluster='pool', jobs=2, bench=False, metric='val_error', looks=False,
         results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
     )  # fmt: skip
     compare.compare(cfg)
@@ -257,6 +257,22 @@ def test_mnist_is_verified(tmp_path, monkeypatch, fails):
     fails(lambda: mnist.idx('t10k-labels-idx1-ubyte'), 'sha256')
     monkeypatch.setattr(mnist, 'MIRROR', 'file:///nowhere/')
     fails(lambda: mnist.idx('t10k-images-idx3-ubyte'), 'cannot be read', '--dataset=digits')
+    (tmp_path / 't10k-images-idx3-ubyte.gz').write_bytes(gzip.compress(b'a page of an error'))
+    monkeypatch.setattr(mnist, 'MIRROR', f'file://{tmp_path}/')
+    fails(lambda: mnist.idx('t10k-images-idx3-ubyte'), f'{tmp_path}/t10k-images-idx3-ubyte.gz has another content')
+    assert not (tmp_path / 'data').exists()  # a download is kept when it is known to be right
+
+
+def test_what_is_no_text8_or_too_short_is_named(tmp_path, monkeypatch, fails):
+    monkeypatch.setenv('NANOMORPH_DATA', str(tmp_path))
+    monkeypatch.setattr(letter_counting, 'ROOT', tmp_path)
+    cfg, path = LetterConfig(train_strings=2, dev_strings=1), tmp_path / 'text8' / 'text8'
+    path.parent.mkdir()
+    for content in (b'', b'ab\xff', b'Upper case'):
+        path.write_bytes(content)
+        fails(lambda: letter_counting.strings(cfg), 'is not letters a to z and spaces')
+    path.write_bytes(b'a b ' * 12)
+    fails(lambda: letter_counting.strings(cfg), 'train_strings = 2 and dev_strings = 1', 'has 2 strings')
 
 
 @pytest.mark.skipif(

@@ -1,5 +1,6 @@
 """The training loop: exact resume, the same result on several processes, honest logs, clean ends."""
 
+import contextlib
 import json
 import math
 import os
@@ -133,28 +134,11 @@ def test_weights_of_a_plain_model_start_an_expanded_one_with_a_shorter_context(r
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [(), EXPANDED, (*EXPANDED, '--linear_path=factored')])
-def test_two_processes_equal_one_with_twice_the_accumulation(run_train, tmp_path, flags):
+def test_two_processes_equal_one_with_twice_the_accumulation(run_train, two_processes, tmp_path, flags):
     mild = ['--learning_rate=2e-3', '--min_lr=2e-4']  # Adam blows rounding up with every step
     one = run_train('--gradient_accumulation_steps=4', *mild, *flags, out='one')
     two = tmp_path / 'two'
-    torchrun = [
-        sys.executable,
-        '-m',
-        'torch.distributed.run',
-        '--standalone',
-        '--nproc_per_node=2',
-        str(ROOT / 'train.py'),
-    ]
-    args = [*TINY, *mild, '--gradient_accumulation_steps=4', f'--out_dir={two}', *flags]
-    for _ in range(
-        2
-    ):  # on a busy machine a process has been seen to abort after its last line, inside the C++ teardown
-        r = subprocess.run(
-            [*torchrun, *args], env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True
-        )
-        if r.returncode == 0:
-            break
-    assert r.returncode == 0, r.stderr
+    two_processes(*mild, '--gradient_accumulation_steps=4', f'--out_dir={two}', *flags)
     for kind in ('train', 'eval'):
         a, b = losses(one, kind), losses(two, kind)
         assert a.keys() == b.keys() and len(a) > 2
@@ -295,17 +279,27 @@ def test_an_out_dir_that_cannot_be_written_gets_one_line(tmp_path, fails):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_and_goes_on_exactly(run_train, tmp_path, sig):
+@pytest.mark.parametrize('how', ['a signal', 'its terminal goes'])
+def test_an_interrupted_run_saves_and_goes_on_exactly(run_train, tmp_path, how):
     out = tmp_path / 'cut'
     args = [*TINY, '--max_iters=100000', '--eval_interval=100000', f'--out_dir={out}']
-    p = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *args], stdout=subprocess.PIPE, text=True)
+    master, terminal = os.openpty()
+    pipe = subprocess.PIPE if how == 'a signal' else terminal
+    p = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *args], stdout=pipe, stderr=pipe, text=True)
+    os.close(terminal)
+    os.set_blocking(master, False)
     deadline = time.time() + 60
     while len(losses(out)) < 5 and time.time() < deadline:
         time.sleep(0.05)
-    p.send_signal(sig)
-    text, _ = p.communicate(timeout=60)
-    assert p.returncode == 130 and 'go on with --init_from=resume' in text
+        with contextlib.suppress(OSError):
+            os.read(master, 2**16)
+    if how == 'a signal':
+        p.send_signal(signal.SIGTERM)
+        assert 'go on with --init_from=resume' in p.communicate(timeout=60)[0]
+    else:
+        p.send_signal(signal.SIGHUP)
+        os.close(master)  # from now on a print would fail
+    assert p.wait(timeout=60) == 130
     n = torch.load(out / 'ckpt.pt', weights_only=True)['iter_num']
     assert n >= 5
     more = [f'--max_iters={n + 3}', '--eval_interval=100000', '--init_from=resume']

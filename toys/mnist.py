@@ -20,11 +20,15 @@ import gzip
 import hashlib
 import sys
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import configurator  # noqa: E402, F401  first: it has a word for Ctrl-C while torch is loaded
+
+# isort: split
 import torch  # noqa: E402
 import torch.nn as nn  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -96,20 +100,25 @@ def idx(name: str) -> torch.Tensor:
     places = [ROOT / 'data' / 'mnist' / f'{name}.gz']
     if path := given(f'mnist/{name}.gz'):
         places.append(path)
-    raw = next((unpack(p) for p in places if p.exists()), None)
-    if raw is None:
+    found, packed = next((p for p in places if p.exists()), None), b''
+    if found:
+        raw = unpack(found)
+    else:
         try:
             with urllib.request.urlopen(MIRROR + f'{name}.gz', timeout=30) as r:
                 packed = r.read()
             raw = gzip.decompress(packed)
-            write(places[0], packed)
-        except OSError as e:
+        except (OSError, EOFError, zlib.error) as e:
             raise UserError(
                 f'dataset = mnist: {name}.gz is not in {", ".join(str(p.parent) for p in places)} and {MIRROR} cannot be'
                 f' read ({e}); put it there, or --dataset=digits'
             ) from None
     if hashlib.sha256(raw).hexdigest() != MNIST[name]:
-        raise UserError(f'{name}.gz has another content than MNIST (sha256); delete {places[0]} to download it again')
+        raise UserError(
+            f'{found or MIRROR + name + ".gz"} has another content than MNIST (sha256); put the right one there'
+        )
+    if packed:
+        write(places[0], packed)
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], 'big') for i in range(raw[3])]
     return torch.frombuffer(bytearray(raw[4 + 4 * raw[3] :]), dtype=torch.uint8).view(shape)
 

@@ -9,12 +9,13 @@ wikitext103/wiki.{valid,test}.tokens in the folder named by the environment vari
     python data/wikitext103/prepare.py --train=false   # only what is needed to evaluate
 """
 
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from configurator import key, load, overrides, run  # noqa: E402
+from configurator import UserError, key, load, open_file, overrides, run  # noqa: E402
 from tokens.download import given  # noqa: E402
 from tokens.recipes import from_nth, gpt2_batch, hub_texts  # noqa: E402
 from tokens.tokenfile import begin, command, finish, recipe, write_documents  # noqa: E402
@@ -60,8 +61,13 @@ def lines(split, again):
     name = dict(train='train', val='validation', test='test')[split]
     file = given(f'wikitext103/wiki.{name[:5]}.tokens')
     if file and file.exists():
-        with open(file, encoding='utf-8', newline='\n') as f:  # other line breaks belong to the text
-            yield from f
+        try:
+            with io.TextIOWrapper(open_file(file), 'utf-8', newline='\n') as f:  # other line breaks belong to the text
+                yield from f
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(
+                f'{file} cannot be read ({getattr(e, "strerror", None) or "not UTF-8"}); restore it from a copy'
+            ) from None
     else:
         yield from hub_texts(again, 'Salesforce/wikitext', 'wikitext-103-v1', name)
 

@@ -300,16 +300,21 @@ def test_rates_may_differ_by_arm_and_an_unknown_metric_is_named(tmp_path, config
 
 def test_the_check_finds_an_altered_number(tmp_path):
     results = tmp_path / 'results'
-    shutil.copytree(ROOT / 'results', results)
-    shutil.copytree(ROOT / 'docs', tmp_path / 'docs')  # sources of answers
-    shutil.copy(ROOT / 'RESULTS.md', tmp_path)
+    shutil.copytree(ROOT / 'results' / 'expansion_250', results / 'expansion_250')
+    (results / 'questions.toml').write_text(
+        "[[question]]\ntitle = 'Do they?'\nrows = ['expansion_250/*']\ncomparisons = {expansion_250 = 'alone'}\n"
+    )
+    for path, text in report.written_of(results).items():
+        path.write_text(text)
     readme = tmp_path / 'README.md'
     readme.write_text('k2000: 2.0348 <!-- source: results/expansion_250/table.md: k2000 | 5 -->')
     assert report.check(results, [readme]) == []
     readme.write_text(readme.read_text().replace('2.0348', '2.0347'))
     text = (tmp_path / 'RESULTS.md').read_text()
-    (tmp_path / 'RESULTS.md').write_text(text.replace('2.0348', '2.0346', 1))
-    wrong = report.check(results, [readme])  # each takes a while: all results are read
+    edited = re.sub(r'\d(?= \[)', lambda m: str((int(m[0]) + 1) % 10), text, count=1)
+    assert edited != text
+    (tmp_path / 'RESULTS.md').write_text(edited)
+    wrong = report.check(results, [readme])
     assert any('README.md: 2.0347 has no source' in w for w in wrong) and any('RESULTS.md, line' in w for w in wrong)
     (tmp_path / 'RESULTS.md').write_text(text)
     log = results / 'expansion_250' / 'metrics.jsonl'

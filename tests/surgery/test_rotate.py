@@ -2,14 +2,11 @@
 
 import dataclasses
 import gc
-import os
-import subprocess
-import sys
 import weakref
 
 import pytest
 import torch
-from conftest import ROOT, TINY, losses, tiny_gpt, tokens
+from conftest import TINY, losses, tiny_gpt, tokens
 
 import checkpoint
 import linear
@@ -348,7 +345,7 @@ def test_rates_follow_the_expansion():
 
 
 @pytest.mark.slow
-def test_two_processes_rotate_as_one_with_twice_the_accumulation(run_train, tmp_path):
+def test_two_processes_rotate_as_one_with_twice_the_accumulation(run_train, two_processes, tmp_path):
     flags = [
         *ROTATE,
         '--expansion_moments=map',
@@ -357,13 +354,7 @@ def test_two_processes_rotate_as_one_with_twice_the_accumulation(run_train, tmp_
         '--min_lr=2e-4',
     ]
     one, two = run_train(*flags, out='one'), tmp_path / 'two'
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    command = [*torchrun, str(ROOT / 'train.py'), *TINY, *flags, f'--out_dir={two}']
-    for _ in range(2):  # a teardown has been seen to abort on a busy machine, as in test_train.py
-        r = subprocess.run(command, env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True)
-        if r.returncode == 0:
-            break
-    assert r.returncode == 0, r.stderr
+    two_processes(*flags, f'--out_dir={two}')
     a, b = losses(one), losses(two)
     assert len(a) == 10 and max(abs(a[i] - b[i]) for i in a) < 1e-5
 

@@ -8,9 +8,12 @@ import http.server
 import importlib.util
 import json
 import os
+import signal
+import subprocess
 import sys
 import tarfile
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -259,6 +262,72 @@ def test_broken_books_are_named(books, tmp_path, spoil, message):
     assert not list((tmp_path / 'gutenberg').glob('train*')) and not (tmp_path / 'gutenberg' / 'meta.json').exists()
 
 
+def test_odd_books_are_read_or_refused_in_one_line(books, tmp_path):
+    """In the recipe's own process: half a surrogate pair, lists in lists, a pipe that nobody writes to."""
+    source, go = books[0], lambda: prepare('gutenberg_bpe', tmp_path / 'gutenberg_bpe', '--vocab_size=300', '--files=1')
+    (source / 'val.jsonl.bz2').write_bytes(bz2.compress(b'{"text": "half \\ud83d a pair, a whole \\ud83d\\ude00"}\n'))
+    go()
+    meta = json.loads((tmp_path / 'gutenberg_bpe' / 'meta.json').read_text())
+    ids = split_ids(tmp_path / 'gutenberg_bpe', 'val')
+    decode = vocabulary(meta, tmp_path / 'gutenberg_bpe')[1]
+    assert decode(ids[1:]).decode() == 'half \ufffd a pair, a whole \U0001f600'
+    (source / 'val.jsonl.bz2').write_bytes(bz2.compress(b'[' * 100_000))
+    with pytest.raises(UserError, match='line 1: not JSON'):
+        go()
+    (source / 'val.jsonl.bz2').unlink()
+    os.mkfifo(source / 'val.jsonl')
+    with pytest.raises(UserError, match='val.jsonl cannot be read .*not a file'):
+        go()
+
+
+def test_ctrl_c_is_answered_while_another_language_computes():
+    code = f"""
+import hashlib, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tokens.recipes import leaving_at_once
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with leaving_at_once():
+    print('computing', flush=True)
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
+"""
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as p:
+        assert p.stdout.readline() == 'computing\n'
+        time.sleep(0.05)
+        p.send_signal(signal.SIGINT)
+        assert p.communicate(timeout=30)[0] == 'interrupted\n' and p.returncode == 130
+
+
+def test_what_is_no_text_in_the_place_of_shakespeare_gets_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, 'ROOT', tmp_path)
+    path = tmp_path / 'data' / 'shakespeare_char' / 'input.txt'
+    path.mkdir(parents=True)
+    with pytest.raises(UserError, match='input.txt cannot be read'):
+        download.shakespeare()
+    path.rmdir()
+    path.write_bytes(b'a\xff')
+    with pytest.raises(UserError, match='not UTF-8'):
+        download.shakespeare()
+    with pytest.raises(UserError, match='too short for two splits'):
+        download.write_dataset(tmp_path, [0], [], vocab_size=1)
+
+
+def test_a_damaged_file_of_gpt2s_encoding_is_fetched_again(tmp_path, monkeypatch):
+    real('gpt2_bpe/vocab.bpe')
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
+    name = next(iter(download.GPT2_BPE))
+    (tmp_path / name).write_bytes(b'half of it')
+    download.gpt2_encoding()
+    assert download.sha256(tmp_path / name) == download.GPT2_BPE[name]['sha256']
+
+
+def test_a_damaged_wikitext_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv('NANOMORPH_DATA', str(tmp_path))
+    (tmp_path / 'wikitext103').mkdir()
+    (tmp_path / 'wikitext103' / 'wiki.valid.tokens').write_bytes(b' = Title = \n\xff\n')
+    with pytest.raises(UserError, match='wiki.valid.tokens cannot be read .not UTF-8'):
+        prepare('wikitext103', tmp_path / 'w', '--train=false')
+
+
 def real(file):
     path = Path(os.environ.get('NANOMORPH_DATA') or '/nonexistent') / file
     if not path.exists():
@@ -281,15 +350,20 @@ def test_real_books_give_tiktokens_tokens(tmp_path, monkeypatch):
 def test_gutenberg_takes_little_memory(tmp_path, script):
     """Below 2 GB in the recipe's process and its two children, with real shards. Measured as VmHWM: ru_maxrss begins at
     what the process that started this one had, so it would measure the tests before."""
-    names = ['train_00.jsonl.bz2', 'train_01.jsonl.bz2', 'val.jsonl.bz2', 'test.jsonl.bz2']
-    (tmp_path / 'shared' / 'gutenberg').mkdir(parents=True)
-    for name in names:
-        (tmp_path / 'shared' / 'gutenberg' / name).symlink_to(real(f'gutenberg/{name}'))
+    source = tmp_path / 'shared' / 'gutenberg'
+    source.mkdir(parents=True)
+    for name in ('train_00.jsonl.bz2', 'train_01.jsonl.bz2'):
+        (source / name).symlink_to(real(f'gutenberg/{name}'))
+    for name in ('val', 'test'):
+        (source / f'{name}.jsonl').write_text('{"text": "a short one"}')
     measure = f"""
 import os
 import re
+import signal
+import subprocess
 import sys
 import threading
+import time
 import time
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}, {str(ROOT / 'tests' / 'tokens')!r}]

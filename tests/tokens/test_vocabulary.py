@@ -67,6 +67,8 @@ def test_a_checkpoint_says_what_its_ids_mean_whatever_lies_beside_it(run, tmp_pa
     tok = tokenizer.load(out / 'ckpt.pt', ckpt)
     assert tok.decode(tok.encode('hello')) == b'hello' and tok.name == '31 characters'
     assert 'those in the checkpoint count' in capsys.readouterr().out
+    (out / 'meta.json').write_text('{"tokenizer": "ch')
+    assert tokenizer.load(out / 'ckpt.pt', ckpt).encode('hello') == tok.encode('hello')
 
 
 def test_nanogpt_reads_a_checkpoint_with_a_vocabulary(tmp_path):
@@ -127,6 +129,8 @@ def test_a_bpe_lies_in_the_checkpoint_or_is_found_by_its_hash(tmp_path, monkeypa
     by_hash = tokenizer.of_meta(meta, tmp_path)
     assert 'json' in whole and 'json' not in by_hash and tokenizer.compare(whole, by_hash) == 'same'
     assert tokenizer.build(whole).decode(tokenizer.build(whole).encode('naïve')) == 'naïve'.encode()
+    with pytest.raises(UserError, match='does not know the characters'):
+        tokenizer.build(whole).encode('\udcff')  # what a shell gives for a byte that is no UTF-8
     with pytest.raises(UserError, match='too large to lie in the checkpoint'):
         tokenizer.build(by_hash, 'x.pt', [tmp_path / 'nowhere'])
     assert tokenizer.build(by_hash, 'x.pt', [tmp_path]).name == f'bpe of {meta["vocab_size"]} tokens'
