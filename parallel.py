@@ -33,6 +33,10 @@ class Keys:
         choices=('ddp', 'fsdp'),
         group='device and speed',
     )
+    sharded_checkpoints: bool = key(
+        False,
+        'fsdp: each process writes its share (out_dir/shards-ITERATION); the plain ckpt.pt comes at the end of the run',
+    )
     activation_checkpointing: bool = key(
         False,
         'keep only the inputs of the blocks, and compute the rest again in the backward pass: less memory, slower',
@@ -47,6 +51,8 @@ def problems(cfg) -> list[str]:
             'activation_checkpointing = True: a router gives its loss beside the output of its block, and only the output can'
             ' be computed twice; leave it out with mlp = moe and linear = btt_moe'
         )
+    if cfg.sharded_checkpoints and (cfg.parallel != 'fsdp' or cfg.keep_last):
+        found.append('sharded_checkpoints = True: goes with parallel = fsdp, and not with keep_last')
     if cfg.parallel != 'fsdp':
         return found
     whole = {  # keys that need a whole tensor where fsdp has a share: (is it set, why)
