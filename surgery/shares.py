@@ -21,12 +21,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 
 import checkpoint
 import files
+import parallel
 from configurator import UserError, root_path
 from surgery import claims
 from surgery.collapse import TransferConfig
@@ -55,6 +53,8 @@ HARMLESS = {'torch': ('Size', 'float32', 'float64', 'bfloat16', 'float16'), 'tor
 def save(folder: Path, ckpt: dict, keep: int):
     """Write a checkpoint whose tensors are shares; every process calls this. The folder is there whole, or not at all. Of
     earlier ones only that of iteration `keep` stays."""
+    import torch.distributed.checkpoint as dcp  # only here: it takes a second to import
+
     shares, tensors = {}, {}
     tree, part = split(ckpt, '', shares, tensors, {}), folder.with_name(f'{folder.name}.part')
     first, mine = dist.get_rank() == 0, [None] * dist.get_world_size()
@@ -78,10 +78,9 @@ def split(tree, path: str, shares: dict, tensors: dict, seen: dict):
     """The tree without its shares, which go to shares {path: share}. tensors: {path: path in shares}, one for tied tensors."""
     if isinstance(tree, dict):
         return {k: split(v, f'{path}/{k}' if path else k, shares, tensors, seen) for k, v in tree.items()}
-    if not isinstance(tree, DTensor):
+    if not parallel.is_share(tree):
         return tree
-    mine = tree.to_local()
-    tensors[path] = seen.setdefault((mine.untyped_storage()._cdata, mine.storage_offset(), tree.shape), path)
+    tensors[path] = seen.setdefault(parallel.memory(tree), path)
     shares[tensors[path]] = tree
     return None
 
@@ -123,38 +122,41 @@ class Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class Reader(dcp.FileSystemReader):
-    def read_metadata(self, *_, **__):
-        """What .metadata says, once it is known to be harmless. Raises ValueError, and what pickle raises."""
-        folder = Path(self.path)
-        with open(folder / '.metadata', 'rb') as f:
-            metadata = Unpickler(f).load()
-        sizes, claimed = {p.name: p.stat().st_size for p in folder.glob('__*.distcp')}, 0
-        for name, about in metadata.state_dict_metadata.items():
-            if not isinstance(about, TensorStorageMetadata):  # bytes would be unpickled by torch
-                raise ValueError(f'{ascii(name)[:80]} is no tensor')
-            if sum(chunk.sizes.numel() for chunk in about.chunks) != about.size.numel():
-                raise ValueError(f'parts of {ascii(name)[:80]} are missing')
-            claimed += about.size.numel() * about.properties.dtype.itemsize
-        if any(at.relative_path not in sizes for at in metadata.storage_data.values()) or claimed > sum(sizes.values()):
-            raise ValueError('it claims more than there is in its files')
-        metadata.storage_meta = StorageMeta(load_id=self.load_id)
-        return metadata
+def harmless(folder: Path):
+    """What .metadata says. Raises ValueError, and what pickle raises, where that is more than reading tensors needs."""
+    from torch.distributed.checkpoint.metadata import StorageMeta, TensorStorageMetadata
+
+    with open(folder / '.metadata', 'rb') as f:
+        metadata = Unpickler(f).load()
+    sizes, claimed = {p.name: p.stat().st_size for p in folder.glob('__*.distcp')}, 0
+    for name, about in metadata.state_dict_metadata.items():
+        if not isinstance(about, TensorStorageMetadata):  # bytes would be unpickled by torch
+            raise ValueError(f'{ascii(name)[:80]} is no tensor')
+        if sum(chunk.sizes.numel() for chunk in about.chunks) != about.size.numel():
+            raise ValueError(f'parts of {ascii(name)[:80]} are missing')
+        claimed += about.size.numel() * about.properties.dtype.itemsize
+    if any(at.relative_path not in sizes for at in metadata.storage_data.values()) or claimed > sum(sizes.values()):
+        raise ValueError('it claims more than there is in its files')
+    metadata.storage_meta = StorageMeta()
+    return metadata
 
 
 def load(folder: Path) -> dict:
     """The checkpoint, whole, as checkpoint.load gives one; each process reads it by itself. UserError where it is damaged or
     foreign."""
+    import torch.distributed.checkpoint as dcp
+
     try:
         checkpoint.check_zip(folder / 'rest.pt')
         rest = torch.load(folder / 'rest.pt', map_location='cpu', weights_only=True)
         if not isinstance(rest, dict) or rest.get('format') != FORMAT:
             raise ValueError(f'rest.pt is not of format {FORMAT}')
         if odd := [name for name, value in rest['sums'].items() if checksum(folder / Path(name).name) != value]:
-            raise ValueError(f'{ascii(odd[0])[:60]} is not as it was written')
-        reader = Reader(folder)
-        about = reader.read_metadata().state_dict_metadata
-        whole = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in about.items()}
+            raise ValueError(f'{ascii(odd[0])[:60]}: another file than was written')
+        reader, metadata = dcp.FileSystemReader(folder), harmless(folder)
+        reader.read_metadata = lambda *_, **__: metadata  # torch's own unpickles anything
+        about = metadata.state_dict_metadata.items()
+        whole = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in about}
         with warnings.catch_warnings(action='ignore'):  # that it is one process that reads
             dcp.load(whole, storage_reader=reader, no_dist=True)
         ckpt = joined(rest['tree'], '', {k: whole[source] for k, source in rest['tensors'].items()})

@@ -269,6 +269,9 @@ def source(cfg, small):
     drop += (
         'device',
         'backend',
+        'parallel',
+        'sharded_checkpoints',
+        'activation_checkpointing',
         'dtype',
         'compile',
         'cuda_graph',

@@ -250,7 +250,7 @@ def test_shares_run_no_code_and_are_refused_where_they_are_not_as_they_were_writ
     def less(found):
         next(iter(found.state_dict_metadata.values())).chunks.pop()
 
-    spoiled('flipped', flip, '__1_0.distcp is not as it was written', again=False)
+    spoiled('flipped', flip, 'another file than was written', again=False)
     spoiled('code', metadata(lambda found: Hostile()), 'it names')
     spoiled('bytes', metadata(lambda found: found.state_dict_metadata.update(x=BytesStorageMetadata())), 'it names')
     spoiled('elsewhere', metadata(elsewhere), 'claims more than there is')
