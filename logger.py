@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -92,16 +93,14 @@ def read_metrics(out_dir: Path) -> list[dict]:
 def make_room(out_dir: Path) -> str:
     """Move the record of an earlier run to out_dir/earlier-N, a folder like any run's; what to say of it. A run that
     compare.py starts again in its own folder, because it broke, is the same one: there only checkpoints go."""
-    found = [
-        *(out_dir / name for name in RECORD),
-        *sorted(out_dir.glob('ckpt-*.pt')),
-        *sorted(out_dir.glob('shards-*')),
-    ]
-    found = [p for p in found if p.exists()]
+    more = sorted([*out_dir.glob('ckpt-*.pt'), *out_dir.glob('shards-*')])
+    found = [p for p in [*(out_dir / name for name in RECORD), *more] if p.exists()]
     try:
         if launched(out_dir):
             for path in found:
-                if path.suffix == '.pt':
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.suffix == '.pt':
                     path.unlink()
             return ''
         if not found:

@@ -40,6 +40,11 @@ class Keys:
     )
 
 
+def idle() -> list[str]:
+    """Keys that mean nothing to a single process."""
+    return ['parallel', 'sharded_checkpoints'] if hardware.rank_world()[1] == 1 else []
+
+
 def problems(cfg) -> list[str]:
     """What cannot be shared out, or computed twice, one line each."""
     found, mixture = [], cfg.mlp == 'moe' or cfg.linear == 'btt_moe'

@@ -99,7 +99,7 @@ class TrainConfig(
         return self.gradient_accumulation_steps * self.batch_size * self.block_size
 
     def idle(self):
-        off = [*rotate.idle(self), *optimizers.idle(self)]
+        off = [*rotate.idle(self), *optimizers.idle(self), *parallel.idle()]
         return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
     def problems(self, sized=None):

@@ -62,7 +62,12 @@ def save(folder: Path, ckpt: dict, keep: int):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     dist.barrier()
-    dcp.save(shares, storage_writer=dcp.FileSystemWriter(part))
+    try:
+        dcp.save(shares, storage_writer=dcp.FileSystemWriter(part))
+    except dcp.CheckpointException as e:
+        raise UserError(
+            f'cannot write {folder} ({reason(e)}): is the disk full? Earlier ones are as they were'
+        ) from None
     dist.all_gather_object(mine, {p.name: checksum(p) for p in part.glob(f'__{dist.get_rank()}_*.distcp')})
     if first:
         sums = {k: v for m in mine for k, v in m.items()} | {'.metadata': checksum(part / '.metadata')}
@@ -162,10 +167,15 @@ def load(folder: Path) -> dict:
         ckpt = joined(rest['tree'], '', {k: whole[source] for k, source in rest['tensors'].items()})
     except UserError:
         raise
-    except Exception as e:  # whatever is wrong with it, the user needs one line
-        raise UserError(f'{folder} is no checkpoint in shares of this run ({checkpoint.first_line(e)})') from None
+    except (Exception, dcp.CheckpointException) as e:  # whatever is wrong with it, the user needs one line
+        raise UserError(f'{folder} is no checkpoint in shares of this run ({reason(e)})') from None
     claims.check_resume(ckpt, claims.check_model(ckpt, folder), folder)
     return ckpt
+
+
+def reason(e) -> str:
+    """What went wrong, in one line. A CheckpointException, which is no Exception, has {process: (what it raised, where)}."""
+    return checkpoint.first_line(next(iter(e.failures.values()))[0] if hasattr(e, 'failures') else e)
 
 
 def joined(tree, path: str, tensors: dict):

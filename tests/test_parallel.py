@@ -162,6 +162,13 @@ def test_the_file_of_a_run_of_fsdp_is_that_of_any_run(runs, alone):
         assert ckpt['model']['lm_head.weight'].data_ptr() == ckpt['model']['transformer.wte.weight'].data_ptr()
 
 
+def test_a_single_process_says_that_it_shares_nothing(monkeypatch):
+    cfg = load(TrainConfig, [*TINY, '--parallel=fsdp', '--sharded_checkpoints=true', '--gradient_accumulation_steps=2'])
+    assert cfg.idle() == dict(parallel='fsdp', sharded_checkpoints=True)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert cfg.idle() == {}
+
+
 @pytest.mark.parametrize(
     'flags, why',
     [
@@ -251,6 +258,7 @@ def test_shares_run_no_code_and_are_refused_where_they_are_not_as_they_were_writ
         next(iter(found.state_dict_metadata.values())).chunks.pop()
 
     spoiled('flipped', flip, 'another file than was written', again=False)
+    spoiled('empty', lambda folder: (folder / '__1_0.distcp').write_bytes(b'PK' * 99_999))
     spoiled('code', metadata(lambda found: Hostile()), 'it names')
     spoiled('bytes', metadata(lambda found: found.state_dict_metadata.update(x=BytesStorageMetadata())), 'it names')
     spoiled('elsewhere', metadata(elsewhere), 'claims more than there is')
