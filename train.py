@@ -252,7 +252,7 @@ class Trainer:
         self.model.train()
         return found
 
-    def save(self, improved: bool, last=False):
+    def save(self, improved: bool):
         """ckpt.pt, best.pt if val loss improved, and the last keep_last; in shares where that is asked for, until the last."""
         if not self.cfg.save_checkpoint or self.cfg.eval_only:
             return
@@ -267,6 +267,7 @@ class Trainer:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
         ckpt = checkpoint.pack(self.model, config, self.iter, self.best_val_loss, self.optimizer.factors, **resume)
+        last = self.iter >= self.cfg.max_iters or self.out_of_patience
         if self.cfg.sharded_checkpoints and parallel.sharded(self.model) and not last:
             self.saved_as = f'shards-{self.iter}'
             shares.save(self.out_dir / self.saved_as, ckpt, keep=self.best_iter)
@@ -395,7 +396,7 @@ def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool
         done = t.out_of_patience = True
         log.say(f'no lower val loss than that of iteration {t.best_iter}: the end (patience = {cfg.patience})')
     if save and (improved or done or cfg.always_save_checkpoint):
-        t.save(improved, last=done)
+        t.save(improved)
     return done
 
 
