@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -92,11 +93,14 @@ def read_metrics(out_dir: Path) -> list[dict]:
 def make_room(out_dir: Path) -> str:
     """Move the record of an earlier run to out_dir/earlier-N, a folder like any run's; what to say of it. A run that
     compare.py starts again in its own folder, because it broke, is the same one: there only checkpoints go."""
-    found = [p for p in [*(out_dir / name for name in RECORD), *sorted(out_dir.glob('ckpt-*.pt'))] if p.exists()]
+    more = sorted([*out_dir.glob('ckpt-*.pt'), *out_dir.glob('shards-*')])
+    found = [p for p in [*(out_dir / name for name in RECORD), *more] if p.exists()]
     try:
         if launched(out_dir):
             for path in found:
-                if path.suffix == '.pt':
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.suffix == '.pt':
                     path.unlink()
             return ''
         if not found:
@@ -147,7 +151,7 @@ def take_folder(t) -> str:
     remove_stale(t.out_dir)
     if t.cfg.init_from != 'resume':
         return make_room(t.out_dir)
-    if t.best_is_now and t.cfg.save_checkpoint:
+    if t.best_is_now and t.cfg.save_checkpoint and t.saved_as == 'ckpt.pt':
         copy(t.out_dir / 'ckpt.pt', t.out_dir / 'best.pt')  # a kill between the two writes left an older one
     return f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
 
@@ -158,7 +162,7 @@ def kept(t, stopped: bool, again='go on with --init_from=resume') -> str:
     if t.cfg.eval_only or not t.cfg.save_checkpoint or t.saved is None:
         why = ' (save_checkpoint = False)' if not t.cfg.save_checkpoint else ''
         return f'{head}nothing saved{why}' if not t.cfg.eval_only else ''
-    text = f'{head}saved {relative(str(t.out_dir / "ckpt.pt"))} at iteration {t.saved}'
+    text = f'{head}saved {relative(str(t.out_dir / t.saved_as))} at iteration {t.saved}'
     if (t.out_dir / 'best.pt').exists():
         text += f', best.pt of iteration {t.best_iter} (val loss {t.best_val_loss:.4f})'
     return text + (f'; {again}' if stopped else '')

@@ -13,9 +13,6 @@ Both compute the same from the same data. docs/scaling.md says what they cost in
 from dataclasses import dataclass
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
 
@@ -33,10 +30,19 @@ class Keys:
         choices=('ddp', 'fsdp'),
         group='device and speed',
     )
+    sharded_checkpoints: bool = key(
+        False,
+        'fsdp: each process writes its share (out_dir/shards-ITERATION); the plain ckpt.pt comes at the end of the run',
+    )
     activation_checkpointing: bool = key(
         False,
         'keep only the inputs of the blocks, and compute the rest again in the backward pass: less memory, slower',
     )
+
+
+def idle() -> list[str]:
+    """Keys that mean nothing to a single process."""
+    return ['parallel', 'sharded_checkpoints'] if hardware.rank_world()[1] == 1 else []
 
 
 def problems(cfg) -> list[str]:
@@ -47,6 +53,8 @@ def problems(cfg) -> list[str]:
             'activation_checkpointing = True: a router gives its loss beside the output of its block, and only the output can'
             ' be computed twice; leave it out with mlp = moe and linear = btt_moe'
         )
+    if cfg.sharded_checkpoints and (cfg.parallel != 'fsdp' or cfg.keep_last):
+        found.append('sharded_checkpoints = True: goes with parallel = fsdp, and not with keep_last')
     if cfg.parallel != 'fsdp':
         return found
     whole = {  # keys that need a whole tensor where fsdp has a share: (is it set, why)
@@ -83,6 +91,9 @@ def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool)
             'dtype = float16: its loss scaling would have to agree over the shares of parallel = fsdp; use dtype = bfloat16, or'
             ' parallel = ddp'
         )
+    from torch.distributed.device_mesh import init_device_mesh  # only here: this takes a second to import
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     # A block's tensors are rounded before they are sent, as autocast would round them before use; sums stay in float32.
     # Embeddings and head are not: the stream of the residuals is in float32, as with ddp.
     low = None if dtype == torch.float32 else dtype
@@ -111,7 +122,7 @@ def wrap(model, device: torch.device, compile: bool) -> tuple:
 
 def average(forward, on: bool):
     """Whether the next backward pass averages the gradients over the processes. Until then each sums up its own."""
-    if isinstance(forward, FSDPModule):
+    if sharded(forward):
         forward.set_requires_gradient_sync(on)
     elif isinstance(forward, DDP):
         forward.require_backward_grad_sync = on
@@ -119,18 +130,31 @@ def average(forward, on: bool):
 
 def sharded(model) -> bool:
     """Whether this process holds shares of the model's tensors."""
-    return isinstance(model, FSDPModule)
+    return hasattr(model, 'set_requires_gradient_sync')  # fully_shard gives it this method
+
+
+def is_share(t) -> bool:
+    """Whether a tensor is a share of a larger one (a DTensor)."""
+    return hasattr(t, 'full_tensor')
+
+
+def memory(share) -> tuple:
+    """What tied shares have in common and others have not, in every process, also in one whose share is empty."""
+    mine = share.to_local()
+    return mine.untyped_storage()._cdata, mine.storage_offset(), share.shape
 
 
 def whole(t):
     """The whole of a tensor; every process has to ask for it."""
-    return t.full_tensor() if isinstance(t, DTensor) else t
+    return t.full_tensor() if is_share(t) else t
 
 
 def share(t, like):
     """Of t, which every process has, the share that this one has of `like`."""
-    if not isinstance(like, DTensor) or t.shape != like.shape:
+    if not is_share(like) or t.shape != like.shape:
         return t
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
@@ -140,11 +164,9 @@ def gather(tree, keep: bool, seen=None):
     seen = {} if seen is None else seen
     if isinstance(tree, dict):
         return {k: gather(v, keep, seen) for k, v in tree.items()}
-    if not isinstance(tree, DTensor):
+    if not is_share(tree):
         return tree
-    mine = tree.to_local()
-    where = mine.untyped_storage()._cdata, mine.storage_offset(), tree.shape  # the same memory, if it is empty too
-    if where not in seen:
+    if (where := memory(tree)) not in seen:
         t = tree.full_tensor()
         seen[where] = t.cpu() if keep else None
     return seen[where]

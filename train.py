@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 # read once, when torch is loaded. A thread that waits by spinning takes its core from other jobs of the machine
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
@@ -39,7 +40,7 @@ from configurator import Diverged, key, load, overrides, root_path, run
 from linear import factors
 from logger import Log, ending, facts, kept, take_folder, windows
 from model import GPTConfig
-from surgery import distill, guide, rotate, start
+from surgery import distill, guide, rotate, shares, start
 from tokens import loader, losses
 
 SKIPS = 100  # updates left out in a row: no accident any more
@@ -101,7 +102,7 @@ class TrainConfig(
         return self.gradient_accumulation_steps * self.batch_size * self.block_size
 
     def idle(self):
-        off = [*rotate.idle(self), *optimizers.idle(self)]
+        off = [*rotate.idle(self), *optimizers.idle(self), *parallel.idle()]
         return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
     def problems(self, sized=None):
@@ -140,7 +141,11 @@ class Trainer:
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
         self.iter, self.best_val_loss, self.best_iter = 0, math.inf, 0
         self.seconds, self.tokens = 0.0, 0  # spent training, without evaluations; consumed
-        self.out_of_patience, self.saved, self.best_is_now = False, None, False  # saved: iteration of ckpt.pt
+        self.out_of_patience, self.saved, self.best_is_now = (
+            False,
+            None,
+            False,
+        )  # saved: iteration of the last checkpoint
         self.skipped = 0  # updates left out in a row, up to now
         self.progress = lambda split, batch, of: None  # called at every batch of an evaluation
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
@@ -149,6 +154,7 @@ class Trainer:
 
         # data, and the model to start from: their tokens mean the same
         path, ckpt = start.read(cfg)
+        self.saved_as = Path(path).name if cfg.init_from == 'resume' else 'ckpt.pt'
         self.vocabulary = start.data_vocabulary(cfg, ckpt, path, self.rank, self.world)
         self.meta = loader.read_meta(cfg.dataset)
         cfg = start.settle(cfg, ckpt, path, loader.padded_vocabulary(self.meta), quiet=self.rank > 0)
@@ -250,7 +256,7 @@ class Trainer:
         return found
 
     def save(self, improved: bool):
-        """ckpt.pt, best.pt if val loss improved, and the last keep_last."""
+        """ckpt.pt, best.pt if val loss improved, and the last keep_last; in shares where that is asked for, until the last."""
         if not self.cfg.save_checkpoint or self.cfg.eval_only:
             return
         rng, (loss_sum, loss_count) = hardware.random_states(self.device), self.train_loss()
@@ -264,13 +270,19 @@ class Trainer:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
         ckpt = checkpoint.pack(self.model, config, self.iter, self.best_val_loss, self.optimizer.factors, **resume)
-        ckpt = parallel.gather(ckpt, keep=not self.rank)
+        last = self.iter >= self.cfg.max_iters or self.out_of_patience
+        if self.cfg.sharded_checkpoints and parallel.sharded(self.model) and not last:
+            self.saved_as = f'shards-{self.iter}'
+            shares.save(self.out_dir / self.saved_as, ckpt, keep=self.best_iter)
+            return
+        ckpt, self.saved_as = parallel.gather(ckpt, keep=not self.rank), 'ckpt.pt'
         if self.rank:
             return
         checkpoint.save(self.out_dir / 'ckpt.pt', ckpt)
         if improved:
             files.copy(self.out_dir / 'ckpt.pt', self.out_dir / 'best.pt')
         checkpoint.keep(self.out_dir, self.iter, self.cfg.keep_last)
+        shares.clear(self.out_dir, keep={self.best_iter} - {self.iter})
 
     def restore(self, ckpt: dict):
         """Go on as if there had been no interruption, with the same number of processes: to the bit on a CPU, and on

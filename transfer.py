@@ -9,6 +9,7 @@ Make a checkpoint from a checkpoint.
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
     python transfer.py grow --checkpoint=out/x/ckpt.pt --n_embd=768 --method=clone --noise=0.3 --out=out/x-large/ckpt.pt
     python transfer.py factorize --checkpoint=out/x/ckpt.pt --linear=kronecker --keep_dense='h.0.*' --out=out/x-kronecker/ckpt.pt
+    python transfer.py consolidate --checkpoint=out/x/shards-500 --out=out/x/shards-500.pt
     python transfer.py spectra --checkpoints=out/x/ckpt.pt,out/x-large/ckpt.pt --out=out/spectra.png
 
 collapse: multiply the factors of every layer, which gives plain matrices. nanoGPT's sample.py can load the result if
@@ -19,6 +20,7 @@ match: find the width (or factor, or expansion) at which a config costs as much 
 grow: make a wider or deeper model; `transfer.py grow --help` lists the methods.
 factorize: replace plain matrices by structured ones, of given shapes or for a budget of parameters.
 spectra: compare the singular values of every matrix, across checkpoints and model sizes.
+consolidate: write the plain file of a checkpoint that several processes wrote in shares (sharded_checkpoints).
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 export-nanogpt: write a dense run's checkpoint, optimizer state included, so that nanoGPT's train.py resumes it.
 A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command prints how far the logits and the loss
@@ -34,6 +36,7 @@ from surgery.export_hf import export_hf
 from surgery.export_nanogpt import export_nanogpt
 from surgery.factorize import FactorizeConfig, factorize
 from surgery.grow.growth import GrowConfig, grow
+from surgery.shares import consolidate
 from surgery.spectra import SpectraConfig, spectra
 
 COMMANDS = {  # name: (keys, operation)
@@ -45,6 +48,7 @@ COMMANDS = {  # name: (keys, operation)
     'grow': (GrowConfig, grow),
     'factorize': (FactorizeConfig, factorize),
     'spectra': (SpectraConfig, spectra),
+    'consolidate': (TransferConfig, consolidate),
 }
 
 

@@ -12,6 +12,7 @@ Make a checkpoint from a checkpoint, and change the model of a run while it trai
     hook.py            what may happen to the model of a run while it trains
     rotate.py          expand one layer at a time while training
     guide.py           dense guides that fade out while training
+    shares.py          a checkpoint to which every process writes its share, for its own run; its plain file
     start.py           what a run starts from
     spectra.py         singular values across checkpoints and sizes
     huggingface.py     read a Hugging Face GPT-2; export_hf.py writes one

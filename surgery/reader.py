@@ -19,6 +19,11 @@ def load(path) -> dict:
     latest = found.with_name('ckpt.pt')
     if found.name == 'best.pt' and not found.exists() and latest.exists():
         raise UserError(f'no checkpoint at {found}: it comes with the first evaluation after the start; take {latest}')
+    if (found / 'rest.pt').exists():
+        raise UserError(
+            f'{found} is a checkpoint in shares, for its own run to resume; others take the plain file of it: python transfer.py'
+            f' consolidate --checkpoint={path} --out={path}.pt'
+        )
     if found.is_dir() or str(path) in HUB_NAMES and not found.exists():
         from surgery.huggingface import load_gpt2  # only here: transformers takes seconds to import
 

@@ -18,7 +18,7 @@ from configurator import UserError, brief, input_path, key, overrides, printable
 from files import read_json
 from linear.factors import load_state
 from model import COMPUTING, GPT
-from surgery import reader, rotate
+from surgery import reader, rotate, shares
 from surgery.grow import growth
 from tokens import loader, tokenizer
 
@@ -77,15 +77,22 @@ def again(cfg, device):
         mine = read_json(folder / 'manifest.json', logger.MANIFEST).get('launch') == hardware.launch()
     except UserError:
         return cfg
-    return dataclasses.replace(cfg, init_from='resume') if mine and (folder / 'ckpt.pt').exists() else cfg
+    return (
+        dataclasses.replace(cfg, init_from='resume')
+        if mine and ((folder / 'ckpt.pt').exists() or shares.found(folder))
+        else cfg
+    )
 
 
 def read(cfg) -> tuple:
     """(path, checkpoint) that init_from names; ('', None) for scratch."""
     if cfg.init_from == 'scratch':
         return '', None
-    path = dict(resume=root_path(cfg.out_dir) / 'ckpt.pt', transfer=cfg.transfer_from).get(cfg.init_from, cfg.init_from)
-    ckpt = reader.load(path)
+    if cfg.init_from == 'resume':
+        path, ckpt = latest(root_path(cfg.out_dir))
+    else:
+        path = cfg.transfer_from if cfg.init_from == 'transfer' else cfg.init_from
+        ckpt = reader.load(path)
     if cfg.init_from == 'resume' and not {'optimizer', 'position', 'scaler', 'rng'} <= set(ckpt):
         why = f' ({ckpt["unresumable"]})' if 'unresumable' in ckpt else ''
         raise UserError(
@@ -93,6 +100,15 @@ def read(cfg) -> tuple:
             f' --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
         )
     return path, ckpt
+
+
+def latest(out_dir) -> tuple:
+    """(path, checkpoint) that a run goes on from: ckpt.pt, or a later one in shares."""
+    plain, folders = out_dir / 'ckpt.pt', shares.found(out_dir)
+    ckpt = reader.load(plain) if plain.exists() or not folders else None
+    if folders and (ckpt is None or ckpt['iter_num'] < shares.number(folders[-1])):
+        return folders[-1], shares.load(folders[-1])
+    return plain, ckpt
 
 
 def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
@@ -253,6 +269,9 @@ def source(cfg, small):
     drop += (
         'device',
         'backend',
+        'parallel',
+        'sharded_checkpoints',
+        'activation_checkpointing',
         'dtype',
         'compile',
         'cuda_graph',

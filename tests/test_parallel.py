@@ -6,6 +6,7 @@ anywhere. Two processes, started once, make all runs of this file's quick tests.
 import contextlib
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -18,10 +19,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, losses
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
+import checkpoint
 from configurator import load
 from linear import LAYERS
 from logger import read_metrics
+from surgery import reader, shares
 from train import TrainConfig, train
 
 RUN = [*TINY, '--learning_rate=2e-3', '--min_lr=2e-4', '--gradient_accumulation_steps=4', '--eval_iters=1',
@@ -78,6 +82,9 @@ def runs(tmp_path_factory, shakespeare):
     jobs['whole'] = 'train', LONG
     jobs['parts'] = 'train', [*LONG, '--max_iters=5', '--keep_last=2']
     jobs['parts+'] = 'train', [*LONG, '--init_from=resume', '--keep_last=2']
+    jobs['shares'] = 'stopped', [*LONG, '--sharded_checkpoints=true', '--eval_interval=5']
+    jobs['shares+'] = 'copied', LONG
+    jobs['shares-on'] = 'train', [*LONG, '--sharded_checkpoints=true', '--init_from=resume']
     for p in ('ddp', 'fsdp'):
         jobs[f'grown-{p}'] = 'train', [*GROWN, f'--transfer_from={folder}/whole/ckpt.pt', f'--parallel={p}']
     two(folder, jobs)
@@ -155,6 +162,13 @@ def test_the_file_of_a_run_of_fsdp_is_that_of_any_run(runs, alone):
         assert ckpt['model']['lm_head.weight'].data_ptr() == ckpt['model']['transformer.wte.weight'].data_ptr()
 
 
+def test_a_single_process_says_that_it_shares_nothing(monkeypatch):
+    cfg = load(TrainConfig, [*TINY, '--parallel=fsdp', '--sharded_checkpoints=true', '--gradient_accumulation_steps=2'])
+    assert cfg.idle() == dict(parallel='fsdp', sharded_checkpoints=True)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert cfg.idle() == {}
+
+
 @pytest.mark.parametrize(
     'flags, why',
     [
@@ -174,6 +188,82 @@ def test_activation_checkpointing_computes_the_same(run_train):
     flags = ['--dropout=0.1', '--max_iters=3']
     a, b = (run_train(*flags, *more, out=out) for out, more in (('a', []), ('b', ['--activation_checkpointing=true'])))
     assert losses(a) == losses(b)
+
+
+# -----------------------------------------------------------------------------
+# checkpoints in shares
+
+
+def equal(
+    a: dict, b: dict, keys=('model', 'optimizer', 'rng', 'position', 'iter_num', 'best_val_loss', 'tokens')
+) -> bool:
+    same = lambda x, y: torch.equal(x, y) if torch.is_tensor(x) else x == y
+    flat = lambda ckpt: torch.utils._pytree.tree_flatten({k: ckpt[k] for k in keys})
+    (x, p), (y, q) = flat(a), flat(b)
+    return p == q and all(map(same, x, y))
+
+
+def test_shares_hold_what_the_plain_file_holds(runs, tmp_path, fails):
+    folder, plain = runs / 'shares' / 'shards-5', checkpoint.load(runs / 'parts' / 'ckpt-5.pt')
+    assert {p.name for p in folder.iterdir()} == {'.metadata', 'rest.pt', '__0_0.distcp', '__1_0.distcp'}
+    assert not (runs / 'shares' / 'ckpt.pt').exists() and equal(shares.load(folder), plain)
+    flags = [f'--checkpoint={folder}', f'--out={tmp_path}/whole.pt']
+    shares.consolidate(load(shares.TransferConfig, flags))
+    assert equal(reader.load(tmp_path / 'whole.pt'), plain)
+    fails(lambda: reader.load(folder), 'for its own run to resume', 'transfer.py consolidate')
+
+
+def test_a_run_goes_on_from_shares_to_the_bit_and_ends_with_the_plain_file(runs):
+    on = runs / 'shares-on'
+    assert equal(
+        checkpoint.load(on / 'ckpt.pt'), checkpoint.load(runs / 'whole' / 'ckpt.pt'), ('model', 'optimizer', 'position')
+    )
+    assert losses(on) == losses(runs / 'whole') and not shares.found(on)
+
+
+class Hostile:
+    def __reduce__(self):
+        return Path.touch, (Path(os.environ['NANOMORPH_TOUCH']),)
+
+
+def test_shares_run_no_code_and_are_refused_where_they_are_not_as_they_were_written(runs, tmp_path, fails, monkeypatch):
+    monkeypatch.setenv('NANOMORPH_TOUCH', str(tmp_path / 'touched'))
+
+    def spoiled(name, spoil, *parts, again=True):
+        folder = shutil.copytree(runs / 'shares' / 'shards-5', tmp_path / name / 'shards-5')
+        spoil(folder)
+        if again:  # the checksums with it
+            rest = torch.load(folder / 'rest.pt', weights_only=True)
+            rest['sums'] = {k: shares.checksum(folder / k) for k in rest['sums']}
+            torch.save(rest, folder / 'rest.pt')
+        fails(lambda: shares.load(folder), 'is no checkpoint in shares of this run', *parts)
+
+    def metadata(change):
+        def spoil(folder):
+            found = pickle.loads((folder / '.metadata').read_bytes())
+            (folder / '.metadata').write_bytes(pickle.dumps(change(found) or found))
+
+        return spoil
+
+    def flip(folder):
+        data = bytearray((folder / '__1_0.distcp').read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / '__1_0.distcp').write_bytes(data)
+
+    def elsewhere(found):
+        for place in found.storage_data.values():
+            place.relative_path = '../other/__0_0.distcp'
+
+    def less(found):
+        next(iter(found.state_dict_metadata.values())).chunks.pop()
+
+    spoiled('flipped', flip, 'another file than was written', again=False)
+    spoiled('empty', lambda folder: (folder / '__1_0.distcp').write_bytes(b'PK' * 99_999))
+    spoiled('code', metadata(lambda found: Hostile()), 'it names')
+    spoiled('bytes', metadata(lambda found: found.state_dict_metadata.update(x=BytesStorageMetadata())), 'it names')
+    spoiled('elsewhere', metadata(elsewhere), 'claims more than there is')
+    spoiled('less', metadata(less), 'are missing')
+    assert not (tmp_path / 'touched').exists()
 
 
 # -----------------------------------------------------------------------------

@@ -664,6 +664,7 @@ def test_the_windows_of_the_last_steps_are_those_that_they_saw():
 def test_the_end_names_the_iteration_of_each_checkpoint(tmp_path):
     (tmp_path / 'best.pt').touch()
     t = types.SimpleNamespace(cfg=TrainConfig(), out_dir=tmp_path, saved=9, best_iter=6, best_val_loss=1.5)
+    t.saved_as = 'ckpt.pt'
     said = f'saved {tmp_path}/ckpt.pt at iteration 9, best.pt of iteration 6 (val loss 1.5000)'
     assert logger.kept(t, stopped=False) == said
     assert logger.kept(t, stopped=True) == f'interrupted: {said}; go on with --init_from=resume'

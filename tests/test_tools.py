@@ -397,7 +397,17 @@ def test_a_run_that_ended_before_its_end_is_not_called_running(tmp_path):
 def test_every_command_of_transfer_does_what_its_name_says():
     assert {name: operation.__name__.replace('_', '-') for name, (_, operation) in transfer.COMMANDS.items()} == {
         name: name
-        for name in ('collapse', 'expand', 'prune', 'export-hf', 'export-nanogpt', 'grow', 'factorize', 'spectra')
+        for name in (
+            'collapse',
+            'expand',
+            'prune',
+            'export-hf',
+            'export-nanogpt',
+            'grow',
+            'factorize',
+            'spectra',
+            'consolidate',
+        )
     }
 
 
