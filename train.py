@@ -141,11 +141,8 @@ class Trainer:
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
         self.iter, self.best_val_loss, self.best_iter = 0, math.inf, 0
         self.seconds, self.tokens = 0.0, 0  # spent training, without evaluations; consumed
-        self.out_of_patience, self.saved, self.best_is_now = (
-            False,
-            None,
-            False,
-        )  # saved: iteration of the last checkpoint
+        self.out_of_patience, self.best_is_now = False, False
+        self.saved = None  # iteration of the last checkpoint
         self.skipped = 0  # updates left out in a row, up to now
         self.progress = lambda split, batch, of: None  # called at every batch of an evaluation
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
