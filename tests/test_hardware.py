@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, tiny_gpt
+from conftest import ROOT, TINY
 
 import bench
 import checkpoint
 import hardware
-from configurator import UserError
 from hardware import peak_of
-from model import GPT, GPTConfig
 
 
 @pytest.mark.parametrize(
@@ -113,49 +111,19 @@ def test_ctrl_c_under_torchrun_saves_and_says_so(tmp_path):
     assert checkpoint.load(tmp_path / 'run' / 'ckpt.pt')['iter_num'] >= 4
 
 
-def test_threads_of_a_run_do_not_wait_by_spinning():
-    """libgomp says what it has read; it reads when torch is loaded."""
-    env = {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'} | dict(OMP_DISPLAY_ENV='verbose')
+def test_threads_of_a_run_do_not_wait_by_spinning(tmp_path):
+    """The scripts ask for it before they load torch, and with torch libgomp, which reads it then and says what it read."""
+    (tmp_path / 'torch.py').write_text("import os\n\nraise SystemExit(os.environ['OMP_WAIT_POLICY'])")
+    env = {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'}
+    say = lambda command, **more: (
+        subprocess.run([sys.executable, *command], env=env | more, capture_output=True, text=True).stderr
+    )
     for script in ('train.py', 'bench.py'):
-        r = subprocess.run([sys.executable, str(ROOT / script), '--help'], env=env, capture_output=True, text=True)
-        if 'GOMP_SPINCOUNT' not in r.stderr:
-            pytest.skip('torch has another OpenMP here')
-        assert "GOMP_SPINCOUNT = '0'" in r.stderr, r.stderr
-
-
-# -----------------------------------------------------------------------------
-# cuda_graph = auto
-
-
-def test_graphs_are_taken_where_launching_is_what_takes_the_time(monkeypatch):
-    """GPT-2 on an H100: at micro-batch 12 a slow host takes longer than the GPU (docs/speed.md), at 64 none does."""
-    monkeypatch.setattr(hardware, 'peak_flops', lambda device, dtype: 989e12)
-    gpu, bf16 = torch.device('cuda'), torch.bfloat16
-    with torch.device('meta'):
-        gpt2 = GPT(GPTConfig())
-        wide = GPT(GPTConfig(linear='expanded', expansion=10000, expansion_init='gaussian', n_embd=384, n_head=6))
-        small = GPT(GPTConfig(n_layer=6, n_embd=384, n_head=6, vocab_size=65))
-    asked = lambda model, batch, asked='auto', device=gpu: hardware.graphs(asked, model, 1024 * batch, device, bf16)
-    assert asked(gpt2, 12)[0] and not asked(gpt2, 64)[0] and asked(small, 16)[0]
-    assert asked(wide, 12)[0]  # factors beside the model are formed once a step, whatever the batch
-    assert asked(gpt2, 12)[1].startswith('CUDA graphs: on, a block takes about 1.9 ms')
-    assert asked(gpt2, 64, True)[0] and not asked(small, 16, False)[0]
-    assert asked(small, 16, device=torch.device('cpu')) == (False, 'CUDA graphs: off, needs a CUDA device, this is cpu')
-
-
-def test_graphs_are_left_out_with_the_reason_where_they_cannot_be(monkeypatch):
-    gpu, moe = torch.device('cuda'), tiny_gpt(mlp='moe')
-    monkeypatch.setattr('torch.cuda.get_device_capability', lambda device=None: (9, 0))
-    monkeypatch.setattr(hardware, 'peak_flops', lambda device, dtype: None)
-    assert hardware.graphs('auto', moe, 64, gpu, torch.bfloat16)[0]
-    on, why = hardware.graphs('auto', moe, 64, gpu, torch.float32)
-    assert not on and 'waits for the processor' in why
-    monkeypatch.setattr('torch.cuda.get_device_capability', lambda device=None: (8, 0))
-    for mixture in (moe, tiny_gpt(linear='btt_moe', n_embd=64)):
-        with pytest.raises(UserError, match='cuda_graph = True: a mixture'):
-            hardware.graphs(True, mixture, 64, gpu, torch.bfloat16)
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    assert 'one of 2' in hardware.graphs('auto', tiny_gpt(), 64, gpu, torch.bfloat16)[1]
+        assert say([ROOT / script], PYTHONPATH=str(tmp_path)) == 'passive\n'
+    said = say(['-c', 'import torch'], OMP_WAIT_POLICY='passive', OMP_DISPLAY_ENV='verbose')
+    if 'GOMP_SPINCOUNT' not in said:
+        pytest.skip('torch has another OpenMP here')
+    assert "GOMP_SPINCOUNT = '0'" in said, said
 
 
 # -----------------------------------------------------------------------------
