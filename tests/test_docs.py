@@ -185,9 +185,13 @@ def clone(tmp_path, python):
     with open(here / 'config' / 'shakespeare_char.py', 'a') as f:
         f.write(TINY)
     demo = here / 'config' / 'compare' / 'demo.py'
-    small = re.sub(r'(max|decay)_iters=\d+', r'\1_iters=20', demo.read_text())
-    assert small != demo.read_text()
-    demo.write_text(small.replace('eval_iters=20 ', 'eval_iters=2 ') + 'looks = False\nseeds, sweep_seeds = 2, 1\n')
+    text = demo.read_text()
+    for key, value in dict(
+        max_iters=20, lr_decay_iters=20, eval_iters=2, block_size=16, n_embd=16, expansion=32
+    ).items():
+        assert f'--{key}=' in text
+        text = re.sub(f'--{key}=\\d+', f'--{key}={value}', text)
+    demo.write_text(text + 'looks = False\nseeds, sweep_seeds = 2, 1\n')
     (tmp_path / 'bin').mkdir()
     (tmp_path / 'bin' / 'python').write_text(f'#!/bin/sh\nexec {shlex.join(python)} "$@"\n')
     (tmp_path / 'bin' / 'python').chmod(0o755)
