@@ -176,6 +176,19 @@ class Lost(UserError):
     exit_code = 1
 
 
+def meeting_place(wait: datetime.timedelta) -> dict:
+    """What init_process_group is to be told where torchrun has started the processes of one machine again: torchrun keeps
+    one store for all starts, and the addresses of dead processes are still in it, so each start gets names of its own.
+    Agents of several nodes may count their starts differently; for them see docs/scaling.md."""
+    start = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    shared = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'  # the agent's store, not one of the first process
+    if start == '0' or not shared or os.environ.get('GROUP_WORLD_SIZE') != '1':
+        return {}
+    store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False, timeout=wait)
+    rank, world = rank_world()
+    return dict(store=dist.PrefixStore(f'start {start}', store), rank=rank, world_size=world)
+
+
 @contextlib.contextmanager
 def processes(device: torch.device, backend: str, timeout: int = 600):
     """torchrun's process group, if this process is one of several. Raises Lost where another one has ended, or does not
@@ -187,7 +200,9 @@ def processes(device: torch.device, backend: str, timeout: int = 600):
         backend = 'nccl' if device.type == 'cuda' else 'gloo'
     wait = datetime.timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, device_id=device if device.type == 'cuda' else None, timeout=wait)
+        dist.init_process_group(
+            backend, device_id=device if device.type == 'cuda' else None, timeout=wait, **meeting_place(wait)
+        )
         yield
     except RuntimeError as e:  # of torch.distributed, which has no class for it
         if not isinstance(e, dist.DistError) and not re.search(

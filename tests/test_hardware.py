@@ -193,6 +193,25 @@ def test_the_process_group_waits_as_long_as_ddp_timeout_says(monkeypatch):
     assert (given['backend'], given['timeout'].total_seconds(), given['device_id']) == ('gloo', 7, None)
 
 
+def test_processes_that_torchrun_starts_again_do_not_find_the_addresses_of_dead_ones(monkeypatch):
+    shared = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)  # torchrun's
+    given = {}
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, **keys: given.update(keys))
+    env = dict(WORLD_SIZE='2', RANK='1', LOCAL_RANK='1', GROUP_WORLD_SIZE='1', TORCHELASTIC_RESTART_COUNT='1',
+               TORCHELASTIC_USE_AGENT_STORE='True', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(shared.port))  # fmt: skip
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    for start in '12':
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', start)
+        with hardware.processes(torch.device('cpu'), 'auto'):
+            assert not given['store'].check(['address']) and (given['rank'], given['world_size']) == (1, 2)
+            given['store'].set('address', 'of this start')
+    given.clear()
+    monkeypatch.setenv('GROUP_WORLD_SIZE', '2')  # nodes may count differently and would miss each other
+    with hardware.processes(torch.device('cpu'), 'auto'):
+        assert 'store' not in given
+
+
 def test_peak_memory_is_in_bytes():
     resident = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
     assert 0.5 * resident < hardware.peak_memory(torch.device('cpu')) < 2**40
