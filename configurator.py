@@ -256,6 +256,10 @@ def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
     files, flags, rest = [], {}, list(argv)
     while rest:
         arg = rest.pop(0)
+        if arg == '--':
+            raise UserError(
+                "'--' stands between the configs of bench.py and of transfer.py match; here is one config only"
+            )
         if not arg.startswith('--'):
             if arg.startswith('-'):
                 raise UserError(f"'{brief(arg)}': a flag is written --key=value; --help lists the keys")

@@ -23,8 +23,8 @@ spectra: compare the singular values of every matrix, across checkpoints and mod
 consolidate: write the plain file of a checkpoint that several processes wrote in shares (sharded_checkpoints).
 export-hf: write a folder that GPT2LMHeadModel.from_pretrained loads, tokenizer included.
 export-nanogpt: write a dense run's checkpoint, optimizer state included, so that nanoGPT's train.py resumes it.
-A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. Each command prints how far the logits and the loss
-moved on validation tokens. One that should not change them writes nothing if it does.
+A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. A command that changes a model prints how far the
+logits and the loss moved on validation tokens. One that should not change them writes nothing if it does.
 """
 
 import sys
@@ -36,7 +36,7 @@ from surgery.export_hf import export_hf
 from surgery.export_nanogpt import export_nanogpt
 from surgery.factorize import FactorizeConfig, factorize
 from surgery.grow.growth import GrowConfig, grow
-from surgery.shares import consolidate
+from surgery.shares import ConsolidateConfig, consolidate
 from surgery.spectra import SpectraConfig, spectra
 
 COMMANDS = {  # name: (keys, operation)
@@ -48,7 +48,7 @@ COMMANDS = {  # name: (keys, operation)
     'grow': (GrowConfig, grow),
     'factorize': (FactorizeConfig, factorize),
     'spectra': (SpectraConfig, spectra),
-    'consolidate': (TransferConfig, consolidate),
+    'consolidate': (ConsolidateConfig, consolidate),
 }
 
 

@@ -22,7 +22,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import hardware
-from configurator import key, overrides, root_path
+from configurator import UserError, key, overrides, root_path
 from files import write
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
@@ -79,13 +79,25 @@ def measured(events, device) -> tuple[dict, dict, float]:
     return times, numbers, busy / 1e6
 
 
+def ready(*paths):
+    """UserError where a file cannot be written: before minutes are spent on what it is for."""
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = not path.exists()
+            path.open('ab').close()
+            if new:
+                path.unlink()
+        except OSError as e:
+            raise UserError(f'cannot write {path} ({e.strerror}); name another file') from None
+
+
 def traced(run, path, device):
     """The events of run(), which are written to a file for chrome://tracing."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
     with profile(activities=activities, acc_events=True) as p:
         run()
         sync(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
     p.export_chrome_trace(str(path))
     return p.events()
 
@@ -138,6 +150,7 @@ def launch(device) -> float:
 
 
 def bench(cfg: ProfileConfig):
+    ready(root_path(cfg.trace), *([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     t = Trainer(cfg, device)
     for _ in range(cfg.warmup):

@@ -20,7 +20,7 @@ import hardware
 from configurator import key, root_path
 from files import write
 from lab.bench_layers import rates
-from lab.bench_profile import measured, traced
+from lab.bench_profile import measured, ready, traced
 from lab.costs import columns
 from logger import commit
 from model import GPT, GPTConfig
@@ -45,6 +45,7 @@ class SampleBenchConfig(TrainConfig):
 
 
 def bench(cfg: SampleBenchConfig):
+    ready(*(root_path(p) for p in (cfg.trace, cfg.out) if p))
     device = hardware.choose_device(cfg.device)
     dtype = hardware.choose_dtype(cfg.dtype, device)
     torch.manual_seed(1337)

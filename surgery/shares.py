@@ -17,6 +17,7 @@ import re
 import shutil
 import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,10 +26,9 @@ import torch.distributed as dist
 import checkpoint
 import files
 import parallel
-from configurator import UserError, root_path
+from configurator import UserError, key, root_path
 from surgery import claims
-from surgery.collapse import TransferConfig
-from surgery.operation import write
+from surgery.operation import spare, write
 
 NAME = re.compile(r'shards-(\d+)')
 FORMAT = 'nanomorph shards 1'
@@ -185,9 +185,21 @@ def joined(tree, path: str, tensors: dict):
     return tensors.get(path, tree)
 
 
-def consolidate(cfg: TransferConfig):
+@dataclass
+class ConsolidateConfig:
+    checkpoint: str = key('', 'folder to read, out_dir/shards-ITERATION')
+    out: str = key('', 'file to write')
+
+    def problems(self):
+        return [f'{k}: must be given, --{k}=PATH' for k in ('checkpoint', 'out') if not getattr(self, k)]
+
+
+def consolidate(cfg: ConsolidateConfig):
     """The plain file of a checkpoint in shares (sharded_checkpoints), out_dir/shards-ITERATION."""
+    spare(cfg)
     folder = root_path(cfg.checkpoint)
+    if not folder.exists():
+        raise UserError(f'no folder {folder}; a run that has ended keeps none, its ckpt.pt is the plain file')
     if not NAME.fullmatch(folder.name) or not (folder / 'rest.pt').exists():
         raise UserError(f'checkpoint = {cfg.checkpoint}: name the folder out_dir/shards-ITERATION of a run')
     write(cfg, load(folder))

@@ -203,7 +203,7 @@ def test_shares_hold_what_the_plain_file_holds(runs, tmp_path, fails):
     assert {p.name for p in folder.iterdir()} == {'.metadata', 'rest.pt', '__0_0.distcp', '__1_0.distcp'}
     assert not (runs / 'shares' / 'ckpt.pt').exists() and equal(shares.load(folder), plain)
     flags = [f'--checkpoint={folder}', f'--out={tmp_path}/whole.pt']
-    shares.consolidate(load(shares.TransferConfig, flags))
+    shares.consolidate(load(shares.ConsolidateConfig, flags))
     assert equal(reader.load(tmp_path / 'whole.pt'), plain)
     fails(lambda: reader.load(folder), 'for its own run to resume', 'transfer.py consolidate')
 
