@@ -199,7 +199,9 @@ def consolidate(cfg: ConsolidateConfig):
     spare(cfg)
     folder = root_path(cfg.checkpoint)
     if not folder.exists():
-        raise UserError(f'no folder {folder}; a run that has ended keeps none, its ckpt.pt is the plain file')
+        raise UserError(
+            f'no folder {folder}; a run that has ended keeps that of its best at most; its ckpt.pt is the plain file'
+        )
     if not NAME.fullmatch(folder.name) or not (folder / 'rest.pt').exists():
         raise UserError(f'checkpoint = {cfg.checkpoint}: name the folder out_dir/shards-ITERATION of a run')
     write(cfg, load(folder))
