@@ -34,9 +34,8 @@ import hardware
 from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
 from files import read_lines, write
 from lab import bench_ablate, bench_fit, bench_layers, bench_profile, bench_sample, mup
-from lab.steps import Arm, table
+from lab.steps import Arm, TimingConfig, table
 from logger import relative
-from train import TrainConfig
 
 COMMANDS = bench_layers.COMMANDS | dict(
     fit=(bench_fit.FitConfig, bench_fit.fit),
@@ -46,11 +45,7 @@ COMMANDS = bench_layers.COMMANDS | dict(
 
 
 @dataclass
-class BenchConfig(TrainConfig):
-    steps: int = key(20, 'steps in a timed block', low=1, group='timing')
-    rounds: int = key(10, 'timed blocks of each arm', low=1)
-    warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
-    out: str = key('', 'file for the figures, a JSON line per arm; empty: none')
+class BenchConfig(TimingConfig):
     show: str = key('', 'only print the table of such a file')
 
 

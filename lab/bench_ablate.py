@@ -12,7 +12,6 @@ import contextlib
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 from unittest import mock
 
@@ -20,25 +19,17 @@ import torch
 from torch.nn import functional as F
 
 import hardware
-from configurator import key, load, root_path
+from configurator import load, root_path
 from files import write
+from lab.bench_profile import ready
 from lab.costs import columns
-from lab.steps import Arm
+from lab.steps import Arm, TimingConfig
 from linear.kernels import fused
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
-from train import TrainConfig
 
 AdamW = torch.optim.AdamW
-
-
-@dataclass
-class AblateConfig(TrainConfig):
-    steps: int = key(20, 'steps in a timed block', low=1, group='timing')
-    rounds: int = key(5, 'timed blocks of each', low=1)
-    warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
-    out: str = key('', 'file for the figures, a JSON line each; empty: none')
 
 
 # -----------------------------------------------------------------------------
@@ -110,7 +101,8 @@ SWITCHES = {
 
 
 def ablate(argv: list[str]):
-    cfg = load(AblateConfig, argv)
+    cfg = load(TimingConfig, argv)
+    ready(*([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
     base, rows = Arm(argv, cfg, device, cfg.warmup), []
@@ -120,7 +112,7 @@ def ablate(argv: list[str]):
             continue
         flags = switch.flags(t)
         with switch.off(t):
-            arm = Arm([*argv, *flags], load(AblateConfig, [*argv, *flags]), device, cfg.warmup)
+            arm = Arm([*argv, *flags], load(TimingConfig, [*argv, *flags]), device, cfg.warmup)
         base.times = []
         for _ in range(cfg.rounds):
             base.timed_block(cfg.steps)

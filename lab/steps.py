@@ -4,13 +4,22 @@ Time training steps. They are exactly the steps of train.py, with data and optim
 
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 
 import hardware
-from configurator import UserError, overrides
+from configurator import UserError, key, overrides
 from logger import commit
-from train import Trainer
+from train import TrainConfig, Trainer
+
+
+@dataclass
+class TimingConfig(TrainConfig):
+    steps: int = key(20, 'steps in a timed block', low=1, group='timing')
+    rounds: int = key(10, 'timed blocks of each arm', low=1)
+    warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
+    out: str = key('', 'file for the figures, a JSON line per arm; empty: none')
 
 
 class Arm:

@@ -252,7 +252,7 @@ def test_a_composed_step_bounds_the_change_of_the_product(name, size):
             change = factors.dense_float64(m) - old[n]
             start = tuple(W0[n])
             delta = tuple(p.detach().double() - w for p, w in zip(m.factors, start))
-            formed = Formed(copy.deepcopy(m).double())
+            formed = product.Formed(copy.deepcopy(m).double())
             first = torch.func.jvp(lambda *f: torch.func.functional_call(formed, names(f), ()), start, delta)[1]  # noqa: B023
             rows = m.parts if splits(m) else (m.d_out,)
             for exact, linearly in zip(change.split(rows), first.split(rows)):
@@ -265,17 +265,6 @@ def test_a_composed_step_bounds_the_change_of_the_product(name, size):
 
 def splits(m) -> bool:
     return any(M.split for M in m.matrices().values())
-
-
-class Formed(torch.nn.Module):
-    """W of a layer, as a function of its factors."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self):
-        return self.layer.to_dense()
 
 
 def names(tensors) -> dict:
@@ -334,7 +323,7 @@ def test_factors_follow_by_damped_least_squares(name, monkeypatch):
     layer, gen = layer_of(name), torch.Generator().manual_seed(1)
     T = 1e-3 * orthogonalize(torch.randn(1, 32, 16, generator=gen).double(), torch.float64)[0]
     own = {k: layer.get_parameter(k).detach() for k in layer.matrices()}
-    formed = lambda *f: torch.func.functional_call(Formed(layer), {f'layer.{k}': v for k, v in zip(own, f)}, ())
+    formed = lambda *f: torch.func.functional_call(product.Formed(layer), {f'layer.{k}': v for k, v in zip(own, f)}, ())
     J = torch.autograd.functional.jacobian(formed, tuple(own.values()), vectorize=True)
     J = torch.cat([j.reshape(T.numel(), -1) for j in J], dim=1)  # (numbers of W, of the factors)
     gram = J @ J.T + T.norm() / 4 * torch.eye(T.numel()).double()
