@@ -50,8 +50,10 @@ def problems(cfg) -> list[str]:
     return found
 
 
-def notes(cfg) -> list[str]:
-    """What is worth saying of the schedule, one line each."""
+def notes(cfg, it=0) -> list[str]:
+    """What is worth saying of the schedule, one line each. it: the iteration at which a run goes on."""
+    if it > cfg.max_iters and not cfg.eval_only:
+        return [f'NOTE: the checkpoint is of iteration {it}, beyond max_iters = {cfg.max_iters}: nothing is trained']
     if cfg.eval_only or not cfg.decay_lr or not 0 < cfg.max_iters < cfg.lr_decay_iters:
         return []
     last = lr_at(cfg, cfg.max_iters - 1)

@@ -53,8 +53,10 @@ def problems(cfg) -> list[str]:
             'activation_checkpointing = True: a router gives its loss beside the output of its block, and only the output can'
             ' be computed twice; leave it out with mlp = moe and linear = btt_moe'
         )
-    if cfg.sharded_checkpoints and (cfg.parallel != 'fsdp' or cfg.keep_last):
-        found.append('sharded_checkpoints = True: goes with parallel = fsdp, and not with keep_last')
+    if cfg.sharded_checkpoints and cfg.parallel != 'fsdp':
+        found.append('sharded_checkpoints = True: there are shares with parallel = fsdp only; leave it out')
+    if cfg.sharded_checkpoints and cfg.keep_last:
+        found.append('sharded_checkpoints = True: keeps the last and the best only; leave out keep_last')
     if cfg.parallel != 'fsdp':
         return found
     whole = {  # keys that need a whole tensor where fsdp has a share: (is it set, why)

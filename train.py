@@ -312,7 +312,7 @@ def train(cfg, again='go on with --init_from=resume'):
         log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
         lines += [
             t.about_graphs,
-            *optim.notes(t.cfg),
+            *optim.notes(t.cfg, t.iter),
             *t.optimizer.describe(),
             *factors.table(t.model, t.optimizer.factors),
         ]

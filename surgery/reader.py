@@ -17,8 +17,16 @@ def load(path) -> dict:
     if inside := [n for n in ('best.pt', 'ckpt.pt') if (found / n).exists()]:
         raise UserError(f'{found} is the folder of a run; name its checkpoint: {found / inside[0]}')
     latest = found.with_name('ckpt.pt')
-    if found.name == 'best.pt' and not found.exists() and latest.exists():
-        raise UserError(f'no checkpoint at {found}: it comes with the first evaluation after the start; take {latest}')
+    if found.name == 'best.pt' and not found.exists():
+        if inside := sorted(found.parent.glob('shards-*/rest.pt')):  # a run's best, unless that was its last one
+            raise UserError(
+                f'no checkpoint at {found}: it is in shares; python transfer.py consolidate'
+                f' --checkpoint={inside[0].parent} --out={inside[0].parent}.pt'
+            )
+        if latest.exists():
+            raise UserError(
+                f'no checkpoint at {found}: it comes with the first evaluation after the start; take {latest}'
+            )
     if (found / 'rest.pt').exists():
         raise UserError(
             f'{found} is a checkpoint in shares, for its own run to resume; others take the plain file of it: python transfer.py'

@@ -206,6 +206,7 @@ def test_shares_hold_what_the_plain_file_holds(runs, tmp_path, fails):
     shares.consolidate(load(shares.ConsolidateConfig, flags))
     assert equal(reader.load(tmp_path / 'whole.pt'), plain)
     fails(lambda: reader.load(folder), 'for its own run to resume', 'transfer.py consolidate')
+    fails(lambda: reader.load(folder.with_name('best.pt')), 'it is in shares', f'--checkpoint={folder}')
 
 
 def test_a_run_goes_on_from_shares_to_the_bit_and_ends_with_the_plain_file(runs):

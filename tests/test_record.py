@@ -557,6 +557,8 @@ def test_a_run_says_where_it_saved_and_that_its_schedule_is_not_finished(go, cap
     said = capsys.readouterr().out
     assert f'resuming {out} from iteration 5' in said and 'will not be finished' not in said
     assert optim.notes(config(out, '--decay_lr=false')) == []
+    go('--max_iters=3', '--init_from=resume', '--lr_decay_iters=6')
+    assert 'of iteration 6, beyond max_iters = 3: nothing is trained' in capsys.readouterr().out
 
 
 def fake_log(cfg, tmp_path, capsys):
