@@ -46,7 +46,7 @@ COMMANDS = bench_layers.COMMANDS | dict(
 
 @dataclass
 class BenchConfig(TimingConfig):
-    show: str = key('', 'only print the table of such a file')
+    show: str = key('', 'only print the table of such a file', group='timing')
 
 
 def main():

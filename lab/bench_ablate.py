@@ -32,6 +32,10 @@ from optim import Optimizer
 AdamW = torch.optim.AdamW
 
 
+class AblateConfig(TimingConfig):
+    """--help prints the head of this file."""
+
+
 # -----------------------------------------------------------------------------
 # what can be switched off
 
@@ -101,7 +105,7 @@ SWITCHES = {
 
 
 def ablate(argv: list[str]):
-    cfg = load(TimingConfig, argv)
+    cfg = load(AblateConfig, argv)
     ready(*([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
@@ -112,7 +116,7 @@ def ablate(argv: list[str]):
             continue
         flags = switch.flags(t)
         with switch.off(t):
-            arm = Arm([*argv, *flags], load(TimingConfig, [*argv, *flags]), device, cfg.warmup)
+            arm = Arm([*argv, *flags], load(AblateConfig, [*argv, *flags]), device, cfg.warmup)
         base.times = []
         for _ in range(cfg.rounds):
             base.timed_block(cfg.steps)

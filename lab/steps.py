@@ -16,6 +16,7 @@ from train import TrainConfig, Trainer
 
 @dataclass
 class TimingConfig(TrainConfig):
+    GROUPS = ('timing', *TrainConfig.GROUPS)
     steps: int = key(20, 'steps in a timed block', low=1, group='timing')
     rounds: int = key(10, 'timed blocks of each arm', low=1)
     warmup: int = key(10, 'steps before timing, the first of which compile', low=1)
