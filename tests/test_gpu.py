@@ -122,8 +122,8 @@ def test_a_replayed_step_is_the_step(flags, compile):
     ],
 )  # fmt: skip
 def test_what_is_replayed_by_default_learns_the_same(flags):
-    a, ta = run('--cuda_graph=auto', *flags, steps=10)
-    b, _ = run(*flags, steps=10)
+    a, ta = run('--cuda_graph=auto', *flags, steps=12)  # a rotation at 9: the third step after it is captured again
+    b, _ = run(*flags, steps=12)
     assert ta.micro_step.graph is not None and ta.about_graphs.startswith('CUDA graphs: on')
     assert a == pytest.approx(b, abs=0.02)
 
