@@ -16,6 +16,7 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     tokens         consumed; iterations can differ in size, where a run was resumed with other batches
     loss_sum, loss_count   of the micro-batches since the last line of the log
     best_iter      iteration of best_val_loss
+    lowest_a, lowest_a_iter   lowest loss on the first half of val, and its iteration: for patience
     scaler, rng    GradScaler state; random states {cpu: [per rank], cuda: [per rank]}
 
 A nanoGPT checkpoint has no `format`. Commands read through surgery/reader.py, which takes these and a Hugging Face GPT-2,

@@ -57,7 +57,10 @@ class TrainConfig(
     log_interval: int = key(1, 'iterations between lines of the log', low=1)
     eval_iters: int = key(200, 'batches per evaluation, the same for every run; 0: the whole split', low=0)
     patience: int = key(
-        0, 'end where this many iterations brought no lower val loss, for data that will be overfitted; 0: never', low=0
+        0,
+        'end where so many iterations brought no lower loss on the first half of val (val_a), for data that will be'
+        ' overfitted; 0: never',
+        low=0,
     )
     eval_only: bool = key(False, 'evaluate once and exit; nothing is written')
     always_save_checkpoint: bool = key(True, 'write ckpt.pt after each evaluation; false: only if val loss improved')
@@ -140,6 +143,7 @@ class Trainer:
         self.out_dir = root_path(cfg.out_dir)
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
         self.iter, self.best_val_loss, self.best_iter = 0, math.inf, 0
+        self.lowest_a, self.lowest_a_iter = math.inf, 0  # of the half that may end a run; figures are of the other
         self.seconds, self.tokens = 0.0, 0  # spent training, without evaluations; consumed
         self.out_of_patience, self.best_is_now = False, False
         self.saved = None  # iteration of the last checkpoint
@@ -260,7 +264,9 @@ class Trainer:
         self.saved = self.iter
         if self.rank and not parallel.sharded(self.model):
             return
-        resume = {k: getattr(self, k) for k in ('position', 'seconds', 'tokens', 'best_iter')}
+        resume = {
+            k: getattr(self, k) for k in ('position', 'seconds', 'tokens', 'best_iter', 'lowest_a', 'lowest_a_iter')
+        }
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
         resume |= dict(transfer=self.history, tokenizer=self.vocabulary)
         if 0 <= loss_sum < math.inf:
@@ -290,6 +296,8 @@ class Trainer:
         self.iter, self.position, self.best_val_loss = ckpt['iter_num'], ckpt['position'], ckpt['best_val_loss']
         self.seconds = ckpt.get('seconds', 0.0)
         self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older ones do not say
+        self.lowest_a = ckpt.get('lowest_a', self.best_val_loss)
+        self.lowest_a_iter = ckpt.get('lowest_a_iter', self.best_iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
         self.tokens = ckpt.get('tokens', self.iter * start.tokens_per_iter(ckpt['config']))
         if not self.rank:
@@ -392,9 +400,11 @@ def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool
     improved = found['val_loss'] < t.best_val_loss
     if improved:
         t.best_val_loss, t.best_iter = found['val_loss'], t.iter
-    if not done and 0 < cfg.patience <= t.iter - t.best_iter:
+    if found['val_a'] < t.lowest_a:
+        t.lowest_a, t.lowest_a_iter = found['val_a'], t.iter
+    if not done and 0 < cfg.patience <= t.iter - t.lowest_a_iter:
         done = t.out_of_patience = True
-        log.say(f'no lower val loss than that of iteration {t.best_iter}: the end (patience = {cfg.patience})')
+        log.say(f'no lower val_a than that of iteration {t.lowest_a_iter}: the end (patience = {cfg.patience})')
     if save and (improved or done or cfg.always_save_checkpoint):
         t.save(improved)
     return done

@@ -30,8 +30,9 @@ FLOATS = (
 WHOLE = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
 
 # values that are no key of GPTConfig: type, and the largest that makes sense; none is negative
-NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), position=(int, MOST), seconds=(float, MOST),
-               tokens=(int, MOST), loss_sum=(float, MOST), loss_count=(int, MOST))  # fmt: skip
+NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), lowest_a=(float, math.inf), lowest_a_iter=(int, MOST),
+               position=(int, MOST), seconds=(float, MOST), tokens=(int, MOST), loss_sum=(float, MOST),
+               loss_count=(int, MOST))  # fmt: skip
 CONFIG = dict(dataset=str, batch_size=int, gradient_accumulation_steps=int, seed_data=int, expansion_schedule=str,
               expansion_every=int)  # fmt: skip
 

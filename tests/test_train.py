@@ -70,21 +70,26 @@ def test_ten_steps_equal_five_resume_five_to_the_bit(run_train, flags):
     assert seconds == sorted(seconds) and seconds[-1] > seconds[1] > 0
 
 
+def both(split, loss, a=None):
+    return dict(val_loss=loss, val_a=loss if a is None else a) if split == 'val' else dict(train_loss=1.0)
+
+
 def test_training_ends_where_patience_does_and_the_run_is_over(run_train, monkeypatch, capsys):
-    falling = iter([4.0, 3.0, 3.5, 2.5, 2.5, 2.6, 9.9])
-    monkeypatch.setattr(Trainer, 'evaluate', lambda self, s: {f'{s}_loss': next(falling) if s == 'val' else 1.0})
+    """By the half of val that figures do not come from: the whole has its lowest loss earlier, and at the end."""
+    a, whole = [4.0, 3.0, 3.5, 2.5, 2.5, 2.6, 9.9], [4.0, 2.0, 3.5, 3.5, 2.5, 1.9, 9.9]
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: both(split, whole[self.iter], a[self.iter]))
     out = run_train('--patience=2', '--eval_interval=1')
-    assert losses(out, 'eval') == dict(enumerate([4.0, 3.0, 3.5, 2.5, 2.5, 2.6]))
+    assert losses(out, 'eval') == dict(enumerate(whole[:6]))
     m = json.loads((out / 'manifest.json').read_text())
-    assert m['final_iter'] == 5 and m['best_val_loss'] == 2.5 and launch.over(out)
+    assert m['final_iter'] == 5 and m['best_val_loss'] == 1.9 and launch.over(out)
     assert 'that of iteration 3: the end (patience = 2)' in capsys.readouterr().out
-    assert checkpoint.load(out / 'ckpt.pt')['iter_num'] == 5 and checkpoint.load(out / 'best.pt')['iter_num'] == 3
+    assert checkpoint.load(out / 'ckpt.pt')['iter_num'] == checkpoint.load(out / 'best.pt')['iter_num'] == 5
 
 
 def test_patience_is_kept_over_an_interruption(run_train, monkeypatch):
     """Stopped at 4 and gone on with: as if it had not been, and with more patience further."""
     curve = [4.0, 3.0, 3.5, 3.4, 3.3, 3.2, 3.1]
-    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: {f'{split}_loss': curve[self.iter]})
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: both(split, 3.0 - 0.1 * self.iter, curve[self.iter]))
     flags = ('--patience=4', '--eval_interval=1')
     out = run_train('--max_iters=3', *flags)
     assert 'out_of_patience' not in json.loads((out / 'manifest.json').read_text())
@@ -470,13 +475,13 @@ def test_without_always_save_checkpoint_only_a_lower_loss_and_the_end_are_saved(
     saved, quiet = [], lambda *_, **__: None
     t = types.SimpleNamespace(
         cfg=TrainConfig(always_save_checkpoint=always), iter=0, tokens=0, seconds=0.0, best_val_loss=math.inf,
-        best_iter=0, save=saved.append,
+        best_iter=0, lowest_a=math.inf, lowest_a_iter=0, save=saved.append,
     )  # fmt: skip
     log = types.SimpleNamespace(metrics=quiet, say=quiet)
     for it, loss, done in ((5, 2.0, False), (10, 2.5, False), (15, 2.4, True)):
         t.iter = it
         for save in (False, True):  # false: where the run went on from
-            module.evaluated(t, log, dict(train_loss=1.0, val_loss=loss if save else 9.0), done, save)
+            module.evaluated(t, log, dict(train_loss=1.0, val_loss=loss if save else 9.0, val_a=9.0), done, save)
     assert saved == expected and (t.best_val_loss, t.best_iter) == (2.0, 5)
 
 
