@@ -65,7 +65,9 @@ class CompareConfig:
     tasks: str = key(
         '', "what evaluate.py measures of the runs that decide: 'wikitext2,lambada --limit=100'; empty: nothing"
     )
-    sizes: dict | None = key(None, "{name: '--flags'}: every arm at every size; four or more give scaling laws")
+    sizes: dict | None = key(
+        None, "{name: '--flags'}: every arm at every size; four or more that differ in numbers only give scaling laws"
+    )
     seeds: int = key(
         12,
         'the plan: at most so many of the seeds 1, 2, ... that decide; looks at 4, 6, 8, ... of them',

@@ -274,14 +274,23 @@ def mismatch(x: Cell, base: Cell, axis: str) -> float:
 
 
 def scaling(c: dict, found: list[Cell]) -> dict:
-    """{arm: (computes, losses, PowerLaw)} for the arms with at least four sizes."""
+    """{(arm, kind): (computes, losses, PowerLaw)} for the arms with at least four sizes of a kind."""
+    groups = {}
+    for x in found:
+        if math.isfinite(x.mean.value):
+            groups.setdefault((x.arm, kind((c.get('sizes') or {}).get(x.size, ''))), []).append(x)
     fits = {}
-    for arm in c['arms']:
-        mine = [x for x in found if x.arm == arm and math.isfinite(x.mean.value)]
+    for of, mine in groups.items():
         compute, losses = [x.cost['flops'] for x in mine], [x.mean.value for x in mine]
         if law := stats.power_law(compute, losses):
-            fits[arm] = (compute, losses, law)
+            fits[of] = (compute, losses, law)
     return fits
+
+
+def kind(flags: str) -> str:
+    """What the flags of a size say that is no number (--linear=btt): only sizes that differ in numbers are one model,
+    larger and smaller."""
+    return ' '.join(f for f in flags.split() if not re.fullmatch(r'--\w+=[-+.\deE]+', f))
 
 
 def curve(c: dict, x: Cell, axis: str) -> dict:

@@ -111,9 +111,11 @@ def table(c: dict, found: list[Cell]) -> str:
             f'matched, and in the column FLOPs, is what a run may use; patience ended them at iteration: {ends}'
         )
     notes += rates_tried(c, found)
-    for arm, (_, _, law) in scaling(c, found).items():
+    for (arm, kind), (_, _, law) in scaling(c, found).items():
+        b = law.exponent.format('.4f')
         notes.append(
-            f'{arm}: {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {law.exponent.format(".4f")} over {law.sizes} sizes'
+            f'{arm} {kind}'.strip()
+            + f': {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {b} over {law.sizes} sizes'
         )
     parts = [markdown(head, rows), '\n'.join(f'- {s}' for s in said), speeds(found), '\n'.join(f'- {n}' for n in notes)]
     return '\n\n'.join(part for part in parts if part) + '\n'

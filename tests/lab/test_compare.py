@@ -44,12 +44,14 @@ def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
     fake(folder)
     c, found = outcomes.load(folder)
     assert [x.name for x in found] == [f'{arm}@{n}' for n in 'abcd' for arm in ('base', 'other')]
-    law = outcomes.scaling(c, found)['base'][2]
+    law = outcomes.scaling(c, found)['base', ''][2]
     assert law.exponent.value == pytest.approx(0.1, abs=0.002) and law.sizes == 4
     assert law.exponent.format('.4f') in (folder / 'table.md').read_text()
     for name in ('loss_a.svg', 'pareto_a.svg', 'scaling.svg', 'index.html'):
         assert (folder / name).stat().st_size > 5000
     assert 'scaling' not in tables.table(dict(c, sizes={'a': '', 'b': ''}), found[:4])
+    mixed = {n: flags + ' --optimizer=muon' * (n in 'cd') for n, flags in sizes.items()}  # two and two are no four
+    assert not outcomes.scaling(dict(c, sizes=mixed), found)
 
 
 SLURM = dict(  # what submitit calls, run here: the job in the background, sacct by what it has left
