@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from linear import structured
 from linear.einsum import Einsum, Shape, to_share
-from linear.structured import divisors, fail, near, nearest
+from linear.structured import divisors, fail, near_root, nearest
 
 
 class BTT(Einsum):
@@ -26,7 +26,7 @@ class BTT(Einsum):
             if c.blocks not in valid:
                 fail('blocks', c.blocks, f'must divide {d_in} and {d_out}', f'nearest: {nearest(c.blocks, valid)}')
             return to_share(Shape(d_in // c.blocks, 1, c.blocks, 1, d_out // c.blocks, c.blocks, 1), c, c.rank)
-        a, f = (near(math.sqrt(d), divisors(d)) for d in (d_in, d_out))
+        a, f = near_root(d_in), near_root(d_out, run=lambda f: d_out // f)
         return to_share(Shape(a, 1, d_in // a, 1, d_out // f, f, 1), c, c.rank)
 
     @classmethod

@@ -128,12 +128,12 @@ class Einsum(Structured):
             return (x @ A.squeeze(0) if s.g == 1 else blocks.ops.blocks(x, A)) @ B.squeeze(0)
         if s.b == s.d == 1:
             return blocks.TwoFactor.apply(x, A, B)
-        x = x.reshape(-1, s.g, s.b, s.a)
-        if self.macs_first(s) <= self.macs_first(turned(s)):
+        x, first = x.reshape(-1, s.g, s.b, s.a), self.order()
+        if first == s:
             return contract(x, A, B, s)  # (T, f, e, d)
         A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 3, 0, 1, 4).reshape(s.f, -1, s.d)
         B = B.view(s.f, s.r, s.g, s.b, s.e).permute(2, 3, 0, 1, 4).reshape(s.g, s.b, -1)
-        return contract(x.transpose(2, 3), B, A, turned(s)).transpose(2, 3).reshape(-1, self.d_out)
+        return contract(x.transpose(2, 3), B, A, first).transpose(2, 3).reshape(-1, self.d_out)
 
     def matrix(self):
         s, (A, B) = self.shape, self.capped()
@@ -191,8 +191,12 @@ class Einsum(Structured):
         """Multiply-adds per token, A before B."""
         return s.b * s.g * s.a * s.f * s.r * s.d + s.d * s.f * s.r * s.g * s.b * s.e
 
+    def order(self) -> Shape:
+        """The shape as it is computed, A first: turned where that takes fewer products."""
+        return min(self.shape, turned(self.shape), key=self.macs_first)
+
     def macs(self):
-        return min(self.macs_first(self.shape), self.macs_first(turned(self.shape)))
+        return self.macs_first(self.order())
 
     def form_macs(self):
         return self.shape.r * self.d_in * self.d_out
@@ -201,8 +205,12 @@ class Einsum(Structured):
         s = self.shape
         if s.b == s.d == 1:
             return 2 * s.g * s.f * s.r
-        first = s if self.macs_first(s) <= self.macs_first(turned(s)) else turned(s)
-        return 4 * first.b * first.g * first.d * first.f * first.r + 2 * self.d_in + 2 * self.d_out  # permuted copies
+        first = self.order()
+        Z = first.b * first.g * first.d * first.f * first.r
+        if s.g * s.f > 1:
+            return 4 * Z + 2 * self.d_in + 2 * self.d_out
+        one, other, side = (s.d, s.e, self.d_out) if first == s else (s.a, s.b, self.d_in)
+        return 2 * Z + 2 * side * (min(one, other) > 1)  # that side is permuted
 
     def rank(self) -> int:
         """The rank of W for factors in general position."""
@@ -230,8 +238,28 @@ def turned(s: Shape) -> Shape:
     return Shape(s.b, s.a, s.g, s.e, s.d, s.f, s.r)
 
 
+SMALL = 16  # numbers in a factor that is multiplied number by number: a product with so few rows and columns would fill a
+# corner of a tensor core's tile, and the compiler puts these products into the kernels before or after them
+
+
 def contract(x, A, B, s: Shape):
-    """x (T, g, b, a) -> y (T, f, e, d), A first; with permuted copies, for b d > 1."""
+    """x (T, g, b, a) -> y (T, f, e, d), A first. Without g and f nothing but x or y is permuted, with them all is."""
+    if s.g == s.f == 1:
+        return pair(x.squeeze(1), A.view(s.a, s.r, s.d), B.view(s.r, s.b, s.e)).transpose(1, 2).unsqueeze(1)
     Z = x.permute(1, 0, 2, 3).reshape(s.g, -1, s.a) @ A  # (g, T b, f r d)
     Z = Z.view(s.g, -1, s.b, s.f, s.r, s.d).permute(3, 1, 5, 4, 0, 2).reshape(s.f, -1, s.r * s.g * s.b)
     return (Z @ B).view(s.f, -1, s.d, s.e).permute(1, 0, 3, 2).reshape(-1, s.f, s.e, s.d)
+
+
+def pair(x, A, B):
+    """x (T, b, a), A (a, r, d), B (r, b, e) -> y (T, d, e): each of b inputs through the same A, each of d outputs through
+    the same B, so that the two batches of products can read and write where they need to."""
+    (a, r, d), (_, b, e) = A.shape, B.shape
+    if A.numel() <= SMALL:  # expand: its gradient is summed over the tokens alone first, as a bias's is
+        Z = sum(x[:, None, None, :, i] * A[i].T[..., None].expand(-1, -1, b) for i in range(a))  # (T, d, r, b)
+        return Z.flatten(2) @ B.flatten(0, 1)
+    if B.numel() <= SMALL:
+        Z = (x @ A.flatten(1)).view(-1, b, r, d)
+        return sum(Z[:, j, i, :, None] * B[i, j].expand(d, -1) for i in range(r) for j in range(b))
+    A, B = A.transpose(1, 2).reshape(1, a, d * r).expand(b, -1, -1), B.view(1, r * b, e).expand(d, -1, -1)
+    return blocks.TwoFactor.apply(x.flatten(1), A, B).view(-1, d, e)

@@ -17,7 +17,7 @@ from configurator import key
 from linear import structured
 from linear.base import Matrix
 from linear.einsum import Einsum, Shape, to_share
-from linear.structured import Structured, divisors, fail, gemm_std, near
+from linear.structured import Structured, fail, gemm_std, near_root
 
 
 class TwoCores(Einsum):
@@ -25,7 +25,7 @@ class TwoCores(Einsum):
 
     @staticmethod
     def choose(d_in, d_out, c):
-        a, d = (near(math.sqrt(n), divisors(n)) for n in (d_in, d_out))
+        a, d = near_root(d_in), near_root(d_out, run=lambda d: d_out // d)
         return to_share(Shape(a, d_in // a, 1, d, d_out // d, 1, 1), c, c.rank)
 
 

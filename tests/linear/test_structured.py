@@ -30,6 +30,7 @@ KINDS = [(name, {}) for name in MEMBERS] + [
     ('btt', dict(rank=2)),
     ('btt', dict(blocks=3, rank=2)),
     ('kronecker', dict(kronecker_shape=(6, 9), kronecker_terms=3)),
+    ('kronecker', dict(kronecker_shape=(18, 18), kronecker_terms=2)),
     ('tensor_train', dict(rank=4)),
     ('tensor_train', dict(rank=4, tt_cores=3)),
     ('block_diagonal', dict(blocks=3)),
@@ -204,7 +205,12 @@ def test_parameters_operations_and_rank_are_the_formulas(name, keys, size):
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
             m(x)
-    assert counter.get_total_flops() == 2 * 7 * m.macs()
+    unseen = 0  # by torch's counter: what is multiplied number by number
+    if hasattr(m, 'shape'):
+        s = m.order()
+        if s.g == s.f == 1 < s.b * s.d and min(s.a * s.d, s.b * s.e) * s.r <= einsum.SMALL:
+            unseen = (s.b * s.a * s.d if s.a * s.d <= s.b * s.e else s.d * s.b * s.e) * s.r
+    assert counter.get_total_flops() == 2 * 7 * (m.macs() - unseen)
     if hasattr(m, 'shape'):
         s = m.shape
         assert sum(W.numel() for W in m.factors) == s.g * s.f * s.r * (s.a * s.d + s.b * s.e)
