@@ -121,6 +121,14 @@ class Einsum(Structured):
             return to_share(s, c, c.rank)
         return full_rank(s._replace(r=max(1, round(min(d_in, d_out) ** theta[6]))), 'theta')
 
+    def cast(self, x):
+        """As the others, with the rows of A where its columns are no multiple of 8 numbers and would slow the products down."""
+        x, (A, B) = super().cast(x)
+        s = self.shape
+        if s.b == s.d == 1 < s.f and s.f * s.r % 8 and s.a % 8 == 0:
+            A = A.mT.contiguous().mT
+        return x, [A, B]
+
     def product(self, x, W):
         A, B = W
         s = self.shape
@@ -128,12 +136,12 @@ class Einsum(Structured):
             return (x @ A.squeeze(0) if s.g == 1 else blocks.ops.blocks(x, A)) @ B.squeeze(0)
         if s.b == s.d == 1:
             return blocks.TwoFactor.apply(x, A, B)
-        x, first = x.reshape(-1, s.g, s.b, s.a), self.order()
-        if first == s:
+        x = x.reshape(-1, s.g, s.b, s.a)
+        if not self.B_first():
             return contract(x, A, B, s)  # (T, f, e, d)
         A = A.view(s.g, s.a, s.f, s.r, s.d).permute(2, 3, 0, 1, 4).reshape(s.f, -1, s.d)
         B = B.view(s.f, s.r, s.g, s.b, s.e).permute(2, 3, 0, 1, 4).reshape(s.g, s.b, -1)
-        return contract(x.transpose(2, 3), B, A, first).transpose(2, 3).reshape(-1, self.d_out)
+        return contract(x.transpose(2, 3), B, A, turned(s)).transpose(2, 3).reshape(-1, self.d_out)
 
     def matrix(self):
         s, (A, B) = self.shape, self.capped()
@@ -191,9 +199,20 @@ class Einsum(Structured):
         """Multiply-adds per token, A before B."""
         return s.b * s.g * s.a * s.f * s.r * s.d + s.d * s.f * s.r * s.g * s.b * s.e
 
+    def B_first(self) -> bool:
+        """Whether x meets B before A, which comes cheaper where d_in and d_out are split otherwise, or permutes less."""
+        s, t = self.shape, turned(self.shape)
+        return (self.macs_first(t), self.permuted(True)) < (self.macs_first(s), self.permuted(False))
+
+    def permuted(self, B_first: bool) -> int:
+        """Features of x or y that are permuted where both g and f are 1, and b or d is not."""
+        s = self.shape
+        one, other, side = (s.a, s.b, self.d_in) if B_first else (s.d, s.e, self.d_out)
+        return side if min(one, other) > 1 else 0
+
     def order(self) -> Shape:
-        """The shape as it is computed, A first: turned where that takes fewer products."""
-        return min(self.shape, turned(self.shape), key=self.macs_first)
+        """The shape as it is computed, A first."""
+        return turned(self.shape) if self.B_first() else self.shape
 
     def macs(self):
         return self.macs_first(self.order())
@@ -209,8 +228,7 @@ class Einsum(Structured):
         Z = first.b * first.g * first.d * first.f * first.r
         if s.g * s.f > 1:
             return 4 * Z + 2 * self.d_in + 2 * self.d_out
-        one, other, side = (s.d, s.e, self.d_out) if first == s else (s.a, s.b, self.d_in)
-        return 2 * Z + 2 * side * (min(one, other) > 1)  # that side is permuted
+        return 2 * Z + 2 * self.permuted(self.B_first())
 
     def rank(self) -> int:
         """The rank of W for factors in general position."""
@@ -238,8 +256,9 @@ def turned(s: Shape) -> Shape:
     return Shape(s.b, s.a, s.g, s.e, s.d, s.f, s.r)
 
 
-SMALL = 16  # numbers in a factor that is multiplied number by number: a product with so few rows and columns would fill a
-# corner of a tensor core's tile, and the compiler puts these products into the kernels before or after them
+# numbers in a factor that is multiplied number by number: a product with so few rows and columns would fill a corner of a
+# tensor core's tile, and the compiler puts these products into the kernels before or after them
+SMALL = 16
 
 
 def contract(x, A, B, s: Shape):

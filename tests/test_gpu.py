@@ -1,6 +1,7 @@
 """What only a GPU can show. Skipped elsewhere. It needs no data set and no network."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -260,6 +261,35 @@ def test_structured_layers_permute_nothing(name):
         assert (a - b).norm() < 0.02 * b.norm()
     kernels = kernels_of(step)
     assert kernels and not [k for k in kernels if 'copy' in k.lower() or 'elementwise' in k or 'triton' in k], kernels
+
+
+@pytest.mark.parametrize('name, keys, size', [
+    ('btt', dict(rank=1), (192, 192)), ('btt', dict(rank=3), (192, 768)), ('btt', dict(rank=4), (384, 1152)),
+    ('tensor_train', dict(rank=8), (192, 576)), ('tensor_train', dict(rank=8), (768, 192)),
+    ('kronecker', {}, (192, 576)), ('kronecker', {}, (768, 192)), ('kronecker', dict(kronecker_shape=(384, 96)), (192, 768)),
+])  # fmt: skip
+def test_products_of_structured_layers_lie_where_tensor_cores_read_fast(name, keys, size):
+    """Compiled, in bfloat16: right, and no kernel is one of those for rows of an odd number of bytes."""
+    m = LAYERS[name](*size, GPTConfig(linear=name, **keys))
+    m.start(None, 0.02, torch.Generator().manual_seed(0))
+    m = m.cuda()
+    x = torch.randn(8, 512, size[0], device='cuda', requires_grad=True)
+    dy = torch.randn(8, 512, size[1], device='cuda')
+
+    @torch.compile(fullgraph=True)
+    def forward(x):
+        with torch.autocast('cuda', torch.bfloat16):
+            return m(x.sin())
+
+    def step():
+        return torch.autograd.grad(forward(x), [x, *m.factors], dy.bfloat16())
+
+    got = step()
+    wanted = torch.autograd.grad(torch.nn.functional.linear(x.sin(), m.to_dense()), [x, *m.factors], dy)
+    for a, b, like in zip(got, wanted, [x, *m.factors]):
+        assert (a - b).norm() < 0.02 * b.norm() and a.stride() == like.stride()
+    kernels = kernels_of(step)
+    assert kernels and not [k for k in kernels if re.search(r'align[124]\b', k)], kernels
 
 
 def plain(h, act):

@@ -133,18 +133,27 @@ def two_grad_B(dy, x, A, Z, f):
     return torch.bmm(middle(x, A, f) if Z is None else Z, split(dy, f))
 
 
+def like_A(x, g, fr):
+    """An empty A (g, a, f r) for x (..., g a): its rows lie in memory, or its columns, where f r is no multiple of 8."""
+    a = x.size(-1) // g
+    return x.new_empty(g, fr, a).mT if fr % 8 and a % 8 == 0 else x.new_empty(g, a, fr)
+
+
 @op(
     'two_grad_A',
     lambda dy, x, B, g: (
         x.new_empty(B.size(0) * B.size(1) // g, g, x.numel() // x.size(-1)),
-        x.new_empty(g, x.size(-1) // g, B.size(0) * B.size(1) // g),
+        like_A(x, g, B.size(0) * B.size(1) // g),
     ),
     lambda dy, x, B, g: 2 * tokens(x) * (math.prod(B) + B[0] * B[1] // g * x[-1]),
 )
 def two_grad_A(dy, x, B, g):
     """The gradients of Z, (f r, g, T), and of A."""
-    dZ = torch.bmm(B, split(dy, B.size(0)).mT).view(B.size(0) * B.size(1) // g, g, -1)
-    return dZ, torch.bmm(split(x, g).mT, dZ.permute(1, 2, 0))
+    fr = B.size(0) * B.size(1) // g
+    dZ = torch.bmm(B, split(dy, B.size(0)).mT).view(fr, g, -1)
+    dA = like_A(x, g, fr)
+    torch.bmm(split(x, g).mT, dZ.permute(1, 2, 0), out=dA)
+    return dZ, dA
 
 
 @op(
@@ -177,4 +186,5 @@ class TwoFactor(torch.autograd.Function):
         # the order matters for peak memory: Z can go before the gradient of Z comes, dy before that of x
         dB = ops.two_grad_B(dy, x, A, Z, B.size(0))
         dZ, dA = ops.two_grad_A(dy, x, B, A.size(0))
-        return ops.two_grad_x(dZ, A).view(x.shape), dA, dB
+        # as the factor lies: to the compiler that is a part of the cast to its precision
+        return ops.two_grad_x(dZ, A).view(x.shape), dA.contiguous(), dB

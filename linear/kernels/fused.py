@@ -231,7 +231,8 @@ def gradients(dy, x, A, B, Z):
     g, f = A.size(0), B.size(0)
     if f > 1:  # the order matters for peak memory: Z can go before its gradient comes
         dB = blocks.ops.two_grad_B(dy, x, A, Z, f)
-        return *blocks.ops.two_grad_A(dy, x, B, g), dB
+        dZ, dA = blocks.ops.two_grad_A(dy, x, B, g)
+        return dZ, dA.contiguous(), dB
     dB = Z.flatten(0, -2).T @ dy.flatten(0, -2)
     dZ = dy @ B.squeeze(0).T
     dA = blocks.ops.blocks_grad(x, dZ, g) if g > 1 else (x.flatten(0, -2).T @ dZ.flatten(0, -2)).unsqueeze(0)

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from conftest import tiny_gpt, tokens, train_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import UserError
@@ -369,6 +370,59 @@ def test_operations_are_those_of_opt_einsums_path():
         'tga,gafr,frge->tfe', (T, s.g, s.a), (s.g, s.a, s.f, s.r), (s.f, s.r, s.g, s.e), shapes=True
     )
     assert int(info.opt_cost) == 2 * T * m.macs()
+
+
+@pytest.mark.parametrize('width', [128, 192, 256, 320, 384, 640, 768, 1024, 1152, 1600])
+@pytest.mark.parametrize('name', ['btt', 'tensor_train'])
+def test_splits_at_the_root_keep_runs_of_eight_features(name, width):
+    """What lies side by side in x and y of each product; and where the divisor nearest to the root gives that, it is taken,
+    so that checkpoints of such shapes still load."""
+    for size in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
+        with torch.device('meta'):
+            s = MEMBERS[name](*size, GPTConfig(linear=name, rank=2)).shape
+        split = s.d if name == 'tensor_train' else s.f
+        assert s.a % 8 == s.e % 8 == 0
+        for d, found, run in ((size[0], s.a, s.a), (size[1], split, s.e)):
+            root = structured.near(math.sqrt(d), structured.divisors(d))
+            assert found == root or (root if found == run else d // root) % 8
+            assert 2 / 3 < found / math.sqrt(d) < 3 / 2
+
+
+def test_no_split_is_far_from_the_root_for_the_sake_of_its_runs():
+    assert structured.near_root(16) == structured.near_root(16, run=lambda f: 16 // f) == 4  # not 2 x 8
+
+
+class Copies(TorchDispatchMode):
+    """How many numbers are copied from one place to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default):
+            self.total += out.numel()
+        return out
+
+
+@pytest.mark.parametrize('name, keys, size, wanted', [
+    ('tensor_train', dict(rank=3), (36, 100), 36),  # 6 x 6 -> 10 x 10: the narrow side
+    ('tensor_train', dict(rank=3), (100, 36), 36),
+    ('kronecker', dict(kronecker_shape=(18, 6), kronecker_terms=9), (36, 54), 54),  # 6 x 6 -> 3 x 18: fewer products
+    ('kronecker', {}, (36, 108), 0),  # 36 x 1 -> 36 x 3
+    ('kronecker', dict(kronecker_shape=(54, 18)), (36, 54), 0),  # 18 x 2 -> 54 x 1
+    ('btt', dict(rank=2), (36, 144), 0),
+])  # fmt: skip
+def test_a_layer_permutes_one_side_or_none(name, keys, size, wanted):
+    """Per token, and moves() counts it; what lies between the factors is written once."""
+    m, T = layer(name, size, **keys), 100_000
+    x = torch.randn(T, size[0], dtype=torch.float64)
+    with torch.no_grad(), Copies() as copies:
+        m(x)
+    assert copies.total // T == wanted
+    s = m.order()
+    assert m.moves() == 2 * s.b * s.g * s.d * s.f * s.r + 2 * wanted
 
 
 def test_the_named_members_are_one_family():
