@@ -22,7 +22,7 @@ import torch
 from configurator import UserError, key
 from linear import structured
 from linear.base import Matrix
-from linear.kernels import blocks
+from linear.kernels import blocks, chip
 from linear.structured import Structured, divisors, fail, gemm_std, shares, tidy
 
 # -----------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Einsum(Structured):
         if s.b == s.d == s.f == 1:
             return (x @ A.squeeze(0) if s.g == 1 else blocks.ops.blocks(x, A)) @ B.squeeze(0)
         if s.b == s.d == 1:
-            return blocks.TwoFactor.apply(x, A, B)
+            return (chip.Inside if chip.serves(x, A, B) else blocks.TwoFactor).apply(x, A, B)
         x = x.reshape(-1, s.g, s.b, s.a)
         if not self.B_first():
             return contract(x, A, B, s)  # (T, f, e, d)

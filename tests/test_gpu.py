@@ -13,7 +13,7 @@ import hardware
 from configurator import load
 from linear import LAYERS, make, moe
 from linear.dense import Dense
-from linear.kernels import attend, fused, symmetric, vector
+from linear.kernels import attend, blocks, chip, fused, symmetric, vector
 from model import GPT, GPTConfig
 from sample import lower
 from tokens.download import write_dataset
@@ -290,6 +290,46 @@ def test_products_of_structured_layers_lie_where_tensor_cores_read_fast(name, ke
         assert (a - b).norm() < 0.02 * b.norm() and a.stride() == like.stride()
     kernels = kernels_of(step)
     assert kernels and not [k for k in kernels if re.search(r'align[124]\b', k)], kernels
+
+
+@pytest.mark.parametrize('shape', [(12, 16, 12, 4, 16), (12, 16, 32, 4, 24), (32, 24, 16, 3, 12)], ids=str)
+def test_two_factors_with_what_lies_between_on_chip_are_two_factors(shape):
+    """Against float64, edges of tiles included."""
+    g, a, f, r, e = shape
+    torch.manual_seed(0)
+    sizes = ((3, 1001, g * a), (g, a, f * r), (f, r * g, e), (3, 1001, f * e))
+    x, A, B, dy = (torch.randn(*s, device='cuda').bfloat16() for s in sizes)
+    X, A64, B64, D = (v.double() for v in (x, A, B, dy))
+    y, Z = blocks.ops.two(X, A64, B64)
+    dB, (dZ, dA) = blocks.ops.two_grad_B(D, X, A64, Z, f), blocks.ops.two_grad_A(D, X, B64, g)
+    dx, s = blocks.ops.two_grad_x(dZ, A64).view(X.shape), torch.randn_like(x)
+    act, slope = blocks.ops.inside_activated(x, A, B, 'relu2')
+    found = (blocks.ops.inside(x, A, B, False), blocks.ops.inside(dy, A, B, True), blocks.ops.inside_against(dy, A, B, s),
+             *blocks.ops.inside_grads(x, dy, A, B), act, slope)  # fmt: skip
+    for a, b in zip(found, (y, dx, dx * s, dA, dB, torch.relu(y).square(), 2 * torch.relu(y))):
+        assert a.shape == b.shape and (a - b).norm() < 0.01 * b.norm()
+
+
+def test_a_narrow_mlp_with_what_lies_between_on_chip_is_the_mlp(monkeypatch):
+    """As near to float32 as with products apart, and no product but these runs."""
+    torch.manual_seed(0)
+    c = GPTConfig(linear='btt', rank=4, bias=False)
+    layers = [make(c, 'h.0.mlp.c_fc', 192, 768).cuda(), make(c, 'h.0.mlp.c_proj', 768, 192).cuda()]
+    x, dy = torch.randn(2, 5, 336, 192, device='cuda')
+    inputs = [x.requires_grad_(), *layers[0].parameters(), *layers[1].parameters()]
+
+    def step():
+        with torch.autocast('cuda', torch.bfloat16):
+            y = fused.mlp(*layers, x, 'gelu')
+        return y, *torch.autograd.grad(y, inputs, dy.bfloat16())
+
+    wanted = layers[1](plain(layers[0](x), 'gelu'))
+    wanted, apart = (wanted, *torch.autograd.grad(wanted, inputs, dy)), step()
+    monkeypatch.setattr(chip, 'ON', True)
+    for a, b, w in zip(step(), apart, wanted):
+        assert (a - w).norm() <= 1.2 * (b - w).norm() + 1e-3 * w.norm()
+    kernels = kernels_of(step)
+    assert {'through', 'weights'} <= set(kernels) and not [k for k in kernels if 'gemm' in k or 'nvjet' in k], kernels
 
 
 def plain(h, act):

@@ -52,7 +52,11 @@ arms = dict(
 _near = (2.5e-3, 4e-3, 6.4e-3, 1e-2)  # where the first two arms had their best rates
 learning_rates = dict.fromkeys(arms, _near) | dict.fromkeys(('dense', 'low_rank'), (1.6e-3, *_near, 1.6e-2))
 learning_rates['k2000'] = (1.6e-3, 2.5e-3, 4e-3, 6.4e-3)
-_wide = (6.4e-3, 1e-2, 1.6e-2)  # at 192 three rates around the best one at 128; compare.py adds more where an edge is best
+_wide = (
+    6.4e-3,
+    1e-2,
+    1.6e-2,
+)  # at 192 three rates around the best one at 128; compare.py adds more where an edge is best
 learning_rates |= {f'{arm}@w192': _near[1:] for arm in ('monarch', 'btt_rank1', 'btt_rank4', 'block_diagonal')}
 learning_rates |= {f'{arm}@w192': _wide for arm in ('block_dense', 'kronecker', 'tensor_train')}
 learning_rates |= {'k2000@w192': _near[:3], 'moe@w192': _near[:3]}

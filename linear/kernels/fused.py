@@ -12,8 +12,6 @@ the second product was slower than two kernels (results/structured/gelu_fusion.t
 Tiles come and go through the tensor memory accelerator of Hopper and later GPUs. Beyond an inner width of NARROW the
 arithmetic takes so much longer than the memory that cuBLAS and a kernel apart are faster (results/structured/
 fused_products.txt): s is then h itself, and y is kept, where a compiler would compute it twice.
-
-GELU's Gaussian is Abramowitz & Stegun 26.2.17 (error 7.5e-8): the density in it serves the derivative, too.
 """
 
 import math
@@ -22,42 +20,17 @@ import torch
 from torch.nn import functional as F
 
 from linear.einsum import Einsum
-from linear.kernels import blocks
+from linear.kernels import activations, blocks, chip
+from linear.kernels.activations import activate, tl, triton
 
-try:
-    import triton
-    import triton.language as tl
+if triton is not None:
     from triton.tools.tensor_descriptor import TensorDescriptor
-except ImportError:  # comes with torch's builds for GPUs only
-    triton = None
 
-ACTIVATIONS = ('gelu', 'gelu_tanh', 'relu2')
+ACTIVATIONS = activations.NAMES
 NARROW = 1024
 BM, BN, BK = 128, 128, 64  # of a tile: tokens, features out, features in
 
 if triton is not None:
-
-    @triton.jit
-    def special(x, NAME: tl.constexpr):
-        """One instruction each for 2^x (ex2) and 1 / x (rcp), without the care for denormal numbers that takes eight."""
-        return tl.inline_asm_elementwise(NAME + '.approx.ftz.f32 $0, $1;', '=f,f', [x], tl.float32, True, 1)
-
-    @triton.jit
-    def activate(h, ACT: tl.constexpr):
-        """act(h), act'(h)"""
-        if ACT == 'gelu':
-            t = special(1 + 0.2316419 * tl.abs(h), 'rcp')
-            density = special(-0.7213475204 * h * h - 1.3257480647, 'ex2')
-            tail = (((1.330274429 * t - 1.821255978) * t + 1.781477937) * t - 0.356563782) * t + 0.319381530
-            tail *= t * density
-            p = tl.where(h < 0, tail, 1 - tail)
-            return h * p, p + h * density
-        elif ACT == 'gelu_tanh':  # h sigmoid(u)
-            s = special(1 + special(h * (-2.3022081986 - 0.1029432397 * h * h), 'ex2'), 'rcp')
-            return h * s, s + h * s * (1 - s) * (1.5957691216 + 0.2140644488 * h * h)
-        else:
-            r = tl.maximum(h, 0.0)
-            return r * r, 2 * r
 
     @triton.jit
     def halves(h, M: tl.constexpr, N: tl.constexpr):
@@ -249,10 +222,14 @@ class Up(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, A, B, act, narrow):
-        f = B.size(0)
-        Z = x if A is None else inner(x, A, f)
-        y, s = blocks.ops.activated(x, Z, B, act, narrow)
-        ctx.save_for_backward(x, A, B, None if A is None or f > 1 and A.size(1) <= B.size(2) else Z)
+        f, ctx.inside = B.size(0), A is not None and narrow and chip.serves(x, A, B)
+        if ctx.inside:
+            y, s = blocks.ops.inside_activated(x, A, B, act)
+            ctx.save_for_backward(x, A, B, None)
+        else:
+            Z = x if A is None else inner(x, A, f)
+            y, s = blocks.ops.activated(x, Z, B, act, narrow)
+            ctx.save_for_backward(x, A, B, None if A is None or f > 1 and A.size(1) <= B.size(2) else Z)
         ctx.mark_non_differentiable(s)
         ctx.set_materialize_grads(False)  # no zeros in place of its gradient
         return y, s
@@ -263,6 +240,9 @@ class Up(torch.autograd.Function):
         if A is None:
             dB = gradient(dh, x)
             return dh @ B.squeeze(0).T, None, dB, None, None
+        if ctx.inside:
+            dA, dB = blocks.ops.inside_grads(x, dh, A, B)
+            return blocks.ops.inside(dh, A, B, True), dA, dB, None, None
         dZ, dA, dB = gradients(dh, x, A, B, Z)
         if B.size(0) > 1:
             dx = blocks.ops.two_grad_x(dZ, A).view(x.shape)
@@ -276,7 +256,10 @@ class Down(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, s, A, B, act, narrow):
-        if B is None:
+        ctx.inside = B is not None and narrow and chip.serves(y, A, B)
+        if ctx.inside:
+            out, Z = blocks.ops.inside(y, A, B, False), None
+        elif B is None:
             out, Z = y @ A.squeeze(0), None
         elif B.size(0) > 1:
             out, Z = blocks.ops.two(y, A, B)
@@ -290,6 +273,9 @@ class Down(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         y, s, A, B, Z = ctx.saved_tensors
+        if ctx.inside:
+            dA, dB = blocks.ops.inside_grads(y, dout, A, B)
+            return blocks.ops.inside_against(dout, A, B, s), None, dA, dB, None, None
         dZ, dA, dB = (dout, gradient(dout, y), None) if B is None else gradients(dout, y, A, B, Z)
         f = 1 if B is None else B.size(0)
         return blocks.ops.against(dZ, A, s, f, *ctx.how), None, dA, dB, None, None
