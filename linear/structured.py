@@ -74,8 +74,8 @@ def near(value: float, among) -> int:
 
 def near_root(d: int, run=lambda k: k) -> int:
     """The divisor k of d nearest to its root, if possible one for which run(k), the features that then lie side by side in
-    memory, is a multiple of 8: tensor cores take 16 bytes at a time, and without them a product of a 192-wide btt took eight
-    times as long. No further than a factor of 1.5 from the root."""
+    memory, is a multiple of 8: a GPU's fast products take 16 bytes at a time. No further than a factor of 1.5 from the
+    root."""
     root = math.sqrt(d)
     even = [k for k in divisors(d) if run(k) % 8 == 0 and 2 / 3 < k / root < 1.5]
     return near(root, even or divisors(d))

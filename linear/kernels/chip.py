@@ -104,7 +104,7 @@ def serves(x, A, B) -> bool:
     """Whether the kernels take these, and pay."""
     g, a, f, r, e = sizes(A, B)
     short = x.dtype in (torch.bfloat16, torch.float16)
-    return ON and triton is not None and x.is_cuda and short and f > 1 and max(a, e) <= WIDEST and r <= 8
+    return ON and triton is not None and x.is_cuda and short and f > 1 and max(a, e) <= WIDEST and 1 < r <= 8
 
 
 def tile(x, g, a, f, r, e, tokens, chunk):
