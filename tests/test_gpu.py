@@ -286,8 +286,8 @@ def test_products_of_structured_layers_lie_where_tensor_cores_read_fast(name, ke
 
     got = step()
     wanted = torch.autograd.grad(torch.nn.functional.linear(x.sin(), m.to_dense()), [x, *m.factors], dy)
-    for a, b, like in zip(got, wanted, [x, *m.factors]):
-        assert (a - b).norm() < 0.02 * b.norm() and a.stride() == like.stride()
+    for a, b in zip(got, wanted):
+        assert (a - b).norm() < 0.02 * b.norm() and a.is_contiguous()
     kernels = kernels_of(step)
     assert kernels and not [k for k in kernels if re.search(r'align[124]\b', k)], kernels
 
