@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_gpt, tokens, train_config
+from conftest import ROOT, tiny_gpt, tokens, train_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -423,6 +423,20 @@ def test_a_layer_permutes_one_side_or_none(name, keys, size, wanted):
     assert copies.total // T == wanted
     s = m.order()
     assert m.moves() == 2 * s.b * s.g * s.d * s.f * s.r + 2 * wanted
+
+
+def test_the_least_times_of_the_document_are_the_formulas():
+    rows = re.findall(
+        r'\| `(\w+)(?: --rank=(\d+))?` \| ([\d.]+) \| ([\d.]+) \|', (ROOT / 'docs' / 'speed.md').read_text()
+    )
+    assert len(rows) == 7
+    for name, rank, flops, moved in rows:
+        macs, moves = 768 * 3072, 0
+        if name != 'dense':
+            with torch.device('meta'):
+                m = MEMBERS[name](768, 3072, GPTConfig(linear=name, **(dict(rank=int(rank)) if rank else {})))
+            macs, moves = m.macs(), m.moves()
+        assert (flops, moved) == (f'{6 * macs / 7e5:.1f}', f'{6 * (768 + 3072 + moves) / 2.9e3:.1f}')
 
 
 def test_the_named_members_are_one_family():
