@@ -12,7 +12,7 @@ import hardware
 from configurator import load
 from linear import LAYERS, make, moe
 from linear.dense import Dense
-from linear.kernels import attend, fused, symmetric, vector
+from linear.kernels import attend, fused, mixture, symmetric, vector
 from model import GPT, GPTConfig
 from sample import lower
 from tokens.download import write_dataset
@@ -394,6 +394,50 @@ def test_mixtures_on_a_gpu_are_those_of_a_cpu(flags):
     a, _ = run(*flags, '--dtype=bfloat16', steps=5)
     b, _ = run(*flags, '--dtype=float32', '--compile=false', steps=5)
     assert a == pytest.approx(b, abs=0.05)
+
+
+@pytest.mark.parametrize('E, k, d_in, d_out', [(8, 2, 128, 512), (8, 1, 512, 128), (5, 3, 72, 200), (40, 2, 256, 256)])
+@pytest.mark.parametrize('case', ['sum', 'each', 'sum of each'])
+def test_a_mixture_multiplies_rows_where_they_lie(case, E, k, d_in, d_out):
+    """Against float64 and loops on a CPU; edges of tiles, and an expert that half of the tokens go to."""
+    gen, T = torch.Generator().manual_seed(0), 4000
+    draw = lambda *shape: torch.randn(*shape, generator=gen).bfloat16()
+    x, W = draw(T * k if case == 'sum of each' else T, d_in), draw(E, d_in, d_out) / d_in**0.5
+    logits = torch.randn(T, E, generator=gen)
+    logits[: T // 2, -1] += 5
+    top, experts = logits.topk(k, dim=1)
+    gates, dy = None if case == 'each' else (2 * top).softmax(1), draw(T * k if case == 'each' else T, d_out)
+    found = []
+    for device, dtype in (('cpu', torch.float64), ('cuda', torch.bfloat16)):
+        leaves = [t.to(device, dtype).requires_grad_() for t in (x, W)]
+        if gates is not None:
+            leaves.append(gates.to(device, torch.promote_types(dtype, torch.float32)).requires_grad_())
+        plan = mixture.plan(experts.to(device), E)
+        y = mixture.product(*leaves, *[None] * (3 - len(leaves)), plan, each=case == 'each')
+        found.append([y, *torch.autograd.grad(y, leaves, dy.to(device, dtype))])
+    assert (plan[3] is not None) == (E < 40 or k == 1)
+    for want, got in zip(*found):
+        assert (got.cpu() - want).abs().max() < 2**-7 * want.abs().max()
+
+
+@pytest.mark.parametrize('keys', [dict(mlp='moe'), dict(linear='btt_moe', linear_layers='mlp+attn')])
+def test_the_products_of_a_mixture_are_opaque_to_the_compiler(keys, monkeypatch):
+    """One graph, without sorted rows, and the loss and gradients of the plain way."""
+    torch._dynamo.reset()
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=64, block_size=512, vocab_size=64, **keys)).cuda().train()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    idx = torch.randint(64, (4, 513), device='cuda')
+    found = []
+    for on in (False, True):
+        monkeypatch.setattr(mixture, 'ON', on)
+        f = torch.compile(model, fullgraph=True) if on else model
+        with torch.autocast('cuda', torch.bfloat16):
+            loss = f(idx[:, :-1], idx[:, 1:])[1]
+        found.append([loss.detach(), *torch.autograd.grad(loss, [*model.parameters()])])
+    assert any('outers' in name for name in kernels_of(lambda: f(idx[:, :-1], idx[:, 1:])[1].backward()))
+    for a, b in zip(*found):
+        assert (a - b).norm() < 0.03 * a.norm()
 
 
 def test_the_time_of_a_mixture_grows_with_active_experts_not_with_experts():
