@@ -396,7 +396,7 @@ def test_mixtures_on_a_gpu_are_those_of_a_cpu(flags):
     assert a == pytest.approx(b, abs=0.05)
 
 
-@pytest.mark.parametrize('E, k, d_in, d_out', [(8, 2, 128, 512), (8, 1, 512, 128), (5, 3, 72, 200), (40, 2, 256, 256)])
+@pytest.mark.parametrize('E, k, d_in, d_out', [(8, 2, 128, 512), (5, 3, 72, 200), (40, 2, 256, 256)])
 @pytest.mark.parametrize('case', ['sum', 'each', 'sum of each'])
 def test_a_mixture_multiplies_rows_where_they_lie(case, E, k, d_in, d_out):
     """Against float64 and loops on a CPU; edges of tiles, and an expert that half of the tokens go to."""

@@ -21,7 +21,13 @@ ON = False  # until it was timed on a GPU
 LEAST = 1024  # tokens; for fewer, forming or even reading all experts is too much
 SETS = 128  # at most; a program looks through all of them
 BM, BN, BK, WARPS, STAGES = 128, 128, 64, 8, 3  # of a tile: rows, features out, features in
-OUTER = 128, 128, 64, 8, 3  # of a gradient: features in, features out, rows
+OUTER = (
+    128,
+    128,
+    64,
+    8,
+    5,
+)  # of a gradient: features in, features out, rows; a stage goes to the list of rows, one to its use
 FULL = 264  # programs, two on each multiprocessor: below that the rows of an expert are split
 
 if triton is not None:
