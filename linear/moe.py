@@ -30,6 +30,22 @@ class Experts:
     )
 
 
+class Logits(torch.autograd.Function):
+    """x (T, d), router (E, d) -> x router^T. A compiler adds a few experts' part of the gradient of x where that is written."""
+
+    @staticmethod
+    def forward(ctx, x, router):
+        ctx.save_for_backward(x, router)
+        return x @ router.T
+
+    @staticmethod
+    def backward(ctx, d):
+        x, router = ctx.saved_tensors
+        fuses = torch.compiler.is_compiling() and len(router) <= 8  # inductor's limit for sums inside other kernels
+        dx = (d[..., None] * router).sum(1) if fuses else d @ router
+        return dx, d.T @ x
+
+
 def route(logits, k):
     """Router logits (T, E) -> gates (T, k) that sum to 1, experts (T, k), loss: E sum_e P_e f_e, which is 1 for an even
     spread (P mean probability, f share of selections; Fedus et al. 2021, arXiv 2101.03961), plus 0.1 mean(logsumexp^2)
@@ -114,10 +130,10 @@ class MoE(nn.Module):
     def forward(self, x):
         B, T, C = x.shape
         x = x.reshape(B * T, C)
-        gates, experts, loss = route(F.linear(x, self.router.to(x.dtype)), self.k)
-        self.router_loss = loss if self.training else None  # GPT.forward takes it
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        x, c_fc, c_proj = x.to(dtype), self.c_fc.to(dtype), self.c_proj.to(dtype)
+        x, router, c_fc, c_proj = (t.to(dtype) for t in (x, self.router, self.c_fc, self.c_proj))
+        gates, experts, loss = route(Logits.apply(x, router), self.k)
+        self.router_loss = loss if self.training else None  # GPT.forward takes it
         if mixture.serves(x, c_fc):
             plan = mixture.plan(experts, self.E)
             h = mixture.product(x, c_fc, None, plan, each=True)
