@@ -37,7 +37,7 @@ class BttMoE(Structured):
         (g, E, a, f), e, T = A.shape, B.size(3), x.size(0)
         gates, experts, loss = moe.route(moe.Logits.apply(x, self.router.to(x.dtype)), self.k)
         self.router_loss = loss if self.training else None  # GPT.forward takes it
-        if mixture.serves(x, A.transpose(0, 1)):
+        if mixture.serves(x, E, self.d_in, self.d_out):
             # the matrices of all experts: 16 times the factors' FLOPs at width 768, in products of the size that a GPU is made for
             W = A.permute(1, 0, 2, 3)[..., None] * B.permute(1, 2, 0, 3)[:, :, None]  # (E, g, a, f, e)
             return mixture.product(x, W.reshape(E, self.d_in, self.d_out), gates, mixture.plan(experts, E))
@@ -49,7 +49,7 @@ class BttMoE(Structured):
         return y.view(f, T, self.k, e).sum(2).transpose(0, 1).reshape(T, f * e)
 
     def waits(self, dtype) -> bool:
-        return not mixture.never_waits(dtype, self.E) and grouped.waits(dtype, *self.factors)
+        return not mixture.fits(dtype, self.E, self.d_in, self.d_out) and grouped.waits(dtype, *self.factors)
 
     def matrix(self):
         raise UserError('linear = btt_moe: a mixture is no matrix, it cannot be materialised or collapsed')

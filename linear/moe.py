@@ -134,10 +134,9 @@ class MoE(nn.Module):
         x, router, c_fc, c_proj = (t.to(dtype) for t in (x, self.router, self.c_fc, self.c_proj))
         gates, experts, loss = route(Logits.apply(x, router), self.k)
         self.router_loss = loss if self.training else None  # GPT.forward takes it
-        if mixture.serves(x, c_fc):
-            plan = mixture.plan(experts, self.E)
-            h = mixture.product(x, c_fc, None, plan, each=True)
-            return self.dropout(mixture.product(F.gelu(h), c_proj, gates, plan).view(B, T, C))
+        if mixture.serves(x, *c_fc.shape):
+            y = mixture.mlp(x, c_fc, c_proj, gates, mixture.plan(experts, self.E))
+            return self.dropout(y.view(B, T, C))
         order, back, ends = by_expert(experts, self.E)
         h = grouped.grouped(Sorted.apply(x[None], order, back, self.k), c_fc[None], ends)
         y = grouped.grouped(F.gelu(h), c_proj[None], ends)
@@ -146,7 +145,7 @@ class MoE(nn.Module):
 
     def waits(self, dtype) -> bool:
         """Whether the processor has to wait for the GPU in the middle of it: then no CUDA graph can hold it."""
-        return not mixture.never_waits(dtype, self.E) and grouped.waits(dtype, self.c_fc, self.c_proj)
+        return not mixture.fits(dtype, *self.c_fc.shape) and grouped.waits(dtype, self.c_fc, self.c_proj)
 
     def macs(self):
         """Multiply-adds per token."""

@@ -1,7 +1,8 @@
 """
 Products of a mixture of experts that take and leave every row where it lies.
 
-    product(x, W, gates, ...)    y[t] = sum_s gates[t, s] x[t] W[experts[t, s]], of all tokens in one kernel
+    product    y[t] = sum_s gates[t, s] x[t] W[experts[t, s]], of all tokens in one kernel
+    mlp        the same of two products with GELU between them, where it never lies in memory unactivated
 
 Tokens that are sent to the same set of experts share a tile, which multiplies by one expert after the other and writes each
 row once. Rows are read and written at the places that a list of the tokens, sorted by set, names; so none is copied in
@@ -14,7 +15,7 @@ import math
 
 import torch
 
-from linear.kernels import blocks
+from linear.kernels import blocks, fused
 from linear.kernels.fused import triton
 
 ON = False  # until it was timed on a GPU
@@ -32,6 +33,8 @@ FULL = 264  # programs, two on each multiprocessor: below that the rows of an ex
 
 if triton is not None:
     import triton.language as tl
+
+    from linear.kernels.fused import activate
 
     @triton.jit
     def set_of(experts, i, there, COUNT: tl.constexpr, M: tl.constexpr):
@@ -78,12 +81,13 @@ if triton is not None:
 
     @triton.jit
     def rows(
-        x, W, experts, gates, order, ends, aux, y, parts, N, d_in, d_out, se, sk, so,
+        x, W, experts, gates, order, ends, aux, slope, y, parts, N, d_in, d_out, se, sk, so,
         M: tl.constexpr, SPREAD: tl.constexpr, AUX_SPREAD: tl.constexpr, SLOTS: tl.constexpr, GATED: tl.constexpr,
-        AUX: tl.constexpr, BINS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+        AUX: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, BINS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         """y[i] = sum_s gates[i, s] x[row] W[experts[i, s]], row = i // SPREAD, or i M + s with SLOTS.
-        parts[n, i, s]: aux[i // AUX_SPREAD] . x[row] W[experts[i, s]] over the features of tile n, the gradient of the gate."""
+        parts[n, i, s]: aux[i // AUX_SPREAD] . x[row] W[experts[i, s]] over the features of tile n, the gradient of the gate.
+        With ACT it writes act(y[i]) and slope[i] = act'(y[i]), with SLOPE y[i] slope[i]."""
         tiles_o = tl.cdiv(d_out, BN)
         tile, n = tl.program_id(0) // tiles_o, tl.program_id(0) % tiles_o
         bins = tl.arange(0, BINS)
@@ -138,6 +142,11 @@ if triton is not None:
                 seen = found
         if GATED:
             acc *= before[:, None]
+        if SLOPE:
+            acc *= tl.load(slope + out, kept, 0.0).to(tl.float32)
+        if ACT is not None:
+            acc, steep = activate(acc, ACT)
+            tl.store(slope + out, steep.to(slope.dtype.element_ty), kept)
         tl.store(y + out, acc.to(y.dtype.element_ty), kept)
 
     @triton.jit
@@ -173,15 +182,15 @@ def runs(x) -> bool:
     return triton is not None and x.is_cuda
 
 
-def serves(x, W) -> bool:
-    """Whether product() is faster for x (T, i) and matrices W of experts (E, ...) than sorted rows."""
-    short = x.dtype in (torch.bfloat16, torch.float16)
-    return ON and runs(x) and short and x.size(0) >= LEAST and W.size(0) <= SETS
+def fits(dtype, E, *widths) -> bool:
+    """Whether these serve training in dtype on a GPU, of E experts with layers of these widths; they never wait for it."""
+    short = dtype in (torch.bfloat16, torch.float16)
+    return ON and triton is not None and short and E <= SETS and all(n % 16 == 0 for n in widths)
 
 
-def never_waits(dtype, E) -> bool:
-    """Whether training in dtype with E experts is all product(), which does not wait for the GPU."""
-    return ON and triton is not None and dtype in (torch.bfloat16, torch.float16) and E <= SETS
+def serves(x, E, *widths) -> bool:
+    """Whether they serve for x (T, i)."""
+    return runs(x) and x.size(0) >= LEAST and fits(x.dtype, E, *widths)
 
 
 # -----------------------------------------------------------------------------
@@ -191,7 +200,8 @@ def never_waits(dtype, E) -> bool:
 ops = torch.ops.nanomorph
 for schema in (
     'sets(Tensor experts, int E) -> (Tensor, Tensor)',
-    'rows(Tensor x, Tensor W, Tensor experts, Tensor? gates, Tensor order, Tensor ends, Tensor? aux) -> (Tensor, Tensor)',
+    'rows(Tensor x, Tensor W, Tensor experts, Tensor? gates, Tensor order, Tensor ends, Tensor? aux, Tensor? slope, str? act)'
+    ' -> (Tensor, Tensor, Tensor)',
     'outers(Tensor x, Tensor y, Tensor order, Tensor ends, int E) -> Tensor',
 ):
     blocks.define(schema)
@@ -236,32 +246,33 @@ def sets(experts, E):
     return number.argsort(stable=True).int(), number.bincount(minlength=B).cumsum(0).int()
 
 
-def rows_fake(x, W, experts, gates, order, ends, aux):
-    N, m = experts.shape
-    tiles = ceil(W.size(2), BN)
-    parts = experts.new_empty(0) if aux is None else gates.new_empty(tiles, N, m)
-    return x.new_empty(N, W.size(2)), parts
+def rows_fake(x, W, experts, gates, order, ends, aux=None, slope=None, act=None):
+    (N, m), d_out = experts.shape, W.size(2)
+    parts = (0, 0, 0) if aux is None else (ceil(d_out, BN), N, m)
+    like = x if gates is None else gates
+    return x.new_empty(N, d_out), like.new_empty(parts), x.new_empty(N if act else 0, d_out)
 
 
 @blocks.op('rows', rows_fake, lambda x, W, experts, *_: 2 * math.prod(experts) * W[1] * W[2])
-def rows_op(x, W, experts, gates, order, ends, aux):
+def rows_op(x, W, experts, gates, order, ends, aux=None, slope=None, act=None):
     """x (N, i), (N / n, i), one for n rows that follow each other, or (N m, i), one for each expert of a row; W (E, i, o),
-    experts and gates (N, m), order and ends of sets(), aux like x but o wide -> y (N, o), and the gradient of the gates
-    where aux is that of y, to be summed over its first axis; see the kernel."""
+    experts and gates (N, m), order and ends of sets() -> y (N, o); and where aux (N, o) or (N / n, o) is given, which y is
+    the gradient of, that of the gates, to be summed over its first axis; and with act, where y is activated, the derivative.
+    slope (N, o): what y is multiplied by at the end. See the kernel."""
     (N, m), (E, d_in, d_out) = experts.shape, W.shape
-    y, parts = rows_fake(x, W, experts, gates, order, ends, aux)
+    y, parts, steep = rows_fake(x, W, experts, gates, order, ends, aux, slope, act)
     x, experts = x.contiguous(), experts.contiguous()
-    gates, aux = (None if t is None else t.contiguous() for t in (gates, aux))
+    gates, aux, slope = (None if t is None else t.contiguous() for t in (gates, aux, slope))
     slots = x.size(0) > N
     spread, aux_spread = max(1, N // x.size(0)), 1 if aux is None else N // aux.size(0)
     if runs(x):
         tiles = N // BM + min(N, math.comb(E, m))
         rows[(tiles * ceil(d_out, BN),)](
-            x, W, experts, gates, order, ends, aux, y, parts, N, d_in, d_out, *W.stride(), m, spread, aux_spread, slots,
-            gates is not None, aux is not None, ends.size(0), d_in % BK == d_out % BN == 0, BM, BN, BK,
-            num_warps=WARPS, num_stages=STAGES,
+            x, W, experts, gates, order, ends, aux, steep if slope is None else slope, y, parts, N, d_in, d_out,
+            *W.stride(), m, spread, aux_spread, slots, gates is not None, aux is not None, act, slope is not None,
+            ends.size(0), d_in % BK == d_out % BN == 0, BM, BN, BK, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
-        return y, parts
+        return y, parts, steep
     y.zero_()
     parts.zero_()
     for e in range(E):
@@ -270,7 +281,10 @@ def rows_op(x, W, experts, gates, order, ends, aux):
         if aux is not None:
             parts[0, i, s] = (z * aux[i // aux_spread]).sum(1).to(parts.dtype)
         y.index_add_(0, i, z if gates is None else z * gates[i, s, None].to(z.dtype))
-    return y, parts
+    if act:
+        steep.copy_(fused.times_slope(torch.ones_like(y), y, act))
+        y = fused.activation(y, act)
+    return y if slope is None else y * slope, parts, steep
 
 
 def splits(E, i, o):
@@ -320,40 +334,69 @@ def plan(experts, E) -> tuple:
     return experts, *singles, *(ops.sets(experts, E) if few else (None, None))
 
 
-def multiply(x, W, gates, plan, each, aux=None):
-    """-> y (T k, o) if each, else (T, o), and the gradient of the gates (T, k) where aux is that of y."""
+def multiply(x, W, gates, plan, aux=None):
+    """x (T, i), or (T k, i) with a row for each expert of a token -> y (T, o), the gradient of the gates (T, k) where aux is
+    what y is the gradient of, else none."""
     experts, order, ends, by_set, set_ends = plan
     T, k = experts.shape
-    if by_set is not None and not each:
-        y, parts = ops.rows(x, W, experts, gates, by_set, set_ends, aux)
+    if by_set is not None:
+        y, parts, _ = ops.rows(x, W, experts, gates, by_set, set_ends, aux, None, None)
     else:
         gates = None if gates is None else gates.view(-1, 1)
-        y, parts = ops.rows(x, W, experts.view(-1, 1), gates, order, ends, aux)
-        y = y if each else y.view(T, k, -1).sum(1)
+        y, parts, _ = ops.rows(x, W, experts.view(-1, 1), gates, order, ends, aux, None, None)
+        y = y.view(T, k, -1).sum(1)
     return y, None if aux is None else parts.sum(0).view(T, k)
+
+
+def weigh(x, gates):
+    """(T, i), gates (T, k) -> (T k, i)"""
+    return (x[:, None] * gates[..., None]).to(x.dtype).flatten(0, 1)
+
+
+def gradient(x, dy, W, plan):
+    """Of W, for x and dy (T, ...) or (T k, ...), not both the first."""
+    return ops.outers(x, dy, *plan[1:3], W.size(0)).sum(0).to(W.dtype)
 
 
 class Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W, gates, each, *plan):
+    def forward(ctx, x, W, gates, *plan):
         ctx.save_for_backward(x, W, gates, *plan)
-        return multiply(x, W, gates, plan, each)[0]
+        return multiply(x, W, gates, plan)[0]
 
     @staticmethod
     def backward(ctx, dy):
         x, W, gates, *plan = ctx.saved_tensors
+        dx, dgates = multiply(dy, W.mT, gates, plan, x)
+        narrow = x.size(1) <= dy.size(1)
+        dW = gradient(weigh(x, gates), dy, W, plan) if narrow else gradient(x, weigh(dy, gates), W, plan)
+        return dx, dW, dgates, *[None] * len(plan)
+
+
+def product(x, W, gates, plan):
+    """x (T, i), W (E, i, o), gates (T, k), plan of plan() -> (T, o)"""
+    return Product.apply(x, W, gates, *plan)
+
+
+class Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, up, down, gates, act, *plan):
+        h, _, slope = ops.rows(x, up, plan[0].view(-1, 1), None, *plan[1:3], None, None, act)  # (T k, hidden)
+        ctx.save_for_backward(x, up, down, gates, h, slope, *plan)
+        return multiply(h, down, gates, plan)[0]
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, up, down, gates, h, slope, *plan = ctx.saved_tensors
         experts, order, ends = plan[:3]
-        T, E = experts.size(0), W.size(0)
-        dx, dgates = multiply(dy, W.mT, gates, plan, x.size(0) > T, None if gates is None else x)
-        left, right = x, dy
-        if gates is not None:  # the narrower one times the gates
-            weigh = lambda v: (v.reshape(T, -1, v.size(1)) * gates[..., None]).to(v.dtype).flatten(0, 1)
-            left, right = (weigh(left), right) if left.size(1) <= right.size(1) else (left, weigh(right))
-        dW = ops.outers(left, right, order, ends, E).sum(0).to(W.dtype)
-        return dx, dW, dgates, None, *[None] * len(plan)
+        singles = experts.view(-1, 1), gates.view(-1, 1), order, ends
+        d_down = gradient(h, weigh(dy, gates), down, plan)
+        dh, parts, _ = ops.rows(dy, down.mT, *singles, h, slope, None)
+        d_up = gradient(x, dh, up, plan)
+        dx = multiply(dh, up.mT, None, plan)[0]
+        return dx, d_up, d_down, parts.sum(0).view(gates.shape), None, *[None] * len(plan)
 
 
-def product(x, W, gates, plan, each=False):
-    """x (T, i), or (T k, i) with a row for each expert of a token; W (E, i, o), gates (T, k) or none, plan of plan() ->
-    (T, o), summed over the experts of a token and weighed by its gates, or with each (T k, o), a row for each."""
-    return Product.apply(x, W, gates, each, *plan)
+def mlp(x, up, down, gates, plan, act='gelu'):
+    """x (T, n), up (E, n, hidden), down (E, hidden, n), gates (T, k), plan of plan() -> (T, n)"""
+    return Mlp.apply(x, up, down, gates, act, *plan)

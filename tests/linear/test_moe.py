@@ -22,7 +22,7 @@ def ways(request, monkeypatch):
     """Of taking the products of a mixture: rows sorted by expert, or left where they are, in tiles of one set or of one
     expert."""
     if request.param != 'sorted':
-        monkeypatch.setattr(kernels, 'serves', lambda x, W: True)
+        monkeypatch.setattr(kernels, 'serves', lambda *_: True)
         monkeypatch.setattr(kernels, 'BM', 2 if request.param == 'by set' else 1000)
 
 
