@@ -63,10 +63,10 @@ def choose(logits, k):
     """The k largest of each row (T, E), the first of equals. For few a compiler fuses this, and torch.topk is slow."""
     if k > 4:
         return logits.topk(k, dim=1).indices
-    found = []
+    found, all_of = [], torch.arange(logits.size(1), device=logits.device)
     for _ in range(k):
         found.append(logits.argmax(1, keepdim=True))
-        logits = logits.scatter(1, found[-1], -torch.inf)
+        logits = logits.masked_fill(found[-1] == all_of, -torch.inf)
     return torch.cat(found, 1)
 
 
