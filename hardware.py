@@ -137,9 +137,9 @@ def choose_device(device: str, deterministic: bool = False) -> torch.device:
 
 def set_deterministic(on: bool):
     """The same bits every time, or kernels chosen for speed alone. By torch's switch attention takes the backward pass of
-    flash attention that adds in a fixed order, and leaves out cuDNN's; gradients of embeddings and of the tokens of a
-    mixture are added in a fixed order; and the compiler times no kernels to choose among them. The kernels in
-    linear/kernels/ need no switch: each number is written by one program, in a fixed order."""
+    flash attention that adds in a fixed order, and leaves out cuDNN's; gradients of embeddings are added in a fixed
+    order; and the compiler times no kernels to choose among them. The kernels in linear/kernels/ need no switch: each
+    number is written by one program, in a fixed order."""
     asked = ':4096:8', ':16:8'  # workspaces with which cuBLAS promises it; torch looks once, at its first product
     if on and os.environ.get('CUBLAS_WORKSPACE_CONFIG') not in asked:
         if torch.cuda.is_initialized():

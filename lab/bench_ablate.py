@@ -24,7 +24,7 @@ from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import fused
+from linear.kernels import fused, mixture
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -88,6 +88,10 @@ SWITCHES = {
         off=lambda t: mock.patch.object(torch.optim, 'AdamW', lambda *a, fused=None, **k: AdamW(*a, **k)),
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
+    'unsorted rows': Switch(
+        lambda t: mixture.ON and t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules()),
+        off=lambda t: mock.patch.object(mixture, 'ON', False),
+    ),
     'padded vocabulary': Switch(
         lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64,
         off=lambda t: mock.patch.object(GPT, 'head', unpadded),

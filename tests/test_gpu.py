@@ -14,6 +14,7 @@ from configurator import load
 from linear import LAYERS, make, moe
 from linear.dense import Dense
 from linear.kernels import attend, blocks, chip, fused, symmetric, vector
+from linear.kernels import attend, fused, mixture, symmetric, vector
 from model import GPT, GPTConfig
 from sample import lower
 from tokens.download import write_dataset
@@ -464,6 +465,50 @@ def test_mixtures_on_a_gpu_are_those_of_a_cpu(flags):
     a, _ = run(*flags, '--dtype=bfloat16', steps=5)
     b, _ = run(*flags, '--dtype=float32', '--compile=false', steps=5)
     assert a == pytest.approx(b, abs=0.05)
+
+
+@pytest.mark.parametrize('E, k, d_in, d_out', [(8, 2, 128, 512), (5, 3, 80, 208), (40, 2, 256, 256), (8, 1, 72, 40)])
+def test_a_mixture_multiplies_rows_where_they_lie(E, k, d_in, d_out):
+    """Against float64 and loops on a CPU; edges of tiles, and an expert that half of the tokens go to."""
+    gen, T = torch.Generator().manual_seed(0), 4000
+    draw = lambda *shape: torch.randn(*shape, generator=gen).bfloat16()
+    logits = torch.randn(T, E, generator=gen)
+    logits[: T // 2, -1] += 5
+    top, experts = logits.topk(k, dim=1)
+    up, down = draw(E, d_in, d_out) / d_in**0.5, draw(E, d_out, d_in) / d_out**0.5
+    x, dy, dz = draw(T, d_in), draw(T, d_out), draw(T, d_in)
+    found = []
+    for device, dtype in (('cpu', torch.float64), ('cuda', torch.bfloat16)):
+        leaves = [t.to(device, dtype).requires_grad_() for t in (x, up, down)]
+        leaves.append(top.to(device, torch.promote_types(dtype, torch.float32)).requires_grad_())
+        plan, gates = mixture.plan(experts.to(device), E), leaves[-1].softmax(1)
+        y = mixture.product(*leaves[:2], gates, plan)
+        z = mixture.mlp(*leaves[:3], gates, plan)
+        found.append([y, *torch.autograd.grad(y, leaves, dy.to(device, dtype), retain_graph=True, allow_unused=True)])
+        found[-1] += [z, *torch.autograd.grad(z, leaves, dz.to(device, dtype))]
+    assert (plan[3] is not None) == (E < 40 or k == 1)
+    for want, got in zip(*found):
+        assert want is None or (got.cpu() - want).abs().max() < 2**-6 * want.abs().max()
+
+
+@pytest.mark.parametrize('keys', [dict(mlp='moe'), dict(linear='btt_moe', linear_layers='mlp+attn')])
+def test_the_products_of_a_mixture_are_opaque_to_the_compiler(keys, monkeypatch):
+    """One graph, without sorted rows, and the loss and gradients of the plain way."""
+    torch._dynamo.reset()
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=64, block_size=512, vocab_size=64, **keys)).cuda().train()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    idx = torch.randint(64, (4, 513), device='cuda')
+    found = []
+    for on in (False, True):
+        monkeypatch.setattr(mixture, 'ON', on)
+        f = torch.compile(model, fullgraph=True) if on else model
+        with torch.autocast('cuda', torch.bfloat16):
+            loss = f(idx[:, :-1], idx[:, 1:])[1]
+        found.append([loss.detach(), *torch.autograd.grad(loss, [*model.parameters()])])
+    assert any('outers' in name for name in kernels_of(lambda: f(idx[:, :-1], idx[:, 1:])[1].backward()))
+    for a, b in zip(*found):
+        assert (a - b).norm() < 0.03 * a.norm()
 
 
 def test_the_time_of_a_mixture_grows_with_active_experts_not_with_experts():

@@ -5,6 +5,7 @@ Products that torch does not have, each beside a plain path that computes the sa
     blocks.py   batched products without a copy: block-diagonal, and two block-diagonal factors around a permutation
     chip.py     Triton kernels: two such factors with what lies between them on chip
     grouped.py  rows sorted by group, each group with a matrix of its own: mixtures of experts
+    mixture.py  products of a mixture that leave every row where it lies (Triton kernels)
     fused.py    Triton kernels: an MLP's activation inside the products of its layers (Hopper and later)
     activations.py  GELU and its like with their derivatives, for Triton kernels
     vector.py   a matrix times one vector, as a model writes one text (a Triton kernel)
