@@ -10,6 +10,7 @@ Time the training step. It is exactly the step of train.py, with data and optimi
     python bench.py fit config/gpt2.py --vocab_size=50304 --memory=80    the largest micro-batch, by a count: lab/bench_fit.py
     python bench.py profile config/shakespeare_char.py      a trace, time by kind of kernel, roofline: lab/bench_profile.py
     python bench.py ablate config/shakespeare_char.py       each optimisation switched off alone: lab/bench_ablate.py
+    python bench.py start config/shakespeare_char.py        from the command to the first step: lab/bench_start.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
 Arms are separated by `--`. Each is a config with flags as for train.py; the keys of bench.py go to the first. All arms
@@ -33,7 +34,7 @@ import torch
 import hardware
 from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
 from files import read_lines, write
-from lab import bench_ablate, bench_fit, bench_layers, bench_profile, bench_sample, mup
+from lab import bench_ablate, bench_fit, bench_layers, bench_profile, bench_sample, bench_start, mup
 from lab.steps import Arm, TimingConfig, table
 from logger import relative
 
@@ -55,6 +56,8 @@ def main():
         return mup.main(argv[1:])
     if argv and argv[0] == 'ablate':
         return bench_ablate.ablate(argv[1:])
+    if argv and argv[0] == 'start':
+        return bench_start.start(argv[1:])
     if argv and argv[0] in COMMANDS:
         schema, command = COMMANDS[argv[0]]
         return command(load(schema, argv[1:]))

@@ -5,6 +5,7 @@ The machine: which device and precision a run gets, its processes, and what it c
 import contextlib
 import datetime
 import gc
+import hashlib
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from configurator import UserError, key
+from configurator import ROOT, UserError, key
 
 # dense bf16 (V100, T4: fp16) peak in FLOP/s by the words of a device name, first match counts; vendors' data sheets,
 # without sparsity
@@ -260,6 +261,17 @@ class Interrupt:
         if not dist.is_initialized():
             return self.asked
         return ask and bool(total(torch.tensor(float(self.asked), device=device)).item())
+
+
+def keep_compiled(dtype: torch.dtype):
+    """Let the compiler find what an earlier process has compiled, backward pass included, where layers have an
+    autograd.Function of their own. Its key is the traced graph, which says neither how the operators of linear/ derive nor
+    (torch 2.11) in which precision autocast computes: both go into the key's tag."""
+    from torch._functorch import config  # only here: a run that compiles nothing does not need it
+
+    code = b''.join(path.read_bytes() for path in sorted((ROOT / 'linear').rglob('*.py')))
+    torch.compiler.config.cache_key_tag = f'{hashlib.sha256(code).hexdigest()} {dtype}'
+    config.autograd_cache_allow_custom_autograd_functions = True
 
 
 def start_afresh():

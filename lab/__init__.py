@@ -29,5 +29,6 @@ Comparisons: from a config to runs, records, verdicts and pages.
     bench_fit.py     the largest micro-batch that a GPU holds, by a count, for bench.py
     bench_profile.py where the time of a training step goes, and its roofline, for bench.py
     bench_sample.py  tokens per second of sampling, for bench.py
+    bench_start.py   seconds from the command to the first training step, for bench.py
     bench_layers.py  tables and timings of single layers, for bench.py
 """

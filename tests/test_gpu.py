@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT, losses
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 import checkpoint
@@ -100,6 +101,22 @@ def test_compiled_and_eager_agree(flags):
     a, _ = run(*flags, '--dtype=float32')
     b, _ = run(*flags, '--dtype=float32', '--compile=false')
     assert a == pytest.approx(b, abs=1e-3)
+
+
+@pytest.mark.parametrize('flags', [(), ('--linear=monarch',), ('--linear=expanded',), ('--mlp=moe',)])
+def test_a_second_start_finds_what_the_first_has_compiled(flags):
+    """Nothing is compiled or derived again, and the steps are the same."""
+
+    def found():
+        return {k: counters['aot_autograd'][f'autograd_cache_{k}'] for k in ('hit', 'miss', 'bypass')}
+
+    first, _ = run(*flags)
+    before = found()
+    second, t = run(*flags)
+    after = found()
+    assert after['hit'] > before['hit'] and (after['miss'], after['bypass']) == (before['miss'], before['bypass'])
+    assert first == pytest.approx(second, abs=1e-2)
+    assert t.evaluate('val')['val_loss'] == pytest.approx(second[-1], abs=0.5)
 
 
 @pytest.mark.parametrize('compile', [True, False])
