@@ -141,7 +141,7 @@ def pairs(cfg, arms, device):
     torch.set_float32_matmul_precision('high')
     for name, flags in arms.items():
         c = load(TrainConfig, flags)
-        own = MLPBenchConfig(tokens=c.batch_size * c.block_size)
+        own = MLPBenchConfig(tokens=c.batch_size * c.block_size, repeats=4 * cfg.rounds)
         times = time_pair(name.split()[-1], c.n_embd, own, device)[0]
         yield [about(device) | dict(arm=name, ms=1000 * statistics.median(times), tokens=own.tokens, width=c.n_embd)]
 
@@ -494,7 +494,8 @@ def compile_all(cfg, parts: list[str]):
 def targets(cfg: TargetsConfig):
     if cfg.show:
         try:
-            return print(printable(tables(read_lines(input_path(cfg.show)))))
+            lines = read_lines(input_path(cfg.show))
+            return print(printable(tables(lines or lines[0])))
         except (UserError, LookupError, TypeError, ValueError) as e:
             raise UserError(f"show = '{cfg.show}': not a file that bench.py targets wrote ({e})") from None
     ready(root_path(cfg.out))
