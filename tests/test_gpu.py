@@ -129,7 +129,9 @@ def test_what_is_replayed_by_default_learns_the_same(flags):
     assert a == pytest.approx(b, abs=0.02)
 
 
-@pytest.mark.parametrize('flags', [(), ('--linear=monarch',), ('--linear=expanded',), ('--bias=true', '--vocab_size=257')])
+@pytest.mark.parametrize(
+    'flags', [(), ('--linear=monarch',), ('--linear=expanded',), ('--bias=true', '--vocab_size=257')]
+)
 def test_the_fast_step_is_no_further_from_float32_than_the_plain_one(flags):
     """All that makes it fast against eager attention, MLP and AdamW in the same precision: losses and each gradient."""
     r = bench_same.same(load(bench_same.SameConfig, [*FLAGS, '--cuda_graph=auto', '--steps=30', *flags]))
