@@ -32,5 +32,6 @@ Comparisons: from a config to runs, records, verdicts and pages.
     bench_same.py    losses and gradients beside those of plain float32, for bench.py
     bench_sample.py  tokens per second of sampling, for bench.py
     bench_targets.py the table of targets, and of costs by size and context, for bench.py
+    bench_parts.py   what it measures, part by part
     bench_layers.py  tables and timings of single layers, for bench.py
 """

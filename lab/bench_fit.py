@@ -124,9 +124,15 @@ def count(cfg, path=None) -> Count:
     )
 
 
+def sized(cfg):
+    """cfg with the vocabulary of its data set, where it names none."""
+    return dataclasses.replace(
+        cfg, vocab_size=cfg.vocab_size or loader.padded_vocabulary(loader.read_meta(cfg.dataset))
+    )
+
+
 def fit(cfg):
-    if not cfg.vocab_size:
-        cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
+    cfg = sized(cfg)
     c, room = count(cfg), USABLE * cfg.memory * 2**30
     gib = lambda n: f'{n / 2**30:.2f}'
     print(

@@ -9,7 +9,6 @@ autocast, a scaler, clipping, the gradients dropped. Left out is the line of its
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import sys
@@ -22,6 +21,7 @@ import torch
 
 import hardware
 from configurator import UserError, brief, input_path, key
+from lab import bench_fit
 from lab.steps import TimingConfig
 from linear.factors import Factors, leaves
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
@@ -72,8 +72,7 @@ class NanoGPT:
 
     def __init__(self, cfg, device: torch.device):
         loader.prepare(cfg.dataset)
-        vocabulary = cfg.vocab_size or loader.padded_vocabulary(loader.read_meta(cfg.dataset))
-        self.cfg = cfg = dataclasses.replace(cfg, vocab_size=vocabulary)
+        self.cfg = cfg = bench_fit.sized(cfg)
         self.path = loader.data_dir(cfg.dataset) / 'train.bin'
         if not self.path.exists():
             raise UserError(f"dataset = '{cfg.dataset}': nanoGPT reads no shards; take one with a train.bin")

@@ -8,9 +8,10 @@ from conftest import ROOT
 
 import bench
 from configurator import load
-from lab import bench_sample, bench_targets
+from lab import bench_parts, bench_sample, bench_targets
 from lab.bench_nanogpt import ArmConfig
-from lab.bench_targets import PARTS, ROWS, TargetsConfig, complete, judged
+from lab.bench_parts import PARTS
+from lab.bench_targets import ROWS, TargetsConfig, complete, judged
 from train import TrainConfig
 
 PATH = os.environ.get('NANOGPT_DIR') or str(ROOT / 'tests' / 'lab' / 'nanogpt.py')
@@ -30,9 +31,9 @@ SMALL = {  # parts with few of their arms
 @pytest.fixture
 def go(tmp_path, monkeypatch):
     """The command with tiny models and parts, all in this process; go() -> (lines of the file, parts that were measured)."""
-    monkeypatch.setattr(bench_targets, 'rates', lambda device, dtype: (1e12, 1e11))
+    monkeypatch.setattr(bench_parts, 'rates', lambda device, dtype: (1e12, 1e11))
     monkeypatch.setattr(bench_sample, 'rates', lambda device, dtype: (1e12, 1e11))
-    monkeypatch.setattr(bench_targets, 'launch', lambda device: 1e-6)
+    monkeypatch.setattr(bench_parts, 'launch', lambda device: 1e-6)
     for name, arms in SMALL.items():
         more = ' --tokens=3' if name == 'sampling' else ''
         monkeypatch.setitem(PARTS, name, PARTS[name]._replace(arms={a: PARTS[name].arms[a] + more for a in arms}))
@@ -81,20 +82,18 @@ def test_every_part_is_measured_once_and_the_command_goes_on_where_it_stopped(go
 
 def test_the_process_is_slowed_and_free_again():
     before = os.sched_getaffinity(0)
-    with bench_targets.busy_core():
+    with bench_parts.busy_core():
         assert len(os.sched_getaffinity(0)) == 1
     assert os.sched_getaffinity(0) == before
 
 
 def test_a_start_is_timed_to_the_end_of_its_first_step(tmp_path, monkeypatch, fails):
     (tmp_path / 'train.py').write_text('import sys, time; print("iter 0: loss 4"); time.sleep(60)')
-    monkeypatch.setattr(bench_targets, 'ROOT', tmp_path)
-    (found,) = bench_targets.starts(None, {'start': []}, bench.torch.device('cpu'))
+    monkeypatch.setattr(bench_parts, 'ROOT', tmp_path)
+    (found,) = bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))
     assert 1 < found[0]['ms'] < 10_000
     (tmp_path / 'train.py').write_text('print("no data")')
-    fails(
-        lambda: list(bench_targets.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no first step', 'no data'
-    )
+    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no first step', 'no data')
 
 
 def row(work):
@@ -149,7 +148,7 @@ def test_all_arms_and_their_compiling_are_commands_that_load(monkeypatch):
     cfg = TargetsConfig(nanogpt=PATH, out='nowhere/x.jsonl')
     names = [a for p in PARTS.values() for a in p.arms] + ['12, busy core']
     assert len(set(names)) == len(names) and {r.ours for r in ROWS} | {r.beside for r in ROWS} - {''} <= set(names)
-    schemas = {bench_targets.samples: bench_sample.SampleBenchConfig, bench_targets.starts: TrainConfig}
+    schemas = {bench_parts.samples: bench_sample.SampleBenchConfig, bench_parts.starts: TrainConfig}
     for name, part in PARTS.items():
         for flags in bench_targets.flags_of(cfg, name).values():
             load(schemas.get(part.measure, ArmConfig), flags)
@@ -160,7 +159,7 @@ def test_all_arms_and_their_compiling_are_commands_that_load(monkeypatch):
 
 def test_micro_batches_of_the_costs_are_powers_of_two_that_fit():
     flags = bench_targets.flags_of(TargetsConfig(out='x'), 'sizes')
-    found = {name: bench_targets.micro_batch(flags[name], 80.0) for name in ('124M', '1.5B')}
+    found = {name: bench_parts.micro_batch(flags[name], 80.0) for name in ('124M', '1.5B')}
     assert found['124M'][0] == 64 and found['1.5B'][0] == 16 and found['1.5B'][1] < 0.92 * 80 * 2**30
 
 
