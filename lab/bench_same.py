@@ -21,8 +21,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hardware
-from configurator import key, overrides, root_path
-from files import write
+from configurator import UserError, input_path, key, overrides, printable, root_path
+from files import read_lines, write
 from lab.bench_ablate import SWITCHES
 from lab.bench_profile import ready
 from lab.costs import columns
@@ -35,6 +35,7 @@ class SameConfig(TrainConfig):
     steps: int = key(200, 'of each run', low=1, group='comparing')
     tail: int = key(50, 'steps at the end whose mean loss is compared', low=1)
     out: str = key('', 'file to which the figures are added, a JSON line; empty: none')
+    show: str = key('', 'only print the tables of such a file')
 
     def problems(self, sized=None):
         return super().problems(sized) + (['dropout: its draws would differ; --dropout=0'] if self.dropout else [])
@@ -76,7 +77,13 @@ def differences(run, exact, tail: int) -> dict:
     )
 
 
-def same(cfg: SameConfig) -> dict:
+def same(cfg: SameConfig) -> dict | None:
+    if cfg.show:
+        try:
+            lines = read_lines(input_path(cfg.show))
+            return print(printable('\n\n'.join(table(r) for r in lines or lines[0])))
+        except (UserError, LookupError, TypeError, ValueError, AttributeError) as e:
+            raise UserError(f"show = '{cfg.show}': not a file that bench.py same wrote ({e})") from None
     ready(*([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     eager = dataclasses.replace(cfg, compile=False, cuda_graph=False, fuse_mlp=False)

@@ -22,7 +22,10 @@ def test_the_step_of_a_cpu_is_the_plain_one(tmp_path, monkeypatch, capsys):
     assert len(r['losses']['fast']) == 2 and r['losses']['float32'][0] == pytest.approx(4.17, abs=0.2)
     assert r['fast']['largest'] < 1e-5 and max(r['fast']['grads'].values()) < 1e-5
     assert r['plain']['largest'] == 0 and len(r['fast']['grads']) == 6 + 3
-    assert 'mlp.c_fc.weight' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    monkeypatch.setattr('sys.argv', ['bench.py', 'same', f'--show={tmp_path}/x.jsonl'])
+    bench.main()
+    assert capsys.readouterr().out == said and 'n_embd 32' in said and '\nmlp.c_fc.weight ' in said
 
 
 def test_a_wrong_factor_in_one_layer_is_noticed(tmp_path, monkeypatch):
@@ -42,3 +45,5 @@ def test_a_wrong_factor_in_one_layer_is_noticed(tmp_path, monkeypatch):
 def test_dropout_cannot_be_compared(monkeypatch, fails):
     monkeypatch.setattr('sys.argv', ['bench.py', 'same', *FLAGS, '--dropout=0.1'])
     fails(bench.main, 'dropout: its draws would differ')
+    monkeypatch.setattr('sys.argv', ['bench.py', 'same', '--show=nowhere'])
+    fails(bench.main, 'not a file that bench.py same wrote')
