@@ -93,7 +93,9 @@ def same(cfg: SameConfig) -> dict | None:
         runs['float32'] = followed(dataclasses.replace(eager, dtype='float32'), device)
     dtype = str(hardware.choose_dtype(cfg.dtype, device)).removeprefix('torch.')
     row = {k: differences(runs[k], runs['float32'], cfg.tail) for k in ('fast', 'plain')}
+    of = ', '.join(f'{k} {getattr(cfg, k)}' for k in ('linear', 'n_layer', 'n_embd', 'block_size', 'batch_size'))
     row |= dict(
+        sizes=of,
         losses={k: [float(f'{v:.6g}') for v in run[0]] for k, run in runs.items()}, steps=cfg.steps, tail=cfg.tail,
         device=hardware.device_name(device), dtype=dtype, torch=torch.__version__, commit=commit(), config=overrides(cfg),
     )  # fmt: skip
@@ -123,7 +125,5 @@ def table(r: dict) -> str:
         {'gradient': kind} | {k: f'{max(r[k]["grads"][n] for n in names):.2e}' for k in ('fast', 'plain')}
         for kind, names in kinds.items()
     ]
-    head = (
-        f'{r["device"]}, torch {r["torch"]}, {r["steps"]} steps, last loss {r["losses"]["float32"][-1]:.4f} in float32'
-    )
+    head = f'{r["sizes"]}; {r["device"]}, torch {r["torch"]}, {r["steps"]} steps, last loss {r["losses"]["float32"][-1]:.4f} in float32'
     return '\n'.join([head, *columns(lines), '', *columns(worst)])
