@@ -68,6 +68,13 @@ class Count:
         """again: blocks are computed again, so one at a time keeps what it needs."""
         return self.head + (self.stream + self.block / layers if again else self.block)
 
+    def largest(self, how: str, processes: int, several: bool, again: bool, cfg, room: float) -> int:
+        """The micro-batch of so many bytes; 0 where none fits."""
+        each = self.per_token(again, cfg.n_layer) * cfg.block_size  # of a sequence
+        if self.update(how, processes) > room:
+            return 0
+        return max(0, int((room - self.fixed(how, processes, several)) // each))
+
 
 def kept(c, hidden: float) -> float:
     """Bytes that a block of dense layers keeps for each token."""
@@ -117,9 +124,15 @@ def count(cfg, path=None) -> Count:
     )
 
 
+def sized(cfg):
+    """cfg with the vocabulary of its data set, where it names none."""
+    return dataclasses.replace(
+        cfg, vocab_size=cfg.vocab_size or loader.padded_vocabulary(loader.read_meta(cfg.dataset))
+    )
+
+
 def fit(cfg):
-    if not cfg.vocab_size:
-        cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
+    cfg = sized(cfg)
     c, room = count(cfg), USABLE * cfg.memory * 2**30
     gib = lambda n: f'{n / 2**30:.2f}'
     print(
@@ -133,15 +146,16 @@ def fit(cfg):
     rows = []
     for how, n in ways:
         c = shared if how == 'fsdp' else c
-        fixed, update = c.fixed(how, n, cfg.gradient_accumulation_steps > n), c.update(how, n)
+        several = cfg.gradient_accumulation_steps > n
+        fixed, update = c.fixed(how, n, several), c.update(how, n)
         for again in (False,) if mixture else (False, True):
             each = c.per_token(again, cfg.n_layer) * cfg.block_size  # of a sequence
-            most = int((room - fixed) // each) if update <= room else 0
+            most = c.largest(how, n, several, again, cfg, room)
             rows.append({
                 'GiB': how + (f', {n} GPUs' if how == 'fsdp' else '') + (', activation checkpointing' if again else ''),
                 f'micro-batch {cfg.batch_size}': gib(max(fixed + cfg.batch_size * each, update)),
-                'largest': str(most) if most > 0 else 'none',
-                'its peak': gib(max(fixed + most * each, update)) if most > 0 else '-',
+                'largest': str(most or 'none'),
+                'its peak': gib(max(fixed + most * each, update)) if most else '-',
             })  # fmt: skip
     print('\n'.join(columns(rows)))
     print(

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 import checkpoint
 import hardware
 from configurator import load
+from lab import bench_same
 from linear import LAYERS, make, moe
 from linear.dense import Dense
 from linear.kernels import attend, blocks, chip, fused, symmetric, vector
@@ -145,6 +146,17 @@ def test_what_is_replayed_by_default_learns_the_same(flags):
     b, _ = run(*flags, steps=12)
     assert ta.micro_step.graph is not None and ta.about_graphs.startswith('CUDA graphs: on')
     assert a == pytest.approx(b, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    'flags', [(), ('--linear=monarch',), ('--linear=expanded',), ('--bias=true', '--vocab_size=257')]
+)
+def test_the_fast_step_is_no_further_from_float32_than_the_plain_one(flags):
+    """All that makes it fast against eager attention, MLP and AdamW in the same precision: losses and each gradient."""
+    r = bench_same.same(load(bench_same.SameConfig, [*FLAGS, '--cuda_graph=auto', '--steps=30', *flags]))
+    assert r['fast']['mean'] < 1.5 * r['plain']['mean'] + 1e-3
+    far = {k: (v, r['plain']['grads'][k]) for k, v in r['fast']['grads'].items()}
+    assert not {k: (a, b) for k, (a, b) in far.items() if a > 1.5 * b + 1e-3}
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])
