@@ -18,7 +18,7 @@ import hardware
 import linear
 from configurator import brief, key
 from linear import moe
-from linear.kernels import attend, fused
+from linear.kernels import attend, fused, head
 
 MOST = 1e12  # parameters of a model that is built; more than any machine holds
 
@@ -336,8 +336,11 @@ class GPT(nn.Module):
     def loss(self, x, targets, soft=None):
         """What is minimised, a scalar: x (B, T, C) is what the head takes; targets and soft as in forward."""
         c = self.config
-        logits = self.head(x)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        if soft is None and head.fits(self.lm_head, x):
+            loss = head.cross_entropy(x, self.lm_head.weight, targets)
+        else:
+            logits = self.head(x)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         if soft is not None:
             other, w = soft
             log_p, log_q = (F.log_softmax(t.float(), dim=-1) for t in (other, logits))
