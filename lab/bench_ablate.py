@@ -24,7 +24,7 @@ from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import fused
+from linear.kernels import fused, head, norms, rotary
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -51,6 +51,11 @@ def fuses(t) -> bool:
     return fused.on_chip(next(t.model.parameters())) and any(
         m.fuse and fused.one_fits(m.c_fc) and fused.one_fits(m.c_proj) for m in mlps
     )
+
+
+def serves(t, kernels) -> bool:
+    small = kernels is head and not (t.cfg.tie_head and t.cfg.vocab_size >= head.LEAST)
+    return kernels.ON and t.device.type == 'cuda' and t.dtype == torch.bfloat16 and not small
 
 
 @contextlib.contextmanager
@@ -88,8 +93,15 @@ SWITCHES = {
         off=lambda t: mock.patch.object(torch.optim, 'AdamW', lambda *a, fused=None, **k: AdamW(*a, **k)),
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
+    'head with loss': Switch(lambda t: serves(t, head), off=lambda t: mock.patch.object(head, 'ON', False)),
+    'add with norm': Switch(
+        lambda t: serves(t, norms) and not t.cfg.post_norm, off=lambda t: mock.patch.object(norms, 'ON', False)
+    ),
+    'one pass for q, k': Switch(
+        lambda t: serves(t, rotary) and t.cfg.position == 'rope', off=lambda t: mock.patch.object(rotary, 'ON', False)
+    ),
     'padded vocabulary': Switch(
-        lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64,
+        lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64 and not serves(t, head),
         off=lambda t: mock.patch.object(GPT, 'head', unpadded),
     ),
     'attention kernel': Switch(lambda t: attention(t) not in ('math', 'unknown'), off=without_backend),

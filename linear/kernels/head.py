@@ -27,7 +27,10 @@ except ImportError:  # comes with torch's builds for GPUs only
 ON = False  # until it was timed on a GPU
 LEAST = 1024  # logits of a row, of fewer a program has too little to do
 MOST = 2**30  # logits that are there at once
-LANES, EACH = 1024, 8  # sums that a program makes side by side, a thread for each; neighbours (16 bytes) it reads at a time
+LANES, EACH = (
+    1024,
+    8,
+)  # sums that a program makes side by side, a thread for each; neighbours (16 bytes) it reads at a time
 
 if triton is not None:
 

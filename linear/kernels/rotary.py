@@ -87,9 +87,7 @@ def turned(x, cos, sin):
 
 
 blocks.define('rotary(Tensor qkv, Tensor cos, Tensor sin, int heads, bool norm) -> Tensor')
-blocks.define(
-    'rotary_grad(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor cos, Tensor sin, bool norm) -> Tensor'
-)
+blocks.define('rotary_grad(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor cos, Tensor sin, bool norm) -> Tensor')
 
 
 @blocks.op(
