@@ -84,9 +84,8 @@ blocks.define('head_loss(Tensor x, Tensor W, Tensor targets, bool gradient) -> (
 
 
 def fake(x, W, targets, gradient):
-    exact = torch.promote_types(x.dtype, torch.float32)
-    losses = x.new_empty(targets.shape, dtype=exact)
-    return (losses, torch.empty_like(x), torch.empty_like(W)) if gradient else (losses, x.new_empty(0), x.new_empty(0))
+    losses = x.new_empty(targets.shape, dtype=torch.promote_types(x.dtype, torch.float32))
+    return losses, *((torch.empty_like(x), torch.empty_like(W)) if gradient else (x.new_empty(0), x.new_empty(0)))
 
 
 @blocks.op('head_loss', fake, lambda x, W, targets, gradient: (6 if gradient else 2) * x[0] * math.prod(W))
@@ -94,11 +93,10 @@ def head_loss(x, W, targets, gradient):
     """x (N, C), W (V, C), targets (N,) with -1 where there is none -> losses (N,), and the gradients of their sum at x
     (N, C) and W (V, C), or nothing in their place. Products in x's precision, sums of W's gradient in that of W."""
     (N, C), V = x.shape, len(W)
-    losses, dx, dW = fake(x, W, targets, gradient)
     padded = x.new_zeros(V + -V % 64, C)  # tensor cores want aligned rows
     padded[:V].copy_(W)
-    if gradient:
-        dW = torch.empty(padded.shape, device=W.device, dtype=W.dtype)
+    losses = x.new_empty(N, dtype=torch.promote_types(x.dtype, torch.float32))
+    dx, dW = (torch.empty_like(x), W.new_empty(padded.shape)) if gradient else (x.new_empty(0), x.new_empty(0))
     n = math.ceil(N / math.ceil(N * len(padded) / MOST))
     logits = x.new_empty(n, len(padded))
     for i in range(0, N, n):
@@ -108,7 +106,7 @@ def head_loss(x, W, targets, gradient):
         if gradient:
             torch.mm(z, padded, out=dx[i : i + n])
             add_product(dW, z.T, part, first=i == 0)
-    return losses, dx, dW[:V] if gradient else dW
+    return losses, dx, dW[:V]
 
 
 def add_product(y, a, b, first):
