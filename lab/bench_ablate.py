@@ -54,8 +54,9 @@ def fuses(t) -> bool:
 
 
 def serves(t, kernels) -> bool:
-    small = kernels is head and not (t.cfg.tie_head and t.cfg.vocab_size >= head.LEAST)
-    return kernels.ON and t.device.type == 'cuda' and t.dtype == torch.bfloat16 and not small
+    m = t.model.lm_head
+    large = isinstance(m, torch.nn.Linear) and m.out_features >= head.LEAST
+    return kernels.ON and t.device.type == 'cuda' and t.dtype == torch.bfloat16 and (large or kernels is not head)
 
 
 @contextlib.contextmanager
