@@ -111,7 +111,7 @@ def count(cfg, path=None) -> Count:
         casts=2 * network,
         gathered=2 * 2 * block + 4 * (network - cfg.n_layer * block),
         block=sum(kept(cfg, h) for h in hidden) + inside,
-        stream=(4 + 2) * cfg.n_embd * cfg.n_layer,  # and what the block before adds to it
+        stream=4 * cfg.n_embd * cfg.n_layer,
         head=6 * cfg.n_embd + logits * (2 if odd else 1),
         evaluation=2 * logits + 6 * cfg.n_embd + 2 * max(hidden),
     )
