@@ -94,6 +94,9 @@ SWITCHES = {
         off=lambda t: mock.patch.object(torch.optim, 'AdamW', lambda *a, fused=None, **k: AdamW(*a, **k)),
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
+    'biases in it': Switch(
+        lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=lambda t: mock.patch.object(fused, 'BIAS', False)
+    ),
     'head with loss': Switch(lambda t: serves(t, head), off=lambda t: mock.patch.object(head, 'ON', False)),
     'add with norm': Switch(
         lambda t: serves(t, norms) and not t.cfg.post_norm, off=lambda t: mock.patch.object(norms, 'ON', False)

@@ -447,6 +447,25 @@ def test_queries_and_keys_in_one_pass_are_those_of_float64(H, K, hs, norm):
     )
 
 
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+@pytest.mark.parametrize('T, n, hidden', [(1008, 256, 1024), (300, 72, 200)])
+def test_an_mlp_with_biases_in_one_pass_is_the_mlp(T, n, hidden, act):
+    """Output and gradients in bfloat16 are as near to float64's as those of products, biases and activation apart."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(n, hidden).cuda(), torch.nn.Linear(hidden, n).cuda()]
+    x, dy = torch.randn(2, T, n, device='cuda').bfloat16()
+
+    def values(together, dtype):
+        up, down = (copy.deepcopy(m).to(dtype) for m in layers)
+        i = x.to(dtype).requires_grad_()
+        y = fused.mlp(up, down, i, act) if together else down(plain(up(i), act))
+        return y, *torch.autograd.grad(y, [i, *up.parameters(), *down.parameters()], dy.to(dtype))
+
+    wanted, apart, together = values(False, torch.float64), values(False, torch.bfloat16), values(True, torch.bfloat16)
+    for a, b, w in zip(together, apart, wanted):
+        assert (a - w).norm() <= 1.2 * (b - w).norm() + 1e-3 * w.norm()
+
+
 @pytest.mark.parametrize('graph', [False, True])
 @pytest.mark.parametrize('flags', [(), ('--bias=true', '--gradient_accumulation_steps=2', '--activation_checkpointing=true'),
                                    ('--position=rope', '--qk_norm=true', '--norm=rmsnorm')])  # fmt: skip
@@ -455,6 +474,7 @@ def test_training_in_one_pass_each(flags, graph, monkeypatch):
     if graph and '--activation_checkpointing=true' in flags:
         pytest.skip('not replayed')
     flags = (*flags, '--vocab_size=1100', f'--cuda_graph={graph}')
+    monkeypatch.setattr(fused, 'BIAS', True)
     for module in (head, norms, rotary):
         monkeypatch.setattr(module, 'ON', True)
     a, t = run(*flags)
@@ -463,6 +483,7 @@ def test_training_in_one_pass_each(flags, graph, monkeypatch):
     assert (
         'cross_entropy_row' in names and 'add_norm_backward' in names and ('rotary' in names) == ('rope' in str(flags))
     )
+    monkeypatch.setattr(fused, 'BIAS', False)
     for module in (head, norms, rotary):
         monkeypatch.setattr(module, 'ON', False)
     b, _ = run(*flags)

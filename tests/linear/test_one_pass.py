@@ -7,7 +7,7 @@ from conftest import tiny_gpt, tokens
 from torch.nn import functional as F
 
 import model
-from linear.kernels import head, norms, rotary
+from linear.kernels import fused, head, norms, rotary
 
 draw = lambda *shape, seed=0: torch.randn(
     *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
@@ -60,6 +60,16 @@ def test_queries_and_keys_are_normalized_and_turned(norm):
     same(
         rotary.heads(qkv, rope, H, K, norm), want, [qkv], [draw(n, T, hs, seed=n + i) for i, n in enumerate((H, K, K))]
     )
+
+
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+@pytest.mark.parametrize('narrow', [1024, 0])  # what is kept of the activation: its derivative, its input
+def test_biases_of_an_mlp_are_added_and_their_gradients_summed(act, narrow, monkeypatch):
+    monkeypatch.setattr(fused, 'NARROW', narrow)
+    up, down = torch.nn.Linear(8, 32, dtype=torch.float64), torch.nn.Linear(32, 8, dtype=torch.float64)
+    x, leaves = draw(3, 5, 8), [*up.parameters(), *down.parameters()]
+    want = down(fused.activation(up(x), act) if act != 'relu2' else F.relu(up(x)).square())
+    same([fused.mlp(up, down, x, act)], [want], [x, *leaves], [draw(3, 5, 8, seed=1)])
 
 
 def test_the_model_in_one_pass_each_is_the_model(monkeypatch):
