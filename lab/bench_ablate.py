@@ -54,9 +54,8 @@ def fuses(t) -> bool:
 
 
 def serves(t, kernels) -> bool:
-    m = t.model.lm_head
-    large = isinstance(m, torch.nn.Linear) and m.out_features >= head.LEAST
-    return kernels.ON and t.device.type == 'cuda' and t.dtype == torch.bfloat16 and (large or kernels is not head)
+    short = t.device.type == 'cuda' and t.dtype == torch.bfloat16
+    return kernels.ON and short and (kernels is not head or head.whole(t.model.lm_head))
 
 
 @contextlib.contextmanager

@@ -139,8 +139,12 @@ def fits(head, x) -> bool:
     """Whether it serves: in bfloat16 on a GPU (float16 would need the loss scaled before), a head that is one matrix."""
     auto = torch.is_autocast_enabled('cuda')
     dtype = torch.get_autocast_dtype('cuda') if auto else x.dtype
-    plain = isinstance(head, torch.nn.Linear) and head.bias is None and head.out_features >= LEAST
-    return ON and triton is not None and x.is_cuda and dtype == torch.bfloat16 and plain
+    return ON and triton is not None and x.is_cuda and dtype == torch.bfloat16 and whole(head)
+
+
+def whole(head) -> bool:
+    """Whether a head is one matrix, large enough."""
+    return isinstance(head, torch.nn.Linear) and head.bias is None and head.out_features >= LEAST
 
 
 def cross_entropy(x, W, targets):
