@@ -11,6 +11,7 @@ says which are compared).
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from configurator import key
 from lab.costs import columns
 from linear.factors import Factors
+from linear.kernels import head
 from model import GPT
 from surgery import rotate
 from tokens import loader
@@ -51,21 +53,26 @@ class Count:
     gathered: int  # fsdp: two blocks in 16 bits, and what is in no block in 32
     block: float  # per token: what all blocks keep for the backward pass
     stream: float  # per token: that of it which is left where blocks are computed again
-    head: float  # per token: the last norm, the logits and their gradient
+    head: float  # per token: the last norm, and what it is given back where the loss is made by parts
+    logits: float  # per token: and their gradient
+    at_once: float  # of logits, where the loss is made by parts
+    early: int  # the head's gradient, which is there with the loss then
     evaluation: float  # per token: of a forward pass alone
+    scores: float  # per token: logits of an evaluation
 
     def fixed(self, how: str, processes: int, several: bool) -> float:
         """Bytes at the end of a forward pass whatever the micro-batch. several: micro-batches of a process in a step."""
         if how == 'fsdp':  # sums of gradients are shared out with the last micro-batch
             grads = self.grads if several else self.grads / processes
-            return (self.weights + self.state) / processes + grads + self.gathered
-        return self.weights + (self.grads if how == 'ddp' else self.stays) + self.state + self.products + self.casts
+            return (self.weights + self.state) / processes + grads + self.gathered + self.early
+        grads = (self.grads if how == 'ddp' else self.stays) + self.early
+        return self.weights + grads + self.state + self.products + self.casts
 
     def update(self, how: str, processes: int) -> float:
         return (self.weights + self.grads + self.state) / (processes if how == 'fsdp' else 1) + self.products
 
     def per_token(self, again: bool, layers: int) -> float:
-        """again: blocks are computed again, so one at a time keeps what it needs."""
+        """Without logits. again: blocks are computed again, so one at a time keeps what it needs."""
         return self.head + (self.stream + self.block / layers if again else self.block)
 
     def largest(self, how: str, processes: int, several: bool, again: bool, cfg, room: float) -> int:
@@ -74,6 +81,13 @@ class Count:
         if self.update(how, processes) > room:
             return 0
         return max(0, int((room - self.fixed(how, processes, several)) // each))
+    def of_tokens(self, n: int, again: bool, layers: int) -> float:
+        return n * self.per_token(again, layers) + min(n * self.logits, self.at_once)
+
+    def largest(self, room: float, T: int, again: bool, layers: int) -> int:
+        """Sequences of T tokens that leave room for their logits."""
+        each = T * self.per_token(again, layers)
+        return int(max(room // (each + T * self.logits), (room - self.at_once) // each))
 
 
 def kept(c, hidden: float) -> float:
@@ -107,6 +121,7 @@ def count(cfg, path=None) -> Count:
     inside = sum(m.moves() for m in model.modules() if hasattr(m, 'factors'))  # written and read, in 16 bits
     odd = -cfg.vocab_size % 64  # the gradient of the padded logits is an array of its own
     logits = 2 * (cfg.vocab_size + odd)
+    parts = head.ON and head.whole(model.lm_head)
     hidden = [cfg.hidden(i) for i in range(cfg.n_layer)]
     return Count(
         params=network - products + factors,
@@ -119,8 +134,12 @@ def count(cfg, path=None) -> Count:
         gathered=2 * 2 * block + 4 * (network - cfg.n_layer * block),
         block=sum(kept(cfg, h) for h in hidden) + inside,
         stream=4 * cfg.n_embd * cfg.n_layer,
-        head=6 * cfg.n_embd + logits * (2 if odd else 1),
-        evaluation=2 * logits + 6 * cfg.n_embd + 2 * max(hidden),
+        head=(8 if parts else 6) * cfg.n_embd,
+        logits=logits * (2 if odd and not parts else 1),
+        at_once=2 * head.MOST if parts else math.inf,
+        early=4 * cfg.n_embd * cfg.vocab_size if parts else 0,
+        evaluation=6 * cfg.n_embd + 2 * max(hidden),
+        scores=logits * (1 if parts else 2),
     )
 
 
@@ -156,10 +175,22 @@ def fit(cfg):
                 f'micro-batch {cfg.batch_size}': gib(max(fixed + cfg.batch_size * each, update)),
                 'largest': str(most or 'none'),
                 'its peak': gib(max(fixed + most * each, update)) if most else '-',
+            most = c.largest(room - fixed, cfg.block_size, again, cfg.n_layer) if update <= room else 0
+            peaks = [
+                gib(max(fixed + c.of_tokens(batch * cfg.block_size, again, cfg.n_layer), update))
+                for batch in (cfg.batch_size, most)
+            ]
+            rows.append({
+                'GiB': how + (f', {n} GPUs' if how == 'fsdp' else '') + (', activation checkpointing' if again else ''),
+                f'micro-batch {cfg.batch_size}': peaks[0],
+                'largest': str(most) if most > 0 else 'none',
+                'its peak': peaks[1] if most > 0 else '-',
             })  # fmt: skip
     print('\n'.join(columns(rows)))
+    tokens = cfg.block_size * cfg.batch_size
+    evaluation = tokens * c.evaluation + min(tokens * c.scores, c.at_once)
     print(
         f'largest: micro-batch (sequences of {cfg.block_size:,} tokens) that {USABLE:.0%} of {cfg.memory:g} GiB hold.'
-        f' With cuda_graph an\nevaluation has its own {gib(c.evaluation * cfg.block_size * cfg.batch_size)} GiB at micro-batch'
+        f' With cuda_graph an\nevaluation has its own {gib(evaluation)} GiB at micro-batch'
         f' {cfg.batch_size}'
     )

@@ -18,6 +18,8 @@ from linear.dense import Dense
 from linear.kernels import attend, blocks, chip, fused, symmetric, vector
 from linear.kernels import attend, fused, mixture, symmetric, vector
 from model import GPT, GPTConfig
+from linear.kernels import attend, fused, head, norms, rotary, symmetric, vector
+from model import GPT, GPTConfig, rope_table
 from sample import lower
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
@@ -479,6 +481,115 @@ def test_wide_mlps_hold_no_third_wide_array(act, monkeypatch):
     Z, B, s = R(8192, 128), R(1, 128, 2048), R(8192, 2048)
     assert grown(fused.activated, Z, Z, B, act, False) <= 2.1 * s.nbytes
     assert grown(fused.against, Z, B.mT.contiguous(), s, 1, act, False) <= 1.1 * s.nbytes
+
+
+def nearly(f, exact, *given):
+    """f of tensors on the GPU is exact of them in float64, as near as rounding at the end allows; gradients too."""
+    leaves = [t.requires_grad_() for t in given if t is not None and t.is_floating_point()]
+    twins = [t if t is None or not t.is_floating_point() else t.detach().double().requires_grad_() for t in given]
+    found, wanted = f(*given), exact(*twins)
+    scale = [torch.randn(w.shape, device='cuda') for w in wanted]
+    found += torch.autograd.grad(found, leaves, [s.to(y.dtype) for s, y in zip(scale, found)])
+    scale = [s.to(y.dtype).double() for s, y in zip(scale, found)]
+    wanted += torch.autograd.grad(wanted, [t for t in twins if t is not None and t.requires_grad], scale)
+    for a, b in zip(found, wanted):
+        assert (a - b).norm() < (2**-8 if a.dtype == torch.bfloat16 else 1e-2) * b.norm() + 1e-6
+
+
+@pytest.mark.parametrize('V, most', [(50304, 2**30), (50257, 2**22), (1024, 2**30)])
+def test_the_loss_in_one_pass_is_that_of_float64(V, most, monkeypatch):
+    """Losses and gradients, with targets left out, all rows at once and a few after the other; without gradients, too."""
+    monkeypatch.setattr(head, 'MOST', most)
+    x, W = torch.randn(300, 64, device='cuda', dtype=torch.bfloat16), torch.randn(V, 64, device='cuda')
+    targets = torch.randint(V, (300,), device='cuda')
+    targets[::7] = -1
+    losses, dx, dW = torch.ops.nanomorph.head_loss(x, W, targets, True)
+    z = (x @ W.bfloat16().T).double()  # rounded as logits are
+    wanted = torch.nn.functional.cross_entropy(z, targets, ignore_index=-1, reduction='none')
+    d = (
+        z.softmax(-1).scatter_add(1, targets.clamp(min=0)[:, None], -torch.ones_like(z[:, :1]))
+        * (targets >= 0)[:, None]
+    )
+    assert (losses - wanted).abs().max() < 2e-3 * wanted.max()
+    assert (dx - d @ W.bfloat16().double()).norm() < 0.01 * dx.norm()
+    assert dW.dtype == torch.float32 and (dW - d.T @ x.double()).norm() < 0.01 * dW.norm()
+    assert torch.equal(losses, torch.ops.nanomorph.head_loss(x, W, targets, False)[0])
+
+
+@pytest.mark.parametrize('C, rms, weight, bias', [(768, False, True, False), (192, False, True, True), (100, True, True, False),
+                                                  (1600, True, False, False)])  # fmt: skip
+def test_a_branch_and_a_norm_in_one_pass_are_those_of_float64(C, rms, weight, bias):
+    def exact(x, m, w, b):
+        s = x + m
+        f = torch.nn.functional
+        return s, f.rms_norm(s, (C,), w, 1e-6) if rms else f.layer_norm(s, (C,), w, b, 1e-5)
+
+    R = lambda *s: torch.randn(*s, device='cuda')
+    w, b = R(C) if weight else None, R(C) if bias else None
+    nearly(lambda *a: norms.add(*a, rms), exact, R(3, 3001, C), R(3, 3001, C).bfloat16(), w, b)
+
+
+@pytest.mark.parametrize('norm', [False, True])
+@pytest.mark.parametrize('H, K, hs', [(12, 12, 64), (6, 2, 32), (3, 3, 24)])
+def test_queries_and_keys_in_one_pass_are_those_of_float64(H, K, hs, norm):
+    B, T = 3, 130
+    rope = [t.cuda() for t in rope_table(torch.arange(T), hs)]
+
+    def exact(qkv):
+        q, k, v = (t.view(B, T, -1, hs).transpose(1, 2) for t in qkv.split([H * hs, K * hs, K * hs], 2))
+        if norm:
+            q, k = (torch.nn.functional.rms_norm(t, (hs,), None, 1e-6) for t in (q, k))
+        turn = lambda t: rotary.turned(t, *rope)
+        return turn(q), turn(k), v
+
+    nearly(
+        lambda x: rotary.heads(x, rope, H, K, norm),
+        exact,
+        torch.randn(B, T, (H + 2 * K) * hs, device='cuda').bfloat16(),
+    )
+
+
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+@pytest.mark.parametrize('T, n, hidden', [(1008, 256, 1024), (300, 72, 200)])
+def test_an_mlp_with_biases_in_one_pass_is_the_mlp(T, n, hidden, act):
+    """Output and gradients in bfloat16 are as near to float64's as those of products, biases and activation apart."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(n, hidden).cuda(), torch.nn.Linear(hidden, n).cuda()]
+    x, dy = torch.randn(2, T, n, device='cuda').bfloat16()
+
+    def values(together, dtype):
+        up, down = (copy.deepcopy(m).to(dtype) for m in layers)
+        i = x.to(dtype).requires_grad_()
+        y = fused.mlp(up, down, i, act) if together else down(plain(up(i), act))
+        return y, *torch.autograd.grad(y, [i, *up.parameters(), *down.parameters()], dy.to(dtype))
+
+    wanted, apart, together = values(False, torch.float64), values(False, torch.bfloat16), values(True, torch.bfloat16)
+    for a, b, w in zip(together, apart, wanted):
+        assert (a - w).norm() <= 1.2 * (b - w).norm() + 1e-3 * w.norm()
+
+
+@pytest.mark.parametrize('graph', [False, True])
+@pytest.mark.parametrize('flags', [(), ('--bias=true', '--gradient_accumulation_steps=2', '--activation_checkpointing=true'),
+                                   ('--position=rope', '--qk_norm=true', '--norm=rmsnorm')])  # fmt: skip
+def test_training_in_one_pass_each(flags, graph, monkeypatch):
+    """Compiled, replayed and checkpointed, with kernels and without, the same losses; the kernels run."""
+    if graph and '--activation_checkpointing=true' in flags:
+        pytest.skip('not replayed')
+    flags = (*flags, '--vocab_size=1100', f'--cuda_graph={graph}')
+    monkeypatch.setattr(fused, 'BIAS', True)
+    for module in (head, norms, rotary):
+        monkeypatch.setattr(module, 'ON', True)
+    a, t = run(*flags)
+    x, y = t.data['train'].batch(0)
+    names = ' '.join(kernels_of(lambda: t.forward_backward(x, y)))
+    assert (
+        'cross_entropy_row' in names and 'add_norm_backward' in names and ('rotary' in names) == ('rope' in str(flags))
+    )
+    monkeypatch.setattr(fused, 'BIAS', False)
+    for module in (head, norms, rotary):
+        monkeypatch.setattr(module, 'ON', False)
+    b, _ = run(*flags)
+    assert a == pytest.approx(b, abs=0.02)
 
 
 def test_training_with_the_activation_inside_the_products():
