@@ -37,9 +37,17 @@ import torch
 import hardware
 from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
 from files import read_lines, write
-from lab import bench_ablate, bench_fit, bench_layers, bench_profile, bench_sample, bench_start, mup
-from lab.steps import Arm, TimingConfig, table
-from lab import bench_ablate, bench_fit, bench_layers, bench_profile, bench_same, bench_sample, bench_targets, mup
+from lab import (
+    bench_ablate,
+    bench_fit,
+    bench_layers,
+    bench_profile,
+    bench_same,
+    bench_sample,
+    bench_start,
+    bench_targets,
+    mup,
+)
 from lab.bench_nanogpt import ArmConfig, NanoGPT
 from lab.steps import Arm, table
 from logger import relative

@@ -24,8 +24,7 @@ from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import fused, mixture
-from linear.kernels import fused, head, norms, rotary
+from linear.kernels import fused, head, mixture, norms, rotary
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -97,6 +96,7 @@ SWITCHES = {
     'unsorted rows': Switch(
         lambda t: mixture.ON and t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules()),
         off=lambda t: mock.patch.object(mixture, 'ON', False),
+    ),
     'biases in it': Switch(
         lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=lambda t: mock.patch.object(fused, 'BIAS', False)
     ),

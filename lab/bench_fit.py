@@ -75,19 +75,16 @@ class Count:
         """Without logits. again: blocks are computed again, so one at a time keeps what it needs."""
         return self.head + (self.stream + self.block / layers if again else self.block)
 
-    def largest(self, how: str, processes: int, several: bool, again: bool, cfg, room: float) -> int:
-        """The micro-batch of so many bytes; 0 where none fits."""
-        each = self.per_token(again, cfg.n_layer) * cfg.block_size  # of a sequence
-        if self.update(how, processes) > room:
-            return 0
-        return max(0, int((room - self.fixed(how, processes, several)) // each))
     def of_tokens(self, n: int, again: bool, layers: int) -> float:
         return n * self.per_token(again, layers) + min(n * self.logits, self.at_once)
 
-    def largest(self, room: float, T: int, again: bool, layers: int) -> int:
-        """Sequences of T tokens that leave room for their logits."""
-        each = T * self.per_token(again, layers)
-        return int(max(room // (each + T * self.logits), (room - self.at_once) // each))
+    def largest(self, how: str, processes: int, several: bool, again: bool, cfg, room: float) -> int:
+        """The micro-batch of so many bytes; 0 where none fits."""
+        if self.update(how, processes) > room:
+            return 0
+        room -= self.fixed(how, processes, several)
+        each, logits = cfg.block_size * self.per_token(again, cfg.n_layer), cfg.block_size * self.logits
+        return max(0, int(max(room / (each + logits), (room - self.at_once) / each)))
 
 
 def kept(c, hidden: float) -> float:
@@ -168,14 +165,7 @@ def fit(cfg):
         several = cfg.gradient_accumulation_steps > n
         fixed, update = c.fixed(how, n, several), c.update(how, n)
         for again in (False,) if mixture else (False, True):
-            each = c.per_token(again, cfg.n_layer) * cfg.block_size  # of a sequence
             most = c.largest(how, n, several, again, cfg, room)
-            rows.append({
-                'GiB': how + (f', {n} GPUs' if how == 'fsdp' else '') + (', activation checkpointing' if again else ''),
-                f'micro-batch {cfg.batch_size}': gib(max(fixed + cfg.batch_size * each, update)),
-                'largest': str(most or 'none'),
-                'its peak': gib(max(fixed + most * each, update)) if most else '-',
-            most = c.largest(room - fixed, cfg.block_size, again, cfg.n_layer) if update <= room else 0
             peaks = [
                 gib(max(fixed + c.of_tokens(batch * cfg.block_size, again, cfg.n_layer), update))
                 for batch in (cfg.batch_size, most)
@@ -183,8 +173,8 @@ def fit(cfg):
             rows.append({
                 'GiB': how + (f', {n} GPUs' if how == 'fsdp' else '') + (', activation checkpointing' if again else ''),
                 f'micro-batch {cfg.batch_size}': peaks[0],
-                'largest': str(most) if most > 0 else 'none',
-                'its peak': peaks[1] if most > 0 else '-',
+                'largest': str(most or 'none'),
+                'its peak': peaks[1] if most else '-',
             })  # fmt: skip
     print('\n'.join(columns(rows)))
     tokens = cfg.block_size * cfg.batch_size

@@ -93,7 +93,7 @@ def micro_batch(flags: list[str], memory: float) -> tuple[int, float]:
         raise UserError(f'memory = {memory:g}: too little for {" ".join(flags)}')
     most = 2 ** int(math.log2(most))
     tokens = most * c.block_size
-    return most, max(n.fixed('one GPU', 1, False) + tokens * n.per_token(False, c.n_layer), n.update('one GPU', 1))
+    return most, max(n.fixed('one GPU', 1, False) + n.of_tokens(tokens, False, c.n_layer), n.update('one GPU', 1))
 
 
 def pairs(cfg, arms, device):

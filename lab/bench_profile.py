@@ -40,8 +40,6 @@ KINDS = {
     'attention': r'^part$|^join$|nanomorph::attend|flash|fmha|sdpa|scaled_dot_product|attention|cudnn_generated',
     'cross-entropy': r'nll_loss|cross_entropy|log_softmax',
     'matmul': r'gemm|nvjet|cutlass|xmma|cublas|mm\b|mkldnn_linear|linear|matmul|splitk|triton_tem|nanomorph::|^(product|rows|outers)$',
-    'norms': r'layer_?norm|rms_?norm|rsqrt',
-    'matmul': r'gemm|nvjet|cutlass|xmma|cublas|mm\b|mkldnn_linear|linear|matmul|splitk|triton_tem|nanomorph::|^product$',
     'norms': r'layer_?norm|rms_?norm|add_norm|rsqrt',
     'copies': r'mem(cpy|set)|copy_?kernel|aten::(copy_|cat|clone|fill_|zero_|contiguous)'
     r'|^triton_\w+?_fused_((_to_copy|_unsafe_view|clone|copy|view|transpose|permute|t|cat|slice|constant_pad_nd)_)+\d*$',

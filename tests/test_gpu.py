@@ -15,10 +15,7 @@ from configurator import load
 from lab import bench_same
 from linear import LAYERS, make, moe
 from linear.dense import Dense
-from linear.kernels import attend, blocks, chip, fused, symmetric, vector
-from linear.kernels import attend, fused, mixture, symmetric, vector
-from model import GPT, GPTConfig
-from linear.kernels import attend, fused, head, norms, rotary, symmetric, vector
+from linear.kernels import attend, blocks, chip, fused, head, mixture, norms, rotary, symmetric, vector
 from model import GPT, GPTConfig, rope_table
 from sample import lower
 from tokens.download import write_dataset
