@@ -287,7 +287,7 @@ def rows_op(x, W, experts, gates, order, ends, aux=None, slope=None, act=None):
             W if come is None else described(W), experts, gates, order, ends, aux, steep if slope is None else slope,
             x, y, parts, N, d_in, d_out, *W.stride(), m, spread, aux_spread, slots, gates is not None, aux is not None, act,
             slope is not None, come, ends.size(0), d_in % BK == d_out % BN == 0, BM, BN, BK,
-            num_warps=WARPS, num_stages=STAGES,
+            num_warps=WARPS, num_stages=STAGES, maxnreg=REGS,
         )  # fmt: skip
         return y, parts, steep
     y.zero_()
