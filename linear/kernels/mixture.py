@@ -23,13 +23,14 @@ TMA = True  # matrices come through the tensor memory accelerator of Hopper and 
 LEAST = 1024  # tokens; for fewer, forming or even reading all experts is too much
 SETS = 128  # at most; a program looks through all of them
 BM, BN, BK, WARPS, STAGES = 128, 128, 64, 8, 3  # of a tile: rows, features out, features in
+REGS = 128  # of a thread: two blocks fit on a multiprocessor
 OUTER = (
     128,
     128,
     64,
     8,
     5,
-)  # of a gradient: features in, features out, rows; a stage goes to the list of rows, one to its use
+)  # of a gradient: features in and out, rows; one stage goes to the list of rows, one to its use
 FULL = 264  # programs, two on each multiprocessor: below that the rows of an expert are split
 
 if triton is not None:
