@@ -1,5 +1,5 @@
 """
-Mixtures of experts: routing, and the standard mixture of whole MLPs. btt_moe.py has one inside every linear layer.
+Mixtures of experts: the standard mixture of whole MLPs, and what all share. btt_moe.py has one inside every linear layer.
 
 Every expert multiplies the rows of its own tokens, so the work grows with the experts a token is sent to, not with how
 many there are: on a GPU by kernels/mixture.py, which leaves the rows where they are, else by one grouped product over the
@@ -17,6 +17,7 @@ from configurator import key
 from linear import structured
 from linear.base import Matrix
 from linear.kernels import grouped, mixture
+from linear.kernels.routing import route
 
 
 @dataclass
@@ -44,30 +45,6 @@ class Logits(torch.autograd.Function):
         fuses = torch.compiler.is_compiling() and len(router) <= 8  # inductor's limit for sums inside other kernels
         dx = (d[..., None] * router).sum(1) if fuses else d @ router
         return dx, d.T @ x
-
-
-def route(logits, k):
-    """Router logits (T, E) -> gates (T, k) that sum to 1, experts (T, k), loss: E sum_e P_e f_e, which is 1 for an even
-    spread (P mean probability, f share of selections; Fedus et al. 2021, arXiv 2101.03961), plus 0.1 mean(logsumexp^2)
-    (Zoph et al. 2022, arXiv 2202.08906)."""
-    logits = logits.float()
-    experts = choose(logits.detach(), k)
-    chosen = experts[..., None] == torch.arange(logits.size(1), device=logits.device)
-    top = torch.where(chosen, logits[:, None], 0.0).sum(2)  # fuses, forth and back, with what is around it
-    P, f = logits.softmax(1).mean(0), chosen.float().mean((0, 1))
-    loss = logits.size(1) * (P * f).sum() + 0.1 * logits.logsumexp(1).square().mean()
-    return top.softmax(1), experts, loss
-
-
-def choose(logits, k):
-    """The k largest of each row (T, E), the first of equals. For few a compiler fuses this, and torch.topk is slow."""
-    if k > 4:
-        return logits.topk(k, dim=1).indices
-    found, all_of = [], torch.arange(logits.size(1), device=logits.device)
-    for _ in range(k):
-        found.append(logits.argmax(1, keepdim=True))
-        logits = logits.masked_fill(found[-1] == all_of, -torch.inf)
-    return torch.cat(found, 1)
 
 
 def by_expert(experts, E):

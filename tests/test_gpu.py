@@ -15,7 +15,7 @@ from configurator import load
 from lab import bench_same
 from linear import LAYERS, make, moe
 from linear.dense import Dense
-from linear.kernels import attend, blocks, chip, fused, head, mixture, norms, rotary, symmetric, vector
+from linear.kernels import attend, blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric, vector
 from model import GPT, GPTConfig, rope_table
 from sample import lower
 from tokens.download import write_dataset
@@ -602,6 +602,21 @@ def test_mixtures_on_a_gpu_are_those_of_a_cpu(flags):
     a, _ = run(*flags, '--dtype=bfloat16', steps=5)
     b, _ = run(*flags, '--dtype=float32', '--compile=false', steps=5)
     assert a == pytest.approx(b, abs=0.05)
+
+
+@pytest.mark.parametrize('E, k', [(8, 2), (40, 3), (3, 3)])
+def test_routing_on_a_gpu_is_that_of_a_cpu(E, k, monkeypatch):
+    monkeypatch.setattr(routing, 'ON', True)
+    gen = torch.Generator().manual_seed(0)
+    logits, weight, found = torch.randn(1000, E, generator=gen), torch.randn(1000, k, generator=gen), []
+    logits[:10] = 0
+    for device in ('cpu', 'cuda'):
+        z = logits.to(device).requires_grad_()
+        gates, experts, loss = routing.route(z, k)
+        grad = torch.autograd.grad((gates * weight.to(device)).sum() + 3 * loss, z)[0]
+        found.append([t.detach().cpu() for t in (gates, experts, loss, grad)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize('E, k, d_in, d_out', [(8, 2, 128, 512), (5, 3, 80, 208), (40, 2, 256, 256), (8, 1, 72, 40)])

@@ -19,22 +19,24 @@ from linear.kernels import blocks, fused
 from linear.kernels.fused import triton
 
 ON = False  # until it was timed on a GPU
+TMA = True  # matrices come through the tensor memory accelerator of Hopper and later GPUs
 LEAST = 1024  # tokens; for fewer, forming or even reading all experts is too much
 SETS = 128  # at most; a program looks through all of them
 BM, BN, BK, WARPS, STAGES = 128, 128, 64, 8, 3  # of a tile: rows, features out, features in
+REGS = 128  # of a thread: two blocks fit on a multiprocessor
 OUTER = (
     128,
     128,
     64,
     8,
     5,
-)  # of a gradient: features in, features out, rows; a stage goes to the list of rows, one to its use
+)  # of a gradient: features in and out, rows; one stage goes to the list of rows, one to its use
 FULL = 264  # programs, two on each multiprocessor: below that the rows of an expert are split
 
 if triton is not None:
     import triton.language as tl
 
-    from linear.kernels.fused import activate
+    from linear.kernels.fused import TensorDescriptor, activate, load
 
     @triton.jit
     def set_of(experts, i, there, COUNT: tl.constexpr, M: tl.constexpr):
@@ -81,9 +83,9 @@ if triton is not None:
 
     @triton.jit
     def rows(
-        x, W, experts, gates, order, ends, aux, slope, y, parts, N, d_in, d_out, se, sk, so,
+        W, experts, gates, order, ends, aux, slope, x, y, parts, N, d_in, d_out, se, sk, so,
         M: tl.constexpr, SPREAD: tl.constexpr, AUX_SPREAD: tl.constexpr, SLOTS: tl.constexpr, GATED: tl.constexpr,
-        AUX: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, BINS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+        AUX: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, TMA: tl.constexpr, BINS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         """y[i] = sum_s gates[i, s] x[row] W[experts[i, s]], row = i // SPREAD, or i M + s with SLOTS.
         parts[n, i, s]: aux[i // AUX_SPREAD] . x[row] W[experts[i, s]] over the features of tile n, the gradient of the gate.
@@ -125,16 +127,21 @@ if triton is not None:
                 before = gate
             row = i * M + slot if SLOTS else i // SPREAD
             px = x + row.to(tl.int64)[:, None] * d_in + k[None, :]
-            pw = W + e.to(tl.int64) * se + k[:, None] * sk + o[None, :] * so
+            if TMA is None:
+                pw = W + e.to(tl.int64) * se + k[:, None] * sk + o[None, :] * so
             for k0 in range(0, d_in, BK):
-                if WHOLE:
+                if TMA is not None:
+                    left = tl.load(px, (k0 + k < d_in)[None, :], 0.0)
+                    right = load(W, e, k0, n * BN, BK, BN, TMA == 'turned')
+                elif WHOLE:
                     left, right = tl.load(px), tl.load(pw)
                 else:
                     left = tl.load(px, (k0 + k < d_in)[None, :], 0.0)
                     right = tl.load(pw, (k0 + k < d_in)[:, None] & (o < d_out)[None, :], 0.0)
                 acc = tl.dot(left, right, acc)
                 px += BK
-                pw += BK * sk
+                if TMA is None:
+                    pw += BK * sk
             if AUX:
                 to = (i // AUX_SPREAD).to(tl.int64)[:, None] * d_out + o[None, :]
                 found = tl.sum(acc * tl.load(aux + to, kept, 0.0).to(tl.float32), 1)
@@ -246,6 +253,13 @@ def sets(experts, E):
     return number.argsort(stable=True).int(), number.bincount(minlength=B).cumsum(0).int()
 
 
+def described(W):
+    """W (E, i, o), or turned, for the accelerator."""
+    straight = W.stride(2) == 1
+    t, block = (W, [1, BK, BN]) if straight else (W.mT, [1, BN, BK])
+    return TensorDescriptor(t, list(t.shape), list(t.stride()), block)
+
+
 def rows_fake(x, W, experts, gates, order, ends, aux=None, slope=None, act=None):
     (N, m), d_out = experts.shape, W.size(2)
     parts = (0, 0, 0) if aux is None else (ceil(d_out, BN), N, m)
@@ -267,10 +281,14 @@ def rows_op(x, W, experts, gates, order, ends, aux=None, slope=None, act=None):
     spread, aux_spread = max(1, N // x.size(0)), 1 if aux is None else N // aux.size(0)
     if runs(x):
         tiles = N // BM + min(N, math.comb(E, m))
+        come = None
+        if TMA and fused.on_chip(x) and fused.reachable(W):
+            come = 'straight' if W.stride(2) == 1 else 'turned'
         rows[(tiles * ceil(d_out, BN),)](
-            x, W, experts, gates, order, ends, aux, steep if slope is None else slope, y, parts, N, d_in, d_out,
-            *W.stride(), m, spread, aux_spread, slots, gates is not None, aux is not None, act, slope is not None,
-            ends.size(0), d_in % BK == d_out % BN == 0, BM, BN, BK, num_warps=WARPS, num_stages=STAGES,
+            W if come is None else described(W), experts, gates, order, ends, aux, steep if slope is None else slope,
+            x, y, parts, N, d_in, d_out, *W.stride(), m, spread, aux_spread, slots, gates is not None, aux is not None, act,
+            slope is not None, come, ends.size(0), d_in % BK == d_out % BN == 0, BM, BN, BK,
+            num_warps=WARPS, num_stages=STAGES, maxnreg=REGS,
         )  # fmt: skip
         return y, parts, steep
     y.zero_()

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from configurator import UserError
 from linear.btt_moe import BttMoE
 from linear.kernels import mixture as kernels
-from linear.moe import MoE, choose, route
+from linear.kernels.routing import route
+from linear.moe import MoE
 from model import GPTConfig
 from surgery import collapse
 
@@ -132,8 +133,21 @@ def test_rows_are_sorted_by_their_set_of_experts(E, k):
 
 def test_of_equal_logits_the_first_are_chosen():
     logits = torch.tensor([[0.0, 0, 0, 0], [1, 3, 3, 3], [0, 2, 1, 2]])
-    assert choose(logits, 2).tolist() == [[0, 1], [1, 2], [1, 3]]
-    assert torch.equal(choose(logits, 1), logits.argmax(1, keepdim=True))
+    assert route(logits, 2)[1].tolist() == [[0, 1], [1, 2], [1, 3]]
+
+
+@pytest.mark.parametrize('E, k', [(8, 2), (5, 1), (3, 3)])
+def test_gates_and_loss_are_their_formulas(E, k):
+    gen = torch.Generator().manual_seed(0)
+    logits, weight = torch.randn(40, E, generator=gen).requires_grad_(), torch.randn(40, k, generator=gen)
+    top, experts = logits.topk(k, dim=1)
+    P, f = logits.softmax(1).mean(0), F.one_hot(experts, E).float().mean((0, 1))
+    wanted = top.softmax(1), experts, E * (P * f).sum() + 0.1 * logits.logsumexp(1).square().mean()
+    found = route(logits, k)
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, check_dtype=False)
+    grads = [torch.autograd.grad((g * weight).sum() + 3 * loss, logits)[0] for g, _, loss in (found, wanted)]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.slow
