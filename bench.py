@@ -10,9 +10,13 @@ Time the training step. It is exactly the step of train.py, with data and optimi
     python bench.py fit config/gpt2.py --vocab_size=50304 --memory=80    the largest micro-batch, by a count: lab/bench_fit.py
     python bench.py profile config/shakespeare_char.py      a trace, time by kind of kernel, roofline: lab/bench_profile.py
     python bench.py ablate config/shakespeare_char.py       each optimisation switched off alone: lab/bench_ablate.py
+    python bench.py start config/shakespeare_char.py        from the command to the first step: lab/bench_start.py
+    python bench.py same config/gpt2.py --n_embd=384 --n_head=6    are losses and gradients those of plain float32? lab/bench_same.py
+    python bench.py targets --nanogpt=/path/to/nanoGPT --out=out/targets.jsonl    the table of targets: lab/bench_targets.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
-Arms are separated by `--`. Each is a config with flags as for train.py; the keys of bench.py go to the first. All arms
+Arms are separated by `--`. Each is a config with flags as for train.py; --nanogpt=FOLDER times the step of nanoGPT's own code
+for it; the other keys of bench.py go to the first. All arms
 live in one process and take turns, block by block, so a drift of the machine affects all of them alike. Printed are the
 median time per step over the blocks with its range, the ratio to the first arm (median over pairs of neighbouring
 blocks), tokens/s, MFU and peak memory. --out writes the figures of each arm to a file, as one JSON line.
@@ -33,19 +37,33 @@ import torch
 import hardware
 from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
 from files import read_lines, write
-from lab import bench_ablate, bench_fit, bench_layers, bench_profile, bench_sample, mup
-from lab.steps import Arm, TimingConfig, table
+from lab import (
+    bench_ablate,
+    bench_fit,
+    bench_layers,
+    bench_profile,
+    bench_same,
+    bench_sample,
+    bench_start,
+    bench_targets,
+    mup,
+)
+from lab.bench_nanogpt import ArmConfig, NanoGPT
+from lab.steps import Arm, table
 from logger import relative
+from train import Trainer
 
 COMMANDS = bench_layers.COMMANDS | dict(
     fit=(bench_fit.FitConfig, bench_fit.fit),
     profile=(bench_profile.ProfileConfig, bench_profile.bench),
+    same=(bench_same.SameConfig, bench_same.same),
     sample=(bench_sample.SampleBenchConfig, bench_sample.bench),
+    targets=(bench_targets.TargetsConfig, bench_targets.targets),
 )
 
 
 @dataclass
-class BenchConfig(TimingConfig):
+class BenchConfig(ArmConfig):
     show: str = key('', 'only print the table of such a file', group='timing')
 
 
@@ -55,6 +73,8 @@ def main():
         return mup.main(argv[1:])
     if argv and argv[0] == 'ablate':
         return bench_ablate.ablate(argv[1:])
+    if argv and argv[0] == 'start':
+        return bench_start.start(argv[1:])
     if argv and argv[0] in COMMANDS:
         schema, command = COMMANDS[argv[0]]
         return command(load(schema, argv[1:]))
@@ -75,7 +95,7 @@ def main():
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
     device = hardware.choose_device(bench.device, bench.deterministic)
     torch._dynamo.config.recompile_limit = max(64, 4 * len(arms))  # the arms share the code of forward
-    timed = [Arm(a, c, device, bench.warmup) for a, c in zip(arms, configs)]
+    timed = [Arm(a, c, device, bench.warmup, NanoGPT if c.nanogpt else Trainer) for a, c in zip(arms, configs)]
     for _ in range(bench.rounds):
         for arm in timed:
             arm.timed_block(bench.steps)

@@ -5,6 +5,7 @@ The machine: which device and precision a run gets, its processes, and what it c
 import contextlib
 import datetime
 import gc
+import hashlib
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from configurator import UserError, key
+from configurator import ROOT, UserError, key
 
 # dense bf16 (V100, T4: fp16) peak in FLOP/s by the words of a device name, first match counts; vendors' data sheets,
 # without sparsity
@@ -137,9 +138,9 @@ def choose_device(device: str, deterministic: bool = False) -> torch.device:
 
 def set_deterministic(on: bool):
     """The same bits every time, or kernels chosen for speed alone. By torch's switch attention takes the backward pass of
-    flash attention that adds in a fixed order, and leaves out cuDNN's; gradients of embeddings and of the tokens of a
-    mixture are added in a fixed order; and the compiler times no kernels to choose among them. The kernels in
-    linear/kernels/ need no switch: each number is written by one program, in a fixed order."""
+    flash attention that adds in a fixed order, and leaves out cuDNN's; gradients of embeddings are added in a fixed
+    order; and the compiler times no kernels to choose among them. The kernels in linear/kernels/ need no switch: each
+    number is written by one program, in a fixed order."""
     asked = ':4096:8', ':16:8'  # workspaces with which cuBLAS promises it; torch looks once, at its first product
     if on and os.environ.get('CUBLAS_WORKSPACE_CONFIG') not in asked:
         if torch.cuda.is_initialized():
@@ -260,6 +261,17 @@ class Interrupt:
         if not dist.is_initialized():
             return self.asked
         return ask and bool(total(torch.tensor(float(self.asked), device=device)).item())
+
+
+def keep_compiled(dtype: torch.dtype):
+    """Let the compiler find what an earlier process has compiled, backward pass included, where layers have an
+    autograd.Function of their own. Its key is the traced graph, which says neither how the operators of linear/ derive nor
+    (torch 2.11) in which precision autocast computes: both go into the key's tag."""
+    from torch._functorch import config  # only here: a run that compiles nothing does not need it
+
+    code = b''.join(path.read_bytes() for path in sorted((ROOT / 'linear').rglob('*.py')))
+    torch.compiler.config.cache_key_tag = f'{hashlib.sha256(code).hexdigest()} {dtype}'
+    config.autograd_cache_allow_custom_autograd_functions = True
 
 
 def start_afresh():

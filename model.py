@@ -18,7 +18,7 @@ import hardware
 import linear
 from configurator import brief, key
 from linear import moe
-from linear.kernels import attend, fused
+from linear.kernels import attend, fused, head, norms, rotary
 
 MOST = 1e12  # parameters of a model that is built; more than any machine holds
 
@@ -163,6 +163,18 @@ class Norm(nn.Module):
             return F.rms_norm(x, self.shape, weight, 1e-6)
         return F.layer_norm(x, self.shape, weight, bias, 1e-5)
 
+    def after(self, x, m):
+        """x + m, and its norm: on a GPU in one pass."""
+        if norms.fits(x, m):
+            return norms.add(x, m, self.weight, self.bias, self.rms)
+        x = joined(x, m)
+        return x, self(x)
+
+
+def joined(x, m):
+    """The stream of the residuals and what has yet to be added to it; m may be none."""
+    return x if m is None else x + m
+
 
 def rope_table(pos, head_width):
     """cos and sin (T, head_width / 2) of the rotation angles of positions pos (T,). Su et al. 2021, arXiv 2104.09864"""
@@ -195,12 +207,15 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, rope=None, mask=None, cache=None, pos=None):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(self.widths, dim=2)
-        q, k, v = (t.view(B, T, -1, self.head_width).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
-        if self.qk_norm:
-            q, k = (F.rms_norm(t, (self.head_width,), None, 1e-6) for t in (q, k))
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+        qkv = self.c_attn(x)
+        if rotary.fits(qkv, rope):
+            q, k, v = rotary.heads(qkv, rope, self.n_head, self.n_kv_head, self.qk_norm)
+        else:
+            q, k, v = (t.view(B, T, -1, self.head_width).transpose(1, 2) for t in qkv.split(self.widths, dim=2))
+            if self.qk_norm:
+                q, k = (F.rms_norm(t, (self.head_width,), None, 1e-6) for t in (q, k))  # (B, nh, T, hs)
+            if rope is not None:
+                q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None and T == 1:
             scale = self.scale or self.head_width**-0.5
             y = torch.ops.nanomorph.attend(q, k, v, cache, pos, self.window, scale)
@@ -260,13 +275,15 @@ class Block(nn.Module):
         self.post_2 = Norm(config) if config.post_norm else None
         self.attn_scale = config.attn_scale or 1 / math.sqrt(2 * config.n_layer)
 
-    def forward(self, x, rope=None, mask=None, cache=None, pos=None):
-        a = self.attn(self.ln_1(x), rope, mask, cache, pos)
+    def forward(self, x, m=None, rope=None, mask=None, cache=None, pos=None):
+        """x (B, T, C) and what the block before adds to it, m -> the same of this block: its sum is made by the next norm."""
+        x, y = self.ln_1.after(x, m)
+        a = self.attn(y, rope, mask, cache, pos)
         if self.post_1 is not None:
             a = self.post_1(a)
-        x = x + (a if self.attn_scale == 1 else self.attn_scale * a)
-        m = self.mlp(self.ln_2(x))
-        return x + (m if self.post_2 is None else self.post_2(m))
+        x, y = self.ln_2.after(x, a if self.attn_scale == 1 else self.attn_scale * a)
+        m = self.mlp(y)
+        return x, m if self.post_2 is None else self.post_2(m)
 
 
 class GPT(nn.Module):
@@ -321,10 +338,10 @@ class GPT(nn.Module):
         soft: (logits (B, T, V) of another model, w): the loss is 1 - w parts cross-entropy and w parts the divergence
         KL(other, this) (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
         c = self.config
-        x, rope, mask = self.embed(idx, pos)
+        (x, rope, mask), m = self.embed(idx, pos), None
         for i, block in enumerate(self.transformer.h):
-            x = block(x, rope, mask, caches[i] if caches else None, pos)
-        x = self.transformer.ln_f(x)
+            x, m = block(x, m, rope, mask, caches[i] if caches else None, pos)
+        x = self.transformer.ln_f(joined(x, m))
         if c.logit_scale != 1:
             x = x * c.logit_scale
         if c.mup_base and c.tie_head:  # an untied head has it in its own start and rate
@@ -336,8 +353,11 @@ class GPT(nn.Module):
     def loss(self, x, targets, soft=None):
         """What is minimised, a scalar: x (B, T, C) is what the head takes; targets and soft as in forward."""
         c = self.config
-        logits = self.head(x)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        if soft is None and head.fits(self.lm_head, x):
+            loss = head.cross_entropy(x, self.lm_head.weight, targets)
+        else:
+            logits = self.head(x)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         if soft is not None:
             other, w = soft
             log_p, log_q = (F.log_softmax(t.float(), dim=-1) for t in (other, logits))

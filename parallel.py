@@ -107,8 +107,14 @@ def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool)
 
 
 def twice(forward, random: bool):
-    """forward, of whose activations the backward pass keeps none. random: it draws dropouts, the same ones again."""
-    return lambda *inputs: checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=random)
+    """forward of a block, of whose activations the backward pass keeps none, and of its inputs x and m the sum. random: it
+    draws dropouts, the same ones again."""
+
+    def again(x, m, *rest):
+        x = x if m is None else x + m
+        return checkpoint(forward, x, None, *rest, use_reentrant=False, preserve_rng_state=random)
+
+    return again
 
 
 def wrap(model, device: torch.device, compile: bool) -> tuple:

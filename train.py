@@ -170,6 +170,8 @@ class Trainer:
             for _, p, *_ in factors.leaves(self.model):
                 dist.broadcast(p.data, 0)
         self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
+        if self.compile:
+            hardware.keep_compiled(self.dtype)
         parallel.prepare(self.model, cfg, device, self.dtype, self.compile)
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
@@ -388,6 +390,7 @@ def loop(t: Trainer, log: Log) -> bool:
             if first:
                 gc.collect()
                 gc.freeze()  # what exists now lives to the end: no half-second pauses to look through it
+                gc.enable()
             t0, since = time.time(), t.iter
 
 
@@ -420,6 +423,7 @@ def check_finite(loss: float, t, steps: int = 0):
 
 
 def main():
+    gc.disable()  # up to the first step: the compiler makes much and drops little
     train(load(TrainConfig, sys.argv[1:]))
 
 

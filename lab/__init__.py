@@ -27,7 +27,12 @@ Comparisons: from a config to runs, records, verdicts and pages.
     steps.py         time the training step of arms in turns
     bench_ablate.py  what each optimisation of the training step is worth, for bench.py
     bench_fit.py     the largest micro-batch that a GPU holds, by a count, for bench.py
+    bench_nanogpt.py nanoGPT's own model and training step, for bench.py
     bench_profile.py where the time of a training step goes, and its roofline, for bench.py
+    bench_same.py    losses and gradients beside those of plain float32, for bench.py
     bench_sample.py  tokens per second of sampling, for bench.py
+    bench_start.py   seconds from the command to the first training step, for bench.py
+    bench_targets.py the table of targets, and of costs by size and context, for bench.py
+    bench_parts.py   what it measures, part by part
     bench_layers.py  tables and timings of single layers, for bench.py
 """

@@ -24,7 +24,7 @@ from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import fused
+from linear.kernels import fused, head, mixture, norms, rotary
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -51,6 +51,11 @@ def fuses(t) -> bool:
     return fused.on_chip(next(t.model.parameters())) and any(
         m.fuse and fused.one_fits(m.c_fc) and fused.one_fits(m.c_proj) for m in mlps
     )
+
+
+def serves(t, kernels) -> bool:
+    short = t.device.type == 'cuda' and t.dtype == torch.bfloat16
+    return kernels.ON and short and (kernels is not head or head.whole(t.model.lm_head))
 
 
 @contextlib.contextmanager
@@ -88,8 +93,22 @@ SWITCHES = {
         off=lambda t: mock.patch.object(torch.optim, 'AdamW', lambda *a, fused=None, **k: AdamW(*a, **k)),
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
+    'unsorted rows': Switch(
+        lambda t: mixture.ON and t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules()),
+        off=lambda t: mock.patch.object(mixture, 'ON', False),
+    ),
+    'biases in it': Switch(
+        lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=lambda t: mock.patch.object(fused, 'BIAS', False)
+    ),
+    'head with loss': Switch(lambda t: serves(t, head), off=lambda t: mock.patch.object(head, 'ON', False)),
+    'add with norm': Switch(
+        lambda t: serves(t, norms) and not t.cfg.post_norm, off=lambda t: mock.patch.object(norms, 'ON', False)
+    ),
+    'one pass for q, k': Switch(
+        lambda t: serves(t, rotary) and t.cfg.position == 'rope', off=lambda t: mock.patch.object(rotary, 'ON', False)
+    ),
     'padded vocabulary': Switch(
-        lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64,
+        lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64 and not serves(t, head),
         off=lambda t: mock.patch.object(GPT, 'head', unpadded),
     ),
     'attention kernel': Switch(lambda t: attention(t) not in ('math', 'unknown'), off=without_backend),

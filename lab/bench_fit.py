@@ -11,6 +11,7 @@ says which are compared).
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from configurator import key
 from lab.costs import columns
 from linear.factors import Factors
+from linear.kernels import head
 from model import GPT
 from surgery import rotate
 from tokens import loader
@@ -51,22 +53,38 @@ class Count:
     gathered: int  # fsdp: two blocks in 16 bits, and what is in no block in 32
     block: float  # per token: what all blocks keep for the backward pass
     stream: float  # per token: that of it which is left where blocks are computed again
-    head: float  # per token: the last norm, the logits and their gradient
+    head: float  # per token: the last norm, and what it is given back where the loss is made by parts
+    logits: float  # per token: and their gradient
+    at_once: float  # of logits, where the loss is made by parts
+    early: int  # the head's gradient, which is there with the loss then
     evaluation: float  # per token: of a forward pass alone
+    scores: float  # per token: logits of an evaluation
 
     def fixed(self, how: str, processes: int, several: bool) -> float:
         """Bytes at the end of a forward pass whatever the micro-batch. several: micro-batches of a process in a step."""
         if how == 'fsdp':  # sums of gradients are shared out with the last micro-batch
             grads = self.grads if several else self.grads / processes
-            return (self.weights + self.state) / processes + grads + self.gathered
-        return self.weights + (self.grads if how == 'ddp' else self.stays) + self.state + self.products + self.casts
+            return (self.weights + self.state) / processes + grads + self.gathered + self.early
+        grads = (self.grads if how == 'ddp' else self.stays) + self.early
+        return self.weights + grads + self.state + self.products + self.casts
 
     def update(self, how: str, processes: int) -> float:
         return (self.weights + self.grads + self.state) / (processes if how == 'fsdp' else 1) + self.products
 
     def per_token(self, again: bool, layers: int) -> float:
-        """again: blocks are computed again, so one at a time keeps what it needs."""
+        """Without logits. again: blocks are computed again, so one at a time keeps what it needs."""
         return self.head + (self.stream + self.block / layers if again else self.block)
+
+    def of_tokens(self, n: int, again: bool, layers: int) -> float:
+        return n * self.per_token(again, layers) + min(n * self.logits, self.at_once)
+
+    def largest(self, how: str, processes: int, several: bool, again: bool, cfg, room: float) -> int:
+        """The micro-batch of so many bytes; 0 where none fits."""
+        if self.update(how, processes) > room:
+            return 0
+        room -= self.fixed(how, processes, several)
+        each, logits = cfg.block_size * self.per_token(again, cfg.n_layer), cfg.block_size * self.logits
+        return max(0, int(max(room / (each + logits), (room - self.at_once) / each)))
 
 
 def kept(c, hidden: float) -> float:
@@ -100,6 +118,7 @@ def count(cfg, path=None) -> Count:
     inside = sum(m.moves() for m in model.modules() if hasattr(m, 'factors'))  # written and read, in 16 bits
     odd = -cfg.vocab_size % 64  # the gradient of the padded logits is an array of its own
     logits = 2 * (cfg.vocab_size + odd)
+    parts = head.ON and head.whole(model.lm_head)
     hidden = [cfg.hidden(i) for i in range(cfg.n_layer)]
     return Count(
         params=network - products + factors,
@@ -112,14 +131,24 @@ def count(cfg, path=None) -> Count:
         gathered=2 * 2 * block + 4 * (network - cfg.n_layer * block),
         block=sum(kept(cfg, h) for h in hidden) + inside,
         stream=4 * cfg.n_embd * cfg.n_layer,
-        head=6 * cfg.n_embd + logits * (2 if odd else 1),
-        evaluation=2 * logits + 6 * cfg.n_embd + 2 * max(hidden),
+        head=(8 if parts else 6) * cfg.n_embd,
+        logits=logits * (2 if odd and not parts else 1),
+        at_once=2 * head.MOST if parts else math.inf,
+        early=4 * cfg.n_embd * cfg.vocab_size if parts else 0,
+        evaluation=6 * cfg.n_embd + 2 * max(hidden),
+        scores=logits * (1 if parts else 2),
+    )
+
+
+def sized(cfg):
+    """cfg with the vocabulary of its data set, where it names none."""
+    return dataclasses.replace(
+        cfg, vocab_size=cfg.vocab_size or loader.padded_vocabulary(loader.read_meta(cfg.dataset))
     )
 
 
 def fit(cfg):
-    if not cfg.vocab_size:
-        cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
+    cfg = sized(cfg)
     c, room = count(cfg), USABLE * cfg.memory * 2**30
     gib = lambda n: f'{n / 2**30:.2f}'
     print(
@@ -133,19 +162,25 @@ def fit(cfg):
     rows = []
     for how, n in ways:
         c = shared if how == 'fsdp' else c
-        fixed, update = c.fixed(how, n, cfg.gradient_accumulation_steps > n), c.update(how, n)
+        several = cfg.gradient_accumulation_steps > n
+        fixed, update = c.fixed(how, n, several), c.update(how, n)
         for again in (False,) if mixture else (False, True):
-            each = c.per_token(again, cfg.n_layer) * cfg.block_size  # of a sequence
-            most = int((room - fixed) // each) if update <= room else 0
+            most = c.largest(how, n, several, again, cfg, room)
+            peaks = [
+                gib(max(fixed + c.of_tokens(batch * cfg.block_size, again, cfg.n_layer), update))
+                for batch in (cfg.batch_size, most)
+            ]
             rows.append({
                 'GiB': how + (f', {n} GPUs' if how == 'fsdp' else '') + (', activation checkpointing' if again else ''),
-                f'micro-batch {cfg.batch_size}': gib(max(fixed + cfg.batch_size * each, update)),
-                'largest': str(most) if most > 0 else 'none',
-                'its peak': gib(max(fixed + most * each, update)) if most > 0 else '-',
+                f'micro-batch {cfg.batch_size}': peaks[0],
+                'largest': str(most or 'none'),
+                'its peak': peaks[1] if most else '-',
             })  # fmt: skip
     print('\n'.join(columns(rows)))
+    tokens = cfg.block_size * cfg.batch_size
+    evaluation = tokens * c.evaluation + min(tokens * c.scores, c.at_once)
     print(
         f'largest: micro-batch (sequences of {cfg.block_size:,} tokens) that {USABLE:.0%} of {cfg.memory:g} GiB hold.'
-        f' With cuda_graph an\nevaluation has its own {gib(c.evaluation * cfg.block_size * cfg.batch_size)} GiB at micro-batch'
+        f' With cuda_graph an\nevaluation has its own {gib(evaluation)} GiB at micro-batch'
         f' {cfg.batch_size}'
     )

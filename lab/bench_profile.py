@@ -39,8 +39,8 @@ KINDS = {
     'drawing': r'topk|radix|argmax|exponential|multinomial',
     'attention': r'^part$|^join$|nanomorph::attend|flash|fmha|sdpa|scaled_dot_product|attention|cudnn_generated',
     'cross-entropy': r'nll_loss|cross_entropy|log_softmax',
-    'matmul': r'gemm|nvjet|cutlass|xmma|cublas|mm\b|mkldnn_linear|linear|matmul|splitk|triton_tem|nanomorph::|^product$',
-    'norms': r'layer_?norm|rms_?norm|rsqrt',
+    'matmul': r'gemm|nvjet|cutlass|xmma|cublas|mm\b|mkldnn_linear|linear|matmul|splitk|triton_tem|nanomorph::|^(product|rows|outers)$',
+    'norms': r'layer_?norm|rms_?norm|add_norm|rsqrt',
     'copies': r'mem(cpy|set)|copy_?kernel|aten::(copy_|cat|clone|fill_|zero_|contiguous)'
     r'|^triton_\w+?_fused_((_to_copy|_unsafe_view|clone|copy|view|transpose|permute|t|cat|slice|constant_pad_nd)_)+\d*$',
     'elementwise': r'',
@@ -93,12 +93,13 @@ def ready(*paths):
 
 
 def traced(run, path, device):
-    """The events of run(), which are written to a file for chrome://tracing."""
+    """The events of run(), which are written to a file for chrome://tracing, unless path is None."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
     with profile(activities=activities, acc_events=True) as p:
         run()
         sync(device)
-    p.export_chrome_trace(str(path))
+    if path:
+        p.export_chrome_trace(str(path))
     return p.events()
 
 
@@ -149,6 +150,17 @@ def launch(device) -> float:
     return min(seconds(many, 5, device)) / 200
 
 
+def roofline(t, steps: int, path, matmul: float, copy: float, one: float) -> dict:
+    """Of a step of a trainer: milliseconds and kernels by kind, and the least that it could take. one: seconds of a launch."""
+    times, numbers, busy = measured(traced(lambda: [t.step() for _ in range(steps)], path, t.device), t.device)
+    least, total = floor(t, matmul, copy), sum(numbers.values()) / steps
+    of = lambda k: dict(ms=1000 * times[k] / steps, launches=numbers[k] / steps, floor_ms=1000 * least[k])
+    return dict(
+        busy_ms=1000 * busy / steps, floor_ms=1000 * max(sum(least.values()), total * one), launches=total,
+        launch_us=1e6 * one, kinds={k: of(k) for k in KINDS}, matmul=matmul, copy=copy,
+    )  # fmt: skip
+
+
 def bench(cfg: ProfileConfig):
     ready(root_path(cfg.trace), *([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
@@ -161,21 +173,13 @@ def bench(cfg: ProfileConfig):
         t.step()
     sync(device)
     step = (time.perf_counter() - t0) / cfg.steps  # the profiler slows the processor down
-    path = root_path(cfg.trace)
-    times, numbers, busy = measured(traced(lambda: [t.step() for _ in range(cfg.steps)], path, device), device)
-    matmul, copy = rates(device, t.dtype)
-    least, one = floor(t, matmul, copy), launch(device)
-    total = sum(numbers.values()) / cfg.steps
-    bound = max(sum(least.values()), total * one)
+    found = roofline(t, cfg.steps, root_path(cfg.trace), *rates(device, t.dtype), launch(device))
     row = dict(
-        ms=1000 * step, busy_ms=1000 * busy / cfg.steps, floor_ms=1000 * bound, launches=total, launch_us=1e6 * one,
-        kinds={k: dict(ms=1000 * times[k] / cfg.steps, launches=numbers[k] / cfg.steps, floor_ms=1000 * least[k]) for k in KINDS},
-        matmul=matmul, copy=copy, device=hardware.device_name(device), dtype=str(t.dtype).removeprefix('torch.'),
-        compiled=t.forward is not t.model, graphs=t.graphs, torch=torch.__version__, commit=commit(),
-        config=overrides(cfg),
+        ms=1000 * step, **found, device=hardware.device_name(device), dtype=str(t.dtype).removeprefix('torch.'),
+        compiled=t.compile, graphs=t.graphs, torch=torch.__version__, commit=commit(), config=overrides(cfg),
     )  # fmt: skip
     print(table(row))
-    print(f'trace: {relative(str(path))}')
+    print(f'trace: {relative(str(root_path(cfg.trace)))}')
     if cfg.out:
         out = root_path(cfg.out)
         write(out, (out.read_bytes() if out.exists() else b'') + json.dumps(relative(row)).encode() + b'\n')

@@ -19,6 +19,7 @@ import torch
 import hardware
 from configurator import key, root_path
 from files import write
+from lab import bench_nanogpt
 from lab.bench_layers import rates
 from lab.bench_profile import measured, ready, traced
 from lab.costs import columns
@@ -33,6 +34,7 @@ from train import TrainConfig
 class SampleBenchConfig(TrainConfig):
     tokens: int = key(1000, 'tokens of a sample', low=1, group='sampling')
     samples: int = key(1, 'drawn side by side', low=1)
+    nanogpt: str = key('', 'folder of nanoGPT, whose model is sampled by its own code; empty: ours')
     rounds: int = key(5, 'timed calls; the median counts', low=1)
     trace: str = key('', 'also trace a call, to this file, and print time and kernels per token; empty: no')
     out: str = key('', 'file to which the figures are added, a JSON line; empty: none')
@@ -44,30 +46,38 @@ class SampleBenchConfig(TrainConfig):
         return found
 
 
-def bench(cfg: SampleBenchConfig):
+def bench(cfg: SampleBenchConfig) -> dict:
     ready(*(root_path(p) for p in (cfg.trace, cfg.out) if p))
     device = hardware.choose_device(cfg.device)
     dtype = hardware.choose_dtype(cfg.dtype, device)
     torch.manual_seed(1337)
-    model = to_run(GPT(GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}))).to(device)
-    if dtype != torch.float32:
-        lower(model, dtype)
+    if cfg.nanogpt:
+        model = bench_nanogpt.make(cfg)[0].to(device).eval()
+    else:
+        model = to_run(GPT(GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}))).to(device)
+        if dtype != torch.float32:
+            lower(model, dtype)
     if cfg.compile:
         model.compile()
     prompt = torch.zeros(cfg.samples, 1, dtype=torch.long, device=device)
     wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     seconds = []
+
+    def draw(first=False):
+        if cfg.nanogpt:  # every token takes as long as all before it: a short call is enough to begin with
+            return model.generate(prompt, 8 if first else cfg.tokens, 0.8, 200).cpu()
+        for new in model.generate(prompt, cfg.tokens, 0.8, 200, 1.0, generator):
+            new[0].item()  # as where text is shown as it is written
+
     with hardware.autocast(device, dtype):
         for i in range(cfg.rounds + 1):
             generator = torch.Generator(device).manual_seed(i)
             wait()
             t = time.perf_counter()
-            for new in model.generate(prompt, cfg.tokens, 0.8, 200, 1.0, generator):
-                new[0].item()  # as where text is shown as it is written
+            draw(first=not i)
             wait()
             seconds.append(time.perf_counter() - t)
         if cfg.trace:
-            draw = lambda: [new[0].item() for new in model.generate(prompt, cfg.tokens, 0.8, 200, 1.0, generator)]
             times, numbers, busy = measured(traced(draw, root_path(cfg.trace), device), device)
             rows = [
                 {'of a token': k, 'us': f'{1e6 * v / cfg.tokens:.1f}', 'kernels': f'{numbers[k] / cfg.tokens:.1f}'}
@@ -84,11 +94,11 @@ def bench(cfg: SampleBenchConfig):
         for name, p in model.named_parameters(remove_duplicate=False)
         if not name.startswith('transformer.w')
     )
-    cache = 2 * cfg.samples * sum(b.attn.n_kv_head * b.attn.head_width for b in model.transformer.h) * each
+    cache = 2 * cfg.samples * cfg.n_layer * cfg.n_embd * (cfg.n_kv_head or cfg.n_head) // cfg.n_head * each
     copy = rates(device, dtype)[1]
     limit = cfg.samples * copy / (read + cache * min(cfg.tokens, cfg.block_size) / 2)
     row = dict(
-        params=model.num_params(), samples=cfg.samples, tokens=cfg.tokens, compile=bool(cfg.compile),
+        params=model.get_num_params() if cfg.nanogpt else model.num_params(), samples=cfg.samples, tokens=cfg.tokens, compile=bool(cfg.compile),
         tokens_per_second=statistics.median(speeds), slowest=speeds[0], fastest=speeds[-1], limit=limit,
         device=hardware.device_name(device), dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__,
         commit=commit(),
@@ -101,3 +111,4 @@ def bench(cfg: SampleBenchConfig):
     if cfg.out:
         path = root_path(cfg.out)
         write(path, (path.read_bytes() if path.exists() else b'') + json.dumps(row).encode() + b'\n')
+    return row

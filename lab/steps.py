@@ -24,16 +24,17 @@ class TimingConfig(TrainConfig):
 
 
 class Arm:
-    def __init__(self, argv: list[str], cfg, device, warmup: int):
-        mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out'))
-        self.name, self.times, self.peak = ' '.join(a for a in argv if not a.startswith(mine)), [], 0
+    def __init__(self, argv: list[str], cfg, device, warmup: int, make=Trainer):
+        mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out', 'nanogpt'))
+        self.name = ' '.join(['nanoGPT:'] * (make is not Trainer) + [a for a in argv if not a.startswith(mine)])
+        self.times, self.peak = [], 0
         if cfg.deterministic != torch.are_deterministic_algorithms_enabled():
             raise UserError(
                 'deterministic: holds for a whole process, and all arms are timed in one; give it to all of them'
             )
         before = memory(device)
         t0 = time.perf_counter()
-        self.trainer = Trainer(cfg, device)
+        self.trainer = make(cfg, device)
         self.block(warmup)
         self.setup = time.perf_counter() - t0
         self.own = memory(device) - before  # what stays allocated: parameters, optimizer state, products
@@ -79,7 +80,7 @@ class Arm:
             flops_per_step=flops,
             device=hardware.device_name(t.device),
             dtype=str(t.dtype).removeprefix('torch.'),
-            compiled=t.forward is not t.model,
+            compiled=t.compile,
             blocks=len(self.times),
             block_ms=[float(f'{1000 * s:.6g}') for s in self.times],  # as they took turns: ratios can be recomputed
             steps=self.steps,

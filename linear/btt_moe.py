@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
-from torch.nn import functional as F
 
 from configurator import UserError
 from linear import moe, structured
 from linear.base import Matrix
-from linear.kernels.grouped import grouped, waits
+from linear.kernels import grouped, mixture
+from linear.kernels.routing import route
 from linear.structured import Structured, divisors, gemm_std, near
 
 
@@ -36,17 +36,21 @@ class BttMoE(Structured):
     def product(self, x, W):
         x, (A, B) = x.reshape(-1, self.d_in), W
         (g, E, a, f), e, T = A.shape, B.size(3), x.size(0)
-        gates, experts, loss = moe.route(F.linear(x, self.router.to(x.dtype)), self.k)
+        gates, experts, loss = route(moe.Logits.apply(x, self.router.to(x.dtype)), self.k)
         self.router_loss = loss if self.training else None  # GPT.forward takes it
-        order, ends = moe.by_expert(experts, E)
-        x = x.view(T, g, a).transpose(0, 1)[:, order // self.k]  # (g, T k, a)
-        Z = grouped(x, A, ends).permute(2, 1, 0)  # (f, T k, g)
-        Z = Z * gates.flatten()[order].to(Z.dtype)[:, None]
-        y = grouped(Z, B, ends)[:, order.argsort()]  # (f, T k, e) in the order of the tokens again
+        if mixture.serves(x, E, self.d_in, self.d_out):
+            # the matrices of all experts: 16 times the factors' FLOPs at width 768, in products of the size that a GPU is made for
+            W = A.permute(1, 0, 2, 3)[..., None] * B.permute(1, 2, 0, 3)[:, :, None]  # (E, g, a, f, e)
+            return mixture.product(x, W.reshape(E, self.d_in, self.d_out), gates, mixture.plan(experts, E))
+        order, back, ends = moe.by_expert(experts, E)
+        x = moe.Sorted.apply(x.view(T, g, a).transpose(0, 1), order, back, self.k)  # (g, T k, a)
+        Z = grouped.grouped(x, A, ends).permute(2, 1, 0)  # (f, T k, g)
+        Z = Z * moe.Unsorted.apply(gates.view(1, -1, 1).to(Z.dtype), back, order)
+        y = moe.Unsorted.apply(grouped.grouped(Z, B, ends), order, back)  # (f, T k, e)
         return y.view(f, T, self.k, e).sum(2).transpose(0, 1).reshape(T, f * e)
 
     def waits(self, dtype) -> bool:
-        return waits(dtype, *self.factors)
+        return not mixture.fits(dtype, self.E, self.d_in, self.d_out) and grouped.waits(dtype, *self.factors)
 
     def matrix(self):
         raise UserError('linear = btt_moe: a mixture is no matrix, it cannot be materialised or collapsed')

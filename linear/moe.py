@@ -1,9 +1,10 @@
 """
-Mixtures of experts: routing, and the standard mixture of whole MLPs. btt_moe.py has one inside every linear layer.
+Mixtures of experts: the standard mixture of whole MLPs, and what all share. btt_moe.py has one inside every linear layer.
 
-The tokens are sorted by expert and every expert multiplies its own rows (one grouped product), so the work grows with the
-experts a token is sent to, not with how many there are. No capacity limit, no token is dropped. For hundreds of experts
-over many GPUs use an engine made for it, such as Megatron-Core or DeepSpeed; this file stays on one.
+Every expert multiplies the rows of its own tokens, so the work grows with the experts a token is sent to, not with how
+many there are: on a GPU by kernels/mixture.py, which leaves the rows where they are, else by one grouped product over the
+rows sorted by expert. No capacity limit, no token is dropped. For hundreds of experts over many GPUs use an engine made
+for it, such as Megatron-Core or DeepSpeed; this file stays on one.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from configurator import key
 from linear import structured
 from linear.base import Matrix
-from linear.kernels.grouped import grouped, waits
+from linear.kernels import grouped, mixture
+from linear.kernels.routing import route
 
 
 @dataclass
@@ -29,24 +31,60 @@ class Experts:
     )
 
 
-def route(logits, k):
-    """Router logits (T, E) -> gates (T, k) that sum to 1, experts (T, k), loss: E sum_e P_e f_e, which is 1 for an even
-    spread (P mean probability, f share of selections; Fedus et al. 2021, arXiv 2101.03961), plus 0.1 mean(logsumexp^2)
-    (Zoph et al. 2022, arXiv 2202.08906)."""
-    logits = logits.float()
-    E = logits.size(1)
-    top, experts = logits.topk(k, dim=1)
-    P = logits.softmax(1).mean(0)
-    f = (experts[..., None] == torch.arange(E, device=logits.device)).float().mean((0, 1))
-    loss = E * (P * f).sum() + 0.1 * logits.logsumexp(1).square().mean()
-    return top.softmax(1), experts, loss
+class Logits(torch.autograd.Function):
+    """x (T, d), router (E, d) -> x router^T. A compiler adds a few experts' part of the gradient of x where that is written."""
+
+    @staticmethod
+    def forward(ctx, x, router):
+        ctx.save_for_backward(x, router)
+        return x @ router.T
+
+    @staticmethod
+    def backward(ctx, d):
+        x, router = ctx.saved_tensors
+        fuses = torch.compiler.is_compiling() and len(router) <= 8  # inductor's limit for sums inside other kernels
+        dx = (d[..., None] * router).sum(1) if fuses else d @ router
+        return dx, d.T @ x
 
 
 def by_expert(experts, E):
-    """experts (T, k) -> order (T k): positions in experts.flatten() sorted by expert; ends (E): where each expert's end."""
+    """experts (T, k) -> order (T k): positions in experts.flatten() sorted by expert, back: where each of them is in it, and
+    ends (E): where each expert's end."""
     flat = experts.flatten()
     counts = (flat[:, None] == torch.arange(E, device=flat.device)).sum(0)
-    return flat.argsort(stable=True), counts.cumsum(0)
+    order = flat.argsort(stable=True)
+    back = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    return order, back, counts.cumsum(0)
+
+
+class Sorted(torch.autograd.Function):
+    """x (n, T, d) -> (n, T k, d), a row for each expert of a token, by expert: x[:, order // k]. Its gradient is picked, too,
+    where that of an index would be added row by row."""
+
+    @staticmethod
+    def forward(ctx, x, order, back, k):
+        ctx.save_for_backward(back)
+        ctx.k = k
+        return x[:, order // k]
+
+    @staticmethod
+    def backward(ctx, dy):
+        (back,) = ctx.saved_tensors
+        return dy[:, back].unflatten(1, (-1, ctx.k)).sum(2), None, None, None
+
+
+class Unsorted(torch.autograd.Function):
+    """y (n, T k, d) by expert -> (n, T k, d) by token: y[:, back]."""
+
+    @staticmethod
+    def forward(ctx, y, order, back):
+        ctx.save_for_backward(order)
+        return y[:, back]
+
+    @staticmethod
+    def backward(ctx, dy):
+        (order,) = ctx.saved_tensors
+        return dy[:, order], None, None
 
 
 class MoE(nn.Module):
@@ -68,19 +106,23 @@ class MoE(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        x = x.reshape(1, B * T, C)
-        gates, experts, loss = route(F.linear(x[0], self.router.to(x.dtype)), self.k)
-        self.router_loss = loss if self.training else None  # GPT.forward takes it
-        order, ends = by_expert(experts, self.E)
+        x = x.reshape(B * T, C)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        h = grouped(x[:, order // self.k].to(dtype), self.c_fc[None].to(dtype), ends)
-        y = grouped(F.gelu(h), self.c_proj[None].to(dtype), ends)[0]
-        y = (y * gates.flatten()[order].to(dtype)[:, None])[order.argsort()]
-        return self.dropout(y.view(B, T, self.k, C).sum(2))
+        x, router, c_fc, c_proj = (t.to(dtype) for t in (x, self.router, self.c_fc, self.c_proj))
+        gates, experts, loss = route(Logits.apply(x, router), self.k)
+        self.router_loss = loss if self.training else None  # GPT.forward takes it
+        if mixture.serves(x, *c_fc.shape):
+            y = mixture.mlp(x, c_fc, c_proj, gates, mixture.plan(experts, self.E))
+            return self.dropout(y.view(B, T, C))
+        order, back, ends = by_expert(experts, self.E)
+        h = grouped.grouped(Sorted.apply(x[None], order, back, self.k), c_fc[None], ends)
+        y = grouped.grouped(F.gelu(h), c_proj[None], ends)
+        y = Unsorted.apply(y, order, back).view(B, T, self.k, C) * gates.view(B, T, self.k, 1).to(dtype)
+        return self.dropout(y.sum(2))
 
     def waits(self, dtype) -> bool:
         """Whether the processor has to wait for the GPU in the middle of it: then no CUDA graph can hold it."""
-        return waits(dtype, self.c_fc, self.c_proj)
+        return not mixture.fits(dtype, *self.c_fc.shape) and grouped.waits(dtype, self.c_fc, self.c_proj)
 
     def macs(self):
         """Multiply-adds per token."""

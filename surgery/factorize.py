@@ -48,6 +48,7 @@ from configurator import UserError, key, overrides, root_path
 from files import write_json
 from linear import factors
 from logger import relative
+from model import joined
 from surgery import distill
 from surgery.operation import block_of, layer_of, open_model, put, report, twin, with_keys, write
 from tokens import loader
@@ -168,7 +169,7 @@ class Given(nn.Module):
         self.x = x
 
     def forward(self, *_):
-        return self.x
+        return self.x, None
 
 
 @torch.no_grad()
@@ -188,7 +189,7 @@ def walk(model, idx):
     x, *rest = model.embed(idx)
     for i, block in enumerate(model.transformer.h):
         yield i, x
-        x = block(x, *rest)
+        x = joined(*block(x, None, *rest))
     yield len(model.transformer.h), x
 
 
@@ -232,7 +233,7 @@ def second_moments(model, idx, sites):
 
             hooks.append(layer_of(model, site).register_forward_pre_hook(add))
         if i < len(model.transformer.h):
-            x = model.transformer.h[i](x, *rest)
+            x = joined(*model.transformer.h[i](x, None, *rest))
         elif hooks:
             model.lm_head(model.transformer.ln_f(x))
         for h in hooks:

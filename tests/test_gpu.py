@@ -6,15 +6,17 @@ import re
 import pytest
 import torch
 from conftest import ROOT, losses
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 import checkpoint
 import hardware
 from configurator import load
+from lab import bench_same
 from linear import LAYERS, make, moe
 from linear.dense import Dense
-from linear.kernels import attend, blocks, chip, fused, symmetric, vector
-from model import GPT, GPTConfig
+from linear.kernels import attend, blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric, vector
+from model import GPT, GPTConfig, rope_table
 from sample import lower
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
@@ -101,6 +103,22 @@ def test_compiled_and_eager_agree(flags):
     assert a == pytest.approx(b, abs=1e-3)
 
 
+@pytest.mark.parametrize('flags', [(), ('--linear=monarch',), ('--linear=expanded',), ('--mlp=moe',)])
+def test_a_second_start_finds_what_the_first_has_compiled(flags):
+    """Nothing is compiled or derived again, and the steps are the same."""
+
+    def found():
+        return {k: counters['aot_autograd'][f'autograd_cache_{k}'] for k in ('hit', 'miss', 'bypass')}
+
+    first, _ = run(*flags)
+    before = found()
+    second, t = run(*flags)
+    after = found()
+    assert after['hit'] > before['hit'] and (after['miss'], after['bypass']) == (before['miss'], before['bypass'])
+    assert first == pytest.approx(second, abs=1e-2)
+    assert t.evaluate('val')['val_loss'] == pytest.approx(second[-1], abs=0.5)
+
+
 @pytest.mark.parametrize('compile', [True, False])
 @pytest.mark.parametrize(
     'flags',
@@ -127,6 +145,17 @@ def test_what_is_replayed_by_default_learns_the_same(flags):
     b, _ = run(*flags, steps=12)
     assert ta.micro_step.graph is not None and ta.about_graphs.startswith('CUDA graphs: on')
     assert a == pytest.approx(b, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    'flags', [(), ('--linear=monarch',), ('--linear=expanded',), ('--bias=true', '--vocab_size=257')]
+)
+def test_the_fast_step_is_no_further_from_float32_than_the_plain_one(flags):
+    """All that makes it fast against eager attention, MLP and AdamW in the same precision: losses and each gradient."""
+    r = bench_same.same(load(bench_same.SameConfig, [*FLAGS, '--cuda_graph=auto', '--steps=30', *flags]))
+    assert r['fast']['mean'] < 1.5 * r['plain']['mean'] + 1e-3
+    far = {k: (v, r['plain']['grads'][k]) for k, v in r['fast']['grads'].items()}
+    assert not {k: (a, b) for k, (a, b) in far.items() if a > 1.5 * b + 1e-3}
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])
@@ -451,6 +480,115 @@ def test_wide_mlps_hold_no_third_wide_array(act, monkeypatch):
     assert grown(fused.against, Z, B.mT.contiguous(), s, 1, act, False) <= 1.1 * s.nbytes
 
 
+def nearly(f, exact, *given):
+    """f of tensors on the GPU is exact of them in float64, as near as rounding at the end allows; gradients too."""
+    leaves = [t.requires_grad_() for t in given if t is not None and t.is_floating_point()]
+    twins = [t if t is None or not t.is_floating_point() else t.detach().double().requires_grad_() for t in given]
+    found, wanted = f(*given), exact(*twins)
+    scale = [torch.randn(w.shape, device='cuda') for w in wanted]
+    found += torch.autograd.grad(found, leaves, [s.to(y.dtype) for s, y in zip(scale, found)])
+    scale = [s.to(y.dtype).double() for s, y in zip(scale, found)]
+    wanted += torch.autograd.grad(wanted, [t for t in twins if t is not None and t.requires_grad], scale)
+    for a, b in zip(found, wanted):
+        assert (a - b).norm() < (2**-8 if a.dtype == torch.bfloat16 else 1e-2) * b.norm() + 1e-6
+
+
+@pytest.mark.parametrize('V, most', [(50304, 2**30), (50257, 2**22), (1024, 2**30)])
+def test_the_loss_in_one_pass_is_that_of_float64(V, most, monkeypatch):
+    """Losses and gradients, with targets left out, all rows at once and a few after the other; without gradients, too."""
+    monkeypatch.setattr(head, 'MOST', most)
+    x, W = torch.randn(300, 64, device='cuda', dtype=torch.bfloat16), torch.randn(V, 64, device='cuda')
+    targets = torch.randint(V, (300,), device='cuda')
+    targets[::7] = -1
+    losses, dx, dW = torch.ops.nanomorph.head_loss(x, W, targets, True)
+    z = (x @ W.bfloat16().T).double()  # rounded as logits are
+    wanted = torch.nn.functional.cross_entropy(z, targets, ignore_index=-1, reduction='none')
+    d = (
+        z.softmax(-1).scatter_add(1, targets.clamp(min=0)[:, None], -torch.ones_like(z[:, :1]))
+        * (targets >= 0)[:, None]
+    )
+    assert (losses - wanted).abs().max() < 2e-3 * wanted.max()
+    assert (dx - d @ W.bfloat16().double()).norm() < 0.01 * dx.norm()
+    assert dW.dtype == torch.float32 and (dW - d.T @ x.double()).norm() < 0.01 * dW.norm()
+    assert torch.equal(losses, torch.ops.nanomorph.head_loss(x, W, targets, False)[0])
+
+
+@pytest.mark.parametrize('C, rms, weight, bias', [(768, False, True, False), (192, False, True, True), (100, True, True, False),
+                                                  (1600, True, False, False)])  # fmt: skip
+def test_a_branch_and_a_norm_in_one_pass_are_those_of_float64(C, rms, weight, bias):
+    def exact(x, m, w, b):
+        s = x + m
+        f = torch.nn.functional
+        return s, f.rms_norm(s, (C,), w, 1e-6) if rms else f.layer_norm(s, (C,), w, b, 1e-5)
+
+    R = lambda *s: torch.randn(*s, device='cuda')
+    w, b = R(C) if weight else None, R(C) if bias else None
+    nearly(lambda *a: norms.add(*a, rms), exact, R(3, 3001, C), R(3, 3001, C).bfloat16(), w, b)
+
+
+@pytest.mark.parametrize('norm', [False, True])
+@pytest.mark.parametrize('H, K, hs', [(12, 12, 64), (6, 2, 32), (3, 3, 24)])
+def test_queries_and_keys_in_one_pass_are_those_of_float64(H, K, hs, norm):
+    B, T = 3, 130
+    rope = [t.cuda() for t in rope_table(torch.arange(T), hs)]
+
+    def exact(qkv):
+        q, k, v = (t.view(B, T, -1, hs).transpose(1, 2) for t in qkv.split([H * hs, K * hs, K * hs], 2))
+        if norm:
+            q, k = (torch.nn.functional.rms_norm(t, (hs,), None, 1e-6) for t in (q, k))
+        turn = lambda t: rotary.turned(t, *rope)
+        return turn(q), turn(k), v
+
+    nearly(
+        lambda x: rotary.heads(x, rope, H, K, norm),
+        exact,
+        torch.randn(B, T, (H + 2 * K) * hs, device='cuda').bfloat16(),
+    )
+
+
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+@pytest.mark.parametrize('T, n, hidden', [(1008, 256, 1024), (300, 72, 200)])
+def test_an_mlp_with_biases_in_one_pass_is_the_mlp(T, n, hidden, act):
+    """Output and gradients in bfloat16 are as near to float64's as those of products, biases and activation apart."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(n, hidden).cuda(), torch.nn.Linear(hidden, n).cuda()]
+    x, dy = torch.randn(2, T, n, device='cuda').bfloat16()
+
+    def values(together, dtype):
+        up, down = (copy.deepcopy(m).to(dtype) for m in layers)
+        i = x.to(dtype).requires_grad_()
+        y = fused.mlp(up, down, i, act) if together else down(plain(up(i), act))
+        return y, *torch.autograd.grad(y, [i, *up.parameters(), *down.parameters()], dy.to(dtype))
+
+    wanted, apart, together = values(False, torch.float64), values(False, torch.bfloat16), values(True, torch.bfloat16)
+    for a, b, w in zip(together, apart, wanted):
+        assert (a - w).norm() <= 1.2 * (b - w).norm() + 1e-3 * w.norm()
+
+
+@pytest.mark.parametrize('graph', [False, True])
+@pytest.mark.parametrize('flags', [(), ('--bias=true', '--gradient_accumulation_steps=2', '--activation_checkpointing=true'),
+                                   ('--position=rope', '--qk_norm=true', '--norm=rmsnorm')])  # fmt: skip
+def test_training_in_one_pass_each(flags, graph, monkeypatch):
+    """Compiled, replayed and checkpointed, with kernels and without, the same losses; the kernels run."""
+    if graph and '--activation_checkpointing=true' in flags:
+        pytest.skip('not replayed')
+    flags = (*flags, '--vocab_size=1100', f'--cuda_graph={graph}')
+    monkeypatch.setattr(fused, 'BIAS', True)
+    for module in (head, norms, rotary):
+        monkeypatch.setattr(module, 'ON', True)
+    a, t = run(*flags)
+    x, y = t.data['train'].batch(0)
+    names = ' '.join(kernels_of(lambda: t.forward_backward(x, y)))
+    assert (
+        'cross_entropy_row' in names and 'add_norm_backward' in names and ('rotary' in names) == ('rope' in str(flags))
+    )
+    monkeypatch.setattr(fused, 'BIAS', False)
+    for module in (head, norms, rotary):
+        monkeypatch.setattr(module, 'ON', False)
+    b, _ = run(*flags)
+    assert a == pytest.approx(b, abs=0.02)
+
+
 def test_training_with_the_activation_inside_the_products():
     flags = ('--linear=monarch', '--linear_path=factored', '--dtype=bfloat16')
     a, _ = run(*flags)
@@ -464,6 +602,65 @@ def test_mixtures_on_a_gpu_are_those_of_a_cpu(flags):
     a, _ = run(*flags, '--dtype=bfloat16', steps=5)
     b, _ = run(*flags, '--dtype=float32', '--compile=false', steps=5)
     assert a == pytest.approx(b, abs=0.05)
+
+
+@pytest.mark.parametrize('E, k', [(8, 2), (40, 3), (3, 3)])
+def test_routing_on_a_gpu_is_that_of_a_cpu(E, k, monkeypatch):
+    monkeypatch.setattr(routing, 'ON', True)
+    gen = torch.Generator().manual_seed(0)
+    logits, weight, found = torch.randn(1000, E, generator=gen), torch.randn(1000, k, generator=gen), []
+    logits[:10] = 0
+    for device in ('cpu', 'cuda'):
+        z = logits.to(device).requires_grad_()
+        gates, experts, loss = routing.route(z, k)
+        grad = torch.autograd.grad((gates * weight.to(device)).sum() + 3 * loss, z)[0]
+        found.append([t.detach().cpu() for t in (gates, experts, loss, grad)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('E, k, d_in, d_out', [(8, 2, 128, 512), (5, 3, 80, 208), (40, 2, 256, 256), (8, 1, 72, 40)])
+def test_a_mixture_multiplies_rows_where_they_lie(E, k, d_in, d_out):
+    """Against float64 and loops on a CPU; edges of tiles, and an expert that half of the tokens go to."""
+    gen, T = torch.Generator().manual_seed(0), 4000
+    draw = lambda *shape: torch.randn(*shape, generator=gen).bfloat16()
+    logits = torch.randn(T, E, generator=gen)
+    logits[: T // 2, -1] += 5
+    top, experts = logits.topk(k, dim=1)
+    up, down = draw(E, d_in, d_out) / d_in**0.5, draw(E, d_out, d_in) / d_out**0.5
+    x, dy, dz = draw(T, d_in), draw(T, d_out), draw(T, d_in)
+    found = []
+    for device, dtype in (('cpu', torch.float64), ('cuda', torch.bfloat16)):
+        leaves = [t.to(device, dtype).requires_grad_() for t in (x, up, down)]
+        leaves.append(top.to(device, torch.promote_types(dtype, torch.float32)).requires_grad_())
+        plan, gates = mixture.plan(experts.to(device), E), leaves[-1].softmax(1)
+        y = mixture.product(*leaves[:2], gates, plan)
+        z = mixture.mlp(*leaves[:3], gates, plan)
+        found.append([y, *torch.autograd.grad(y, leaves, dy.to(device, dtype), retain_graph=True, allow_unused=True)])
+        found[-1] += [z, *torch.autograd.grad(z, leaves, dz.to(device, dtype))]
+    assert (plan[3] is not None) == (E < 40 or k == 1)
+    for want, got in zip(*found):
+        assert want is None or (got.cpu() - want).abs().max() < 2**-6 * want.abs().max()
+
+
+@pytest.mark.parametrize('keys', [dict(mlp='moe'), dict(linear='btt_moe', linear_layers='mlp+attn')])
+def test_the_products_of_a_mixture_are_opaque_to_the_compiler(keys, monkeypatch):
+    """One graph, without sorted rows, and the loss and gradients of the plain way."""
+    torch._dynamo.reset()
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=64, block_size=512, vocab_size=64, **keys)).cuda().train()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    idx = torch.randint(64, (4, 513), device='cuda')
+    found = []
+    for on in (False, True):
+        monkeypatch.setattr(mixture, 'ON', on)
+        f = torch.compile(model, fullgraph=True) if on else model
+        with torch.autocast('cuda', torch.bfloat16):
+            loss = f(idx[:, :-1], idx[:, 1:])[1]
+        found.append([loss.detach(), *torch.autograd.grad(loss, [*model.parameters()])])
+    assert any('outers' in name for name in kernels_of(lambda: f(idx[:, :-1], idx[:, 1:])[1].backward()))
+    for a, b in zip(*found):
+        assert (a - b).norm() < 0.03 * a.norm()
 
 
 def test_the_time_of_a_mixture_grows_with_active_experts_not_with_experts():

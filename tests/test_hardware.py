@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, tiny_gpt, tokens
 
 import bench
 import checkpoint
 import hardware
 from hardware import peak_of
+from linear.kernels import fused
 
 
 @pytest.mark.parametrize(
@@ -215,3 +216,33 @@ def test_processes_that_torchrun_starts_again_do_not_find_the_addresses_of_dead_
 def test_peak_memory_is_in_bytes():
     resident = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
     assert 0.5 * resident < hardware.peak_memory(torch.device('cpu')) < 2**40
+
+
+@pytest.mark.parametrize('keys', [{}, dict(linear='monarch'), dict(mlp='moe')], ids=str)
+def test_a_second_start_may_find_what_the_first_has_compiled(keys, monkeypatch):
+    """The compiler keeps the graph of a step, with all operators and autograd functions that it calls on a GPU."""
+    from torch._functorch._aot_autograd.autograd_cache import check_cacheable
+
+    monkeypatch.setattr(fused, 'fits', lambda *mlp: all(map(fused.one_fits, mlp[:2])))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    hardware.keep_compiled(torch.float32)
+    torch._dynamo.reset()
+    torch.compile(tiny_gpt(n_layer=1, **keys), backend=backend, fullgraph=True)(tokens(), tokens())
+    check_cacheable(*graphs)
+
+
+def test_a_changed_layer_is_compiled_anew(tmp_path, monkeypatch):
+    """Nor is a graph in one precision taken for one in another."""
+    monkeypatch.setattr(hardware, 'ROOT', tmp_path)
+    (tmp_path / 'linear' / 'kernels').mkdir(parents=True)
+    tags = []
+    for text, dtype in (('a', torch.bfloat16), ('a', torch.float16), ('b', torch.float16)):
+        (tmp_path / 'linear' / 'kernels' / 'x.py').write_text(text)
+        hardware.keep_compiled(dtype)
+        tags.append(torch.compiler.config.cache_key_tag)
+    assert len(set(tags)) == 3

@@ -122,7 +122,7 @@ def test_bench_takes_its_keys_from_the_first_arm_and_gives_no_memory_that_arms_s
     made = []
 
     class Arm:
-        def __init__(self, argv, cfg, device, warmup):
+        def __init__(self, argv, cfg, device, warmup, make):
             self.warmup, self.blocks = warmup, []
             made.append(self)
 

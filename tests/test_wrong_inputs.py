@@ -150,6 +150,7 @@ CASES = [
     ('bench.py profile --trace={tmp}/t.json --out={tmp}/big.py/x.jsonl', 'cannot write'),
     ('bench.py fit config/gpt2.py -- config/gpt2_xl.py', "'--' stands between the configs of bench.py"),
     ('bench.py structures --d_in=0', 'd_in'),
+    ('bench.py start --starts=0', 'starts = 0'),
     ('bench.py mup nothing', 'nothing'),
     # plot
     ('plot.py nowhere', 'holds no runs'),

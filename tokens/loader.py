@@ -313,8 +313,9 @@ class Loader:
             chunk = starts[i + rank * self.batch_size :][: self.batch_size]
             x, y = self.gather(np.pad(chunk, (0, self.batch_size - len(chunk))))
             if len(chunk) < self.batch_size:
-                y = y.clone()  # x is a view of the same tokens
-                y[len(chunk) :] = -1
+                part = y[: len(chunk)]  # x is a view of the same tokens, and a y laid out otherwise is compiled anew
+                y = y.new_full((self.batch_size, self.block_size + 1), -1)[:, 1:]
+                y[: len(chunk)] = part
             yield x, y, len(chunk) * self.block_size
 
     def gather(self, starts):

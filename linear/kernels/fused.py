@@ -28,6 +28,7 @@ if triton is not None:
 
 ACTIVATIONS = activations.NAMES
 NARROW = 1024
+BIAS = False  # of dense layers, until it was timed on a GPU
 BM, BN, BK = 128, 128, 64  # of a tile: tokens, features out, features in
 
 if triton is not None:
@@ -45,7 +46,7 @@ if triton is not None:
 
     @triton.jit
     def tile(
-        t, x, w, y, s, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
+        t, x, w, y, s, bias, sums, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
         XT: tl.constexpr, WT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         tiles: tl.constexpr = (N + BN - 1) // BN
@@ -53,8 +54,13 @@ if triton is not None:
         h = tl.zeros((BM, BN), tl.float32)
         for k in range(0, K, BK):
             h = tl.dot(load(x, b, m, k, BM, BK, XT), load(w, b, k, n, BK, BN, WT), h)
+        j = n + tl.arange(0, BN)
+        if bias is not None:
+            h += tl.load(bias + b * N + j, j < N, 0.0).to(tl.float32)[None, :]
         if ACT is None:
             h *= s.load([m, b, n]).reshape(BM, BN).to(tl.float32)
+            if sums is not None:
+                tl.store(sums + (m // BM * COUNT + b) * N + j, tl.sum(h, 0), j < N)
             y.store([m, b, n], h.to(y.dtype).reshape(BM, 1, BN))
         else:  # a quarter at a time: all at once they need more registers than two blocks can have
             left, right = halves(h, BM, BN)
@@ -66,15 +72,16 @@ if triton is not None:
 
     @triton.jit
     def product(
-        x, w, y, s, total, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
+        x, w, y, s, bias, sums, total, COUNT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr,
         XT: tl.constexpr, WT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PROGRAMS: tl.constexpr,
     ):  # fmt: skip
-        """h[m, b N + n] = sum_k x[b, m, k] w[b, k, n], b < COUNT. y, s: act(h), act'(h) are written; without ACT y = h s."""
+        """h[m, b N + n] = sum_k x[b, m, k] w[b, k, n] + bias[b N + n], b < COUNT. y, s: act(h), act'(h) are written; without
+        ACT y = h s, and sums (row of tiles, b N + n) are those of y over the rows of a tile. bias and sums may be none."""
         if ACT is None:
-            tile(tl.program_id(0), x, w, y, s, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
+            tile(tl.program_id(0), x, w, y, s, bias, sums, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
         else:  # programs that stay, so that the next operands come while an activation is computed
             for t in tl.range(tl.program_id(0), total, PROGRAMS, flatten=True):
-                tile(t, x, w, y, s, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
+                tile(t, x, w, y, s, bias, sums, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
 
     @triton.jit
     def slope(dy, h, n, ACT: tl.constexpr, BLOCK: tl.constexpr):
@@ -100,8 +107,8 @@ def reachable(*tensors):
     )
 
 
-def launch(x, w, y, s, act):
-    """x (b, M, K), w (b, K, N), one stride of each 1; y, s (..., b N)."""
+def launch(x, w, y, s, act, bias=None, sums=None):
+    """x (b, M, K), w (b, K, N), one stride of each 1; y, s (..., b N); bias (b N); sums (M / BM, b N)."""
     count, M, K = x.shape
     N = w.size(2)
     turned = [t.stride(2) != 1 for t in (x, w)]
@@ -117,7 +124,7 @@ def launch(x, w, y, s, act):
     total = count * triton.cdiv(N, BN) * triton.cdiv(M, BM)
     programs = min(total, 2 * torch.cuda.get_device_properties(y.base.device).multi_processor_count) if act else total
     product[(programs,)](
-        x, w, y, s, total, count, N, K, act, *turned, BM, BN, BK, programs if act else 0,
+        x, w, y, s, bias, sums, total, count, N, K, act, *turned, BM, BN, BK, programs if act else 0,
         num_warps=8, num_stages=3, maxnreg=128,
     )  # fmt: skip
 
@@ -144,29 +151,32 @@ def times_slope(dy, h, act):
 
 
 for schema in (
-    'activated(Tensor x, Tensor Z, Tensor B, str act, bool narrow) -> (Tensor, Tensor)',
+    'activated(Tensor x, Tensor Z, Tensor B, str act, bool narrow, Tensor? bias=None) -> (Tensor, Tensor)',
     'against(Tensor dZ, Tensor A, Tensor s, int f, str act, bool narrow) -> Tensor',
+    'against_sums(Tensor dZ, Tensor A, Tensor s, str act, bool narrow) -> (Tensor, Tensor)',
 ):
     blocks.define(schema)
 
 
-def activated_fake(x, Z, B, act, narrow):
+def activated_fake(x, Z, B, act, narrow, bias=None):
     y = x.new_empty(*x.shape[:-1], B.size(0) * B.size(2))
     return y, torch.empty_like(y)
 
 
-@blocks.op('activated', activated_fake, lambda x, Z, B, act, narrow: 2 * blocks.tokens(x) * math.prod(B))
-def activated(x, Z, B, act, narrow):
+@blocks.op('activated', activated_fake, lambda x, Z, B, *_: 2 * blocks.tokens(x) * math.prod(B))
+def activated(x, Z, B, act, narrow, bias=None):
     """Z (..., k) with B (1, k, e), or Z (f, k, T) with B (f, k, e) -> y, s (..., f e): act(h), and act'(h) if narrow, else h,
-    for h = Z B. x: what Z was computed from, for its leading axes."""
+    for h = Z B + bias (f e). x: what Z was computed from, for its leading axes."""
     f, k, e = B.shape
     Z = Z.reshape(1, -1, k) if f == 1 else Z.mT
     s = x.new_empty(*x.shape[:-1], f * e)
     if narrow and on_chip(x) and reachable(Z, B, s):
         y = torch.empty_like(s)
-        launch(Z, B, y, s, act)
+        launch(Z, B, y, s, act, bias)
         return y, s
     h = torch.bmm(Z, B, out=s.view(-1, f, e).transpose(0, 1)).transpose(0, 1).view(s.shape)
+    if bias is not None:
+        h += bias
     y = activation(h, act)
     return y, times_slope(torch.ones_like(h), h, act) if narrow else h
 
@@ -186,6 +196,26 @@ def against(dZ, A, s, f, act, narrow):
         return y
     torch.bmm(dZ, A.mT, out=y.view(-1, g, a).transpose(0, 1))
     return y.mul_(s) if narrow else times_slope(y, s, act)
+
+
+def sums_fake(dZ, A, s, act, narrow):
+    return torch.empty_like(s), s.new_empty(-(-blocks.tokens(s.shape) // BM), s.size(-1), dtype=exact(s))
+
+
+def exact(t):
+    return torch.promote_types(t.dtype, torch.float32)
+
+
+@blocks.op('against_sums', sums_fake, lambda dZ, A, s, *_: 2 * blocks.tokens(s) * math.prod(A))
+def against_sums(dZ, A, s, act, narrow):
+    """against() of a dense layer, A (1, a, k), and rows whose sum is that of its result over the tokens."""
+    y, sums = sums_fake(dZ, A, s, act, narrow)
+    if narrow and on_chip(s) and reachable(blocks.split(dZ, 1), A, s):
+        launch(blocks.split(dZ, 1), A.mT, y, s, None, sums=sums)
+    else:
+        y = against(dZ, A, s, 1, act, narrow)
+        sums.zero_()[0] = y.flatten(0, -2).sum(0, dtype=sums.dtype)
+    return y, sums
 
 
 # -----------------------------------------------------------------------------
@@ -281,8 +311,28 @@ class Down(torch.autograd.Function):
         return blocks.ops.against(dZ, A, s, f, *ctx.how), None, dA, dB, None, None
 
 
+class Biased(torch.autograd.Function):
+    """x, B, b, A, c -> act(x B + b) A + c, of two dense layers: B (1, in, out), b (out); A, c likewise."""
+
+    @staticmethod
+    def forward(ctx, x, B, b, A, c, act, narrow):
+        y, s = blocks.ops.activated(x, x, B, act, narrow, b)
+        out = torch.addmm(c.to(y.dtype), y.flatten(0, -2), A.squeeze(0))
+        ctx.save_for_backward(x, B, y, s, A)
+        ctx.how, ctx.dtypes = (act, narrow), (b.dtype, c.dtype)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, B, y, s, A = ctx.saved_tensors
+        dh, db = blocks.ops.against_sums(dout, A, s, *ctx.how)
+        db, dc = db.sum(0), dout.flatten(0, -2).sum(0, dtype=exact(dout))
+        db, dc = (t.to(dtype) for t, dtype in zip((db, dc), ctx.dtypes))
+        return dh @ B.squeeze(0).T, gradient(dh, x), db, gradient(dout, y), dc, None, None
+
+
 def fits(fc, proj, x) -> bool:
-    """Whether it serves: training, in 16 bits on a GPU, of two layers without bias that are two factors as in inner(), or
+    """Whether it serves: training, in 16 bits on a GPU, of two layers that are two factors as in inner(), without bias, or
     dense and narrow."""
     if not torch.is_grad_enabled() or not on_chip(x):
         return False
@@ -292,11 +342,9 @@ def fits(fc, proj, x) -> bool:
 
 
 def one_fits(m) -> bool:
-    if m.bias is not None:
-        return False
     if isinstance(m, torch.nn.Linear):
-        return min(m.weight.shape) <= NARROW
-    return isinstance(m, Einsum) and m.shape.b == m.shape.d == 1 and m.guide is None
+        return min(m.weight.shape) <= NARROW and (m.bias is None or BIAS)
+    return isinstance(m, Einsum) and m.shape.b == m.shape.d == 1 and m.guide is None and m.bias is None
 
 
 def cast(m, x) -> tuple:
@@ -312,5 +360,7 @@ def mlp(fc, proj, x, act):
     x, up = cast(fc, x)
     down = cast(proj, x)[1]
     narrow = max(up[-1].size(1), down[0].size(2)) <= NARROW
+    if fc.bias is not None:
+        return Biased.apply(x, *up, fc.bias, *down, proj.bias, act, narrow)
     y, s = Up.apply(x, *[None, *up][-2:], act, narrow)
     return Down.apply(y, s, *[*down, None][:2], act, narrow)

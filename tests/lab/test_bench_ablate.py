@@ -10,6 +10,7 @@ import bench
 import optim
 from lab import bench_ablate
 from lab.bench_ablate import SWITCHES
+from linear.kernels import mixture
 from model import GPT
 
 
@@ -34,7 +35,8 @@ def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, ca
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
-def test_what_is_patched_is_off_inside_and_as_before_afterwards():
+def test_what_is_patched_is_off_inside_and_as_before_afterwards(monkeypatch):
+    monkeypatch.setattr(mixture, 'ON', True)
     t = SimpleNamespace(device=torch.device('cuda'))
     before = torch.optim.AdamW, optim.Optimizer.capture, GPT.head
     p = torch.nn.Parameter(torch.zeros(2))
@@ -45,4 +47,6 @@ def test_what_is_patched_is_off_inside_and_as_before_afterwards():
     with SWITCHES['padded vocabulary'].off(t):
         model = SimpleNamespace(lm_head=torch.nn.Linear(2, 3, bias=False))
         assert GPT.head(model, torch.ones(1, 2)).shape == (1, 3)
-    assert before == (torch.optim.AdamW, optim.Optimizer.capture, GPT.head)
+    with SWITCHES['unsorted rows'].off(t):
+        assert not mixture.ON
+    assert before == (torch.optim.AdamW, optim.Optimizer.capture, GPT.head) and mixture.ON

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import bench
 from lab.bench_fit import FitConfig, count
+from linear.kernels import head
 from train import TrainConfig
 
 LOGS = ('d12', 'growth_small', 'rotate', 'bench/muon')  # of the first every fourth line
@@ -27,11 +28,12 @@ def measured() -> list:
 
 def peak(cfg) -> float:
     c = count(cfg)
-    tokens = cfg.batch_size * cfg.block_size
-    return max(c.fixed('one GPU', 1, False) + tokens * c.per_token(False, cfg.n_layer), c.update('one GPU', 1))
+    tokens = c.of_tokens(cfg.batch_size * cfg.block_size, False, cfg.n_layer)
+    return max(c.fixed('one GPU', 1, False) + tokens, c.update('one GPU', 1))
 
 
-def test_the_count_is_within_a_tenth_of_the_measured_peaks():
+def test_the_count_is_within_a_tenth_of_the_measured_peaks(monkeypatch):
+    monkeypatch.setattr(head, 'ON', False)  # these logs are older
     logs = measured()
     assert len(logs) > 8
     for cfg, wanted in logs:

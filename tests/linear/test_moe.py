@@ -11,9 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configurator import UserError
 from linear.btt_moe import BttMoE
-from linear.moe import MoE, route
+from linear.kernels import mixture as kernels
+from linear.kernels.routing import route
+from linear.moe import MoE
 from model import GPTConfig
 from surgery import collapse
+
+
+@pytest.fixture(params=['sorted', 'by set', 'by expert'])
+def ways(request, monkeypatch):
+    """Of taking the products of a mixture: rows sorted by expert, or left where they are, in tiles of one set or of one
+    expert."""
+    if request.param != 'sorted':
+        monkeypatch.setattr(kernels, 'serves', lambda *_: True)
+        monkeypatch.setattr(kernels, 'BM', 2 if request.param == 'by set' else 1000)
 
 
 def mixture(k=2, E=4):
@@ -32,7 +43,7 @@ def all_experts(m, x):
 
 
 @pytest.mark.parametrize('k', [1, 2, 4])
-def test_a_mixture_is_the_gated_sum_of_its_chosen_experts(k):
+def test_a_mixture_is_the_gated_sum_of_its_chosen_experts(k, ways):
     m = mixture(k)
     x = torch.randn(2, 7, 36, dtype=torch.float64, requires_grad=True)
     flat = x.view(-1, 36)
@@ -92,16 +103,51 @@ def test_router_losses_are_averaged_over_routers_and_weighted(keys):
         assert extra.item() == pytest.approx(weight * (1 + 0.1 * math.log(4) ** 2), abs=1e-4)
 
 
-def test_the_standard_mixture_is_the_gated_sum_of_its_mlps():
+@pytest.mark.parametrize('k', [1, 2])
+def test_the_standard_mixture_is_the_gated_sum_of_its_mlps(k, ways):
     torch.manual_seed(0)
-    m = MoE(GPTConfig(n_embd=16, n_head=2, experts=4, experts_active=2), 32)
+    m = MoE(GPTConfig(n_embd=16, n_head=2, n_layer=1, experts=4, experts_active=k), 32).double()
     torch.nn.init.normal_(m.router)
-    x = torch.randn(2, 5, 16)
+    x = torch.randn(2, 7, 16, dtype=torch.float64, requires_grad=True)
     flat = x.view(-1, 16)
-    top, chosen = (flat @ m.router.T).topk(2, dim=1)
-    gates = torch.zeros(10, 4).scatter(1, chosen, top.softmax(1))
+    top, chosen = (flat @ m.router.T).topk(k, dim=1)
+    gates = torch.zeros(14, 4, dtype=torch.float64).scatter(1, chosen, top.softmax(1))
     each = torch.stack([F.gelu(flat @ m.c_fc[e]) @ m.c_proj[e] for e in range(4)])
-    torch.testing.assert_close(m(x).view(-1, 16), torch.einsum('te,etd->td', gates, each), rtol=1e-4, atol=1e-6)
+    wanted = torch.einsum('te,etd->td', gates, each).view(2, 7, 16)
+    torch.testing.assert_close(m(x), wanted, rtol=1e-5, atol=1e-6)  # the gates are in float32
+    leaves, weight = [x, *m.parameters()], torch.randn_like(wanted)
+    for a, b in zip(*(torch.autograd.grad((y * weight).sum(), leaves) for y in (m(x), wanted))):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('E, k', [(8, 1), (8, 2), (5, 3), (4, 4)])
+def test_rows_are_sorted_by_their_set_of_experts(E, k):
+    experts = torch.rand(200, E, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :k]
+    order, ends = kernels.ops.sets(experts, E)
+    found = [order[a:b].tolist() for a, b in zip([0, *ends.tolist()], ends.tolist())]
+    wanted = {}
+    for i, e in enumerate(experts.sort(1).values.tolist()):
+        wanted.setdefault(tuple(reversed(e)), []).append(i)
+    assert [rows for rows in found if rows] == [rows for _, rows in sorted(wanted.items())]
+
+
+def test_of_equal_logits_the_first_are_chosen():
+    logits = torch.tensor([[0.0, 0, 0, 0], [1, 3, 3, 3], [0, 2, 1, 2]])
+    assert route(logits, 2)[1].tolist() == [[0, 1], [1, 2], [1, 3]]
+
+
+@pytest.mark.parametrize('E, k', [(8, 2), (5, 1), (3, 3)])
+def test_gates_and_loss_are_their_formulas(E, k):
+    gen = torch.Generator().manual_seed(0)
+    logits, weight = torch.randn(40, E, generator=gen).requires_grad_(), torch.randn(40, k, generator=gen)
+    top, experts = logits.topk(k, dim=1)
+    P, f = logits.softmax(1).mean(0), F.one_hot(experts, E).float().mean((0, 1))
+    wanted = top.softmax(1), experts, E * (P * f).sum() + 0.1 * logits.logsumexp(1).square().mean()
+    found = route(logits, k)
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, check_dtype=False)
+    grads = [torch.autograd.grad((g * weight).sum() + 3 * loss, logits)[0] for g, _, loss in (found, wanted)]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.slow

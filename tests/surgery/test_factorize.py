@@ -389,7 +389,7 @@ def test_a_new_block_learns_on_its_own_data_from_what_the_new_blocks_before_it_m
     def watched(model, new, i, *rest):
         if i == 1:
             made = []
-            hooks = [new.transformer.h[0].register_forward_hook(lambda m, args, y: made.append(y)),
+            hooks = [new.transformer.h[0].register_forward_hook(lambda m, args, y: made.append(sum(y))),
                      new.transformer.h[1].register_forward_pre_hook(lambda m, args: taken.append((args[0], made[-1])))]  # fmt: skip
         found = train_block(model, new, i, *rest)
         if i == 1:

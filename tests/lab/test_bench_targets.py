@@ -1,0 +1,172 @@
+"""bench.py targets: every part is measured once, and a row is judged by its target or by 90% of its roofline."""
+
+import json
+import os
+
+import pytest
+from conftest import ROOT
+
+import bench
+from configurator import load
+from lab import bench_parts, bench_sample, bench_targets
+from lab.bench_nanogpt import ArmConfig
+from lab.bench_parts import PARTS
+from lab.bench_targets import ROWS, TargetsConfig, complete, judged
+from train import TrainConfig
+
+PATH = os.environ.get('NANOGPT_DIR') or str(ROOT / 'tests' / 'lab' / 'nanogpt.py')
+TINY = (
+    '--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=2 --vocab_size=96'
+    ' --gradient_accumulation_steps=1 --dropout=0 --device=cpu'
+)
+SMALL = {  # parts with few of their arms
+    'micro-batch 12': ('nanoGPT 12', '12'),
+    'micro-batch 32': ('dense', 'low_rank'),
+    'pairs': ('pair dense_fused', 'pair low_rank'),
+    'sampling': ('nanoGPT write', 'write'),
+    'contexts': ('124M, 1k',),
+}
+
+
+@pytest.fixture
+def go(tmp_path, monkeypatch):
+    """The command with tiny models and parts, all in this process; go() -> (lines of the file, parts that were measured)."""
+    monkeypatch.setattr(bench_parts, 'rates', lambda device, dtype: (1e12, 1e11))
+    monkeypatch.setattr(bench_sample, 'rates', lambda device, dtype: (1e12, 1e11))
+    monkeypatch.setattr(bench_parts, 'launch', lambda device: 1e-6)
+    for name, arms in SMALL.items():
+        more = ' --tokens=3' if name == 'sampling' else ''
+        monkeypatch.setitem(PARTS, name, PARTS[name]._replace(arms={a: PARTS[name].arms[a] + more for a in arms}))
+    started = []
+
+    def start(cfg, part):
+        started.append(part)
+        bench_targets.measure(cfg, part)
+
+    monkeypatch.setattr(bench_targets, 'start', start)
+    out = tmp_path / 'x.jsonl'
+    own = [f'--nanogpt={PATH}', f'--out={out}', '--rounds=1', '--seconds=1e-3', '--memory=1']
+
+    def run(*flags):
+        started.clear()
+        argv = ['bench.py', 'targets', *own, f'--parts={",".join(SMALL)}', f'--flags={TINY}', *flags]
+        monkeypatch.setattr('sys.argv', argv)
+        bench.main()
+        return [json.loads(text) for text in out.read_text().splitlines()], list(started)
+
+    run.out = out
+    return run
+
+
+def test_every_part_is_measured_once_and_the_command_goes_on_where_it_stopped(go, monkeypatch, capsys, fails):
+    lines, started = go()
+    said = capsys.readouterr().out
+    assert started == list(SMALL)
+    wanted = [a for part in SMALL.values() for a in part] + ['nanoGPT 12, busy core', '12, busy core']
+    assert sorted(r['arm'] for r in lines) == sorted(wanted) and all(r['ms'] > 0 and r['commit'] for r in lines)
+    kinds = [r['arm'] for r in lines if r.get('kinds')]
+    assert kinds == ['nanoGPT 12', '12', 'dense', 'low_rank']
+    rows = [row.work for row in ROWS if row.ours in wanted and row.beside in wanted]
+    assert len(rows) == 4 and all(f'\n{work} ' in said for work in rows)  # on a busy core, sampling among them
+    assert '\n124M, 16 ' in said and f'"{PATH}"' not in go.out.read_text().replace(str(ROOT) + '/', '')
+    go.out.write_text(''.join(json.dumps(r) + '\n' for r in lines if r['part'] != 'pairs'))
+    again, started = go()
+    assert started == ['pairs'] and [r for r in lines if r['part'] != 'pairs'] == again[:-2]
+    monkeypatch.setattr('sys.argv', ['bench.py', 'targets', f'--show={go.out}'])
+    capsys.readouterr()
+    bench.main()
+    assert 'low_rank in the MLPs' in capsys.readouterr().out
+    go.out.write_text(json.dumps(lines[0] | dict(device='another')) + '\n')
+    fails(go, 'was measured on another')
+
+
+def test_the_process_is_slowed_and_free_again():
+    before = os.sched_getaffinity(0)
+    with bench_parts.busy_core():
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_start_is_timed_to_the_end_of_its_first_step(tmp_path, monkeypatch, fails):
+    (tmp_path / 'train.py').write_text('import sys, time; print("iter 0: loss 4"); time.sleep(60)')
+    monkeypatch.setattr(bench_parts, 'ROOT', tmp_path)
+    (found,) = bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))
+    assert 1 < found[0]['ms'] < 10_000
+    (tmp_path / 'train.py').write_text('print("no data")')
+    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no first step', 'no data')
+
+
+def row(work):
+    return next(r for r in ROWS if r.work == work)
+
+
+def cells(work, **found):
+    """Of a row whose arms take so many ms: a number, or a dict."""
+    lines = {k: dict(arm=k) | (v if isinstance(v, dict) else dict(ms=v)) for k, v in found.items()}
+    assert complete(row(work), lines)
+    return judged(row(work), lines)
+
+
+def test_rows_are_judged_by_their_targets():
+    c = cells('124M, micro-batch 64', **{'64': 100.0, 'nanoGPT 64': 118.0})
+    assert (c['figure'], c['target'], c['reached']) == ('1.18x', '>= 1.18x', 'yes')
+    assert cells('124M, micro-batch 64', **{'64': 101.0, 'nanoGPT 64': 118.0})['reached'] == 'no'
+    c = cells('k = 2000 over dense', k2000=6.0, char=4.0)
+    assert (c['figure'], c['over then'], c['reached']) == (
+        '1.500',
+        '1.099',
+        'yes',
+    )  # over 5.46 ms, whatever dense takes now
+    c = cells('its memory', **{'64': dict(ms=1, peak_memory=7), 'nanoGPT 64': dict(ms=1, peak_memory=10)})
+    assert (c['figure'], c['reached']) == ('0.70', 'no')
+    c = cells('sampling 1,000 tokens', write=0.5, **{'nanoGPT write': 5.0})
+    assert (c['beside'], c['figure'], c['reached']) == ('nanoGPT 200 tok/s', '2,000 tok/s', 'yes')
+    assert cells('command to first step', start=15_001.0)['reached'] == 'no'
+
+
+def test_a_target_beyond_ninety_percent_of_the_roofline_becomes_that():
+    c = cells('124M, micro-batch 64', **{'64': dict(ms=100.0, floor_ms=90.0), 'nanoGPT 64': 110.0})
+    assert (c['at 90%'], c['target'], c['reached']) == ('1.10x', '>= 1.10x', 'yes')
+    c = cells('k = 10000 over dense', k10000=dict(ms=10.0, floor_ms=9.009), char=5.0)
+    assert (c['at 90%'], c['target'], c['reached']) == ('1.833', '<= 1.833', 'yes')
+    assert cells('k = 10000 over dense', k10000=dict(ms=10.1, floor_ms=9.009), char=5.0)['reached'] == 'no'
+
+
+def test_structures_are_judged_by_the_speed_of_their_layers_and_of_their_active_flops():
+    pair = {'pair dense_fused': dict(ms=2.0, width=8, tokens=10), 'pair low_rank': dict(ms=1.0)}
+    # 12 of 60 ms less are possible: 1.25 times as fast
+    c = cells('low_rank in the MLPs', low_rank=dict(ms=50.0, layers=12), dense=60.0, **pair)
+    assert (c['figure'], c['reached']) == ('96% of 1.25x', 'yes')
+    flops = 6 * 8 * 64 * 10  # of a dense MLP, in 2 ms: eight more of them take 16
+    c = cells(
+        'mlp = moe', moe=dict(ms=95.0, flops_per_step=9 * flops), dense=dict(ms=60.0, flops_per_step=flops), **pair
+    )
+    assert (c['figure'], c['target'], c['reached']) == ('80% of 0.79x', '>= 85%', 'no')
+
+
+def test_all_arms_and_their_compiling_are_commands_that_load(monkeypatch):
+    cfg = TargetsConfig(nanogpt=PATH, out='nowhere/x.jsonl')
+    names = [a for p in PARTS.values() for a in p.arms] + ['12, busy core']
+    assert len(set(names)) == len(names) and {r.ours for r in ROWS} | {r.beside for r in ROWS} - {''} <= set(names)
+    schemas = {bench_parts.samples: bench_sample.SampleBenchConfig, bench_parts.starts: TrainConfig}
+    for name, part in PARTS.items():
+        for flags in bench_targets.flags_of(cfg, name).values():
+            load(schemas.get(part.measure, ArmConfig), flags)
+        for argv in bench_targets.compiling(cfg, name):
+            schema = bench_sample.SampleBenchConfig if argv[0] == 'sample' else ArmConfig
+            load(schema, argv[argv[0] == 'sample' :])
+
+
+def test_micro_batches_of_the_costs_are_powers_of_two_that_fit():
+    flags = bench_targets.flags_of(TargetsConfig(out='x'), 'sizes')
+    found = {name: bench_parts.micro_batch(flags[name], 80.0) for name in ('124M', '1.5B')}
+    assert found['124M'][0] == 64 and found['1.5B'][0] == 16 and found['1.5B'][1] < 0.92 * 80 * 2**30
+
+
+def test_wrong_keys_are_said(monkeypatch, fails, tmp_path):
+    for flags, said in (
+        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--parts=size'], 'size unknown; there are'),
+        (['--show=nowhere'], 'not a file that bench.py targets wrote'),
+    ):  # fmt: skip
+        monkeypatch.setattr('sys.argv', ['bench.py', 'targets', *flags])
+        fails(bench.main, said)
