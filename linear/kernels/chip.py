@@ -16,7 +16,7 @@ import math
 import torch
 
 from linear.kernels import blocks
-from linear.kernels.activations import activate, tl, triton
+from linear.kernels.activations import activation, times_slope, tl, triton
 
 # right on an H200 (tests/test_gpu.py -k on_chip), and not timed. What decides, with ON either way: python bench.py
 # config/structured/gutenberg_bpe.py --n_embd=192 --n_head=6 --linear=btt --rank=4 --linear_layers=mlp+attn --linear_path=factored
@@ -26,6 +26,7 @@ TOKENS, CHUNK, WARPS = 64, 8, 8  # of a tile of through: tokens, g and f at a ti
 TOKENS_W, CHUNK_W, WARPS_W, SPLITS = 64, 4, 4, 64  # of weights; its tokens are summed in so many parts
 
 if triton is not None:
+    from linear.kernels.activations import activate
 
     @triton.jit
     def factor(W, i, j, n0, si, sj, sn, sr, ni, nj, nn, N: tl.constexpr, R: tl.constexpr, r: tl.constexpr):
@@ -125,10 +126,8 @@ def plain(x, A, B, s, act, turned):
     else:
         y = blocks.two(x, A, B)[0]
     if act:
-        from linear.kernels import fused  # which imports this file
-
-        s.copy_(fused.times_slope(torch.ones_like(y), y, act))
-        return fused.activation(y, act)
+        s.copy_(times_slope(torch.ones_like(y), y, act))
+        return activation(y, act)
     return y if s is None else y * s
 
 
