@@ -272,13 +272,14 @@ def contract(x, A, B, s: Shape):
 
 def pair(x, A, B):
     """x (T, b, a), A (a, r, d), B (r, b, e) -> y (T, d, e): each of b inputs through the same A, each of d outputs through
-    the same B, so that the two batches of products can read and write where they need to."""
+    the same B, so that the two batches of products can read and write where they need to. Products of two axes: how torch
+    does one of three, and what it rounds to, depends on whether the factor wants a gradient."""
     (a, r, d), (_, b, e) = A.shape, B.shape
     if A.numel() <= SMALL:  # expand: its gradient is summed over the tokens alone first, as a bias's is
         Z = sum(x[:, None, None, :, i] * A[i].T[..., None].expand(-1, -1, b) for i in range(a))  # (T, d, r, b)
-        return Z.flatten(2) @ B.flatten(0, 1)
+        return (Z.reshape(-1, r * b) @ B.flatten(0, 1)).view(-1, d, e)
     if B.numel() <= SMALL:
-        Z = (x @ A.flatten(1)).view(-1, b, r, d)
+        Z = (x.reshape(-1, a) @ A.flatten(1)).view(-1, b, r, d)
         return sum(Z[:, j, i, :, None] * B[i, j].expand(d, -1) for i in range(r) for j in range(b))
     A, B = A.transpose(1, 2).reshape(1, a, d * r).expand(b, -1, -1), B.view(1, r * b, e).expand(d, -1, -1)
     return blocks.TwoFactor.apply(x.flatten(1), A, B).view(-1, d, e)
