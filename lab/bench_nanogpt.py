@@ -92,6 +92,8 @@ class NanoGPT:
             factors=Factors(self.model), leaves={name: p for name, p, *_ in leaves(self.model)}
         )
         self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
+        if self.compile:
+            hardware.keep_compiled(self.dtype)
         self.forward = torch.compile(self.net) if self.compile else self.net
         self.next = self.batch()
 

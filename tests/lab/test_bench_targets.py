@@ -88,12 +88,14 @@ def test_the_process_is_slowed_and_free_again():
 
 
 def test_a_start_is_timed_to_the_end_of_its_first_step(tmp_path, monkeypatch, fails):
-    (tmp_path / 'train.py').write_text('import sys, time; print("iter 0: loss 4"); time.sleep(60)')
+    (tmp_path / 'train.py').write_text(
+        'import time; print("config: a\\nstep 0: b\\niter 0: c", flush=True); time.sleep(60)'
+    )
     monkeypatch.setattr(bench_parts, 'ROOT', tmp_path)
     (found,) = bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))
     assert 1 < found[0]['ms'] < 10_000
-    (tmp_path / 'train.py').write_text('print("no data")')
-    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no first step', 'no data')
+    (tmp_path / 'train.py').write_text('import sys; sys.exit("no data")')
+    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no data')
 
 
 def row(work):
