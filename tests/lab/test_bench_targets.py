@@ -17,7 +17,7 @@ from train import TrainConfig
 PATH = os.environ.get('NANOGPT_DIR') or str(ROOT / 'tests' / 'lab' / 'nanogpt.py')
 TINY = (
     '--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=2 --vocab_size=96'
-    ' --gradient_accumulation_steps=1 --dropout=0 --device=cpu'
+    ' --gradient_accumulation_steps=1 --dropout=0'
 )
 SMALL = {  # parts with few of their arms
     'micro-batch 12': ('nanoGPT 12', '12'),
@@ -167,7 +167,7 @@ def test_micro_batches_of_the_costs_are_powers_of_two_that_fit():
 
 def test_wrong_keys_are_said(monkeypatch, fails, tmp_path):
     for flags, said in (
-        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--parts=size'], 'size unknown; there are'),
+        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--out=x', '--flags=--device=cpu'], 'flags: a part'), (['--parts=size'], 'size unknown; there are'),
         (['--show=nowhere'], 'not a file that bench.py targets wrote'),
     ):  # fmt: skip
         monkeypatch.setattr('sys.argv', ['bench.py', 'targets', *flags])
