@@ -51,7 +51,7 @@ class TargetsConfig:
         return self.parts.split(',') if self.parts else [p for p in PARTS if p not in COSTS]
 
     def problems(self):
-        odd = [p for p in {*self.names(), self.part or 'start'} if p not in PARTS]
+        odd = [p for p in (*self.names(), self.part) if p and p not in PARTS]
         if odd or self.show:
             return [f'parts: {", ".join(odd)} unknown; there are {", ".join(PARTS)}'] if odd else []
         found = [] if self.out else ['out: must be given, as --out=out/targets.jsonl']
