@@ -17,7 +17,7 @@ from train import TrainConfig
 PATH = os.environ.get('NANOGPT_DIR') or str(ROOT / 'tests' / 'lab' / 'nanogpt.py')
 TINY = (
     '--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=2 --vocab_size=96'
-    ' --gradient_accumulation_steps=1 --dropout=0 --device=cpu'
+    ' --gradient_accumulation_steps=1 --dropout=0'
 )
 SMALL = {  # parts with few of their arms
     'micro-batch 12': ('nanoGPT 12', '12'),
@@ -88,12 +88,14 @@ def test_the_process_is_slowed_and_free_again():
 
 
 def test_a_start_is_timed_to_the_end_of_its_first_step(tmp_path, monkeypatch, fails):
-    (tmp_path / 'train.py').write_text('import sys, time; print("iter 0: loss 4"); time.sleep(60)')
+    (tmp_path / 'train.py').write_text(
+        'import time; print("config: a\\nstep 0: b\\niter 0: c", flush=True); time.sleep(60)'
+    )
     monkeypatch.setattr(bench_parts, 'ROOT', tmp_path)
     (found,) = bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))
     assert 1 < found[0]['ms'] < 10_000
-    (tmp_path / 'train.py').write_text('print("no data")')
-    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no first step', 'no data')
+    (tmp_path / 'train.py').write_text('import sys; sys.exit("no data")')
+    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no data')
 
 
 def row(work):
@@ -165,7 +167,7 @@ def test_micro_batches_of_the_costs_are_powers_of_two_that_fit():
 
 def test_wrong_keys_are_said(monkeypatch, fails, tmp_path):
     for flags, said in (
-        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--parts=size'], 'size unknown; there are'),
+        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--out=x', '--flags=--device=cpu'], 'flags: a part'), (['--parts=size'], 'size unknown; there are'),
         (['--show=nowhere'], 'not a file that bench.py targets wrote'),
     ):  # fmt: skip
         monkeypatch.setattr('sys.argv', ['bench.py', 'targets', *flags])
