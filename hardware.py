@@ -3,6 +3,7 @@ The machine: which device and precision a run gets, its processes, and what it c
 """
 
 import contextlib
+import ctypes
 import datetime
 import gc
 import hashlib
@@ -133,7 +134,18 @@ def choose_device(device: str, deterministic: bool = False) -> torch.device:
         torch.cuda.set_device(device)
     elif device.type == 'cpu':  # denormal numbers are slow, and Adam's moments of what has no gradient decay to them
         torch.set_flush_denormal(True)
+        keep_memory()
     return device
+
+
+def keep_memory():
+    """What a step frees stays with the process for the next one. Handed back to the system, every page of it is fetched anew:
+    3% to 7% of a small step on a CPU. Other C libraries than glibc have no such setting."""
+    with contextlib.suppress(OSError, AttributeError):
+        set_option = ctypes.CDLL('libc.so.6').mallopt
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        set_option(mmap_threshold, 2**25)
+        set_option(trim_threshold, 2**30)
 
 
 def set_deterministic(on: bool):

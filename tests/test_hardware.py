@@ -1,6 +1,8 @@
 """MFU is right or absent; a run of several processes ends in one line where one of them is lost; the deterministic mode."""
 
 import os
+import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -216,6 +218,18 @@ def test_processes_that_torchrun_starts_again_do_not_find_the_addresses_of_dead_
 def test_peak_memory_is_in_bytes():
     resident = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
     assert 0.5 * resident < hardware.peak_memory(torch.device('cpu')) < 2**40
+
+
+@pytest.mark.skipif('glibc' not in platform.libc_ver(), reason='another C library keeps memory as it likes')
+def test_a_step_on_a_cpu_uses_the_memory_that_the_last_one_has_freed():
+    hardware.choose_device('cpu')
+
+    def fetched():  # pages
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(2**22).fill_(1)  # 4,096 of them
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert min(fetched() for _ in range(5)) < 100
 
 
 @pytest.mark.parametrize('keys', [{}, dict(linear='monarch'), dict(mlp='moe')], ids=str)
