@@ -41,6 +41,9 @@ PEAKS = [
     ('T4', 65e12),
 ]
 LAUNCHING = 4e-3  # seconds that launching a block's forward and backward pass may take: 2.8 on a slow host, alone there
+# whether graphs with an autograd.Function are kept from process to process, which saves deriving the step anew at each start;
+# off until it was seen on a GPU, on a CPU it is right (tests/test_gpu.py -k second_start)
+FUNCTIONS = False
 OTHER_CHIPS = {'Laptop', 'Max', 'Ti', 'SUPER', 'D', 'MIG'}  # an 'RTX 4090 Laptop GPU' is another chip
 
 
@@ -276,14 +279,14 @@ class Interrupt:
 
 
 def keep_compiled(dtype: torch.dtype):
-    """Let the compiler find what an earlier process has compiled, backward pass included, where layers have an
-    autograd.Function of their own. Its key is the traced graph, which says neither how the operators of linear/ derive nor
-    (torch 2.11) in which precision autocast computes: both go into the key's tag."""
+    """Let the compiler find what an earlier process has compiled, and nothing else. Its key is the traced graph, which says
+    neither how the operators of linear/ derive nor (torch 2.11) in which precision autocast computes: both go into the key's
+    tag."""
     from torch._functorch import config  # only here: a run that compiles nothing does not need it
 
     code = b''.join(path.read_bytes() for path in sorted((ROOT / 'linear').rglob('*.py')))
     torch.compiler.config.cache_key_tag = f'{hashlib.sha256(code).hexdigest()} {dtype}'
-    config.autograd_cache_allow_custom_autograd_functions = True
+    config.autograd_cache_allow_custom_autograd_functions = FUNCTIONS
 
 
 def start_afresh():

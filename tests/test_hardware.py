@@ -238,6 +238,7 @@ def test_a_second_start_may_find_what_the_first_has_compiled(keys, monkeypatch):
     """The compiler keeps the graph of a step, with all operators and autograd functions that it calls on a GPU."""
     from torch._functorch._aot_autograd.autograd_cache import check_cacheable
 
+    monkeypatch.setattr(hardware, 'FUNCTIONS', True)
     monkeypatch.setattr(fused, 'fits', lambda *mlp: all(map(fused.one_fits, mlp[:2])))
     graphs = []
 
