@@ -10,7 +10,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 import hardware
-from configurator import ROOT, UserError, load
+from configurator import UserError, load
 from lab import bench_fit, bench_sample, bench_start
 from lab.bench_layers import MLPBenchConfig, rates, time_pair
 from lab.bench_nanogpt import ArmConfig, NanoGPT
@@ -116,10 +115,10 @@ def samples(cfg, arms, device):
 def starts(cfg, arms, device):
     """From the command to the end of its first step, the second of two times: with warm caches."""
     for name, flags in arms.items():
-        for _ in range(2):
-            with tempfile.TemporaryDirectory() as folder:
-                found = bench_start.seconds([sys.executable, str(ROOT / 'train.py'), *flags, f'--out_dir={folder}'])
-        yield [about(device) | dict(arm=name, ms=1000 * found['first_step'], marks=found)]
+        with bench_start.environment() as env:
+            bench_start.seconds(flags, env)
+            found = bench_start.seconds(flags, env)
+        yield [about(device) | found | dict(arm=name, ms=1000 * found['first_step'])]
 
 
 def arm(flags, device, warmup):

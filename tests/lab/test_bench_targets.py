@@ -8,7 +8,7 @@ from conftest import ROOT
 
 import bench
 from configurator import load
-from lab import bench_parts, bench_sample, bench_targets
+from lab import bench_parts, bench_sample, bench_start, bench_targets
 from lab.bench_nanogpt import ArmConfig
 from lab.bench_parts import PARTS
 from lab.bench_targets import ROWS, TargetsConfig, complete, judged
@@ -87,15 +87,11 @@ def test_the_process_is_slowed_and_free_again():
     assert os.sched_getaffinity(0) == before
 
 
-def test_a_start_is_timed_to_the_end_of_its_first_step(tmp_path, monkeypatch, fails):
-    (tmp_path / 'train.py').write_text(
-        'import time; print("config: a\\nstep 0: b\\niter 0: c", flush=True); time.sleep(60)'
-    )
-    monkeypatch.setattr(bench_parts, 'ROOT', tmp_path)
+def test_the_second_start_counts(monkeypatch):
+    times = iter([dict(first_step=40.0), dict(model=3.0, first_step=12.5)])
+    monkeypatch.setattr(bench_start, 'seconds', lambda flags, env: next(times))
     (found,) = bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))
-    assert 1 < found[0]['ms'] < 10_000
-    (tmp_path / 'train.py').write_text('import sys; sys.exit("no data")')
-    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no data')
+    assert found[0]['ms'] == 12_500 and found[0]['model'] == 3
 
 
 def row(work):
