@@ -6,7 +6,7 @@ Head and cross-entropy as one step, one share of the rows after the other.
 The gradient of a row's loss at its logits is softmax - onehot: all that it needs is at hand when the loss is computed. So
 one kernel reads a row, and writes its gradient over it; the products with it, for x and for W, follow at once. Nothing is
 left to do in the backward pass but to multiply both by the gradient of the loss. The logits of all tokens, gigabytes at
-GPT-2's vocabulary, are never there together, and are read from memory twice instead of four times.
+GPT-2's vocabulary, are never there together, and one of the passes over them falls away.
 
 The same sums as logits, F.cross_entropy and autograd make, rounded at the same places, but for W's gradient: it is summed
 in float32 (as in Liger, Hsu et al. 2024, arXiv 2410.10989).
@@ -24,13 +24,11 @@ try:
 except ImportError:  # comes with torch's builds for GPUs only
     triton = None
 
-ON = False  # until it was timed on a GPU
+ON = True  # bench.py ablate switches it off
 LEAST = 1024  # logits of a row, of fewer a program has too little to do
 MOST = 2**30  # logits that are there at once
-LANES, EACH = (
-    1024,
-    8,
-)  # sums that a program makes side by side, a thread for each; neighbours (16 bytes) it reads at a time
+LANES = 1024  # sums of a row that a program makes side by side, a thread for each
+EACH = 8  # neighbours that it adds to one of them at a time, 16 bytes
 
 if triton is not None:
 

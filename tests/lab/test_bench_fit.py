@@ -14,11 +14,11 @@ from train import TrainConfig
 LOGS = ('d12', 'growth_small', 'rotate', 'bench/muon')  # of the first every fourth line
 
 
-def measured() -> list:
+def measured(logs=LOGS) -> list:
     """(config, peak of the allocator) of compiled steps on a GPU. A rotation has a peak of its own, between two steps."""
     keys = {f.name for f in dataclasses.fields(TrainConfig)} - {'blocks'}  # blocks were bench.py's rounds then
     found = []
-    for name in LOGS:
+    for name in logs:
         path = ROOT / 'results' / (f'{name}.jsonl' if '/' in name else f'{name}/bench.jsonl')
         for r in map(json.loads, path.read_text().splitlines()[:: 4 if name == 'd12' else 1]):
             if r.get('compiled') and r.get('peak_memory') and r['config'].get('expansion_schedule') != 'rotate':
@@ -42,6 +42,13 @@ def test_the_count_is_within_a_tenth_of_the_measured_peaks(monkeypatch):
     assert peak(dataclasses.replace(largest, bias=False, gradient_accumulation_steps=1)) == pytest.approx(
         28.4 * 2**30, rel=0.05
     )
+
+
+def test_logits_that_are_made_by_parts_are_counted_so(monkeypatch):
+    for i, (cfg, wanted) in enumerate(measured(['bench/head'])):
+        monkeypatch.setattr(head, 'ON', i % 2 == 1)  # off and on in turns
+        assert peak(cfg) == pytest.approx(wanted, rel=0.05), (i, cfg.position)
+    assert i == 3
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not(monkeypatch, capsys, fails):

@@ -73,7 +73,7 @@ def test_biases_of_an_mlp_are_added_and_their_gradients_summed(act, narrow, monk
 
 
 def test_the_model_in_one_pass_each_is_the_model(monkeypatch):
-    """Compiled without a break; every gradient."""
+    """Compiled without a break; every gradient, and the loss of an evaluation."""
     gpt = tiny_gpt(position='rope', qk_norm=True, norm='rmsnorm', n_kv_head=1).double()
     idx, targets = tokens(), tokens(seed=1)
     targets[1] = -1
@@ -86,7 +86,10 @@ def test_the_model_in_one_pass_each_is_the_model(monkeypatch):
         (rotary, lambda qkv, r: True),
     ):
         monkeypatch.setattr(module, 'fits', serves)
-    got = torch.compile(gpt, fullgraph=True)(idx, targets)[1]
+    compiled = torch.compile(gpt, fullgraph=True)
+    got = compiled(idx, targets)[1]
+    with torch.no_grad():
+        assert abs(compiled(idx, targets)[1] - want[0]) < 1e-6
     for a, b in zip([got, *torch.autograd.grad(got, leaves)], want):
         assert (a - b).abs().max() < 1e-6 * b.abs().max()  # the table of RoPE is in float32
 
