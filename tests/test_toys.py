@@ -214,7 +214,7 @@ def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
     cfg = compare.CompareConfig(
         arms=dict(scratch='', grown='--method=onehot'), common=' '.join(QUICK['letter_counting']), name='c', seeds=2,
         learning_rates=dict(scratch=(1e-2, 2e-2)), sweep_seeds=1, extend=0,
-        script='toys/letter_counting.py', cluster='pool', jobs=2, bench=False, metric='val_error', looks=False,
+        script='toys/letter_counting.py', cluster='pool', jobs=1, bench=False, metric='val_error', looks=False,
         results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
     )  # fmt: skip
     compare.compare(cfg)

@@ -12,13 +12,20 @@ import signal
 import socket
 import sys
 
-LIKE = dict(OMP_NUM_THREADS='1', PYTHONPATH=None)  # what torch and Python read once, when they start
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# what torch and Python read once, when they start; compare.py puts our folder on the path of all that it starts, for good
+LIKE = dict(OMP_NUM_THREADS=('1',), PYTHONPATH=(None, ROOT))
 
 
 def ask(argv: list[str]):
     """Run argv in a fork of the server, and end as it ends."""
     server = os.environ.pop('NANOMORPH_WARM', '')
-    if not server or not argv or not argv[0].endswith('.py') or any(os.environ.get(k) != v for k, v in LIKE.items()):
+    if (
+        not server
+        or not argv
+        or not argv[0].endswith('.py')
+        or any(os.environ.get(k) not in like for k, like in LIKE.items())
+    ):
         os.execv(sys.executable, [sys.executable, *argv])
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(server)
@@ -79,6 +86,7 @@ def answer(s: socket.socket) -> str:
     sys.argv = request['argv']
     script = os.path.abspath(sys.argv[0])
     sys.path[0] = os.path.dirname(script)
+    sys.path[1:1] = [ROOT] if 'PYTHONPATH' in os.environ else []
     return script
 
 

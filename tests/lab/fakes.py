@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -69,13 +70,14 @@ except KeyboardInterrupt:
 """
 
 
-def start(cfg, limit=0):
-    """compare.py on fake runs in a process of its own; no file may grow beyond limit bytes."""
+def start(cfg, limit=0, python=(sys.executable,)):
+    """compare.py on fake runs in a process of its own; no file may grow beyond limit bytes. python: the fixture, where the
+    process gets no signal and no limit (its byte code, which others read, would be cut)."""
     code = RUNNER.format(root=str(ROOT), script=FAKE, limit=limit, keys=dataclasses.asdict(cfg))
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
-    return subprocess.Popen(
-        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )
+    script = Path(cfg.out).with_name('compare_fakes.py')
+    script.write_text(code)
+    return subprocess.Popen([*python, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def wait_for(condition, seconds=30):

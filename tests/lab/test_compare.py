@@ -158,9 +158,9 @@ def test_a_full_disk_loses_no_finished_run(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_compares_at_once_share_the_runs(config, tmp_path):
+def test_two_compares_at_once_share_the_runs(config, tmp_path, python):
     cfg = config(seeds=4, arms=dict(base='--sleep=0.05', better='--sleep=0.05 --level=1.9'), jobs=3)
-    both = [start(cfg), start(cfg)]
+    both = [start(cfg, python=python), start(cfg, python=python)]
     for p in both:
         _, err = p.communicate(timeout=60)
         assert p.returncode == 0, err

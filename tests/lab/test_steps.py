@@ -137,9 +137,9 @@ def test_ctrl_c_stops_a_step_and_the_next_compare_goes_on(steps, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_compares_at_once_share_the_steps(steps, tmp_path):
+def test_two_compares_at_once_share_the_steps(steps, tmp_path, python):
     cfg = steps(steps={k: f'{v} --sleep=0.03' for k, v in STEPS.items()}, seeds=2)
-    both = [start(cfg), start(dataclasses.replace(cfg, seeds=3))]
+    both = [start(c, python=python) for c in (cfg, dataclasses.replace(cfg, seeds=3))]
     for p in both:
         _, err = p.communicate(timeout=120)
         assert p.returncode == 0, err
@@ -378,7 +378,7 @@ common = {' '.join([*TINY, '--max_iters=2', '--eval_interval=2'])!r}
 _cut = 'transfer.py factorize --checkpoint={{source}} --linear=kronecker --kronecker_shape=64,16'
 steps = dict(source='--max_iters=4', cut=_cut + ' --distill_iters=2')
 arms = dict(dense='--init_from={{source}}', cut_='--init_from={{cut}} --distill_from={{source}}')
-seeds, looks, bench, tasks, cluster, jobs, worth = 1, False, False, 'val --limit=2', 'pool', 2, 1
+seeds, looks, bench, tasks, cluster, jobs, worth = 1, False, False, 'val --limit=2', 'pool', 1, 1
 """)
     args = ['c.py', f'--results={tmp_path}/results', f'--out={tmp_path}/out']
     first = script('compare.py', *args).stdout
