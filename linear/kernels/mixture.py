@@ -362,7 +362,7 @@ def multiply(x, W, gates, plan, aux=None):
     else:
         gates = None if gates is None else gates.view(-1, 1)
         y, parts, _ = ops.rows(x, W, experts.view(-1, 1), gates, order, ends, aux, None, None)
-        y = y.view(T, k, -1).sum(1)
+        y = y.view(T, k, -1).sum(1, dtype=y.dtype)  # or autocast makes it float32
     return y, None if aux is None else parts.sum(0).view(T, k)
 
 
