@@ -363,7 +363,7 @@ def multiply(x, W, gates, plan, aux=None):
         gates = None if gates is None else gates.view(-1, 1)
         y, parts, _ = ops.rows(x, W, experts.view(-1, 1), gates, order, ends, aux, None, None)
         y = y.view(T, k, -1).sum(1, dtype=y.dtype)  # or autocast makes it float32
-    return y, None if aux is None else parts.sum(0).view(T, k)
+    return y, None if aux is None else sum(parts).view(T, k)
 
 
 def weigh(x, gates):
@@ -412,7 +412,7 @@ class Mlp(torch.autograd.Function):
         dh, parts, _ = ops.rows(dy, down.mT, *singles, h, slope, None)
         d_up = gradient(x, dh, up, plan)
         dx = multiply(dh, up.mT, None, plan)[0]
-        return dx, d_up, d_down, parts.sum(0).view(gates.shape), None, *[None] * len(plan)
+        return dx, d_up, d_down, sum(parts).view(gates.shape), None, *[None] * len(plan)
 
 
 def mlp(x, up, down, gates, plan, act='gelu'):
