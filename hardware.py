@@ -3,6 +3,7 @@ The machine: which device and precision a run gets, its processes, and what it c
 """
 
 import contextlib
+import ctypes
 import datetime
 import gc
 import hashlib
@@ -40,6 +41,9 @@ PEAKS = [
     ('T4', 65e12),
 ]
 LAUNCHING = 4e-3  # seconds that launching a block's forward and backward pass may take: 2.8 on a slow host, alone there
+# whether graphs with an autograd.Function are kept from process to process, which saves deriving the step anew at each start;
+# off until it was seen on a GPU, on a CPU it is right (tests/test_gpu.py -k second_start)
+FUNCTIONS = False
 OTHER_CHIPS = {'Laptop', 'Max', 'Ti', 'SUPER', 'D', 'MIG'}  # an 'RTX 4090 Laptop GPU' is another chip
 
 
@@ -133,7 +137,18 @@ def choose_device(device: str, deterministic: bool = False) -> torch.device:
         torch.cuda.set_device(device)
     elif device.type == 'cpu':  # denormal numbers are slow, and Adam's moments of what has no gradient decay to them
         torch.set_flush_denormal(True)
+        keep_memory()
     return device
+
+
+def keep_memory():
+    """What a step frees stays with the process for the next one. Handed back to the system, every page of it is fetched anew:
+    3% to 7% of a small step on a CPU. Other C libraries than glibc have no such setting."""
+    with contextlib.suppress(OSError, AttributeError):
+        set_option = ctypes.CDLL('libc.so.6').mallopt
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        set_option(mmap_threshold, 2**25)
+        set_option(trim_threshold, 2**30)
 
 
 def set_deterministic(on: bool):
@@ -264,14 +279,14 @@ class Interrupt:
 
 
 def keep_compiled(dtype: torch.dtype):
-    """Let the compiler find what an earlier process has compiled, backward pass included, where layers have an
-    autograd.Function of their own. Its key is the traced graph, which says neither how the operators of linear/ derive nor
-    (torch 2.11) in which precision autocast computes: both go into the key's tag."""
+    """Let the compiler find what an earlier process has compiled, and nothing else. Its key is the traced graph, which says
+    neither how the operators of linear/ derive nor (torch 2.11) in which precision autocast computes: both go into the key's
+    tag."""
     from torch._functorch import config  # only here: a run that compiles nothing does not need it
 
     code = b''.join(path.read_bytes() for path in sorted((ROOT / 'linear').rglob('*.py')))
     torch.compiler.config.cache_key_tag = f'{hashlib.sha256(code).hexdigest()} {dtype}'
-    config.autograd_cache_allow_custom_autograd_functions = True
+    config.autograd_cache_allow_custom_autograd_functions = FUNCTIONS
 
 
 def start_afresh():

@@ -128,7 +128,7 @@ class Optimizer:
                 for (lr_scale, decay_scale), g in groups.items()
             ],
             betas=(cfg.beta1, cfg.beta2),
-            fused=cuda,
+            fused=cuda or all(p.is_cpu for p in self.weights),
             capturable=self.capturable,
         )
         self.steps, self.graphs = 0, None

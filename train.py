@@ -424,7 +424,10 @@ def check_finite(loss: float, t, steps: int = 0):
 
 def main():
     gc.disable()  # up to the first step: the compiler makes much and drops little
-    train(load(TrainConfig, sys.argv[1:]))
+    try:
+        train(load(TrainConfig, sys.argv[1:]))
+    finally:
+        gc.enable()
 
 
 if __name__ == '__main__':

@@ -89,7 +89,7 @@ SWITCHES = {
         lambda t: t.optimizer.capturable, off=lambda t: mock.patch.object(Optimizer, 'capture', lambda self: None)
     ),
     'fused AdamW': Switch(
-        lambda t: t.device.type == 'cuda',
+        lambda t: t.optimizer.adamw.defaults['fused'],
         off=lambda t: mock.patch.object(torch.optim, 'AdamW', lambda *a, fused=None, **k: AdamW(*a, **k)),
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),

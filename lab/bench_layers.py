@@ -32,6 +32,7 @@ from logger import commit
 from model import GPTConfig
 
 TOKENS = 32768  # of a step
+RATES = 7e14, 2.9e12  # FLOP and bytes a second of an H100, measured; linear.MOVE is their ratio
 
 
 @dataclass
@@ -49,14 +50,25 @@ def exponents(m) -> tuple[float, float, float]:
     return psi, math.log(m.macs() / n) / log_d, math.log(m.macs()) / log_d - 1
 
 
+def least(d_in, d_out, macs, moves) -> tuple[float, float]:
+    """Nanoseconds per token, forward and backward, at RATES: the FLOPs of the three products; the bytes of what they read and
+    write, which moves features of what lies between are a part of, in bfloat16."""
+    return 6 * macs / RATES[0] * 1e9, 3 * 2 * (d_in + d_out + moves) / RATES[1] * 1e9
+
+
 def structures(cfg):
     d_in, d_out = cfg.d_in, cfg.d_out
-    print(f'{d_in} -> {d_out}, dense: {d_in * d_out:,} parameters, {2 * d_in * d_out:,} FLOP per token')
+    least_of_dense = ' and '.join(f'{n:.1f}' for n in least(d_in, d_out, d_in * d_out, 0))
     print(
-        f'FLOP: forward, through the factors; psi: rank = d^psi; omega: sharing; nu: compute; path: at {TOKENS:,} tokens'
+        f'{d_in} -> {d_out}, dense: {d_in * d_out:,} parameters, {2 * d_in * d_out:,} FLOP per token, {least_of_dense} ns'
     )
     print(
-        f'{"member":15} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu path          shape'
+        f'FLOP: forward, through the factors; psi: rank = d^psi; omega: sharing; nu: compute; path: at {TOKENS:,} tokens\n'
+        f'ns: per token, forward and backward, the least for the FLOPs at {RATES[0] / 1e12:.0f} TFLOP/s and for the bytes at {RATES[1] / 1e12} TB/s'
+    )
+    print(
+        f'{"member":15} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu  ns FLOP   bytes path'
+        '          shape'
     )
     shared = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}
     for name in LAYERS:
@@ -71,9 +83,10 @@ def structures(cfg):
             continue
         n = sum(W.numel() for W in m.factors)
         psi, omega, nu = exponents(m)
+        flops, moved = least(d_in, d_out, m.macs(), m.moves())
         print(
             f'{name:15} {n:11,} {n / d_in / d_out:6.1%} {2 * m.macs():11,} {m.macs() / d_in / d_out:7.1%} {m.rank():5}'
-            f' {psi:4.2f} {omega:5.2f} {nu:4.2f} {linear.choose_path(config, m, TOKENS):13} {m.describe()}'
+            f' {psi:4.2f} {omega:5.2f} {nu:4.2f} {flops:8.1f} {moved:7.1f} {linear.choose_path(config, m, TOKENS):13} {m.describe()}'
         )
 
 

@@ -73,9 +73,10 @@ class NanoGPT:
     def __init__(self, cfg, device: torch.device):
         loader.prepare(cfg.dataset)
         self.cfg = cfg = bench_fit.sized(cfg)
+        loader.open_tokens(cfg.dataset, 'train', cfg.block_size, cfg.vocab_size)  # says what is wrong with them
         self.path = loader.data_dir(cfg.dataset) / 'train.bin'
-        if not self.path.exists():
-            raise UserError(f"dataset = '{cfg.dataset}': nanoGPT reads no shards; take one with a train.bin")
+        if not self.path.exists() or loader.read_meta(cfg.dataset).get('dtype') == 'uint32':
+            raise UserError(f"dataset = '{cfg.dataset}': nanoGPT reads a train.bin of uint16, no shards; take another")
         self.device, self.dtype, self.iter = device, hardware.choose_dtype(cfg.dtype, device), 0
         self.accumulation = cfg.gradient_accumulation_steps
         self.autocast = hardware.autocast(device, self.dtype)
@@ -92,6 +93,8 @@ class NanoGPT:
             factors=Factors(self.model), leaves={name: p for name, p, *_ in leaves(self.model)}
         )
         self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
+        if self.compile:
+            hardware.keep_compiled(self.dtype)
         self.forward = torch.compile(self.net) if self.compile else self.net
         self.next = self.batch()
 
@@ -123,4 +126,3 @@ class NanoGPT:
         self.scaler.update()
         self.adamw.zero_grad(set_to_none=True)
         self.iter += 1
-        self.loss = loss.detach()

@@ -7,12 +7,9 @@ A part is measured by a process of its own. Where that is possible its arms take
 import contextlib
 import math
 import os
-import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -20,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 import hardware
-from configurator import ROOT, UserError, load
-from lab import bench_fit, bench_sample
+from configurator import UserError, load
+from lab import bench_fit, bench_sample, bench_start
 from lab.bench_layers import MLPBenchConfig, rates, time_pair
 from lab.bench_nanogpt import ArmConfig, NanoGPT
 from lab.bench_profile import launch, roofline
@@ -58,8 +55,9 @@ def in_turns(cfg, arms, device, warmup=8, busy=False):
     if busy:
         with busy_core():
             beside = rounds(BUSY)
+    best = *rates(device, next(iter(timed.values())).trainer.dtype), launch(device)
     for r, a in zip(found, timed.values()):
-        r |= roofline(a.trainer, 2, None, *rates(device, a.trainer.dtype), launch(device))
+        r |= roofline(a.trainer, 2, None, *best)
     yield found + beside
 
 
@@ -117,21 +115,10 @@ def samples(cfg, arms, device):
 def starts(cfg, arms, device):
     """From the command to the end of its first step, the second of two times: with warm caches."""
     for name, flags in arms.items():
-        for _ in range(2):
-            with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, '-u', str(ROOT / 'train.py'), *flags, f'--out_dir={folder}']
-                t0 = time.perf_counter()
-                with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
-                    said = []
-                    for text in run.stdout:
-                        said.append(text)
-                        if text.startswith('iter 0:'):
-                            break
-                    seconds = time.perf_counter() - t0
-                    run.kill()
-                    if not said or not said[-1].startswith('iter 0:'):
-                        raise UserError(f'{shlex.join(command)}: no first step: {said[-1:]}')
-        yield [about(device) | dict(arm=name, ms=1000 * seconds)]
+        with bench_start.environment() as env:
+            bench_start.seconds(flags, env)
+            found = bench_start.seconds(flags, env)
+        yield [about(device) | found | dict(arm=name, ms=1000 * found['first_step'])]
 
 
 def arm(flags, device, warmup):

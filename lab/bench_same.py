@@ -12,10 +12,13 @@ its precision: it may not be further from float32. Draws of dropout would differ
 
 import contextlib
 import dataclasses
+import importlib
 import json
+import pkgutil
 import re
 import statistics
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,6 +29,7 @@ from files import read_lines, write
 from lab.bench_ablate import SWITCHES
 from lab.bench_profile import ready
 from lab.costs import columns
+from linear import kernels
 from logger import commit, relative
 from train import TrainConfig, Trainer
 
@@ -43,8 +47,12 @@ class SameConfig(TrainConfig):
 
 @contextlib.contextmanager
 def plain():
-    """Attention as a softmax of scores, and off what has no key of its own."""
+    """Attention as a softmax of scores, and off what has no key of its own: kernels with a switch, and the update's."""
     with contextlib.ExitStack() as off:
+        for found in pkgutil.iter_modules(kernels.__path__):
+            module = importlib.import_module(f'{kernels.__name__}.{found.name}')
+            if hasattr(module, 'ON'):
+                off.enter_context(mock.patch.object(module, 'ON', False))
         for name in ('captured update', 'fused AdamW', 'padded vocabulary'):
             off.enter_context(SWITCHES[name].off(None))
         off.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -9,7 +9,10 @@ model stands (imports, data, weights), when it is evaluated (the forward pass is
 backward pass is compiled). The first start may compile what the others find in the compiler's caches.
 """
 
+import contextlib
 import json
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -36,34 +39,46 @@ class StartConfig(TrainConfig):
     out: str = key('', 'file for the figures, a JSON line per start; empty: none')
 
 
-def seconds(command: list[str]) -> dict:
-    """{mark: seconds from the command to the line that begins with it}. UserError if it ends before the last."""
-    found, t0 = {}, time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        for line in child.stdout:
-            for mark, begin in MARKS.items():
-                if line.startswith(begin):
-                    found.setdefault(mark, time.perf_counter() - t0)
-            if len(found) == len(MARKS):
-                return found
-        lines = child.stderr.read().strip().splitlines() or ['it printed no step']
-        raise UserError(f'{" ".join(command[1:])}: {lines[-1]}')
-    finally:
-        child.terminate()
-        child.communicate()
+def seconds(flags: list[str], env: dict) -> dict:
+    """{mark: seconds from the command to the line that begins with it} of a run of its own. UserError if it ends before the
+    last."""
+    found, text, t0 = {}, '', time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        own = [f'--out_dir={folder}', '--save_checkpoint=false']
+        command = [sys.executable, str(ROOT / 'train.py'), *flags, *own]
+        child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            for text in child.stdout:
+                for mark, begin in MARKS.items():
+                    if text.startswith(begin):
+                        found.setdefault(mark, time.perf_counter() - t0)
+                if len(found) == len(MARKS):
+                    return found
+            raise UserError(f'{shlex.join(command)}: no first step: {text.strip()}')
+        finally:
+            child.terminate()
+            child.communicate()
+
+
+@contextlib.contextmanager
+def environment():
+    """That of this process. Where Python is told to keep no byte code, it keeps it for these starts: a start would compile
+    thousands of files of torch from their source, which no start of an installed Python does."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = dict(os.environ)
+        if env.pop('PYTHONDONTWRITEBYTECODE', ''):
+            env['PYTHONPYCACHEPREFIX'] = folder
+        yield env
 
 
 def start(argv: list[str]):
     cfg = load(StartConfig, argv)
     ready(*([root_path(cfg.out)] if cfg.out else []))
     flags, rows = [a for a in argv if not a.startswith(('--starts', '--out='))], []
-    for i in range(cfg.starts):
-        with tempfile.TemporaryDirectory() as folder:
-            own = [f'--out_dir={folder}', '--save_checkpoint=false']
-            command = [sys.executable, str(ROOT / 'train.py'), *flags, *own]
-            rows.append(dict(start=i + 1, **seconds(command)))
-        print('\n'.join(columns([line(rows[-1])])[0 if i == 0 else 1 :]), flush=True)
+    with environment() as env:
+        for i in range(cfg.starts):
+            rows.append(dict(start=i + 1, **seconds(flags, env)))
+            print('\n'.join(columns([line(rows[-1])])[0 if i == 0 else 1 :]), flush=True)
     facts = dict(
         device=hardware.device_name(hardware.choose_device(cfg.device)), torch=torch.__version__, commit=commit()
     )

@@ -31,6 +31,7 @@ from lab.bench_parts import BUSY, COSTS, LAYERS, PARTS, alone, in_turns, is_thei
 from lab.bench_profile import KINDS, ready
 from lab.costs import columns
 from logger import relative
+from tokens import loader
 
 
 @dataclass
@@ -43,17 +44,19 @@ class TargetsConfig:
     seconds: float = key(0.4, 'length of a block', above=0)
     flags: str = key('', 'flags for all arms, behind their own: a trial with small models')
     memory: float = key(80.0, 'GiB that the micro-batches of sizes and contexts may take', above=0)
-    jobs: int = key(6, 'arms that are compiled at the same time; 0: each where it is measured', low=0)
+    jobs: int = key(8, 'arms that are compiled at the same time; 0: each where it is measured', low=0)
     part: str = key('', 'measure this part in this process; the command starts itself with it')
 
     def names(self) -> list[str]:
         return self.parts.split(',') if self.parts else [p for p in PARTS if p not in COSTS]
 
     def problems(self):
-        odd = [p for p in {*self.names(), self.part or 'start'} if p not in PARTS]
+        odd = [p for p in (*self.names(), self.part) if p and p not in PARTS]
         if odd or self.show:
             return [f'parts: {", ".join(odd)} unknown; there are {", ".join(PARTS)}'] if odd else []
         found = [] if self.out else ['out: must be given, as --out=out/targets.jsonl']
+        if '--device' in self.flags:
+            found.append('flags: a part chooses its device; CUDA_VISIBLE_DEVICES=1 takes another GPU')
         if not self.nanogpt and any(is_theirs(arm) for p in self.names() for arm in PARTS[p].arms):
             found.append(
                 'nanogpt: must be given; git clone https://github.com/karpathy/nanoGPT, then --nanogpt=nanoGPT'
@@ -267,13 +270,19 @@ def compiling(cfg, part: str) -> list[list[str]]:
 
 def compile_all(cfg, parts: list[str]):
     """An arm that does not get through is compiled again where it is measured."""
-    go = lambda argv: subprocess.run([sys.executable, str(ROOT / 'bench.py'), *argv], capture_output=True).returncode
     commands = [c for p in parts for c in compiling(cfg, p)]
     commands = [c for i in range(cfg.jobs) for c in commands[i :: cfg.jobs]]  # large models beside small ones
+    env = os.environ | dict(TORCHINDUCTOR_COMPILE_THREADS=str(max(1, os.cpu_count() // cfg.jobs)))
+
+    def go(argv):
+        r = subprocess.run([sys.executable, str(ROOT / 'bench.py'), *argv], env=env, capture_output=True, text=True)
+        return f'{" ".join(argv)}: {r.stderr.strip().splitlines()[-1:]}' if r.returncode else ''
+
     t0 = time.perf_counter()
     with ThreadPoolExecutor(cfg.jobs) as pool:
-        codes = list(pool.map(go, commands))
-    print(f'compiled {codes.count(0)} of {len(codes)} arms in {time.perf_counter() - t0:.0f} s', flush=True)
+        failed = [f for f in pool.map(go, commands) if f]
+    print('\n'.join([*failed, f'compiled {len(commands) - len(failed)} of {len(commands)} arms']), end='')
+    print(f' in {time.perf_counter() - t0:.0f} s', flush=True)
 
 
 def targets(cfg: TargetsConfig):
@@ -290,6 +299,7 @@ def targets(cfg: TargetsConfig):
     others = {r['device'] for r in measured(cfg) if r['part'] != 'two cores'} - {here}
     if others:
         raise UserError(f'{cfg.out} was measured on {", ".join(others)}, this is {here}; name another --out')
+    loader.prepare('shakespeare_char')  # that of all arms
     todo = [p for p in cfg.names() if missing(cfg, p)]
     if cfg.jobs and torch.cuda.is_available():
         compile_all(cfg, todo)

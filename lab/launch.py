@@ -65,12 +65,10 @@ def pool():
     while line := sys.stdin.readline():
         folder, _, script, *argv = json.loads(line)
         code = one(Path(folder), Path(script).relative_to(ROOT), argv)
-        import torch  # not at the top: most processes of this file only become another one
-
         gc.unfreeze()  # train.py froze what it had built
         gc.collect()
-        kept = 0
-        if torch.cuda.is_available():
+        kept, torch = 0, sys.modules.get('torch')  # if the run has loaded it
+        if torch and torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             kept = torch.cuda.memory_allocated()
@@ -90,9 +88,10 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
     try:
         lock = begin(folder)
         module = importlib.import_module('.'.join(script.with_suffix('').parts))
-        import torch
+        if 'torch' in sys.modules:
+            import torch._dynamo
 
-        torch._dynamo.config.recompile_limit = 64  # all runs share the code of forward
+            torch._dynamo.config.recompile_limit = 64  # all runs share the code of forward
         sys.argv = [str(ROOT / script), *argv]
         run(module.main)
     except SystemExit as e:

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import hardware
-from configurator import load
-from surgery import shares
-from train import TrainConfig, Trainer, train
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import hardware  # noqa: E402
+from configurator import load  # noqa: E402
+from surgery import shares  # noqa: E402
+from train import TrainConfig, Trainer, train  # noqa: E402
 
 
 def traffic(cfg):

@@ -104,8 +104,9 @@ def test_compiled_and_eager_agree(flags):
 
 
 @pytest.mark.parametrize('flags', [(), ('--linear=monarch',), ('--linear=expanded',), ('--mlp=moe',)])
-def test_a_second_start_finds_what_the_first_has_compiled(flags):
+def test_a_second_start_finds_what_the_first_has_compiled(flags, monkeypatch):
     """Nothing is compiled or derived again, and the steps are the same."""
+    monkeypatch.setattr(hardware, 'FUNCTIONS', True)
 
     def found():
         return {k: counters['aot_autograd'][f'autograd_cache_{k}'] for k in ('hit', 'miss', 'bypass')}
@@ -315,8 +316,8 @@ def test_products_of_structured_layers_lie_where_tensor_cores_read_fast(name, ke
 
     got = step()
     wanted = torch.autograd.grad(torch.nn.functional.linear(x.sin(), m.to_dense()), [x, *m.factors], dy)
-    for a, b, like in zip(got, wanted, [x, *m.factors]):
-        assert (a - b).norm() < 0.02 * b.norm() and a.stride() == like.stride()
+    for a, b in zip(got, wanted):
+        assert (a - b).norm() < 0.02 * b.norm() and a.is_contiguous()
     kernels = kernels_of(step)
     assert kernels and not [k for k in kernels if re.search(r'align[124]\b', k)], kernels
 

@@ -1,6 +1,8 @@
 """MFU is right or absent; a run of several processes ends in one line where one of them is lost; the deterministic mode."""
 
 import os
+import platform
+import resource
 import signal
 import socket
 import subprocess
@@ -218,11 +220,25 @@ def test_peak_memory_is_in_bytes():
     assert 0.5 * resident < hardware.peak_memory(torch.device('cpu')) < 2**40
 
 
+@pytest.mark.skipif('glibc' not in platform.libc_ver(), reason='another C library keeps memory as it likes')
+def test_a_step_on_a_cpu_uses_the_memory_that_the_last_one_has_freed():
+    hardware.choose_device('cpu')
+
+    def fetched():  # pages
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = [torch.empty(2**20).fill_(1) for _ in range(50)]  # 1,024 each
+        del kept
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert min(fetched() for _ in range(5)) < 100
+
+
 @pytest.mark.parametrize('keys', [{}, dict(linear='monarch'), dict(mlp='moe')], ids=str)
 def test_a_second_start_may_find_what_the_first_has_compiled(keys, monkeypatch):
     """The compiler keeps the graph of a step, with all operators and autograd functions that it calls on a GPU."""
     from torch._functorch._aot_autograd.autograd_cache import check_cacheable
 
+    monkeypatch.setattr(hardware, 'FUNCTIONS', True)
     monkeypatch.setattr(fused, 'fits', lambda *mlp: all(map(fused.one_fits, mlp[:2])))
     graphs = []
 

@@ -52,15 +52,14 @@ def port() -> int:
         return s.getsockname()[1]
 
 
-def two(folder: Path, jobs: dict):
+def two(python: list, folder: Path, jobs: dict):
     """Do the jobs {name: (what, flags)} with two processes, out_dir folder/name."""
     every = [
         (what, [*RUN, *flags, f'--out_dir={folder / name.partition("+")[0]}']) for name, (what, flags) in jobs.items()
     ]
     (folder / 'jobs.json').write_text(json.dumps(every))
-    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), OMP_NUM_THREADS='1',
-                            PYTHONPATH=str(ROOT))  # fmt: skip
-    command = [sys.executable, str(ROOT / 'tests' / 'member.py'), str(folder / 'jobs.json')]
+    env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port()), OMP_NUM_THREADS='1')
+    command = [*python, str(ROOT / 'tests' / 'member.py'), str(folder / 'jobs.json')]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     members = [subprocess.Popen(command, env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)]
     try:
@@ -72,7 +71,7 @@ def two(folder: Path, jobs: dict):
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory, shakespeare):
+def runs(tmp_path_factory, shakespeare, python):
     folder = tmp_path_factory.mktemp('two')
     jobs = {f'{m}-{p}': ('train', [*f, f'--parallel={p}']) for m, f in MODELS.items() for p in ('ddp', 'fsdp')}
     for p in ('ddp', 'fsdp'):
@@ -86,7 +85,7 @@ def runs(tmp_path_factory, shakespeare):
     jobs['shares-on'] = 'train', [*LONG, '--sharded_checkpoints=true', '--init_from=resume', '--max_iters=10']
     for p in ('ddp', 'fsdp'):
         jobs[f'grown-{p}'] = 'train', [*GROWN, f'--transfer_from={folder}/whole/ckpt.pt', f'--parallel={p}']
-    two(folder, jobs)
+    two(python, folder, jobs)
     return folder
 
 
@@ -108,12 +107,12 @@ def test_fsdp_computes_what_ddp_computes(runs, name):
 
 
 @pytest.mark.slow
-def test_fsdp_computes_what_ddp_computes_with_every_layer(tmp_path):
+def test_fsdp_computes_what_ddp_computes_with_every_layer(tmp_path, python):
     flags = ['--linear_layers=mlp+attn', '--linear_path=factored', '--max_iters=2']
     jobs = {
         f'{m}-{p}': ('train', [*flags, f'--linear={m}', f'--parallel={p}']) for m in LAYERS for p in ('ddp', 'fsdp')
     }
-    two(tmp_path, jobs)
+    two(python, tmp_path, jobs)
     for m in LAYERS:
         a, b = (losses(tmp_path / f'{m}-{p}') for p in ('ddp', 'fsdp'))
         assert len(a) == 2 and max(abs(a[i] - b[i]) for i in a) < 1e-5, (m, a, b)

@@ -37,9 +37,11 @@ def serve(path: str) -> str:
     import gc
     import select
 
-    import torch  # noqa: F401
+    import torch
+    import torch._dynamo  # noqa: F401  an optimizer loads it, and a model without memory
     import tqdm  # noqa: F401
 
+    sys.dont_write_bytecode, sys.pycache_prefix = False, path + '.pyc'  # our modules are compiled once
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)

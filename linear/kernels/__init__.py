@@ -8,7 +8,7 @@ Products that torch does not have, each beside a plain path that computes the sa
     mixture.py  products of a mixture that leave every row where it lies (Triton kernels)
     routing.py  which experts a token is sent to, and how evenly (Triton kernels)
     fused.py    Triton kernels: an MLP's activation inside the products of its layers (Hopper and later)
-    activations.py  GELU and its like with their derivatives, for Triton kernels
+    activations.py  GELU and its like with their derivatives, inside Triton kernels and on whole arrays
     head.py     the head and cross-entropy as one step (a Triton kernel)
     norms.py    a branch added to the residuals and the norm of the sum in one pass (Triton kernels)
     rotary.py   queries and keys normalized and turned in one pass (Triton kernels)

@@ -16,14 +16,17 @@ import math
 import torch
 
 from linear.kernels import blocks
-from linear.kernels.activations import activate, tl, triton
+from linear.kernels.activations import activation, times_slope, tl, triton
 
-ON = False  # until it was timed on a GPU
+# right on an H200 (tests/test_gpu.py -k on_chip), and not timed. What decides, with ON either way: python bench.py
+# config/structured/gutenberg_bpe.py --n_embd=192 --n_head=6 --linear=btt --rank=4 --linear_layers=mlp+attn --linear_path=factored
+ON = False
 WIDEST = 32  # a and e: wider blocks are better served by products apart
 TOKENS, CHUNK, WARPS = 64, 8, 8  # of a tile of through: tokens, g and f at a time
 TOKENS_W, CHUNK_W, WARPS_W, SPLITS = 64, 4, 4, 64  # of weights; its tokens are summed in so many parts
 
 if triton is not None:
+    from linear.kernels.activations import activate
 
     @triton.jit
     def factor(W, i, j, n0, si, sj, sn, sr, ni, nj, nn, N: tl.constexpr, R: tl.constexpr, r: tl.constexpr):
@@ -115,8 +118,23 @@ def tile(x, g, a, f, r, e, tokens, chunk):
     return tokens, G, max(16, up(a)), F, R, max(16, up(e))
 
 
+def plain(x, A, B, s, act, turned):
+    """The same as launch(), with products apart."""
+    if turned:
+        dZ = torch.bmm(B, blocks.split(x, B.size(0)).mT).view(-1, A.size(0), blocks.tokens(x.shape))
+        y = blocks.two_grad_x(dZ, A).view(*x.shape[:-1], -1)
+    else:
+        y = blocks.two(x, A, B)[0]
+    if act:
+        s.copy_(times_slope(torch.ones_like(y), y, act))
+        return activation(y, act)
+    return y if s is None else y * s
+
+
 def launch(x, A, B, s=None, act=None, turned=False):
     """x (..., g a) -> y (..., f e), or turned: (..., f e) -> (..., g a). act: s is written; without it y is times s."""
+    if not x.is_cuda:
+        return plain(x, A, B, s, act, turned)
     g, a, f, r, e = sizes(A, B)
     A, B = A.view(g, a, f, r), B.view(f, r, g, e)
     if turned:
@@ -183,6 +201,8 @@ def inside_against(dy, A, B, s):
 def inside_grads(x, dy, A, B):
     """The gradients of A and B."""
     g, a, f, r, e = sizes(A, B)
+    if not x.is_cuda:
+        return blocks.two_grad_A(dy, x, B, g)[1].contiguous(), blocks.two_grad_B(dy, x, A, None, f)
     x, dy, T = x.contiguous(), dy.contiguous(), blocks.tokens(x.shape)
     dA, dB = (x.new_empty(SPLITS, *W.shape, dtype=torch.float32) for W in (A, B))
     BT, G, AP, F, R, EP = tile(x, g, a, f, r, e, TOKENS_W, CHUNK_W)

@@ -17,14 +17,10 @@ fused_products.txt): s is then h itself, and y is kept, where a compiler would c
 import math
 
 import torch
-from torch.nn import functional as F
 
 from linear.einsum import Einsum
 from linear.kernels import activations, blocks, chip
-from linear.kernels.activations import activate, tl, triton
-
-if triton is not None:
-    from triton.tools.tensor_descriptor import TensorDescriptor
+from linear.kernels.activations import activation, times_slope, tl, triton
 
 ACTIVATIONS = activations.NAMES
 NARROW = 1024
@@ -32,6 +28,9 @@ BIAS = False  # of dense layers, until it was timed on a GPU
 BM, BN, BK = 128, 128, 64  # of a tile: tokens, features out, features in
 
 if triton is not None:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from linear.kernels.activations import activate
 
     @triton.jit
     def halves(h, M: tl.constexpr, N: tl.constexpr):
@@ -83,13 +82,6 @@ if triton is not None:
             for t in tl.range(tl.program_id(0), total, PROGRAMS, flatten=True):
                 tile(t, x, w, y, s, bias, sums, COUNT, N, K, ACT, XT, WT, BM, BN, BK)
 
-    @triton.jit
-    def slope(dy, h, n, ACT: tl.constexpr, BLOCK: tl.constexpr):
-        """dy <- dy act'(h)"""
-        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        d = tl.load(dy + i, i < n, 0.0).to(tl.float32) * activate(tl.load(h + i, i < n, 0.0).to(tl.float32), ACT)[1]
-        tl.store(dy + i, d.to(dy.dtype.element_ty), i < n)
-
 
 def on_chip(x):
     """Whether the GPU has what the kernel takes: tensor memory accelerator, room for two blocks of three stages."""
@@ -127,23 +119,6 @@ def launch(x, w, y, s, act, bias=None, sums=None):
         x, w, y, s, bias, sums, total, count, N, K, act, *turned, BM, BN, BK, programs if act else 0,
         num_warps=8, num_stages=3, maxnreg=128,
     )  # fmt: skip
-
-
-def activation(h, act):
-    if act == 'relu2':
-        return F.relu(h).square_()
-    return F.gelu(h, approximate='tanh' if act == 'gelu_tanh' else 'none')
-
-
-def times_slope(dy, h, act):
-    """dy <- dy act'(h)"""
-    if triton is not None and dy.is_cuda and dy.is_contiguous() and h.is_contiguous():
-        slope[(triton.cdiv(dy.numel(), 2048),)](dy, h, dy.numel(), act, 2048, num_warps=8)
-        return dy
-    if act == 'relu2':
-        return torch.ops.aten.threshold_backward.grad_input(dy, h, 0, grad_input=dy).mul_(h).mul_(2)
-    approximate = 'tanh' if act == 'gelu_tanh' else 'none'
-    return torch.ops.aten.gelu_backward.grad_input(dy, h, approximate=approximate, grad_input=dy)
 
 
 # -----------------------------------------------------------------------------

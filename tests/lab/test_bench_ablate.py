@@ -26,12 +26,12 @@ def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, ca
     monkeypatch.setattr(bench_ablate, 'Arm', spy)
     monkeypatch.setattr('sys.argv', ['bench.py', 'ablate', *flags, *own])
     bench.main()
-    assert seen == [('materialised', True), ('materialised', False), ('factored', True)]
+    assert seen == [('materialised', True), ('materialised', True), ('materialised', False), ('factored', True)]
     rows = [json.loads(line) for line in (tmp_path / 'x.jsonl').read_text().splitlines()]
-    assert [r['without'] for r in rows] == ['attention kernel', 'linear_path']
+    assert [r['without'] for r in rows] == ['fused AdamW', 'attention kernel', 'linear_path']
     assert all(r['ratio'] > 0 and r['base_ms'] > 0 and r['blocks'] == 2 for r in rows)
     said = capsys.readouterr().out.splitlines()
-    assert said[2].startswith('attention kernel') and said[3].endswith('--linear_path=factored')
+    assert said[3].startswith('attention kernel') and said[4].endswith('--linear_path=factored')
     assert torch.backends.cuda.flash_sdp_enabled()
 
 

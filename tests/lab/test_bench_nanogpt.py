@@ -71,10 +71,17 @@ def test_it_takes_turns_with_ours_and_writes_texts(tmp_path, monkeypatch, capsys
 
 def test_what_it_cannot_do_is_said(tmp_path, monkeypatch, fails):
     (tmp_path / 'model.py').write_text('GPT = 1')
+    wide = tmp_path / 'wide'
+    wide.mkdir()
+    (wide / 'meta.json').write_text('{"vocab_size": 65, "dtype": "uint32"}')
+    for split in ('train', 'val'):
+        (np.arange(100, dtype=np.uint32) % 65).tofile(wide / f'{split}.bin')
     for path, flags, said in (
         (tmp_path, [], 'no model.py of nanoGPT there'),
         (tmp_path / 'gone', [], 'no model.py of nanoGPT there'),
         (PATH, ['--linear=monarch', '--qk_norm=true'], 'cannot express linear, qk_norm'),
+        (PATH, ['--block_size=2000000'], 'needs more than block_size'),
+        (PATH, [f'--dataset={wide}'], 'reads a train.bin of uint16'),
     ):
         monkeypatch.setattr('sys.argv', ['bench.py', *TINY, f'--nanogpt={path}', *flags])
         fails(bench.main, said)

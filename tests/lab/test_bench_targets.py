@@ -8,7 +8,7 @@ from conftest import ROOT
 
 import bench
 from configurator import load
-from lab import bench_parts, bench_sample, bench_targets
+from lab import bench_parts, bench_sample, bench_start, bench_targets
 from lab.bench_nanogpt import ArmConfig
 from lab.bench_parts import PARTS
 from lab.bench_targets import ROWS, TargetsConfig, complete, judged
@@ -17,7 +17,7 @@ from train import TrainConfig
 PATH = os.environ.get('NANOGPT_DIR') or str(ROOT / 'tests' / 'lab' / 'nanogpt.py')
 TINY = (
     '--n_layer=1 --n_head=2 --n_embd=32 --block_size=16 --batch_size=2 --vocab_size=96'
-    ' --gradient_accumulation_steps=1 --dropout=0 --device=cpu'
+    ' --gradient_accumulation_steps=1 --dropout=0'
 )
 SMALL = {  # parts with few of their arms
     'micro-batch 12': ('nanoGPT 12', '12'),
@@ -87,13 +87,11 @@ def test_the_process_is_slowed_and_free_again():
     assert os.sched_getaffinity(0) == before
 
 
-def test_a_start_is_timed_to_the_end_of_its_first_step(tmp_path, monkeypatch, fails):
-    (tmp_path / 'train.py').write_text('import sys, time; print("iter 0: loss 4"); time.sleep(60)')
-    monkeypatch.setattr(bench_parts, 'ROOT', tmp_path)
+def test_the_second_start_counts(monkeypatch):
+    times = iter([dict(first_step=40.0), dict(model=3.0, first_step=12.5)])
+    monkeypatch.setattr(bench_start, 'seconds', lambda flags, env: next(times))
     (found,) = bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))
-    assert 1 < found[0]['ms'] < 10_000
-    (tmp_path / 'train.py').write_text('print("no data")')
-    fails(lambda: list(bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))), 'no first step', 'no data')
+    assert found[0]['ms'] == 12_500 and found[0]['model'] == 3
 
 
 def row(work):
@@ -165,7 +163,7 @@ def test_micro_batches_of_the_costs_are_powers_of_two_that_fit():
 
 def test_wrong_keys_are_said(monkeypatch, fails, tmp_path):
     for flags, said in (
-        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--parts=size'], 'size unknown; there are'),
+        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--out=x', '--flags=--device=cpu'], 'flags: a part'), (['--parts=size'], 'size unknown; there are'),
         (['--show=nowhere'], 'not a file that bench.py targets wrote'),
     ):  # fmt: skip
         monkeypatch.setattr('sys.argv', ['bench.py', 'targets', *flags])

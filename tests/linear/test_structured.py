@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import tiny_gpt, tokens, train_config
+from conftest import ROOT, tiny_gpt, tokens, train_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +15,7 @@ from lab import mup
 from linear import LAYERS, einsum, factors, structured, tensor_train
 from linear.einsum import Shape
 from linear.factors import load_state
-from linear.kernels import blocks, fused
+from linear.kernels import blocks, chip, fused
 from model import GPT, MLP, GPTConfig
 from optim import Optimizer
 from surgery import collapse
@@ -123,6 +123,23 @@ def test_an_mlp_with_its_activation_inside_the_products_is_the_mlp(name, keys, a
     torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
     got, wanted = (torch.autograd.grad(v, inputs, dy) for v in (y, wanted))
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('act', fused.ACTIVATIONS)
+def test_an_mlp_with_what_lies_between_on_chip_is_the_mlp(act, monkeypatch):
+    """Its operators' plain paths, their shapes without values, and what they are counted as; the kernels: tests/test_gpu.py."""
+    torch._dynamo.reset()
+    fc, proj = pair('btt', rank=2)
+    x, dy = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, 12, dtype=torch.float64)
+    inputs = [x, *fc.parameters(), *proj.parameters()]
+    wanted = [proj(apart(act, fc(x))), *torch.autograd.grad(proj(apart(act, fc(x))), inputs, dy)]
+    monkeypatch.setattr(chip, 'serves', lambda x, A, B: True)
+    with FlopCounterMode(display=False) as counter:
+        fused.mlp(fc, proj, x, act)
+    assert counter.get_total_flops() == 2 * 10 * (fc.macs() + proj.macs())
+    compiled = torch.compile(fused.mlp, fullgraph=True, backend='aot_eager')
+    for y in (fused.mlp(fc, proj, x, act), compiled(fc, proj, x, act), proj(apart(act, fc(x)))):
+        torch.testing.assert_close([y, *torch.autograd.grad(y, inputs, dy)], wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_activations_go_into_the_products_only_where_that_is_the_same(monkeypatch):
@@ -423,6 +440,20 @@ def test_a_layer_permutes_one_side_or_none(name, keys, size, wanted):
     assert copies.total // T == wanted
     s = m.order()
     assert m.moves() == 2 * s.b * s.g * s.d * s.f * s.r + 2 * wanted
+
+
+def test_the_least_times_of_the_document_are_the_formulas():
+    rows = re.findall(
+        r'\| `(\w+)(?: --rank=(\d+))?` \| ([\d.]+) \| ([\d.]+) \|', (ROOT / 'docs' / 'speed.md').read_text()
+    )
+    assert len(rows) == 7
+    for name, rank, flops, moved in rows:
+        macs, moves = 768 * 3072, 0
+        if name != 'dense':
+            with torch.device('meta'):
+                m = MEMBERS[name](768, 3072, GPTConfig(linear=name, **(dict(rank=int(rank)) if rank else {})))
+            macs, moves = m.macs(), m.moves()
+        assert (flops, moved) == (f'{6 * macs / 7e5:.1f}', f'{6 * (768 + 3072 + moves) / 2.9e3:.1f}')
 
 
 def test_the_named_members_are_one_family():
