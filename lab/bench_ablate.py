@@ -25,7 +25,7 @@ from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import fused, head, mixture, norms, rotary
+from linear.kernels import fused, head, mixture, norms, rotary, routing
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -82,6 +82,10 @@ def unpadded(self, x):
     return self.lm_head(x) if not isinstance(self.lm_head, torch.nn.Linear) else F.linear(x, self.lm_head.weight)
 
 
+def on_gpu_with_routers(t) -> bool:
+    return t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules())
+
+
 def other_path(t) -> str:
     return 'factored' if t.optimizer.factors else 'materialised'
 
@@ -98,8 +102,10 @@ SWITCHES = {
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
     'unsorted rows': Switch(
-        lambda t: mixture.ON and t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules()),
-        off=lambda t: mock.patch.object(mixture, 'ON', False),
+        lambda t: mixture.ON and on_gpu_with_routers(t), off=lambda t: mock.patch.object(mixture, 'ON', False)
+    ),
+    'routing kernel': Switch(
+        lambda t: routing.ON and on_gpu_with_routers(t), off=lambda t: mock.patch.object(routing, 'ON', False)
     ),
     'biases in it': Switch(
         lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=lambda t: mock.patch.object(fused, 'BIAS', False)
