@@ -22,15 +22,10 @@ ON = False  # until it was timed on a GPU
 TMA = True  # matrices come through the tensor memory accelerator of Hopper and later GPUs
 LEAST = 1024  # tokens; for fewer, forming or even reading all experts is too much
 SETS = 128  # at most; a program looks through all of them
-BM, BN, BK, WARPS, STAGES = 128, 128, 64, 8, 3  # of a tile: rows, features out, features in
+BM, BN, BK, WARPS, STAGES = 128, 128, 64, 8, 3  # of a tile: rows, features out and in
 REGS = 128  # of a thread: two blocks fit on a multiprocessor
-OUTER = (
-    128,
-    128,
-    64,
-    8,
-    5,
-)  # of a gradient: features in and out, rows; one stage goes to the list of rows, one to its use
+# of a gradient: features in and out, rows, warps, stages, one of which goes to the list of rows and one to its use
+OUTER = 128, 128, 64, 8, 5
 FULL = 264  # programs, two on each multiprocessor: below that the rows of an expert are split
 
 if triton is not None:
