@@ -2,7 +2,7 @@
 What each optimisation of the training step is worth: it is switched off alone. bench.py calls it.
 
     python bench.py ablate config/expansive_shakespeare.py --steps=5 --rounds=3
-    python bench.py ablate config/gpt2.py --dataset=shakespeare_char --vocab_size=50304 --batch_size=12
+    python bench.py ablate config/gpt2.py --dataset=shakespeare_char --vocab_size=50304 --batch_size=12 --only=compile
 
 The step as it is and the one without take turns, as in bench.py, one optimisation after the other; what is not in use
 here (no GPU, another layer) is left out. Memory is the allocator's peak, for steps without CUDA graphs.
@@ -12,6 +12,7 @@ import contextlib
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 from unittest import mock
 
@@ -19,12 +20,12 @@ import torch
 from torch.nn import functional as F
 
 import hardware
-from configurator import load, root_path
+from configurator import UserError, key, load, root_path
 from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import fused, head, mixture, norms, rotary
+from linear.kernels import fused, head, mixture, norms, rotary, routing
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -32,8 +33,11 @@ from optim import Optimizer
 AdamW = torch.optim.AdamW
 
 
+@dataclass
 class AblateConfig(TimingConfig):
     """--help prints the head of this file."""
+
+    only: str = key('', 'these rows alone, by their names, joined by commas; empty: all', group='timing')
 
 
 # -----------------------------------------------------------------------------
@@ -78,6 +82,10 @@ def unpadded(self, x):
     return self.lm_head(x) if not isinstance(self.lm_head, torch.nn.Linear) else F.linear(x, self.lm_head.weight)
 
 
+def on_gpu_with_routers(t) -> bool:
+    return t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules())
+
+
 def other_path(t) -> str:
     return 'factored' if t.optimizer.factors else 'materialised'
 
@@ -94,8 +102,10 @@ SWITCHES = {
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
     'unsorted rows': Switch(
-        lambda t: mixture.ON and t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules()),
-        off=lambda t: mock.patch.object(mixture, 'ON', False),
+        lambda t: mixture.ON and on_gpu_with_routers(t), off=lambda t: mock.patch.object(mixture, 'ON', False)
+    ),
+    'routing kernel': Switch(
+        lambda t: routing.ON and on_gpu_with_routers(t), off=lambda t: mock.patch.object(routing, 'ON', False)
     ),
     'biases in it': Switch(
         lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=lambda t: mock.patch.object(fused, 'BIAS', False)
@@ -125,13 +135,16 @@ SWITCHES = {
 
 def ablate(argv: list[str]):
     cfg = load(AblateConfig, argv)
+    names = [n.strip() for n in cfg.only.split(',')] if cfg.only else [*SWITCHES]
+    if unknown := set(names) - set(SWITCHES):
+        raise UserError(f'only: no row is called {", ".join(sorted(unknown))}; choose from {", ".join(SWITCHES)}')
     ready(*([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
     base, rows = Arm(argv, cfg, device, cfg.warmup), []
     for name, switch in SWITCHES.items():
         t = base.trainer
-        if not switch.used(t):
+        if name not in names or not switch.used(t):
             continue
         flags = switch.flags(t)
         with switch.off(t):
@@ -152,7 +165,7 @@ def ablate(argv: list[str]):
         if device.type == 'cuda':
             torch.cuda.empty_cache()
     if not rows:
-        print('none of these is in use here: ' + ', '.join(SWITCHES))
+        print('none of these is in use here: ' + ', '.join(names))
 
 
 def line(r: dict, head: bool) -> str:

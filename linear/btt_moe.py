@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+from torch.nn import functional as F
 
 from configurator import UserError
 from linear import moe, structured
@@ -36,7 +37,7 @@ class BttMoE(Structured):
     def product(self, x, W):
         x, (A, B) = x.reshape(-1, self.d_in), W
         (g, E, a, f), e, T = A.shape, B.size(3), x.size(0)
-        gates, experts, loss = route(moe.Logits.apply(x, self.router.to(x.dtype)), self.k)
+        gates, experts, loss = route(F.linear(x, self.router.to(x.dtype)), self.k)
         self.router_loss = loss if self.training else None  # GPT.forward takes it
         if mixture.serves(x, E, self.d_in, self.d_out):
             # the matrices of all experts: 16 times the factors' FLOPs at width 768, in products of the size that a GPU is made for

@@ -31,22 +31,6 @@ class Experts:
     )
 
 
-class Logits(torch.autograd.Function):
-    """x (T, d), router (E, d) -> x router^T. A compiler adds a few experts' part of the gradient of x where that is written."""
-
-    @staticmethod
-    def forward(ctx, x, router):
-        ctx.save_for_backward(x, router)
-        return x @ router.T
-
-    @staticmethod
-    def backward(ctx, d):
-        x, router = ctx.saved_tensors
-        fuses = torch.compiler.is_compiling() and len(router) <= 8  # inductor's limit for sums inside other kernels
-        dx = (d[..., None] * router).sum(1) if fuses else d @ router
-        return dx, d.T @ x
-
-
 def by_expert(experts, E):
     """experts (T, k) -> order (T k): positions in experts.flatten() sorted by expert, back: where each of them is in it, and
     ends (E): where each expert's end."""
@@ -109,7 +93,7 @@ class MoE(nn.Module):
         x = x.reshape(B * T, C)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         x, router, c_fc, c_proj = (t.to(dtype) for t in (x, self.router, self.c_fc, self.c_proj))
-        gates, experts, loss = route(Logits.apply(x, router), self.k)
+        gates, experts, loss = route(F.linear(x, router), self.k)
         self.router_loss = loss if self.training else None  # GPT.forward takes it
         if mixture.serves(x, *c_fc.shape):
             y = mixture.mlp(x, c_fc, c_proj, gates, mixture.plan(experts, self.E))

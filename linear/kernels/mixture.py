@@ -22,15 +22,10 @@ ON = False  # until it was timed on a GPU
 TMA = True  # matrices come through the tensor memory accelerator of Hopper and later GPUs
 LEAST = 1024  # tokens; for fewer, forming or even reading all experts is too much
 SETS = 128  # at most; a program looks through all of them
-BM, BN, BK, WARPS, STAGES = 128, 128, 64, 8, 3  # of a tile: rows, features out, features in
+BM, BN, BK, WARPS, STAGES = 128, 128, 64, 8, 3  # of a tile: rows, features out and in
 REGS = 128  # of a thread: two blocks fit on a multiprocessor
-OUTER = (
-    128,
-    128,
-    64,
-    8,
-    5,
-)  # of a gradient: features in and out, rows; one stage goes to the list of rows, one to its use
+# of a gradient: features in and out, rows, warps, stages, one of which goes to the list of rows and one to its use
+OUTER = 128, 128, 64, 8, 5
 FULL = 264  # programs, two on each multiprocessor: below that the rows of an expert are split
 
 if triton is not None:
@@ -362,8 +357,8 @@ def multiply(x, W, gates, plan, aux=None):
     else:
         gates = None if gates is None else gates.view(-1, 1)
         y, parts, _ = ops.rows(x, W, experts.view(-1, 1), gates, order, ends, aux, None, None)
-        y = y.view(T, k, -1).sum(1)
-    return y, None if aux is None else parts.sum(0).view(T, k)
+        y = y.view(T, k, -1).sum(1, dtype=y.dtype)  # or autocast makes it float32
+    return y, None if aux is None else sum(parts).view(T, k)
 
 
 def weigh(x, gates):
@@ -412,7 +407,7 @@ class Mlp(torch.autograd.Function):
         dh, parts, _ = ops.rows(dy, down.mT, *singles, h, slope, None)
         d_up = gradient(x, dh, up, plan)
         dx = multiply(dh, up.mT, None, plan)[0]
-        return dx, d_up, d_down, parts.sum(0).view(gates.shape), None, *[None] * len(plan)
+        return dx, d_up, d_down, sum(parts).view(gates.shape), None, *[None] * len(plan)
 
 
 def mlp(x, up, down, gates, plan, act='gelu'):

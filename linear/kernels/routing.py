@@ -1,7 +1,7 @@
 """
-Which experts a token is sent to, and how evenly: one kernel forth and one back where there would be a dozen small ones.
+Which experts a token is sent to, and how evenly: one kernel forth and one back where a compiler makes a dozen.
 
-Triton on a GPU; elsewhere the same numbers from torch.
+Triton on a GPU; elsewhere, and for many experts, the formulas in torch.
 """
 
 import torch
@@ -100,20 +100,8 @@ def route_op(logits, k):
     parts (n, 2 E + 1): of the probabilities, of the selections, and of logsumexp^2."""
     gates, experts, sums = route_fake(logits, k)
     T, E = logits.shape
-    if runs(logits, k):
-        n, bins, block = grid(T, E)
-        chosen[(n,)](logits.contiguous(), gates, experts, sums, T, E, k, bins, block)
-        return gates, experts, sums
-    z = left = logits.float()
-    for s in range(k):
-        i = left.argmax(1, keepdim=True)
-        experts[:, s : s + 1] = i
-        left = left.scatter(1, i, -torch.inf)
-    gates.copy_(z.gather(1, experts.long()).softmax(1))
-    sums.zero_()
-    sums[0, :E] = z.softmax(1).sum(0)
-    sums[0, E:-1] = (experts[..., None] == torch.arange(E, device=z.device)).sum((0, 1))
-    sums[0, -1] = z.logsumexp(1).square().sum()
+    n, bins, block = grid(T, E)
+    chosen[(n,)](logits.contiguous(), gates, experts, sums, T, E, k, bins, block)
     return gates, experts, sums
 
 
@@ -121,16 +109,10 @@ def route_op(logits, k):
 def route_back_op(logits, gates, experts, f, d_gates, d_loss):
     """The gradient of the logits; f (E): shares of the selections."""
     T, E = logits.shape
-    if runs(logits, k := gates.size(1)):
-        d, (n, bins, block) = torch.empty_like(logits, memory_format=torch.contiguous_format), grid(T, E)
-        d_gates, logits = d_gates.contiguous(), logits.contiguous()
-        back[(n,)](logits, gates, experts, f, d_gates, d_loss, d, T, E, SIZE, k, bins, block)
-        return d
-    z = logits.float()
-    p, size = z.softmax(1), z.logsumexp(1, keepdim=True)
-    d = d_loss / T * p * (E * (f - (p * f).sum(1, keepdim=True)) + 2 * SIZE * size)
-    d_top = gates * (d_gates - (gates * d_gates).sum(1, keepdim=True))
-    return d.scatter_add(1, experts.long(), d_top).to(logits.dtype)
+    d, (n, bins, block) = torch.empty_like(logits, memory_format=torch.contiguous_format), grid(T, E)
+    d_gates, logits = d_gates.contiguous(), logits.contiguous()
+    back[(n,)](logits, gates, experts, f, d_gates, d_loss, d, T, E, SIZE, gates.size(1), bins, block)
+    return d
 
 
 class Route(torch.autograd.Function):
@@ -152,4 +134,22 @@ def route(logits, k):
     """Router logits (T, E) -> gates (T, k) that sum to 1, experts (T, k), loss: E sum_e P_e f_e, which is 1 for an even
     spread (P mean probability, f share of selections; Fedus et al. 2021, arXiv 2101.03961), plus 0.1 mean(logsumexp^2)
     (Zoph et al. 2022, arXiv 2202.08906)."""
-    return Route.apply(logits, k)
+    if runs(logits, k):
+        return Route.apply(logits, k)
+    logits, E = logits.float(), logits.size(1)
+    experts = choose(logits.detach(), k)
+    is_chosen = experts[..., None] == torch.arange(E, device=logits.device)
+    top = torch.where(is_chosen, logits[:, None], 0.0).sum(2)  # fuses, forth and back, with what is around it
+    P, f = logits.softmax(1).mean(0), is_chosen.float().mean((0, 1))
+    return top.softmax(1), experts, E * (P * f).sum() + SIZE * logits.logsumexp(1).square().mean()
+
+
+def choose(logits, k):
+    """The k largest of each row (T, E), the first of equals. Of few: what a compiler fuses, unlike torch.topk."""
+    if k > 4:
+        return logits.topk(k, dim=1).indices
+    found, all_of = [], torch.arange(logits.size(1), device=logits.device)
+    for _ in range(k):
+        found.append(logits.argmax(1, keepdim=True))
+        logits = logits.masked_fill(found[-1] == all_of, -torch.inf)
+    return torch.cat(found, 1)

@@ -3,11 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import pytest
 import torch
 from conftest import TINY
 
 import bench
 import optim
+from configurator import UserError
 from lab import bench_ablate
 from lab.bench_ablate import SWITCHES
 from linear.kernels import mixture
@@ -33,6 +35,14 @@ def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, ca
     said = capsys.readouterr().out.splitlines()
     assert said[3].startswith('attention kernel') and said[4].endswith('--linear_path=factored')
     assert torch.backends.cuda.flash_sdp_enabled()
+    for only, said in (('compile', 'none of these is in use here: compile\n'), ('compil', None)):
+        monkeypatch.setattr('sys.argv', ['bench.py', 'ablate', *flags, *own, f'--only={only}'])
+        if said:
+            bench.main()
+            assert capsys.readouterr().out == said
+        else:
+            with pytest.raises(UserError, match='no row is called compil; choose from compile, CUDA graphs'):
+                bench.main()
 
 
 def test_what_is_patched_is_off_inside_and_as_before_afterwards(monkeypatch):
