@@ -25,7 +25,7 @@ from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import fused, head, mixture, norms, rotary, routing
+from linear.kernels import blocks, fused, head, mixture, norms, rotary, routing
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -58,8 +58,14 @@ def fuses(t) -> bool:
 
 
 def serves(t, kernels) -> bool:
-    short = t.device.type == 'cuda' and t.dtype == torch.bfloat16
-    return kernels.ON and short and (kernels is not head or head.whole(t.model.lm_head))
+    c = t.cfg
+    takes = {  # of what the kernel's fits() asks
+        head: lambda: head.whole(t.model.lm_head) and not c.distill_from,
+        norms: lambda: c.n_embd <= norms.WIDEST,
+        rotary: lambda: c.n_embd // c.n_head <= rotary.WIDEST,
+    }
+    short = t.dtype == torch.bfloat16 and blocks.in_bfloat16(next(t.model.parameters()))
+    return kernels.ON and short and takes[kernels]()
 
 
 @contextlib.contextmanager

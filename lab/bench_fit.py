@@ -118,7 +118,7 @@ def count(cfg, path=None) -> Count:
     inside = sum(m.moves() for m in model.modules() if hasattr(m, 'factors'))  # written and read, in 16 bits
     odd = -cfg.vocab_size % 64  # the gradient of the padded logits is an array of its own
     logits = 2 * (cfg.vocab_size + odd)
-    parts = head.ON and head.whole(model.lm_head)
+    parts = head.ON and head.whole(model.lm_head) and not cfg.distill_from and cfg.dtype != 'float16'
     hidden = [cfg.hidden(i) for i in range(cfg.n_layer)]
     return Count(
         params=network - products + factors,

@@ -46,6 +46,11 @@ def op(name, fake, flops):
     return implement
 
 
+def in_bfloat16(x) -> bool:
+    """Whether x lies on a GPU that computes in bfloat16; older ones emulate it, and no kernel of ours was seen there."""
+    return x.is_cuda and torch.cuda.get_device_properties(x.device).major >= 8
+
+
 def split(x, n):
     """x (..., n w) as (n, T, w), a view."""
     return x.reshape(-1, n, x.size(-1) // n).transpose(0, 1)

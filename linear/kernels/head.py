@@ -5,11 +5,12 @@ Head and cross-entropy as one step, one share of the rows after the other.
 
 The gradient of a row's loss at its logits is softmax - onehot: all that it needs is at hand when the loss is computed. So
 one kernel reads a row, and writes its gradient over it; the products with it, for x and for W, follow at once. Nothing is
-left to do in the backward pass but to multiply both by the gradient of the loss. The logits of all tokens, gigabytes at
-GPT-2's vocabulary, are never there together, and one of the passes over them falls away.
+left to do in the backward pass but to multiply both by the gradient of the loss. No more than MOST logits are there together,
+those of 21,000 tokens at GPT-2's vocabulary, and one of the passes over them falls away.
 
-The same sums as logits, F.cross_entropy and autograd make, rounded at the same places, but for W's gradient: it is summed
-in float32 (as in Liger, Hsu et al. 2024, arXiv 2410.10989).
+The same sums as logits, F.cross_entropy and autograd make. Logits and their gradient are rounded as there; W's gradient is
+not, it is summed in float32 (as in Liger, Hsu et al. 2024, arXiv 2410.10989); that of x is rounded once more, where the mean
+and the gradient of the loss scale it, unless both are powers of 2.
 """
 
 import math
@@ -41,7 +42,7 @@ if triton is not None:
         n = tl.program_id(0)
         z += n.to(tl.int64) * WIDTH
         t = tl.load(targets + n).to(tl.int32)
-        wanted = tl.load(z + tl.maximum(t, 0)).to(tl.float32) * 1.4426950408889634
+        wanted = tl.load(z + t, (t >= 0) & (t < V), 0.0).to(tl.float32) * 1.4426950408889634
         i = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
         top = tl.full((LANES,), -1e30, tl.float32)
         total = tl.zeros((LANES,), tl.float32)
@@ -53,6 +54,7 @@ if triton is not None:
             top = higher
         highest = tl.max(top, 0)
         whole = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), 0))
+        whole = tl.where(t < V, whole, float('nan'))  # no such token: no number, instead of some number
         tl.store(losses + n, tl.where(t < 0, 0.0, (whole - wanted) * 0.6931471805599453))
         if GRADIENT:  # the row is still in the cache
             for j in range(0, WIDTH, LANES * EACH):
@@ -66,6 +68,7 @@ if triton is not None:
 def rows(z, targets, losses, V, gradient):
     """Losses of logits z (n, V and more), and their gradient in place of them."""
     if triton is not None and z.is_cuda:
+        targets = targets.contiguous()
         lanes = min(LANES, triton.next_power_of_2(z.size(1)) // EACH)
         cross_entropy_row[(len(z),)](
             z, targets, losses, V, z.size(1), gradient, lanes, EACH, num_warps=max(1, lanes // 32)
@@ -95,9 +98,11 @@ def head_loss(x, W, targets, gradient):
     padded[:V].copy_(W)
     losses = x.new_empty(N, dtype=torch.promote_types(x.dtype, torch.float32))
     dx, dW = (torch.empty_like(x), W.new_empty(padded.shape)) if gradient else (x.new_empty(0), x.new_empty(0))
-    n = math.ceil(N / math.ceil(N * len(padded) / MOST))
+    n = math.ceil(N / max(1, math.ceil(N * len(padded) / MOST)))
     logits = x.new_empty(n, len(padded))
-    for i in range(0, N, n):
+    if gradient and not N:
+        dW.zero_()
+    for i in range(0, N, max(1, n)):
         part = x[i : i + n]
         z = torch.mm(part, padded.T, out=logits[: len(part)])
         rows(z, targets[i : i + n], losses[i : i + n], V, gradient)
@@ -129,7 +134,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d):
         dx, dW, count = ctx.saved_tensors
-        d = d / count  # on the GPU, and in its own precision: rounded to 16 bits it would turn the whole gradient
+        d = d / count.clamp(min=1)  # without a target it is 0, as in torch; on the GPU, and in its own precision: rounded to 16 bits it would turn the whole gradient
         return (dx.to(d.dtype) * d).to(dx.dtype), (dW * d).to(dW.dtype), None
 
 
@@ -137,7 +142,7 @@ def fits(head, x) -> bool:
     """Whether it serves: in bfloat16 on a GPU (float16 would need the loss scaled before), a head that is one matrix."""
     auto = torch.is_autocast_enabled('cuda')
     dtype = torch.get_autocast_dtype('cuda') if auto else x.dtype
-    return ON and triton is not None and x.is_cuda and dtype == torch.bfloat16 and whole(head)
+    return ON and triton is not None and dtype == torch.bfloat16 and whole(head) and blocks.in_bfloat16(x)
 
 
 def whole(head) -> bool:

@@ -23,6 +23,7 @@ except ImportError:  # comes with torch's builds for GPUs only
 ON = True  # bench.py ablate switches it off
 PROGRAMS = 2048  # of the backward pass
 EACH = 1024  # numbers that a warp takes at a time
+WIDEST = 8192  # numbers of a row; wider ones need more registers than a program has
 
 if triton is not None:
 
@@ -106,7 +107,7 @@ blocks.define(
 
 def forward_fake(x, m, w, b, rms):
     rows = x.new_empty(x.shape[:-1])
-    return torch.empty_like(x), torch.empty_like(m), x.new_empty(0) if rms else rows, torch.empty_like(rows)
+    return x.new_empty(x.shape), m.new_empty(m.shape), x.new_empty(0) if rms else rows, torch.empty_like(rows)
 
 
 @blocks.op('add_norm', forward_fake, lambda *_: 0)
@@ -136,7 +137,7 @@ def backward_fake(dy, ds, s, w, mean, rstd, rms, bias):
     C = s.size(-1)
     parts = min(PROGRAMS, rstd.numel())
     dw = s.new_empty(0 if w is None else parts, C)
-    return torch.empty_like(s), torch.empty_like(s, dtype=dy.dtype), dw, s.new_empty(parts if bias else 0, C)
+    return s.new_empty(s.shape), dy.new_empty(s.shape), dw, s.new_empty(parts if bias else 0, C)
 
 
 @blocks.op('add_norm_grad', backward_fake, lambda *_: 0)
@@ -169,13 +170,15 @@ class Add(torch.autograd.Function):
     def forward(ctx, x, m, w, b, rms):
         s, y, mean, rstd = blocks.ops.add_norm(x, m, w, b, rms)
         ctx.save_for_backward(s, w, mean, rstd)
-        ctx.rms, ctx.bias = rms, b is not None
+        ctx.rms, ctx.bias, ctx.short = rms, b is not None, m.dtype
         ctx.set_materialize_grads(False)  # nothing in place of the stream's gradient, where the stream ends
         return s, y
 
     @staticmethod
     def backward(ctx, ds, dy):
         s, w, mean, rstd = ctx.saved_tensors
+        if dy is None:  # the sum alone was used
+            return ds, None if ds is None else ds.to(ctx.short), None, None, None
         dx, dm, dw, db = blocks.ops.add_norm_grad(dy, ds, s, w, mean, rstd, ctx.rms, ctx.bias)
         dw = None if w is None else dw.sum(0).to(w.dtype)
         return dx, dm, dw, db.sum(0).to(w.dtype) if ctx.bias else None, None
@@ -183,8 +186,8 @@ class Add(torch.autograd.Function):
 
 def fits(x, m) -> bool:
     """Whether it serves: training on a GPU, a stream in float32 and a branch in bfloat16."""
-    on = ON and triton is not None and torch.is_grad_enabled()
-    return on and m is not None and x.is_cuda and x.dtype == torch.float32 and m.dtype == torch.bfloat16
+    on = ON and triton is not None and torch.is_grad_enabled() and m is not None and x.size(-1) <= WIDEST
+    return on and x.dtype == torch.float32 and m.dtype == torch.bfloat16 and blocks.in_bfloat16(x)
 
 
 def add(x, m, weight, bias, rms):

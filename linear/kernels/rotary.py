@@ -21,6 +21,7 @@ except ImportError:  # comes with torch's builds for GPUs only
 ON = True  # bench.py ablate switches it off
 EPS = 1e-6
 PAIRS, WARPS = 64, 4  # of a token and a head, that a program turns
+WIDEST = 128  # numbers of a head; a program holds PAIRS of them
 
 if triton is not None:
 
@@ -54,7 +55,7 @@ if triton is not None:
         """dx (tokens, H + 2 K, 2 HALF)"""
         pair, i = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS), tl.arange(0, D)
         n, h = pair // (H + 2 * K), pair % (H + 2 * K)
-        b, t = (n // T).to(tl.int64), n % T
+        b, h, t = (n // T).to(tl.int64), h.to(tl.int64), (n % T).to(tl.int64)  # a long text reaches beyond 2^31
         wide = (i < HALF)[None, :]
         is_q, is_k, is_v = h < H, (h >= H) & (h < H + K), (h >= H + K) & (pair < count)
         is_q, is_k = is_q & (pair < count), is_k & (pair < count)
@@ -152,8 +153,8 @@ class Heads(torch.autograd.Function):
 
 def fits(qkv, rope) -> bool:
     """Whether it serves: training with RoPE in bfloat16 on a GPU."""
-    on = ON and triton is not None and torch.is_grad_enabled()
-    return on and rope is not None and qkv.is_cuda and qkv.dtype == torch.bfloat16
+    on = ON and triton is not None and torch.is_grad_enabled() and rope is not None
+    return on and 2 * rope[0].size(1) <= WIDEST and qkv.dtype == torch.bfloat16 and blocks.in_bfloat16(qkv)
 
 
 def heads(qkv, rope, n_head, n_kv_head, norm):

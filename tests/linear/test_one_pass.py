@@ -36,6 +36,26 @@ def test_the_loss_and_its_gradients_are_those_of_the_logits(most, monkeypatch):
         assert abs(head.cross_entropy(x, W, targets) - want) < 1e-12
 
 
+@pytest.mark.parametrize('n', [0, 3])
+def test_without_a_target_the_loss_is_nan_and_nothing_has_a_gradient(n):
+    """As torch has it: a batch that is all padding leaves the sum of the gradients as it was."""
+    x, W = draw(n, 8), draw(65, 8, seed=1)
+    found = []
+    for loss in (head.cross_entropy, lambda x, W, t: F.cross_entropy(x @ W.T, t, ignore_index=-1)):
+        value = loss(x, W, torch.full((n,), -1))
+        found.append([value, *torch.autograd.grad(value, (x, W))])
+    for value, dx, dW in found:
+        assert value.isnan() and not dx.any() and not dW.any()
+
+
+@pytest.mark.parametrize('rms', [False, True])
+def test_the_sum_alone_may_be_used(rms):
+    x, m, w = draw(2, 5, 24), draw(2, 5, 24, seed=1), draw(24, seed=2)
+    d = draw(2, 5, 24, seed=3)
+    dx, dm, dw = torch.autograd.grad(norms.add(x, m, w, None, rms)[0], (x, m, w), d, allow_unused=True)
+    assert torch.equal(dx, d) and torch.equal(dm, d) and (dw is None or not dw.any())
+
+
 @pytest.mark.parametrize('rms, weight, bias', [(False, True, True), (False, False, False), (True, True, False)])
 @pytest.mark.parametrize('ends', [False, True])
 def test_a_branch_is_added_and_normalized(rms, weight, bias, ends):
@@ -105,6 +125,8 @@ def test_the_compiler_is_told_what_comes_out():
         torch.library.opcheck(ops.add_norm.default, args, **checks)
         s, y, mean, rstd = ops.add_norm(*args)
         torch.library.opcheck(ops.add_norm_grad.default, (y, None, s, w[0], mean, rstd, rms, not rms), **checks)
+    turned = torch.zeros(4, 6).T  # what comes out is contiguous, whatever comes in
+    torch.library.opcheck(ops.add_norm.default, (turned, turned, None, None, True), **checks)
     qkv, (cos, sin) = draw(1, 3, 16).detach(), model.rope_table(torch.arange(3), 4)
     torch.library.opcheck(ops.rotary.default, (qkv, cos, sin, 3, True), **checks)
     d = draw(1, 4, 3, 4).detach()
