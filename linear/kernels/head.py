@@ -6,7 +6,7 @@ Head and cross-entropy as one step, one share of the rows after the other.
 The gradient of a row's loss at its logits is softmax - onehot: all that it needs is at hand when the loss is computed. So
 one kernel reads a row, and writes its gradient over it; the products with it, for x and for W, follow at once. Nothing is
 left to do in the backward pass but to multiply both by the gradient of the loss. No more than MOST logits are there together,
-those of 21,000 tokens at GPT-2's vocabulary, and one of the passes over them falls away.
+of 21,000 tokens at GPT-2's vocabulary, and one of the passes over them falls away.
 
 The same sums as logits, F.cross_entropy and autograd make. Logits and their gradient are rounded as there; W's gradient is
 not, it is summed in float32 (as in Liger, Hsu et al. 2024, arXiv 2410.10989); that of x is rounded once more, where the mean
@@ -134,7 +134,8 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d):
         dx, dW, count = ctx.saved_tensors
-        d = d / count.clamp(min=1)  # without a target it is 0, as in torch; on the GPU, and in its own precision: rounded to 16 bits it would turn the whole gradient
+        # on the GPU, and in its own precision: rounded to 16 bits it would turn the whole gradient. 0 without a target, as in torch
+        d = d / count.clamp(min=1)
         return (dx.to(d.dtype) * d).to(dx.dtype), (dW * d).to(dW.dtype), None
 
 

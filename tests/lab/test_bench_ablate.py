@@ -12,7 +12,7 @@ import optim
 from configurator import UserError
 from lab import bench_ablate
 from lab.bench_ablate import SWITCHES
-from linear.kernels import mixture
+from linear.kernels import blocks, head, mixture, norms, rotary
 from model import GPT
 
 
@@ -60,3 +60,21 @@ def test_what_is_patched_is_off_inside_and_as_before_afterwards(monkeypatch):
     with SWITCHES['unsorted rows'].off(t):
         assert not mixture.ON
     assert before == (torch.optim.AdamW, optim.Optimizer.capture, GPT.head) and mixture.ON
+
+
+def test_what_the_model_does_not_take_has_no_row(monkeypatch):
+    monkeypatch.setattr(blocks, 'in_bfloat16', lambda x: True)
+    model = torch.nn.Module()
+    model.lm_head = torch.nn.Linear(2, head.LEAST, bias=False)
+    used = lambda **keys: [
+        name
+        for name in ('head with loss', 'add with norm', 'one pass for q, k')
+        if SWITCHES[name].used(SimpleNamespace(model=model, dtype=torch.bfloat16, cfg=SimpleNamespace(**of | keys)))
+    ]
+    of = dict(distill_from='', n_embd=768, n_head=12, position='rope', post_norm=False)
+    assert used() == ['head with loss', 'add with norm', 'one pass for q, k']
+    assert used(distill_from='x.pt') == ['add with norm', 'one pass for q, k']
+    assert used(n_embd=2 * norms.WIDEST, n_head=2) == ['head with loss']
+    assert used(n_head=1) == ['head with loss', 'add with norm'] and 768 > rotary.WIDEST
+    monkeypatch.setattr(blocks, 'in_bfloat16', lambda x: False)
+    assert not used()

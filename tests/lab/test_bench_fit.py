@@ -51,6 +51,15 @@ def test_logits_that_are_made_by_parts_are_counted_so(monkeypatch):
     assert i == 3
 
 
+def test_logits_of_a_distillation_or_in_float16_are_there_at_once():
+    """model.loss takes the kernel for neither."""
+    cfg = FitConfig(n_layer=1, vocab_size=50304)
+    assert count(cfg).at_once < float('inf')
+    for keys in (dict(distill_from='x.pt'), dict(dtype='float16')):
+        c = count(dataclasses.replace(cfg, **keys))
+        assert c.at_once == float('inf') and not c.early
+
+
 def test_the_largest_micro_batch_fits_and_one_more_does_not(monkeypatch, capsys, fails):
     flags = ['config/gpt2.py', '--vocab_size=50304', '--n_layer=2', '--memory=16']
     monkeypatch.setattr('sys.argv', ['bench.py', 'fit', *flags])
