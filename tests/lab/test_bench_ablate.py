@@ -60,3 +60,7 @@ def test_what_is_patched_is_off_inside_and_as_before_afterwards(monkeypatch):
     with SWITCHES['unsorted rows'].off(t):
         assert not mixture.ON
     assert before == (torch.optim.AdamW, optim.Optimizer.capture, GPT.head) and mixture.ON
+
+
+def test_every_row_can_be_named_alone():
+    assert not [name for name in SWITCHES if ',' in name]
