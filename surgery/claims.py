@@ -155,7 +155,7 @@ def check_tensors(wanted: dict, tensors: dict, path):
         if split and len(split) == len(wrong):  # of the same layers: see CHANGELOG.md on splits
             raise UserError(
                 f'{path}: its layers are split otherwise than here ({wrong[0]}{f"; {len(wrong) - 1} more" * (len(wrong) > 1)}),'
-                ' by another version of this code; there `python transfer.py collapse` makes it dense, and here `factorize`'
+                ' by another version of this code (commit: manifest.json beside it); there `python transfer.py collapse` makes it dense, and here `factorize`'
                 ' splits that'
             )
         raise UserError(f'{path}: the weights do not fit the model: ' + '; '.join(wrong[:3]) + more)

@@ -41,7 +41,7 @@ def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, ca
             bench.main()
             assert capsys.readouterr().out == said
         else:
-            with pytest.raises(UserError, match='no row is called compil; choose from compile, CUDA graphs'):
+            with pytest.raises(UserError, match="no row is called 'compil'; choose from compile, CUDA graphs"):
                 bench.main()
 
 
