@@ -35,8 +35,8 @@ import configurator  # noqa: F401  first: it has a word for Ctrl-C while torch i
 import torch
 
 import hardware
-from configurator import UserError, input_path, key, load, overrides, printable, root_path, run
-from files import read_lines, write
+from configurator import UserError, key, load, overrides, root_path, run
+from files import write
 from lab import (
     bench_ablate,
     bench_fit,
@@ -82,11 +82,9 @@ def main():
         arms.append([]) if a == '--' else arms[-1].append(a)
     bench = load(BenchConfig, arms[0])
     if bench.show:
-        try:
-            print(printable(table(read_lines(input_path(bench.show)))))
-        except (UserError, ValueError, LookupError, TypeError) as e:
-            raise UserError(f"show = '{bench.show}': not a file that --out wrote ({e})") from None
-        return
+        return bench_profile.show(bench.show, table, 'bench.py')
+    if bench.out:
+        bench_profile.ready(root_path(bench.out))
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
     for c in configs[1:]:
         if mine := {'steps', 'rounds', 'warmup', 'out', 'show'} & set(overrides(c)):

@@ -42,7 +42,7 @@ PEAKS = [
 ]
 LAUNCHING = 4e-3  # seconds that launching a block's forward and backward pass may take: 2.8 on a slow host, alone there
 # whether graphs with an autograd.Function are kept from process to process, which saves deriving the step anew at each start;
-# off until it was seen on a GPU, on a CPU it is right (tests/test_gpu.py -k second_start)
+# off until it was seen on a GPU, on a CPU it is right (tests/test_gpu.py -k second_start); docs/speed.md has the command
 FUNCTIONS = False
 OTHER_CHIPS = {'Laptop', 'Max', 'Ti', 'SUPER', 'D', 'MIG'}  # an 'RTX 4090 Laptop GPU' is another chip
 

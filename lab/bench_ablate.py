@@ -120,7 +120,7 @@ SWITCHES = {
     'add with norm': Switch(
         lambda t: serves(t, norms) and not t.cfg.post_norm, off=lambda t: mock.patch.object(norms, 'ON', False)
     ),
-    'one pass for q, k': Switch(
+    'one pass for q and k': Switch(
         lambda t: serves(t, rotary) and t.cfg.position == 'rope', off=lambda t: mock.patch.object(rotary, 'ON', False)
     ),
     'padded vocabulary': Switch(
@@ -143,7 +143,9 @@ def ablate(argv: list[str]):
     cfg = load(AblateConfig, argv)
     names = [n.strip() for n in cfg.only.split(',')] if cfg.only else [*SWITCHES]
     if unknown := set(names) - set(SWITCHES):
-        raise UserError(f'only: no row is called {", ".join(sorted(unknown))}; choose from {", ".join(SWITCHES)}')
+        raise UserError(
+            f'only: no row is called {", ".join(map(repr, sorted(unknown)))}; choose from {", ".join(SWITCHES)}'
+        )
     ready(*([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward

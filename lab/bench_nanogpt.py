@@ -38,14 +38,18 @@ class ArmConfig(TimingConfig):
 def code(path: str):
     """Its model.py as a module."""
     file = input_path(path)
-    file = file / 'model.py' if file.is_dir() else file
     try:
+        if not file.exists():
+            raise OSError('there is no such folder')
+        file = file / 'model.py' if file.is_dir() else file
+        if file.suffix != '.py':
+            raise OSError('that is no folder')
         spec = importlib.util.spec_from_file_location('nanogpt_model', file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
-        assert module.GPT and module.GPTConfig
-    except (AttributeError, ImportError, OSError, SyntaxError) as e:
+        assert module.GPTConfig and module.GPT.configure_optimizers
+    except Exception as e:  # whatever that file does
         raise UserError(
             f"nanogpt = '{path}': no model.py of nanoGPT there ({brief(str(e))}); git clone https://github.com/karpathy/nanoGPT"
             ' and name its folder'

@@ -22,8 +22,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import hardware
-from configurator import UserError, key, overrides, root_path
-from files import write
+from configurator import UserError, input_path, key, overrides, printable, root_path
+from files import read_lines, write
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
 from lab.steps import sync
@@ -90,6 +90,19 @@ def ready(*paths):
                 path.unlink()
         except OSError as e:
             raise UserError(f'cannot write {path} ({e.strerror}); name another file') from None
+
+
+def show(path: str, tables, command: str):
+    """Print what tables(lines) makes of a file that the command wrote."""
+    try:
+        if not input_path(path).exists():
+            raise UserError('there is no such file')
+        lines = read_lines(input_path(path))
+        if not lines:
+            raise UserError('it holds no figures')
+        print(printable(tables(lines)))
+    except (UserError, LookupError, TypeError, ValueError, AttributeError) as e:
+        raise UserError(f"show = '{path}': not a file that {command} --out=FILE wrote ({e})") from None
 
 
 def traced(run, path, device):

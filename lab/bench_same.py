@@ -24,10 +24,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hardware
-from configurator import UserError, input_path, key, overrides, printable, root_path
-from files import read_lines, write
+from configurator import key, overrides, root_path
+from files import write
 from lab.bench_ablate import SWITCHES
-from lab.bench_profile import ready
+from lab.bench_profile import ready, show
 from lab.costs import columns
 from linear import kernels
 from logger import commit, relative
@@ -87,11 +87,7 @@ def differences(run, exact, tail: int) -> dict:
 
 def same(cfg: SameConfig) -> dict | None:
     if cfg.show:
-        try:
-            lines = read_lines(input_path(cfg.show))
-            return print(printable('\n\n'.join(table(r) for r in lines or lines[0])))
-        except (UserError, LookupError, TypeError, ValueError, AttributeError) as e:
-            raise UserError(f"show = '{cfg.show}': not a file that bench.py same wrote ({e})") from None
+        return show(cfg.show, lambda lines: '\n\n'.join(map(table, lines)), 'bench.py same')
     ready(*([root_path(cfg.out)] if cfg.out else []))
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     eager = dataclasses.replace(cfg, compile=False, cuda_graph=False, fuse_mlp=False)

@@ -74,17 +74,17 @@ def environment():
 def start(argv: list[str]):
     cfg = load(StartConfig, argv)
     ready(*([root_path(cfg.out)] if cfg.out else []))
+    facts = dict(
+        device=hardware.device_name(hardware.choose_device(cfg.device)), torch=torch.__version__, commit=commit(),
+        config=overrides(cfg),
+    )  # fmt: skip
     flags, rows = [a for a in argv if not a.startswith(('--starts', '--out='))], []
     with environment() as env:
         for i in range(cfg.starts):
             rows.append(dict(start=i + 1, **seconds(flags, env)))
             print('\n'.join(columns([line(rows[-1])])[0 if i == 0 else 1 :]), flush=True)
-    facts = dict(
-        device=hardware.device_name(hardware.choose_device(cfg.device)), torch=torch.__version__, commit=commit()
-    )
-    facts['config'] = overrides(cfg)
-    if cfg.out:
-        write(root_path(cfg.out), ''.join(json.dumps(relative(r | facts)) + '\n' for r in rows).encode())
+            if cfg.out:  # after each start: what is measured is kept, however this ends
+                write(root_path(cfg.out), ''.join(json.dumps(relative(r | facts)) + '\n' for r in rows).encode())
     print(f'{facts["device"]}, torch {facts["torch"]}')
 
 

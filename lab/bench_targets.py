@@ -25,10 +25,11 @@ from typing import NamedTuple
 import torch
 
 import hardware
-from configurator import ROOT, UserError, input_path, key, overrides, printable, root_path
+from configurator import ROOT, UserError, key, overrides, printable, root_path
 from files import read_lines, write
+from lab.bench_nanogpt import code
 from lab.bench_parts import BUSY, COSTS, LAYERS, PARTS, alone, in_turns, is_theirs, micro_batch, samples
-from lab.bench_profile import KINDS, ready
+from lab.bench_profile import KINDS, ready, show
 from lab.costs import columns
 from logger import relative
 from tokens import loader
@@ -48,15 +49,19 @@ class TargetsConfig:
     part: str = key('', 'measure this part in this process; the command starts itself with it')
 
     def names(self) -> list[str]:
-        return self.parts.split(',') if self.parts else [p for p in PARTS if p not in COSTS]
+        return [p.strip() for p in self.parts.split(',')] if self.parts else [p for p in PARTS if p not in COSTS]
 
     def problems(self):
-        odd = [p for p in (*self.names(), self.part) if p and p not in PARTS]
+        odd = [repr(p) for p in (*self.names(), *([self.part] if self.part else [])) if p not in PARTS]
         if odd or self.show:
             return [f'parts: {", ".join(odd)} unknown; there are {", ".join(PARTS)}'] if odd else []
         found = [] if self.out else ['out: must be given, as --out=out/targets.jsonl']
         if '--device' in self.flags:
             found.append('flags: a part chooses its device; CUDA_VISIBLE_DEVICES=1 takes another GPU')
+        try:
+            shlex.split(self.flags)
+        except ValueError as e:
+            found.append(f'flags: {e}; close it')
         if not self.nanogpt and any(is_theirs(arm) for p in self.names() for arm in PARTS[p].arms):
             found.append(
                 'nanogpt: must be given; git clone https://github.com/karpathy/nanoGPT, then --nanogpt=nanoGPT'
@@ -233,6 +238,17 @@ def measured(cfg) -> list[dict]:
     return read_lines(root_path(cfg.out))
 
 
+def check_file(cfg, here: str):
+    """UserError where --out holds what cannot stand in one table with what is measured now."""
+    lines = measured(cfg)
+    if any(not isinstance(r.get(k), str) for r in lines for k in ('arm', 'part', 'device')):
+        raise UserError(f'out: {cfg.out} was not written by bench.py targets; name another file')
+    if others := {r['device'] for r in lines if r['part'] != 'two cores'} - {here}:
+        raise UserError(f'{cfg.out} was measured on {", ".join(others)}, this is {here}; name another --out')
+    if others := {r.get('flags', '') for r in lines} - {relative(cfg.flags)}:
+        raise UserError(f'{cfg.out} was measured with --flags="{min(others)}"; give the same, or name another --out')
+
+
 def missing(cfg, part: str) -> dict:
     there = {r['arm'] for r in measured(cfg)}
     return {name: flags for name, flags in flags_of(cfg, part).items() if name not in there}
@@ -243,7 +259,7 @@ def measure(cfg, part: str):
     device = hardware.choose_device('auto')
     torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
     for found in PARTS[part].measure(cfg, missing(cfg, part), device):
-        lines = measured(cfg) + [relative(r | dict(part=part)) for r in found]
+        lines = measured(cfg) + [relative(r | dict(part=part, flags=relative(cfg.flags))) for r in found]
         write(root_path(cfg.out), ''.join(json.dumps(r) + '\n' for r in lines).encode())
         for r in found:
             print(f'{part}: {r["arm"]} {r["ms"]:.2f} ms', flush=True)
@@ -287,23 +303,19 @@ def compile_all(cfg, parts: list[str]):
 
 def targets(cfg: TargetsConfig):
     if cfg.show:
-        try:
-            lines = read_lines(input_path(cfg.show))
-            return print(printable(tables(lines or lines[0])))
-        except (UserError, LookupError, TypeError, ValueError) as e:
-            raise UserError(f"show = '{cfg.show}': not a file that bench.py targets wrote ({e})") from None
+        return show(cfg.show, tables, 'bench.py targets')
     ready(root_path(cfg.out))
     if cfg.part:
         return measure(cfg, cfg.part)
-    here = hardware.device_name(hardware.choose_device('auto'))
-    others = {r['device'] for r in measured(cfg) if r['part'] != 'two cores'} - {here}
-    if others:
-        raise UserError(f'{cfg.out} was measured on {", ".join(others)}, this is {here}; name another --out')
+    check_file(cfg, hardware.device_name(hardware.choose_device('auto')))
+    if cfg.nanogpt:
+        code(cfg.nanogpt)  # says what is wrong with it, before minutes are spent on compiling
     loader.prepare('shakespeare_char')  # that of all arms
     todo = [p for p in cfg.names() if missing(cfg, p)]
     if cfg.jobs and torch.cuda.is_available():
         compile_all(cfg, todo)
     failed = [p for p in todo if start(cfg, p)]
-    print(printable(tables(measured(cfg))))
+    if lines := measured(cfg):
+        print(printable(tables(lines)))
     if failed:
         raise UserError(f'not measured: {", ".join(failed)}; the reasons are above, the same command tries again')

@@ -25,7 +25,7 @@ class TimingConfig(TrainConfig):
 
 class Arm:
     def __init__(self, argv: list[str], cfg, device, warmup: int, make=Trainer):
-        mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out', 'nanogpt'))
+        mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out', 'nanogpt', 'only'))
         self.name = ' '.join(['nanoGPT:'] * (make is not Trainer) + [a for a in argv if not a.startswith(mine)])
         self.times, self.peak = [], 0
         if cfg.deterministic != torch.are_deterministic_algorithms_enabled():

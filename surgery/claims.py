@@ -151,6 +151,13 @@ def check_tensors(wanted: dict, tensors: dict, path):
             wrong.append(f'{k} is of type {str(tensors[k].dtype).removeprefix("torch.")}')
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        split = [k for k in wanted if k in tensors and '.factors.' in k and tensors[k].shape != wanted[k].shape]
+        if split and len(split) == len(wrong):  # of the same layers: see CHANGELOG.md on splits
+            raise UserError(
+                f'{path}: its layers are split otherwise than here ({wrong[0]}{f"; {len(wrong) - 1} more" * (len(wrong) > 1)}),'
+                ' by another version of this code (commit: manifest.json beside it); there `python transfer.py collapse` makes it dense, and here `factorize`'
+                ' splits that'
+            )
         raise UserError(f'{path}: the weights do not fit the model: ' + '; '.join(wrong[:3]) + more)
 
 

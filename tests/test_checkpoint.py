@@ -16,7 +16,7 @@ from configurator import UserError
 from linear import factors
 from linear.factors import Factors
 from model import NANOGPT_KEYS
-from surgery import collapse
+from surgery import claims, collapse
 from tokens import tokenizer
 
 
@@ -212,3 +212,9 @@ def test_sixteen_bits_are_read_as_float32_and_no_folder_is_taken_for_the_hub(tmp
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='cannot write'):
         checkpoint.save(tmp_path / 'file' / 'x.pt', ckpt)
+
+
+def test_layers_that_another_version_split_otherwise_are_refused_with_the_way_out():
+    wanted, other = {'h.factors.0': torch.zeros(2, 3)}, {'h.factors.0': torch.zeros(3, 2)}
+    with pytest.raises(UserError, match=r'split otherwise than here \(h.factors.0 .*\), by another version.*collapse'):
+        claims.check_tensors(wanted, other, 'x.pt')

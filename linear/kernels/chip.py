@@ -18,9 +18,7 @@ import torch
 from linear.kernels import blocks
 from linear.kernels.activations import activation, times_slope, tl, triton
 
-# right on an H200 (tests/test_gpu.py -k on_chip), and not timed. What decides, with ON either way: python bench.py
-# config/structured/gutenberg_bpe.py --n_embd=192 --n_head=6 --linear=btt --rank=4 --linear_layers=mlp+attn --linear_path=factored
-ON = False
+ON = False  # until it was timed on a GPU: docs/speed.md has the command
 WIDEST = 32  # a and e: wider blocks are better served by products apart
 TOKENS, CHUNK, WARPS = 64, 8, 8  # of a tile of through: tokens, g and f at a time
 TOKENS_W, CHUNK_W, WARPS_W, SPLITS = 64, 4, 4, 64  # of weights; its tokens are summed in so many parts

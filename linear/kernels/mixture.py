@@ -18,7 +18,7 @@ import torch
 from linear.kernels import blocks, fused
 from linear.kernels.fused import triton
 
-ON = False  # until it was timed on a GPU
+ON = False  # until it was timed on a GPU: docs/speed.md has the command
 TMA = True  # matrices come through the tensor memory accelerator of Hopper and later GPUs
 LEAST = 1024  # tokens; for fewer, forming or even reading all experts is too much
 SETS = 128  # at most; a program looks through all of them

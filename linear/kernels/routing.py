@@ -9,7 +9,7 @@ import torch
 from linear.kernels import blocks
 from linear.kernels.fused import triton
 
-ON = False  # until it was timed on a GPU
+ON = False  # until it was timed on a GPU: docs/speed.md has the command
 BLOCK = 256  # tokens of a program; of 128 experts an eighth
 
 if triton is not None:

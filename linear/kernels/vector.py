@@ -19,7 +19,7 @@ except ImportError:  # comes with torch's builds for GPUs only
     triton = None
 
 ROWS, COLS = 4, 1024  # of the matrix, that a program reads at a time
-ON = False  # until it was timed on a GPU
+ON = False  # until it was timed on a GPU: docs/speed.md has the command
 
 if triton is not None:
 

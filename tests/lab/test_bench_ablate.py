@@ -41,7 +41,7 @@ def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, ca
             bench.main()
             assert capsys.readouterr().out == said
         else:
-            with pytest.raises(UserError, match='no row is called compil; choose from compile, CUDA graphs'):
+            with pytest.raises(UserError, match="no row is called 'compil'; choose from compile, CUDA graphs"):
                 bench.main()
 
 
@@ -68,13 +68,17 @@ def test_what_the_model_does_not_take_has_no_row(monkeypatch):
     model.lm_head = torch.nn.Linear(2, head.LEAST, bias=False)
     used = lambda **keys: [
         name
-        for name in ('head with loss', 'add with norm', 'one pass for q, k')
+        for name in ('head with loss', 'add with norm', 'one pass for q and k')
         if SWITCHES[name].used(SimpleNamespace(model=model, dtype=torch.bfloat16, cfg=SimpleNamespace(**of | keys)))
     ]
     of = dict(distill_from='', n_embd=768, n_head=12, position='rope', post_norm=False)
-    assert used() == ['head with loss', 'add with norm', 'one pass for q, k']
-    assert used(distill_from='x.pt') == ['add with norm', 'one pass for q, k']
+    assert used() == ['head with loss', 'add with norm', 'one pass for q and k']
+    assert used(distill_from='x.pt') == ['add with norm', 'one pass for q and k']
     assert used(n_embd=2 * norms.WIDEST, n_head=2) == ['head with loss']
     assert used(n_head=1) == ['head with loss', 'add with norm'] and 768 > rotary.WIDEST
     monkeypatch.setattr(blocks, 'in_bfloat16', lambda x: False)
     assert not used()
+
+
+def test_every_row_can_be_named_alone():
+    assert not [name for name in SWITCHES if ',' in name]

@@ -76,9 +76,14 @@ def test_what_it_cannot_do_is_said(tmp_path, monkeypatch, fails):
     (wide / 'meta.json').write_text('{"vocab_size": 65, "dtype": "uint32"}')
     for split in ('train', 'val'):
         (np.arange(100, dtype=np.uint32) % 65).tofile(wide / f'{split}.bin')
+    script = tmp_path / 'script.py'
+    script.write_text('class GPTConfig: pass\nclass GPT: pass\n')
     for path, flags, said in (
         (tmp_path, [], 'no model.py of nanoGPT there'),
-        (tmp_path / 'gone', [], 'no model.py of nanoGPT there'),
+        (tmp_path / 'gone', [], 'there is no such folder'),
+        (wide / 'val.bin', [], 'that is no folder'),
+        (script, [], "has no attribute 'configure_optimizers'"),
+        (PATH, [f'--out={tmp_path}'], 'name another file'),
         (PATH, ['--linear=monarch', '--qk_norm=true'], 'cannot express linear, qk_norm'),
         (PATH, ['--block_size=2000000'], 'needs more than block_size'),
         (PATH, [f'--dataset={wide}'], 'reads a train.bin of uint16'),

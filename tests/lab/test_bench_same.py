@@ -46,4 +46,4 @@ def test_dropout_cannot_be_compared(monkeypatch, fails):
     monkeypatch.setattr('sys.argv', ['bench.py', 'same', *FLAGS, '--dropout=0.1'])
     fails(bench.main, 'dropout: its draws would differ')
     monkeypatch.setattr('sys.argv', ['bench.py', 'same', '--show=nowhere'])
-    fails(bench.main, 'not a file that bench.py same wrote')
+    fails(bench.main, 'not a file that bench.py same --out=FILE wrote (there is no such file)')

@@ -41,6 +41,19 @@ def test_a_start_finds_byte_code_where_python_is_told_to_keep_none(monkeypatch):
         assert env == dict(os.environ)
 
 
+def test_starts_that_were_timed_are_kept_where_a_later_one_fails(tmp_path, monkeypatch, fails):
+    times = iter([dict(model=5.0, evaluation=15.0, first_step=31.0)])
+
+    def seconds(flags, env):
+        if row := next(times, None):
+            return row
+        raise UserError('no first step')
+
+    monkeypatch.setattr(bench_start, 'seconds', seconds)
+    fails(lambda: bench_start.start([*TINY, f'--out={tmp_path}/x.jsonl']), 'no first step')
+    assert json.loads((tmp_path / 'x.jsonl').read_text())['first_step'] == 31
+
+
 def test_each_start_is_a_row(tmp_path, monkeypatch, capsys):
     asked = []
     times = iter([dict(model=5.0, evaluation=15.0, first_step=31.0), dict(model=5.0, evaluation=7.5, first_step=12.0)])

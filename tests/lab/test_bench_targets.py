@@ -78,6 +78,8 @@ def test_every_part_is_measured_once_and_the_command_goes_on_where_it_stopped(go
     assert 'low_rank in the MLPs' in capsys.readouterr().out
     go.out.write_text(json.dumps(lines[0] | dict(device='another')) + '\n')
     fails(go, 'was measured on another')
+    go.out.write_text(json.dumps(lines[0]) + '\n')
+    fails(lambda: go('--flags='), 'was measured with --flags=')
 
 
 def test_the_process_is_slowed_and_free_again():
@@ -162,9 +164,15 @@ def test_micro_batches_of_the_costs_are_powers_of_two_that_fit():
 
 
 def test_wrong_keys_are_said(monkeypatch, fails, tmp_path):
+    other = tmp_path / 'same.jsonl'
+    other.write_text('{"fast": 1}\n')
     for flags, said in (
-        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--out=x', '--flags=--device=cpu'], 'flags: a part'), (['--parts=size'], 'size unknown; there are'),
-        (['--show=nowhere'], 'not a file that bench.py targets wrote'),
+        ([], 'nanogpt: must be given'), (['--parts=sizes'], 'out: must be given'), (['--out=x', '--flags=--device=cpu'], 'flags: a part'), (['--parts=size'], "'size' unknown; there are"),
+        (['--parts=sizes,', '--out=x'], "'' unknown"), (['--parts=start', '--out=x', "--flags='"], 'No closing quotation'),
+        (['--show=nowhere'], 'bench.py targets --out=FILE wrote (there is no such file'),
+        (['--out=x', '--nanogpt=nowhere'], 'there is no such folder'),
+        ([f'--out={other}', '--parts=start'], 'was not written by bench.py targets'),
+        ([f'--show={other}'], 'not a file that bench.py targets --out=FILE wrote'),
     ):  # fmt: skip
         monkeypatch.setattr('sys.argv', ['bench.py', 'targets', *flags])
         fails(bench.main, said)
