@@ -440,7 +440,7 @@ def test_json_of_another_shape_than_was_written_is_no_traceback(tmp_path, monkey
     path = tmp_path / 'x.json'
     path.write_text(content)
     monkeypatch.setattr('sys.argv', ['bench.py', f'--show={path}'])
-    fails(bench.main, 'not a file that --out wrote')
+    fails(bench.main, 'not a file that bench.py --out=FILE wrote')
     fails(lambda: mup.show(SimpleNamespace(out=str(path))), 'not a file that rates wrote')
     report = dict(model='m', commit='c', started='s', tasks={})
     assert evaluate.add_to(path, report) == report and (tmp_path / 'x.1.json').read_text() == content

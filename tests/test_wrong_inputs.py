@@ -140,7 +140,7 @@ CASES = [
     # bench
     ('bench.py --steps=0', 'steps = 0'),
     ('bench.py --n_layer=2 -- --rounds=3', 'rounds: belongs to the first arm'),
-    ('bench.py --show=nowhere', 'not a file that --out wrote'),
+    ('bench.py --show=nowhere', 'not a file that bench.py --out=FILE wrote'),
     ('bench.py --show=/dev/zero', 'cannot be read (not a file)'),
     ('bench.py mlp --widths=x', 'widths'),
     ('bench.py mlp --show=/dev/zero', 'cannot be read (not a file)'),
