@@ -15,3 +15,9 @@ Products that torch does not have, each beside a plain path that computes the sa
     vector.py   a matrix times one vector, as a model writes one text (a Triton kernel)
     symmetric.py  a Triton kernel: the product of a matrix with its own transpose, half of it (Hopper and later)
 """
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # comes with torch's builds for GPUs only
+    triton = tl = None

@@ -6,11 +6,7 @@ The activations of an MLP with their derivatives: in Triton, for use inside kern
 import torch
 from torch.nn import functional as F
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # comes with torch's builds for GPUs only
-    triton = tl = None
+from linear.kernels import tl, triton
 
 NAMES = ('gelu', 'gelu_tanh', 'relu2')
 

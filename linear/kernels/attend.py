@@ -12,13 +12,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from linear.kernels import blocks
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # comes with torch's builds for GPUs only
-    triton = None
+from linear.kernels import blocks, tl, triton
 
 BLOCK = 64  # keys that a program reads at a time
 

@@ -15,8 +15,8 @@ import math
 
 import torch
 
-from linear.kernels import blocks
-from linear.kernels.activations import activation, times_slope, tl, triton
+from linear.kernels import blocks, tl, triton
+from linear.kernels.activations import activation, times_slope
 
 ON = False  # until it was timed on a GPU: docs/speed.md has the command
 WIDEST = 32  # a and e: wider blocks are better served by products apart

@@ -19,8 +19,8 @@ import math
 import torch
 
 from linear.einsum import Einsum
-from linear.kernels import activations, blocks, chip
-from linear.kernels.activations import activation, times_slope, tl, triton
+from linear.kernels import activations, blocks, chip, tl, triton
+from linear.kernels.activations import activation, times_slope
 
 ACTIVATIONS = activations.NAMES
 NARROW = 1024

@@ -17,13 +17,7 @@ import math
 
 import torch
 
-from linear.kernels import blocks
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # comes with torch's builds for GPUs only
-    triton = None
+from linear.kernels import blocks, tl, triton
 
 ON = True  # bench.py ablate switches it off
 LEAST = 1024  # logits of a row, of fewer a program has too little to do

@@ -15,8 +15,7 @@ import math
 
 import torch
 
-from linear.kernels import blocks, fused
-from linear.kernels.fused import triton
+from linear.kernels import blocks, fused, tl, triton
 
 ON = False  # until it was timed on a GPU: docs/speed.md has the command
 TMA = True  # matrices come through the tensor memory accelerator of Hopper and later GPUs
@@ -29,8 +28,6 @@ OUTER = 128, 128, 64, 8, 5
 FULL = 264  # programs, two on each multiprocessor: below that the rows of an expert are split
 
 if triton is not None:
-    import triton.language as tl
-
     from linear.kernels.fused import TensorDescriptor, activate, load
 
     @triton.jit

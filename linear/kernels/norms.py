@@ -12,13 +12,7 @@ another. The weight's gradient comes as a row for each program; the compiler sum
 
 import torch
 
-from linear.kernels import blocks
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # comes with torch's builds for GPUs only
-    triton = None
+from linear.kernels import blocks, tl, triton
 
 ON = True  # bench.py ablate switches it off
 PROGRAMS = 2048  # of the backward pass

@@ -10,13 +10,7 @@ written to where the product of the backward pass reads it. All in float32, roun
 
 import torch
 
-from linear.kernels import blocks
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # comes with torch's builds for GPUs only
-    triton = None
+from linear.kernels import blocks, tl, triton
 
 ON = True  # bench.py ablate switches it off
 EPS = 1e-6

@@ -6,14 +6,12 @@ Triton on a GPU; elsewhere, and for many experts, the formulas in torch.
 
 import torch
 
-from linear.kernels import blocks
-from linear.kernels.fused import triton
+from linear.kernels import blocks, tl, triton
 
 ON = False  # until it was timed on a GPU: docs/speed.md has the command
 BLOCK = 256  # tokens of a program; of 128 experts an eighth
 
 if triton is not None:
-    import triton.language as tl
 
     @triton.jit
     def chosen(logits, gates, experts, sums, T, E, K: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr):

@@ -13,15 +13,12 @@ import math
 
 import torch
 
-from linear.kernels import fused
-from linear.kernels.fused import triton
+from linear.kernels import fused, tl, triton
 
 LEAST = math.inf  # rows, fewer make too few tiles to fill a GPU: 1024, once it was timed on one
 BM, BK, WARPS, STAGES = 128, 64, 8, 3  # rows and columns of a tile, inner steps; two blocks fit on a multiprocessor
 
 if triton is not None:
-    import triton.language as tl
-
     from linear.kernels.fused import TensorDescriptor, load
 
     @triton.jit

@@ -10,13 +10,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from linear.kernels import blocks
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # comes with torch's builds for GPUs only
-    triton = None
+from linear.kernels import blocks, tl, triton
 
 ROWS, COLS = 4, 1024  # of the matrix, that a program reads at a time
 ON = False  # until it was timed on a GPU: docs/speed.md has the command
