@@ -49,12 +49,12 @@ def test_its_step_is_that_of_its_train_py(monkeypatch):
     assert norms[:3] == pytest.approx(norms[3:], rel=1e-5)  # Adam and clipping hide a factor
     for (name, p), q in zip(model.named_parameters(), t.net.parameters()):
         assert torch.allclose(p, q, atol=1e-6), name
-    assert t.flops_per_token == 6 * (2 * 12 * 32**2 + 65 * 32 + 2 * 2 * 32 * 32) and not t.compile
+    assert t.flops_per_token == 6 * (2 * 12 * 32**2 + 96 * 32 + 2 * 2 * 32 * 32) and not t.compile
 
 
 def test_it_takes_turns_with_ours_and_writes_texts(tmp_path, monkeypatch, capsys):
     own = ['--steps=1', '--rounds=2', '--warmup=1', f'--out={tmp_path}/x.jsonl']
-    monkeypatch.setattr('sys.argv', ['bench.py', *FLAGS, *own, '--', *TINY])
+    monkeypatch.setattr('sys.argv', ['bench.py', *FLAGS, *own, '--', *TINY, '--vocab_size=96'])
     bench.main()
     theirs, ours = map(json.loads, (tmp_path / 'x.jsonl').read_text().splitlines())
     assert (
