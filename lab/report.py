@@ -212,8 +212,13 @@ def untraced(text: str, root: Path, blocks: dict) -> list[str]:
                 known += numbers(items)
         for item in sums:
             figure, _, terms = (part.strip() for part in item.partition(' = '))
-            parts = re.fullmatch(r'([\d.,]+) ([-+*/]) ([\d.,]+)', terms)
-            if not parts or not all(any(rounds_to(v, n) for v in known) for n in (parts[1], parts[3])):
+            figure = figure.removesuffix('%').replace(',', '')
+            parts = re.fullmatch(rf'({NUMBER.pattern}) ([-+*/]) ({NUMBER.pattern})', terms)
+            if (
+                not parts
+                or not NUMBER.fullmatch(figure)
+                or not all(any(rounds_to(v, n) for v in known) for n in (parts[1], parts[3]))
+            ):
                 wrong.append(f'"{item.strip()}": write FIGURE = A - B (or + * /) with A and B from the other sources')
                 continue
             a, b = numbers(parts[1])[0], numbers(parts[3])[0]

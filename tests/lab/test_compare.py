@@ -340,6 +340,8 @@ def test_the_check_finds_an_altered_number(tmp_path):
         ('behind by 0.0402 <!-- source: log.md; 0.0402 = 2.0749 - 2.0348 -->', 'is 0.0401'),
         ('behind by 0.1 <!-- source: log.md; 0.1 = 3.0 - 2.9 -->', 'with A and B from the other sources'),
         ('98% of it <!-- source: log.md; 98 = 2.0348 / 2.0749 -->', ''),
+        ('98% of it <!-- source: log.md; 98% = 2.0348 / 2.0749 -->', ''),
+        ('98% of it <!-- source: log.md; most = 2.0348 / 2.0749 -->', 'write FIGURE = A - B'),
         ('98% of it', '98 has no source'),
         ('by -0.0123', '0.0123 has no source'),
         ('10.65M parameters <!-- source: log.md -->', ''),
