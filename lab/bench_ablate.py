@@ -25,7 +25,8 @@ from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
-from linear.kernels import blocks, fused, head, mixture, norms, rotary, routing
+from linear.einsum import Einsum
+from linear.kernels import blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric
 from logger import relative
 from model import GPT, MLP
 from optim import Optimizer
@@ -92,6 +93,18 @@ def on_gpu_with_routers(t) -> bool:
     return t.device.type == 'cuda' and any(hasattr(m, 'router') for m in t.model.modules())
 
 
+def on_chip(t) -> bool:
+    shapes = [m.shape for m in t.model.modules() if isinstance(m, Einsum)]
+    short = t.device.type == 'cuda' and t.dtype != torch.float32
+    return short and any(s.b == s.d == 1 and chip.fits(s.a, s.f, s.r, s.e) for s in shapes)
+
+
+def symmetric_products(t) -> bool:
+    matrices = t.optimizer.matrices
+    large = matrices and any(min(shape) >= symmetric.LEAST for shape in matrices.state)
+    return bool(large) and symmetric.ON and fused.on_chip(next(t.model.parameters()))
+
+
 def other_path(t) -> str:
     return 'factored' if t.optimizer.factors else 'materialised'
 
@@ -113,6 +126,8 @@ SWITCHES = {
     'routing kernel': Switch(
         lambda t: routing.ON and on_gpu_with_routers(t), off=lambda t: mock.patch.object(routing, 'ON', False)
     ),
+    'factors on chip': Switch(on_chip, off=lambda t: mock.patch.object(chip, 'ON', False)),
+    'symmetric products': Switch(symmetric_products, off=lambda t: mock.patch.object(symmetric, 'ON', False)),
     'biases in it': Switch(
         lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=lambda t: mock.patch.object(fused, 'BIAS', False)
     ),

@@ -138,12 +138,14 @@ def test_a_replayed_step_is_the_step(flags, compile):
     'flags',
     [
         (), ('--mlp=moe',), ('--linear=btt_moe',), ('--linear=monarch', '--guide_iters=4'), ('--on_nan=skip',),
-        ('--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=3'),
+        ('--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=4'),
     ],
 )  # fmt: skip
 def test_what_is_replayed_by_default_learns_the_same(flags):
-    a, ta = run('--cuda_graph=auto', *flags, steps=12)  # a rotation at 9: the third step after it is captured again
-    b, _ = run(*flags, steps=12)
+    a, ta = run(
+        '--cuda_graph=auto', *flags, steps=11
+    )  # rotations at 4 and 8: the third step after each is captured again
+    b, _ = run(*flags, steps=11)
     assert ta.micro_step.graph is not None and ta.about_graphs.startswith('CUDA graphs: on')
     assert a == pytest.approx(b, abs=0.02)
 
@@ -613,7 +615,7 @@ def test_routing_on_a_gpu_is_that_of_a_cpu(E, k, monkeypatch):
         grad = torch.autograd.grad((gates * weight.to(device)).sum() + 3 * loss, z)[0]
         found.append([t.detach().cpu() for t in (gates, experts, loss, grad)])
     for a, b in zip(*found):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, check_dtype=False)  # the kernel counts experts in int32
 
 
 @pytest.mark.parametrize('E, k, d_in, d_out', [(8, 2, 128, 512), (5, 3, 80, 208), (40, 2, 256, 256), (8, 1, 72, 40)])

@@ -18,7 +18,7 @@ import torch
 from linear.kernels import blocks, tl, triton
 from linear.kernels.activations import activation, times_slope
 
-ON = False  # until it was timed on a GPU: docs/speed.md has the command
+ON = True  # bench.py ablate switches it off
 WIDEST = 32  # a and e: wider blocks are better served by products apart
 TOKENS, CHUNK, WARPS = 64, 8, 8  # of a tile of through: tokens, g and f at a time
 TOKENS_W, CHUNK_W, WARPS_W, SPLITS = 64, 4, 4, 64  # of weights; its tokens are summed in so many parts
@@ -101,11 +101,15 @@ def sizes(A, B):
     return g, a, f, fr // f, e
 
 
+def fits(a, f, r, e) -> bool:
+    """Whether layers of these sizes gain."""
+    return ON and triton is not None and f > 1 and max(a, e) <= WIDEST and 1 < r <= 8
+
+
 def serves(x, A, B) -> bool:
     """Whether the kernels take these, and pay."""
-    g, a, f, r, e = sizes(A, B)
-    short = x.dtype in (torch.bfloat16, torch.float16)
-    return ON and triton is not None and x.is_cuda and short and f > 1 and max(a, e) <= WIDEST and 1 < r <= 8
+    _, *of = sizes(A, B)
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and fits(*of)
 
 
 def tile(x, g, a, f, r, e, tokens, chunk):

@@ -24,7 +24,7 @@ from linear.kernels.activations import activation, times_slope
 
 ACTIVATIONS = activations.NAMES
 NARROW = 1024
-BIAS = False  # of dense layers, until it was timed on a GPU
+BIAS = True  # of dense layers; bench.py ablate switches it off
 BM, BN, BK = 128, 128, 64  # of a tile: tokens, features out, features in
 
 if triton is not None:

@@ -17,7 +17,7 @@ import torch
 
 from linear.kernels import blocks, fused, tl, triton
 
-ON = False  # until it was timed on a GPU: docs/speed.md has the command
+ON = True  # bench.py ablate switches it off
 TMA = True  # matrices come through the tensor memory accelerator of Hopper and later GPUs
 LEAST = 1024  # tokens; for fewer, forming or even reading all experts is too much
 SETS = 128  # at most; a program looks through all of them

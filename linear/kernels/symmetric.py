@@ -6,16 +6,15 @@ The product of a matrix with its own transpose: half of it.
 A product X X^T is symmetric, so the tiles on and below its diagonal are all that has to be computed; each is written twice,
 the second time transposed. Of the three products of a Newton-Schulz step two are of this kind (optimizers/muon.py), the
 square of a symmetric matrix as well, so the steps take about a third fewer FLOPs. Tiles come and go through the tensor
-memory accelerator of Hopper and later GPUs; elsewhere, and below LEAST rows, it is the plain product. Off until it was timed.
+memory accelerator of Hopper and later GPUs; elsewhere, and below LEAST rows, it is the plain product.
 """
-
-import math
 
 import torch
 
 from linear.kernels import fused, tl, triton
 
-LEAST = math.inf  # rows, fewer make too few tiles to fill a GPU: 1024, once it was timed on one
+ON = True  # bench.py ablate switches it off
+LEAST = 256  # rows; fewer make too few tiles to fill a GPU
 BM, BK, WARPS, STAGES = 128, 64, 8, 3  # rows and columns of a tile, inner steps; two blocks fit on a multiprocessor
 
 if triton is not None:
@@ -46,7 +45,7 @@ if triton is not None:
 def gram(X, D=None, beta=0.0, alpha=1.0):
     """alpha X X^T + beta D (B, m, m) for X (B, m, k) and symmetric D (B, m, m); without D just X X^T."""
     given = [X] if D is None else [X, D]
-    if X.dtype == torch.bfloat16 and X.size(1) >= LEAST and fused.on_chip(X) and fused.reachable(*given):
+    if ON and X.dtype == torch.bfloat16 and X.size(1) >= LEAST and fused.on_chip(X) and fused.reachable(*given):
         return launch(X, D, beta, alpha)
     return X @ X.mT if D is None else torch.baddbmm(D, X, X.mT, beta=beta, alpha=alpha)
 

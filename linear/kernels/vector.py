@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from linear.kernels import blocks, tl, triton
 
 ROWS, COLS = 4, 1024  # of the matrix, that a program reads at a time
-ON = False  # until it was timed on a GPU: docs/speed.md has the command
+ON = True
 
 if triton is not None:
 

@@ -9,11 +9,13 @@ from conftest import TINY
 
 import bench
 import optim
-from configurator import UserError
+from configurator import UserError, load
 from lab import bench_ablate
 from lab.bench_ablate import SWITCHES
-from linear.kernels import blocks, head, mixture, norms, rotary
-from model import GPT
+from linear.kernels import blocks, chip, fused, head, mixture, norms, rotary, symmetric
+from model import GPT, GPTConfig
+from optim import Optimizer
+from train import TrainConfig
 
 
 def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, capsys):
@@ -78,6 +80,25 @@ def test_what_the_model_does_not_take_has_no_row(monkeypatch):
     assert used(n_head=1) == ['head with loss', 'add with norm'] and 768 > rotary.WIDEST
     monkeypatch.setattr(blocks, 'in_bfloat16', lambda x: False)
     assert not used()
+
+
+def test_kernels_of_some_layers_have_rows_where_these_are(monkeypatch):
+    monkeypatch.setattr(chip, 'triton', True)
+    monkeypatch.setattr(fused, 'on_chip', lambda x: True)
+
+    def used(optimizer='adamw', **keys):
+        model = GPT(GPTConfig(n_layer=1, n_head=2, block_size=8, vocab_size=8, **keys))
+        cfg = load(TrainConfig, ['config/shakespeare_char.py', f'--optimizer={optimizer}'])
+        matrices = Optimizer(model, cfg, 8).matrices
+        t = SimpleNamespace(
+            model=model, dtype=torch.bfloat16, device=torch.device('cuda'), optimizer=SimpleNamespace(matrices=matrices)
+        )
+        return [name for name in ('factors on chip', 'symmetric products') if SWITCHES[name].used(t)]
+
+    btt = dict(linear='btt', rank=4, linear_layers='mlp+attn', linear_path='factored')
+    assert used('muon', n_embd=192, **btt) == ['factors on chip']
+    assert used('muon', n_embd=symmetric.LEAST) == ['symmetric products']
+    assert not used(n_embd=symmetric.LEAST) and not used('muon', n_embd=symmetric.LEAST // 2)
 
 
 def test_every_row_can_be_named_alone():
