@@ -52,6 +52,8 @@ arms = dict(
 _near = (2.5e-3, 4e-3, 6.4e-3, 1e-2)  # where the first two arms had their best rates
 learning_rates = dict.fromkeys(arms, _near) | dict.fromkeys(('dense', 'low_rank'), (1.6e-3, *_near, 1.6e-2))
 learning_rates['k2000'] = (1.6e-3, 2.5e-3, 4e-3, 6.4e-3)
+# two more for dense: the parabola through the others had its vertex at 1.17e-2, where training is not stable any more
+learning_rates['dense@w192'] = (1.6e-3, *_near[:3], 8e-3, 1e-2, 1.26e-2, 1.6e-2)
 _wide = (
     6.4e-3,
     1e-2,
@@ -59,7 +61,7 @@ _wide = (
 )  # at 192 three rates around the best one at 128; compare.py adds more where an edge is best
 learning_rates |= {f'{arm}@w192': _near[1:] for arm in ('monarch', 'btt_rank1', 'btt_rank4', 'block_diagonal')}
 learning_rates |= {f'{arm}@w192': _wide for arm in ('block_dense', 'kronecker', 'tensor_train')}
-learning_rates |= {'k2000@w192': _near[:3], 'moe@w192': _near[:3]}
+learning_rates |= {'k2000@w192': (6.4e-4, 9.74e-4, 1.56e-3, 2.5e-3), 'moe@w192': _near[:3]}
 learning_rates |= {f'{arm}@muon_{size}': (4e-3, 8e-3, 1.6e-2) for arm in arms for size in ('w128', 'w192')}
 learning_rates |= {f'{arm}@{size}': f'{arm}@w192' for arm in arms for size in ('w256', 'w384')}
 learning_rates |= {f'{arm}@muon_w256': f'{arm}@muon_w192' for arm in arms}
