@@ -1,0 +1,29 @@
+# Do fewer parameters overfit less? Krony-PT says so of 4.3M parameters beside 10.7M on Tiny Shakespeare. nanoGPT's model, and
+# the same with every MLP matrix a Kronecker product; three lengths of training, each annealed to 0, each arm at its own best rate
+# at each length.
+#
+#   python compare.py config/compare/kronecker_shakespeare.py --cluster=pool --jobs=8
+#
+# About 130 runs of 5 to 25 s on a GPU. Overfitting is a loss that rises from one length to the next. A narrower dense model with
+# as many parameters is the third arm: is it the products, or just the size?
+
+claim = 'Each at its own best rate, {arm} has a lower loss on Tiny Shakespeare than {baseline}'
+note = (
+    "nanoGPT's Shakespeare model by characters: dense (10.7M parameters), every MLP matrix one Kronecker product (4.5M), and dense"
+    ' but narrower (4.2M). A size is the number of iterations, at whose end the rate is 0.'
+)
+common = 'config/shakespeare_char.py --min_lr=0 --eval_iters=0 --save_checkpoint=false'
+arms = dict(
+    dense='',
+    kronecker='--linear=kronecker --linear_layers=mlp --kronecker_shape=512,128',
+    narrow='--n_embd=240',
+)
+sizes = {
+    f'i{n}': f'--max_iters={n} --lr_decay_iters={n} --warmup_iters=100 --eval_interval={n // 2}'
+    for n in (1000, 2500, 5000)
+}
+learning_rates = (1e-3, 2e-3, 4e-3)
+seeds = 8
+worth = 0.01
+match = 'tokens'
+bench = False
