@@ -5,7 +5,7 @@ Several processes: what each of them holds of the model, and what they send each
     fsdp   Each holds a share of every tensor: of its values, its gradient and Adam's moments. The tensors of a block are
            gathered before it computes, forward and backward, and dropped afterwards. Gradients are averaged and shared out
            during the last backward pass of a step. (ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054; PyTorch FSDP: Zhao et al.
-           2023, arXiv 2304.11277; fully_shard.)
+           2023, arXiv 2304.11277; fully_shard.) An optimizer that needs whole matrices has each in one process (Exchange).
 
 Both compute the same from the same data. docs/scaling.md says what they cost in memory and traffic.
 """
@@ -13,6 +13,7 @@ Both compute the same from the same data. docs/scaling.md says what they cost in
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint
 
@@ -60,10 +61,7 @@ def problems(cfg) -> list[str]:
     if cfg.parallel != 'fsdp':
         return found
     whole = {  # keys that need a whole tensor where fsdp has a share: (is it set, why)
-        f'optimizer = {cfg.optimizer}': (
-            cfg.optimizer != 'adamw',
-            'takes whole matrices, a process has a share of each',
-        ),
+        'step_rule = product': (cfg.step_rule == 'product', 'moves whole matrices that whole factors form'),
         'linear_path = materialised': (cfg.linear_path == 'materialised', 'forms whole matrices from whole factors'),
         f'expansion_schedule = {cfg.expansion_schedule}': (
             cfg.expansion_schedule != 'all',
@@ -164,6 +162,59 @@ def share(t, like):
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(t.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def world(share) -> int:
+    """How many processes have shares of it."""
+    return share.device_mesh.size()
+
+
+def local(t):
+    """What this process has of a tensor."""
+    return t.to_local() if is_share(t) else t
+
+
+class Exchange:
+    """Whole tensors out of shares, each in one process, and back: a message from each process to each other one, whatever the
+    number of tensors. Shares lie along the first axis, so the whole is one after the other.
+
+    tensors: shares of them. home: the process that has each one whole. Attribute `mine`: which of them this one has."""
+
+    def __init__(self, tensors: list, home: list):
+        mesh = tensors[0].device_mesh
+        self.group, self.rank, world = mesh.get_group(), mesh.get_local_rank(), mesh.size()
+        self.device, self.shapes = tensors[0].device, [t.shape for t in tensors]
+        rows = lambda n, rank: len(range(n)[rank * -(-n // world) :][: -(-n // world)])  # the last ones may have none
+        self.sizes = [[rows(s[0], r) * s[1:].numel() for r in range(world)] for s in self.shapes]
+        self.by_home = [[i for i, h in enumerate(home) if h == r] for r in range(world)]
+        self.mine = self.by_home[self.rank]
+        self.parts = [[self.sizes[i][r] for i in self.mine] for r in range(world)]  # of the whole ones: whose, of which
+        self.shares = [[self.sizes[i][self.rank] for i in found] for found in self.by_home]  # of the own shares
+
+    def gather(self, shares: list) -> list:
+        """This process's part of each tensor -> the whole ones of `mine`. All are of one dtype."""
+        found = self.send([shares[i] for home in self.by_home for i in home], self.shares, self.parts, shares[0].dtype)
+        return [torch.cat(found[j :: len(self.mine)]).view(self.shapes[i]) for j, i in enumerate(self.mine)]
+
+    def scatter(self, wholes: list) -> list:
+        """The other way: whole ones, in float32 -> this process's part of each tensor."""
+        parts = [t.flatten().split(self.sizes[i]) for i, t in zip(self.mine, wholes)]
+        found = self.send([p[r] for r in range(len(self.parts)) for p in parts], self.parts, self.shares, torch.float32)
+        part = dict(zip((i for home in self.by_home for i in home), found))
+        return [part[i].view(-1, *shape[1:]) for i, shape in enumerate(self.shapes)]
+
+    def send(self, parts: list, sizes: list, back: list, dtype) -> list:
+        """parts, one after the other; sizes: [of each part] for each process that they go to. The parts that come, of sizes
+        back."""
+        out = torch.cat([torch.empty(0, dtype=dtype, device=self.device), *(p.flatten() for p in parts)])
+        come = out.new_empty(sum(map(sum, back)))
+        dist.all_to_all_single(come, out, list(map(sum, back)), list(map(sum, sizes)), self.group)
+        return list(come.split([n for found in back for n in found]))
+
+    def copy(self, t, i: int):
+        """t of the process that has tensor i whole, to all; others give one of equal shape."""
+        dist.broadcast(t, group_src=next(r for r, found in enumerate(self.by_home) if i in found), group=self.group)
+        return t
 
 
 def gather(tree, keep: bool, seen=None):

@@ -2,16 +2,20 @@
 The contract of a matrix optimizer: it moves the matrices of the blocks, AdamW moves the rest (optim.py).
 
 An optimizer is one file of this folder with one class derived from Matrices, and one line in OPTIMIZERS of __init__.py.
-The class says which state it keeps, in which direction a matrix moves (`direction`), and how far at unit rate (`scale`).
-Everything else is here: matrices of equal shape lie in one stack (B, m, n), whatever tensors they are parts of, so that a
-step is a few batched products. Nothing here waits for the GPU, and state and rate stay where they are, as a captured update
-needs it.
+The class says which state it keeps, how it averages gradients (`average`), in which direction a matrix moves (`direction`),
+and how far at unit rate (`scale`). Everything else is here: matrices of equal shape lie in one stack (B, m, n),
+whatever tensors they are parts of, so that a step is a few batched products. Nothing here waits for the GPU, and state and
+rate stay where they are, as a captured update needs it.
+
+Where a process has shares of the tensors (parallel = fsdp), averages are shares, too. For its direction each matrix is put
+together in one process, its home; what it moves by goes back in shares. The other state stays at home.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+import parallel
 from configurator import UserError, key
 from optimizers import product
 from optimizers.composed import Composed
@@ -43,7 +47,7 @@ class Matrices:
     Attributes for `direction`:
         cfg     the training config
         moves   names of the parameters that are moved
-        state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}}
+        state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}} of the matrices that are whole here
     """
 
     # names of state: at least one average of gradients, as large as the matrix (growth moves it as gradients move)
@@ -55,7 +59,7 @@ class Matrices:
         """layers: [(name, layer, {key: Matrix})]. parameters: {name: tensor}, at least those of the layers; of a layer whose W
         is formed of factors W as well, as NAME.weight."""
         self.cfg, self.layers = cfg, layers
-        self.tensors, self.places, sizes = {}, {}, {}  # what has a direction: parameters, or the W that they form
+        self.tensors, of = {}, {}  # what has a direction: parameters, or the W that they form; {name: Matrix}
         self.decays = {}  # factor on weight_decay: [tensor]
         for name, layer, found in layers:
             scales = decay_scales(layer)
@@ -65,27 +69,37 @@ class Matrices:
         self.product = product.Product(layers, parameters) if cfg.step_rule == 'product' else None
         for name, _, found in self.product.as_dense(layers) if self.product else layers:
             for k, M in found.items():
-                p = self.tensors[f'{name}.{k}'] = parameters[f'{name}.{k}']
-                places = []  # of each part of the tensor: (shape of its matrices, where in their stack)
-                for part in M.unfold(p.detach()):
-                    shape, at = tuple(part.shape[1:]), sizes.get(tuple(part.shape[1:]), 0)
-                    sizes[shape] = at + part.size(0)
-                    places.append((shape, slice(at, sizes[shape])))
-                self.places[f'{name}.{k}'] = M, places
+                self.tensors[f'{name}.{k}'], of[f'{name}.{k}'] = parameters[f'{name}.{k}'], M
         self.device = device = next(iter(self.tensors.values())).device if self.tensors else torch.device('cpu')
+        self.places, all_sizes = lay(of)
+        self.here, sizes, self.exchange, self.shares = self.places, all_sizes, None, {}
+        if any(map(parallel.is_share, self.tensors.values())):
+            where = homes(layers, parallel.world(next(iter(self.tensors.values()))))
+            self.exchange = parallel.Exchange(list(self.tensors.values()), where)
+            names = list(self.tensors)
+            self.here, sizes = lay({names[i]: of[names[i]] for i in self.exchange.mine})
+            self.shares = {name: {k: torch.zeros_like(p) for k in self.averages} for name, p in self.tensors.items()}
         self.state = {shape: self.start(B, *shape, device) for shape, B in sizes.items()}
         self.lr = torch.zeros((), device=device) if capturable else 0.0
-        self.rule = Composed(self, sizes, device) if cfg.step_rule == 'composed' else None
-        if self.rule:
+        self.rule = Composed(self, all_sizes, device) if cfg.step_rule == 'composed' else None
+        self.others = self.per_row  # state that is no average
+        if self.rule and self.rule.chains:
+            self.others = *self.per_row, self.rule.name
             for shape, vectors in self.rule.vectors.items():
                 self.state[shape][self.rule.name] = vectors
-        self.targets = self.find_targets()
+        self.viewed = set()
+        self.targets = {} if self.exchange else self.find_targets()
 
     # ------------------------------------------------------------------------- what an optimizer says
 
-    def direction(self, G, state: dict):
-        """G (B, m, n): gradients, which may be overwritten. state: of these matrices. Returns (B, m, n), of any dtype: what is
-        subtracted from the matrices at lr * scale = 1."""
+    def average(self, G, state: dict):
+        """G: gradients, which may be overwritten. state: their averages. Returns what `direction` takes. Element by element, as
+        G may be any share of a tensor."""
+        raise NotImplementedError(f'{type(self).__name__}.average')
+
+    def direction(self, U, state: dict):
+        """U (B, m, n): what `average` gave, which may be overwritten; of shares it is rounded to self.dtype. state: of these
+        matrices, without averages. Returns (B, m, n), of any dtype: what is subtracted from the matrices at lr * scale = 1."""
         raise NotImplementedError(f'{type(self).__name__}.direction')
 
     def scale(self, m: int, n: int) -> float:
@@ -116,40 +130,55 @@ class Matrices:
 
     @torch.no_grad()
     def step(self):
-        grads = self.stack([p.grad for p in self.tensors.values()])
+        grads = [p.grad for p in self.tensors.values()]
+        if self.exchange:  # sent in the dtype of products: Newton-Schulz rounds to it anyway
+            own = ({k: parallel.local(v) for k, v in share.items()} for share in self.shares.values())
+            grads = [self.average(parallel.local(g).clone(), a).to(self.dtype) for g, a in zip(grads, own)]
+        stacks = self.stack(grads)
         rates = self.rule.rates(self) if self.rule else {}
         for scale, tensors in self.decays.items():
             if scale and self.cfg.weight_decay:
-                torch._foreach_mul_(tensors, 1 - self.lr * (scale * self.cfg.weight_decay))
-        for shape, G in grads.items():
-            G.copy_(self.direction(G, self.state[shape]))
+                mine = [parallel.local(t) for t in tensors]
+                torch._foreach_mul_(mine, 1 - self.lr * (scale * self.cfg.weight_decay))
+        for shape, G in stacks.items():
+            state = self.state[shape]
+            U = G if self.exchange else self.average(G, state)
+            G.copy_(self.direction(U, state))
             G.mul_(rates[shape] if self.rule else self.lr * -self.scale(*shape))
-        formed = {}  # of each W that factors form: its change
         for views, slices in self.targets.values():
-            torch._foreach_add_(views, [grads[shape][where] for shape, where in slices])
-        for name, p in self.tensors.items():
-            if name not in self.viewed:
-                M, places = self.places[name]
-                change = M.fold([grads[shape][where] for shape, where in places])
-                if self.product and name in self.product.weights:
-                    formed[name] = change
-                else:
-                    p.add_(change)
+            torch._foreach_add_(views, [stacks[shape][where] for shape, where in slices])
+        names = [name for name in self.here if name not in self.viewed]
+        changes = [M.fold([stacks[shape][where] for shape, where in places]) for M, places in map(self.here.get, names)]
+        if self.exchange:
+            names, changes = self.tensors, self.exchange.scatter(changes)
+        formed = {}  # of each W that factors form: its change
+        for name, change in zip(names, changes):
+            if self.product and name in self.product.weights:
+                formed[name] = change
+            else:
+                parallel.local(self.tensors[name]).add_(change)
         if self.product:
-            self.product.follow(formed, self.precision or fastest(self.device))
+            self.product.follow(formed, self.dtype)
 
     def stack(self, tensors) -> dict:
-        """{(m, n): (B, m, n)} of tensors that stand in the order of self.tensors: a copy."""
+        """{(m, n): (B, m, n)} of tensors, or shares, that stand in the order of self.tensors: a copy of what is whole here."""
+        if self.exchange:
+            tensors = [t.float() for t in self.exchange.gather([parallel.local(t) for t in tensors])]
         parts = {}
-        for t, (M, places) in zip(tensors, self.places.values()):
+        for t, (M, places) in zip(tensors, self.here.values()):
             for part, (shape, _) in zip(M.unfold(t.detach()), places):
                 parts.setdefault(shape, []).append(part)
         return {shape: torch.cat(p) for shape, p in parts.items()}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of products."""
+        return self.precision or fastest(self.device)
+
     def find_targets(self) -> dict:
         """{(m, n): (matrices of the tensors that can be written where they lie, their places)}; self.viewed: their names. A
         train's cores cannot: their matrices are copies. A formed W cannot, its factors move."""
-        found, self.viewed = {}, set()
+        found = {}
         for name, p in self.tensors.items():
             if self.product and name in self.product.weights:
                 continue
@@ -175,7 +204,7 @@ class Matrices:
 
     def start(self, B: int, m: int, n: int, device) -> dict:
         """State of B matrices that were never moved: zeros."""
-        state = {k: torch.zeros(B, m, n, device=device) for k in self.averages}
+        state = {k: torch.zeros(B, m, n, device=device) for k in (() if self.exchange else self.averages)}
         return state | {k: torch.zeros(B, m, 1, device=device) for k in self.per_row}
 
     def folder(self, name: str, k: str):
@@ -184,25 +213,32 @@ class Matrices:
         return M if k in self.averages else M.a_row() if k in self.per_row else M.a_column()
 
     def states(self, name: str) -> dict:
-        """{k: [stacked state of each part]} of a tensor."""
-        places = self.places[name][1]
+        """{k: [stacked state of each part]} of a tensor that is whole here."""
+        places = self.here[name][1]
         keys = self.state[places[0][0]]
         return {k: [self.state[shape][k][where] for shape, where in places] for k in keys}
 
     def state_dict(self) -> dict:
-        """{parameter name: {name of state: tensor, as the parameter lies}}: copies."""
-        return {
+        """{parameter name: {name of state: tensor, as the parameter lies}}: copies. Every process that has shares calls this."""
+        found = {
             name: {k: self.folder(name, k).fold(parts).contiguous() for k, parts in self.states(name).items()}
-            for name in self.tensors
+            for name in self.here
         }
+        if not self.exchange:
+            return found
+        shares = {name: {k: v.clone() for k, v in share.items()} for name, share in self.shares.items()}
+        for i, name in enumerate(self.tensors):
+            for k in self.others:  # small, so all have all of it
+                v = found[name][k] if name in found else torch.empty(self.folder(name, k).shape, device=self.device)
+                shares[name][k] = self.exchange.copy(v, i)
+        return shares
 
     @torch.no_grad()
     def load(self, name: str, entry: dict | None):
         """Set the state of a tensor; without an entry it stays as it starts. UserError if it is another optimizer's."""
         if entry is None:
             return
-        here = self.states(name)
-        wanted = {k: tuple(self.folder(name, k).shape) for k in here}
+        wanted = {k: tuple(self.folder(name, k).shape) for k in (*self.averages, *self.others)}
         given = {k: tuple(v.shape) for k, v in entry.items()}
         if wanted != given:
             raise UserError(
@@ -210,16 +246,49 @@ class Matrices:
                 f' {name}, this needs {tell(wanted)}; resume with the optimizer that it was trained with, or start a new'
                 ' run from its weights'
             )
-        for k, parts in here.items():
+        for k, share in self.shares.get(name, {}).items():
+            share.copy_(parallel.share(entry[k], share))
+        for k, parts in self.states(name).items() if name in self.here else ():
             for mine, new in zip(parts, self.folder(name, k).unfold(entry[k])):
                 mine.copy_(new)
 
     def restart(self, name: str):
         """The state of a tensor as at the start, in place."""
-        for k, parts in self.states(name).items():
+        for share in self.shares.get(name, {}).values():
+            parallel.local(share).zero_()
+        for k, parts in self.states(name).items() if name in self.here else ():
             if k in (*self.averages, *self.per_row):
                 for part in parts:
                     part.zero_()
+
+
+def lay(matrices: dict) -> tuple:
+    """{name of a tensor: Matrix} -> {name: (Matrix, [(m, n) of each part, its slice of their stack])}, {(m, n): B}."""
+    places, sizes = {}, {}
+    for name, M in matrices.items():
+        found = []
+        for B, *shape in shapes(M):
+            shape, at = tuple(shape), sizes.get(tuple(shape), 0)
+            sizes[shape] = at + B
+            found.append((shape, slice(at, at + B)))
+        places[name] = M, found
+    return places, sizes
+
+
+def shapes(M) -> list:
+    """[(B, m, n)] of its parts."""
+    return [part.shape for part in M.unfold(torch.empty(M.shape, device='meta'))]
+
+
+def homes(layers: list, processes: int) -> list:
+    """The process that is home to each tensor: one for all of a layer, whose step may depend on all of them. The layer that
+    costs most (multiply-adds of a square product, B m n min(m, n)) goes first, to who has least to do."""
+    cost = [sum(B * m * n * min(m, n) for M in found.values() for B, m, n in shapes(M)) for _, _, found in layers]
+    work, home = [0] * processes, {}
+    for i in sorted(range(len(layers)), key=lambda i: -cost[i]):
+        home[i] = work.index(min(work))
+        work[home[i]] += cost[i]
+    return [home[i] for i, (_, _, found) in enumerate(layers) for _ in found]
 
 
 def decay_scales(layer) -> dict:

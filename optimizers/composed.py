@@ -30,7 +30,7 @@ class Composed:
     name = 'right'  # state: an estimate of the first right singular vector of each matrix
 
     def __init__(self, optimizer, sizes: dict, device):
-        """sizes: {(m, n): B} of the stacks."""
+        """sizes: {(m, n): B} of all matrices, also of those that are whole in another process."""
         chains = []  # [[name of a factor's tensor]], a chain for each layer that is a product
         self.reach, self.terms = [], 1  # scale(d_out, d_in) of each chain; products in a sum
         for name, layer, found in optimizer.layers:
@@ -42,7 +42,7 @@ class Composed:
                 self.reach.append(optimizer.scale(rows, layer.d_in))
                 if layer.is_sum:
                     self.terms = last[0][1].stop - last[0][1].start
-        self.sizes, self.vectors = sizes, {}
+        self.chains, self.vectors = chains, {}
         if not chains:
             return
         N = len(chains[0])  # one kind of layer: all chains are equally long
@@ -62,23 +62,31 @@ class Composed:
         self.members = torch.tensor([m + [total] * (most - len(m)) for m in members], device=device)  # total: a zero
         self.chain, self.alone = chain.clamp(min=0).to(device), (chain < 0).to(device)
         self.reach = torch.tensor(self.reach, device=device)
-        self.own = torch.cat([torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]).to(device)
+        self.own_step = torch.cat([torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]).to(device)
         gen = torch.Generator().manual_seed(0)
-        self.vectors = {s: torch.randn(B, 1, s[1], generator=gen).to(device) for s, B in sizes.items()}
+        here = {shape: [] for shape in sizes}  # places of the matrices that are whole here
+        for name in optimizer.here:
+            for shape, where in optimizer.places[name][1]:
+                here[shape] += range(where.start, where.stop)
+        self.own = torch.tensor([starts[s] + i for s, found in here.items() for i in found], device=device)
+        vectors = {s: torch.randn(B, 1, s[1], generator=gen)[here[s]].to(device) for s, B in sizes.items()}
+        self.vectors = {s: v for s, v in vectors.items() if len(v)}
         for shape, W in optimizer.stack(optimizer.tensors.values()).items():
             norm(W, self.vectors[shape], FIRST)
 
     def rates(self, optimizer) -> dict:
         """{(m, n): (B, 1, 1), or a number}: what O is multiplied by."""
-        if not self.vectors:  # no layer is a product
-            return {shape: optimizer.lr * -optimizer.scale(*shape) for shape in self.sizes}
+        if not self.chains:
+            return {shape: optimizer.lr * -optimizer.scale(*shape) for shape in optimizer.state}
         stacks = optimizer.stack(optimizer.tensors.values())
-        norms = torch.cat([norm(stacks[shape], v, ITERATIONS) for shape, v in self.vectors.items()])
-        s = torch.cat((norms, norms.new_zeros(1)))[self.members].amax(1).view(self.shape)
+        norms = [norm(stacks[shape], v, ITERATIONS) for shape, v in self.vectors.items()]
+        s = self.reach.new_zeros(len(self.chain) + 1)  # of chains whose home is elsewhere: not used here
+        s[self.own] = torch.cat([s[:0], *norms])
+        s = s[self.members].amax(1).view(self.shape)
         bound = ((1 + s).prod(1) - s.prod(1)).sum(1)  # (chains)
-        step = torch.where(self.alone, self.own, (self.reach / bound)[self.chain])
-        rates = (step * -optimizer.lr).split(list(self.sizes.values()))
-        return {shape: r[:, None, None] for shape, r in zip(self.sizes, rates)}
+        step = torch.where(self.alone, self.own_step, (self.reach / bound)[self.chain])
+        rates = (step * -optimizer.lr)[self.own].split([len(v) for v in self.vectors.values()])
+        return {shape: r[:, None, None] for shape, r in zip(self.vectors, rates)}
 
 
 def norm(W, v, iterations: int):

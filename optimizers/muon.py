@@ -14,7 +14,7 @@ import torch
 
 from configurator import key
 from linear.kernels import symmetric
-from optimizers.base import Matrices, fastest
+from optimizers.base import Matrices
 
 STEPS = 5
 QUINTIC = 3.4445, -4.7750, 2.0315  # steepest at 0: small singular values grow most; see LARGEST for where they end
@@ -36,10 +36,13 @@ class Keys:
 class Muon(Matrices):
     """State: momentum, an average of gradients."""
 
-    def direction(self, G, state):
+    def average(self, G, state):
         M, mu = state['momentum'], self.cfg.momentum
         M.lerp_(G, 1 - mu)
-        return orthogonalize(G.lerp_(M, mu), self.precision or fastest(G.device))
+        return G.lerp_(M, mu)
+
+    def direction(self, U, state):
+        return orthogonalize(U, self.dtype)
 
     def scale(self, m, n):
         """rms: the RMS of O is about 1 / sqrt(max(m, n)), that of AdamW's steps about 0.2 (Liu et al. 2025, arXiv 2502.16982).

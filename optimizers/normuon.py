@@ -16,8 +16,8 @@ class NorMuon(Muon):
 
     per_row = ('row_mean',)
 
-    def direction(self, G, state):
-        X = super().direction(G, state).to(G.dtype)  # O (B, m, n)
+    def direction(self, U, state):
+        X = super().direction(U, state).to(U.dtype)  # O (B, m, n)
         norm, v = X.norm(dim=(1, 2), keepdim=True), state['row_mean']
         v.lerp_(X.square().mean(2, keepdim=True), 1 - BETA2)
         X = X / (v.sqrt() + 1e-10)

@@ -582,8 +582,11 @@ def test_restart_forgets_in_place():
 class Signs(base.Matrices):
     """A toy: the signs of an average. As an optimizer of optimizers/ it would be this one file and one line in OPTIMIZERS."""
 
-    def direction(self, G, state):
-        return state['momentum'].lerp_(G, 0.1).sign()
+    def average(self, G, state):
+        return state['momentum'].lerp_(G, 0.1)
+
+    def direction(self, U, state):
+        return U.sign()
 
 
 def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):

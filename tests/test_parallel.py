@@ -24,7 +24,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 import checkpoint
 from configurator import load
 from linear import LAYERS
+from linear.base import Matrix
 from logger import read_metrics
+from optimizers.base import homes
 from surgery import reader, shares
 from train import TrainConfig, train
 
@@ -40,6 +42,16 @@ MODELS = {  # each trained with ddp and with fsdp
     'moe': ['--mlp=moe', '--experts=3'],
     'bfloat16': ['--dtype=bfloat16'],
 }  # fmt: skip
+MATRICES = {  # each trained with fsdp and in one process
+    'muon': ['--optimizer=muon', '--n_kv_head=1', '--on_nan=skip'],
+    'muon-monarch': ['--optimizer=muon', '--linear=monarch', '--linear_layers=mlp+attn', '--blocks=2'],
+    'muon-expanded': ['--optimizer=muon', '--linear=expanded', '--expansion=41', '--muon_scale=original'],
+    'muon-composed': ['--optimizer=muon', '--linear=expanded', '--expansion=40', '--step_rule=composed'],
+    'normuon-btt': ['--optimizer=normuon', '--linear=btt', '--linear_layers=mlp+attn'],
+    'normuon-train': ['--optimizer=normuon', '--linear=tensor_train', '--n_layer=1'],  # one share is empty, one home idle
+}  # fmt: skip
+RESUMED = 'muon-composed', 'normuon-btt'
+ALL = ['--linear_path=factored', '--max_iters=5', '--learning_rate=1e-2']
 LONG = ['--save_checkpoint=true', '--parallel=fsdp', '--max_iters=25', '--lr_decay_iters=25', '--eval_interval=25']
 
 
@@ -77,12 +89,23 @@ def runs(tmp_path_factory, shakespeare, python):
     for p in ('ddp', 'fsdp'):
         for n in (2, 8):
             jobs[f'traffic-{p}-{n}'] = 'traffic', [f'--parallel={p}', f'--gradient_accumulation_steps={n}']
+    jobs['traffic-muon'] = 'traffic', ['--parallel=fsdp', '--optimizer=muon']
     jobs['whole'] = 'train', [*LONG, '--max_iters=10']
     jobs['parts'] = 'train', [*LONG, '--max_iters=5', '--keep_last=9']
     jobs['parts+'] = 'train', [*LONG, '--init_from=resume', '--keep_last=9', '--eval_interval=10']
     jobs['shares'] = 'stopped', [*LONG, '--sharded_checkpoints=true', '--eval_interval=5']
     jobs['shares+'] = 'copied', LONG
     jobs['shares-on'] = 'train', [*LONG, '--sharded_checkpoints=true', '--init_from=resume', '--max_iters=10']
+    for m, f in MATRICES.items():
+        f, shared = [*ALL, *f, '--parallel=fsdp', '--save_checkpoint=true'], '--sharded_checkpoints=true'
+        jobs[m] = 'train', f
+        if m not in RESUMED:
+            continue
+        jobs[f'{m}-parts'] = 'train', [*f, '--max_iters=3', '--keep_last=9']
+        jobs[f'{m}-parts+'] = 'train', [*f, '--init_from=resume', '--keep_last=9']
+        jobs[f'{m}-shares'] = 'stopped', [*f, shared, '--eval_interval=3']
+        jobs[f'{m}-shares+'] = 'copied', f
+        jobs[f'{m}-shares-on'] = 'train', [*f, shared, '--init_from=resume']
     for p in ('ddp', 'fsdp'):
         jobs[f'grown-{p}'] = 'train', [*GROWN, f'--transfer_from={folder}/whole/ckpt.pt', f'--parallel={p}']
     two(python, folder, jobs)
@@ -123,6 +146,53 @@ def test_fsdp_computes_what_one_process_computes(runs, run_train):
     for kind in ('train', 'eval'):
         a, b = losses(one, kind), losses(runs / 'dense-fsdp', kind)
         assert a.keys() == b.keys() and max(abs(a[i] - b[i]) for i in a) < 1e-5, (kind, a, b)
+
+
+@pytest.mark.parametrize('name', MATRICES)
+def test_whole_matrices_are_moved_as_in_one_process(runs, run_train, name):
+    """The losses, and all weights and state."""
+    one = run_train(*RUN, *ALL, *MATRICES[name], '--save_checkpoint=true')
+    a, b = losses(one), losses(runs / name)
+    assert len(a) == 5 and a[4] < a[0] - 0.2 and max(abs(a[i] - b[i]) for i in a) < 1e-4, (a, b)
+    a, b = (checkpoint.load(d / 'ckpt.pt') for d in (one, runs / name))
+    for part in ('model', 'optimizer'):
+        torch.testing.assert_close(b[part], a[part], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', RESUMED)
+def test_a_run_that_moves_whole_matrices_resumes_to_the_bit(runs, name):
+    """From the plain file, and from one in shares."""
+    whole = checkpoint.load(runs / name / 'ckpt.pt')
+    for kind in ('parts', 'shares-on'):
+        assert equal(whole, checkpoint.load(runs / f'{name}-{kind}' / 'ckpt.pt')), kind
+        assert losses(runs / name)[4] == losses(runs / f'{name}-{kind}')[4]
+
+
+@pytest.mark.parametrize('name', RESUMED)
+def test_a_run_that_moves_whole_matrices_goes_on_in_one_process(runs, tmp_path, name):
+    for kind, file in (('parts', 'ckpt-3.pt'), ('shares', 'shards-3')):
+        out, left = tmp_path / kind, runs / f'{name}-{kind}' / file
+        if left.is_dir():
+            shutil.copytree(left, out / file)
+        else:
+            out.mkdir()
+            shutil.copy(left, out / 'ckpt.pt')
+        train(load(TrainConfig, [*RUN, *ALL, *MATRICES[name], '--init_from=resume', f'--out_dir={out}']))
+        a, b = losses(out), losses(runs / name)
+        assert list(a) == [3, 4] and max(abs(a[i] - b[i]) for i in a) < 1e-4, (kind, a, b)
+
+
+def test_whole_matrices_take_two_messages_however_many_there_are(runs):
+    found = json.loads((runs / 'traffic-muon' / 'traffic.json').read_text())
+    assert found['alltoall_base_'] == 2  # there, and back; two blocks of four layers
+
+
+def test_every_process_is_home_to_a_like_share_of_the_work():
+    layers = [(f'{i}', None, dict(weight=Matrix((n, m), (0,), (1,)))) for i in range(4) for n, m in ((9, 8), (8, 32))]
+    assert [homes(layers, 2)[i::2].count(0) for i in (0, 1)] == [2, 2]
+    assert sorted(homes(layers, 9)) == list(range(8))
+    pair = [('x', None, {k: Matrix((9, 8), (0,), (1,)) for k in ('factors.0', 'factors.1')}) for _ in range(3)]
+    assert homes(pair, 2) == [0, 0, 1, 1, 0, 0]
 
 
 def test_gradients_travel_once_in_a_step_however_many_micro_batches_it_has(runs):
@@ -175,7 +245,7 @@ def test_a_single_process_says_that_it_shares_nothing(monkeypatch):
 @pytest.mark.parametrize(
     'flags, why',
     [
-        (['--optimizer=muon'], 'optimizer = muon: takes whole matrices'),
+        (['--optimizer=muon', '--linear=btt', '--step_rule=product'], 'step_rule = product: moves whole matrices'),
         (['--linear=expanded', '--linear_path=materialised'], 'linear_path = materialised'),
         (['--linear=expanded', '--expansion_schedule=rotate', '--expansion_init=svd'], 'expansion_schedule = rotate'),
         (['--linear=btt', '--guide_iters=5'], 'guide_iters = 5'),

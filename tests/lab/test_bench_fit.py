@@ -60,6 +60,16 @@ def test_logits_of_a_distillation_or_in_float16_are_there_at_once():
         assert c.at_once == float('inf') and not c.early
 
 
+def test_shares_of_muons_average_are_counted():
+    """One average instead of two, shared by 8 processes."""
+    cfg = FitConfig(n_layer=2, n_embd=768, vocab_size=50304)
+    adamw, muon = (count(dataclasses.replace(cfg, optimizer=k), 'factored') for k in ('adamw', 'muon'))
+    matrices = 2 * 12 * 768**2
+    assert adamw.state - muon.state == 4 * matrices
+    for bytes_of in (lambda c: c.fixed('fsdp', 8, True), lambda c: c.update('fsdp', 8)):
+        assert bytes_of(adamw) - bytes_of(muon) == 4 * matrices / 8
+
+
 def test_the_largest_micro_batch_fits_and_one_more_does_not(monkeypatch, capsys, fails):
     flags = ['config/gpt2.py', '--vocab_size=50304', '--n_layer=2', '--memory=16']
     monkeypatch.setattr('sys.argv', ['bench.py', 'fit', *flags])
