@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from linear import structured
-from linear.einsum import Einsum, Shape, to_share
-from linear.structured import divisors, fail, near_root, nearest
+from linear.einsum import Einsum, Shape, at_roots, to_share
+from linear.structured import divisors, fail, nearest
 
 
 class BTT(Einsum):
@@ -26,8 +26,7 @@ class BTT(Einsum):
             if c.blocks not in valid:
                 fail('blocks', c.blocks, f'must divide {d_in} and {d_out}', f'nearest: {nearest(c.blocks, valid)}')
             return to_share(Shape(d_in // c.blocks, 1, c.blocks, 1, d_out // c.blocks, c.blocks, 1), c, c.rank)
-        a, f = near_root(d_in), near_root(d_out, run=lambda f: d_out // f)
-        return to_share(Shape(a, 1, d_in // a, 1, d_out // f, f, 1), c, c.rank)
+        return to_share(at_roots(d_in, d_out), c, c.rank)
 
     @classmethod
     def variants(cls, d_in, d_out):

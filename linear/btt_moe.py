@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from configurator import UserError
 from linear import moe, structured
 from linear.base import Matrix
+from linear.einsum import at_roots
 from linear.kernels import grouped, mixture
 from linear.kernels.routing import route
-from linear.structured import Structured, divisors, gemm_std, near
+from linear.structured import Structured, gemm_std
 
 
 class BttMoE(Structured):
@@ -27,9 +28,8 @@ class BttMoE(Structured):
     is_matrix = False
 
     def __init__(self, d_in, d_out, config):
-        a, f = (near(d**0.5, divisors(d)) for d in (d_in, d_out))
-        g, e, E = d_in // a, d_out // f, config.experts
-        super().__init__(d_in, d_out, config, [(g, E, a, f), (f, E, g, e)], [a, g])
+        s, E = at_roots(d_in, d_out), config.experts
+        super().__init__(d_in, d_out, config, [(s.g, E, s.a, s.f), (s.f, E, s.g, s.e)], [s.a, s.g])
         self.k, self.E = config.experts_active, E
         self.router = nn.Parameter(torch.zeros(E, d_in))
         self.router_loss = None

@@ -23,7 +23,7 @@ from configurator import UserError, key
 from linear import structured
 from linear.base import Matrix
 from linear.kernels import blocks, chip
-from linear.structured import Structured, divisors, fail, gemm_std, shares, tidy
+from linear.structured import Structured, divisors, fail, gemm_std, near_root, shares, tidy
 
 # -----------------------------------------------------------------------------
 # shapes
@@ -54,6 +54,12 @@ def triple(d: int, theta) -> tuple[int, int, int]:
     return min(((i, j, d // i // j) for i in divisors(d) for j in divisors(d // i)), key=distance)
 
 
+def at_roots(d_in: int, d_out: int) -> Shape:
+    """Tiles of rank 1, both sides split near their roots."""
+    a, f = near_root(d_in), near_root(d_out, run=lambda f: d_out // f)
+    return Shape(a, 1, d_in // a, 1, d_out // f, f, 1)
+
+
 def full_rank(s: Shape, key: str, unit=1) -> Shape:
     """s, if its rank is at most that of a full tile. UserError naming the key, which counts ranks in `unit`s, if not."""
     limit = min(s.a * s.d, s.b * s.e)
@@ -82,7 +88,7 @@ class Einsum(Structured):
 
     @dataclass
     class Keys(structured.Rank, structured.Share, structured.Keys):
-        theta: tuple = key((), 'seven exponents, of alpha beta gamma, delta epsilon phi, rho')
+        theta: tuple = key((), 'seven exponents, of alpha beta gamma, delta epsilon phi, rho; empty: as btt')
         einsum_shape: tuple = key((), 'the seven integers themselves')
 
     sizes = ('structured_share', 'rank', 'theta', 'einsum_shape')
@@ -96,7 +102,8 @@ class Einsum(Structured):
 
     @staticmethod
     def choose(d_in, d_out, c) -> Shape:
-        """The seven integers of einsum_shape, or of theta: d_in ** theta, d_out ** theta and, for rho, the smaller of both."""
+        """The seven integers of einsum_shape, or of theta: d_in ** theta, d_out ** theta and, for rho, the smaller of both.
+        Without either as btt."""
         for k, kind in (('theta', 'numbers'), ('einsum_shape', 'positive integers')):
             v = getattr(c, k)
             if v and (len(v) != 7 or k == 'einsum_shape' and not all(i > 0 and float(i).is_integer() for i in v)):
@@ -111,15 +118,14 @@ class Einsum(Structured):
                     near_n = triple(d, [math.log(k) / math.log(max(2, math.prod(n))) for k in n])
                     fail('einsum_shape', s, f'{n} must multiply to the {d} {what}', f'nearest: {near_n}')
             return full_rank(s, 'einsum_shape')
-        theta = c.theta or (0.5, 0, 0.5, 0, 0.5, 0.5)
-        for part, names in ((theta[:3], 'alpha, beta, gamma'), (theta[3:6], 'delta, epsilon, phi')):
+        if not c.theta:
+            return to_share(at_roots(d_in, d_out), c, c.rank)
+        for part, names in ((c.theta[:3], 'alpha, beta, gamma'), (c.theta[3:6], 'delta, epsilon, phi')):
             if abs(sum(part) - 1) > 1e-2:
                 best = tuple(round(t / sum(part), 4) for t in part) if sum(part) else (1, 0, 0)
                 fail('theta', c.theta, f'the exponents of {names} must sum to 1, not {sum(part):g}', f'nearest: {best}')
-        s = Shape(*triple(d_in, theta[:3]), *triple(d_out, theta[3:6]), 1)
-        if not c.theta:
-            return to_share(s, c, c.rank)
-        return full_rank(s._replace(r=max(1, round(min(d_in, d_out) ** theta[6]))), 'theta')
+        r = max(1, round(min(d_in, d_out) ** c.theta[6]))
+        return full_rank(Shape(*triple(d_in, c.theta[:3]), *triple(d_out, c.theta[3:6]), r), 'theta')
 
     def cast(self, x):
         """As the others, with the rows of A where its columns are no multiple of 8 numbers and would slow the products down."""

@@ -153,10 +153,12 @@ def check_tensors(wanted: dict, tensors: dict, path):
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         split = [k for k in wanted if k in tensors and '.factors.' in k and tensors[k].shape != wanted[k].shape]
         if split and len(split) == len(wrong):  # of the same layers: see CHANGELOG.md on splits
+            out = '`python transfer.py collapse` makes it dense, and here `factorize` splits that'
+            if any(f'{k.partition(".factors.")[0]}.router' in wanted for k in split):
+                out = 'it can still be read; a mixture has no dense form, so train it again here'
             raise UserError(
                 f'{path}: its layers are split otherwise than here ({wrong[0]}{f"; {len(wrong) - 1} more" * (len(wrong) > 1)}),'
-                ' by another version of this code (commit: manifest.json beside it); there `python transfer.py collapse` makes it dense, and here `factorize`'
-                ' splits that'
+                f' by another version of this code (commit: manifest.json beside it); there {out}'
             )
         raise UserError(f'{path}: the weights do not fit the model: ' + '; '.join(wrong[:3]) + more)
 

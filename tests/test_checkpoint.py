@@ -218,3 +218,6 @@ def test_layers_that_another_version_split_otherwise_are_refused_with_the_way_ou
     wanted, other = {'h.factors.0': torch.zeros(2, 3)}, {'h.factors.0': torch.zeros(3, 2)}
     with pytest.raises(UserError, match=r'split otherwise than here \(h.factors.0 .*\), by another version.*collapse'):
         claims.check_tensors(wanted, other, 'x.pt')
+    router = {'h.router': torch.zeros(2)}
+    with pytest.raises(UserError, match=r'split otherwise than here .*\); there it .*a mixture .* train it again'):
+        claims.check_tensors(wanted | router, other | router, 'x.pt')

@@ -390,7 +390,7 @@ def test_operations_are_those_of_opt_einsums_path():
 
 
 @pytest.mark.parametrize('width', [128, 192, 256, 320, 384, 640, 768, 1024, 1152, 1600])
-@pytest.mark.parametrize('name', ['btt', 'tensor_train'])
+@pytest.mark.parametrize('name', ['btt', 'einsum', 'tensor_train'])
 def test_splits_at_the_root_keep_runs_of_eight_features(name, width):
     """What lies side by side in x and y of each product; and where the divisor nearest to the root gives that, it is taken,
     so that checkpoints of such shapes still load."""
@@ -403,6 +403,14 @@ def test_splits_at_the_root_keep_runs_of_eight_features(name, width):
             root = structured.near(math.sqrt(d), structured.divisors(d))
             assert found == root or (root if found == run else d // root) % 8
             assert 2 / 3 < found / math.sqrt(d) < 3 / 2
+
+
+def test_experts_are_split_as_a_block_tensor_train():
+    for size in ((192, 576), (128, 128), (1152, 384)):
+        with torch.device('meta'):
+            s = MEMBERS['btt'](*size, GPTConfig(linear='btt', rank=1)).shape
+            A, B = (W.shape for W in LAYERS['btt_moe'](*size, GPTConfig(linear='btt_moe', experts=2)).factors)
+        assert (A, B) == ((s.g, 2, s.a, s.f), (s.f, 2, s.g, s.e))
 
 
 def test_no_split_is_far_from_the_root_for_the_sake_of_its_runs():
