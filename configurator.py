@@ -18,8 +18,10 @@ import math
 import os
 import re
 import reprlib
+import signal
 import stat
 import sys
+import time
 import types
 import typing
 from pathlib import Path
@@ -29,6 +31,7 @@ LONGEST = 2**20  # bytes of a config file that are read
 LARGEST = 2**53  # of a whole number without a limit of its own: what a float holds exactly
 LONGEST_JSON = 2**26  # bytes of a meta.json, a tokenizer.json, a config.json
 MANY = 10_000  # numbers in a tuple
+TURN = 5  # seconds that a node's other processes leave to the first one for its message
 
 
 class UserError(Exception):
@@ -407,7 +410,12 @@ def run(main, interrupted='interrupted'):
         print(interrupted, flush=True)
         sys.exit(130)
     except UserError as e:
-        rank = int(os.environ.get('RANK', 0))
+        rank, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'LOCAL_RANK'))
+        if (
+            local and e.exit_code > 1
+        ):  # a mistake is mostly one of all processes: torchrun ends these when the first has gone
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(TURN)
         lines = printable(str(e)).split('\n')
         head = f'error (rank {rank}): ' if rank else 'error: '
         sys.stdout.flush()

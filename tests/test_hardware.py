@@ -16,6 +16,7 @@ from conftest import ROOT, TINY, tiny_gpt, tokens
 
 import bench
 import checkpoint
+import configurator
 import hardware
 from hardware import peak_of
 from linear.kernels import fused
@@ -87,6 +88,48 @@ def test_a_lost_process_ends_the_run_in_one_line(name):
     finally:
         second.kill()
         second.wait()
+
+
+MISTAKEN = """
+import sys
+
+sys.path.insert(0, {root!r})
+from configurator import UserError, run
+
+
+def main():
+    raise UserError('n_laier: no such key')
+
+run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once_under_torchrun(tmp_path):
+    (tmp_path / 'mistaken.py').write_text(MISTAKEN.format(root=str(ROOT)))
+    two = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    done = subprocess.run([*two, str(tmp_path / 'mistaken.py')], capture_output=True, text=True, timeout=100)
+    assert [line for line in done.stderr.splitlines() if 'n_laier' in line] == ['error: n_laier: no such key']
+    assert done.returncode == 1 and 'exitcode  : 2' in done.stderr  # docs/scaling.md says so
+
+
+@pytest.mark.parametrize(
+    'kind, turns, code', [(configurator.UserError, [configurator.TURN], 2), (hardware.Lost, [], 1)]
+)
+def test_a_mistake_of_one_process_alone_is_said_after_its_turn(kind, turns, code, monkeypatch, capsys):
+    monkeypatch.setenv('RANK', '9')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    waited = []
+    monkeypatch.setattr(configurator.time, 'sleep', waited.append)
+    monkeypatch.setattr(configurator.signal, 'signal', lambda *a: None)
+
+    def main():
+        raise kind('something')
+
+    with pytest.raises(SystemExit) as e:
+        configurator.run(main)
+    assert e.value.code == code and waited == turns
+    assert capsys.readouterr().err == 'error (rank 9): something\n'
 
 
 @pytest.mark.slow
