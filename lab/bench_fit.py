@@ -7,7 +7,7 @@ Which micro-batch holds a config on a GPU, by a count; nothing is run. bench.py 
 Counted is the compiled step in 16 bits where it is highest: at the end of the forward pass, or at the update. For its
 backward pass a block keeps the inputs of its products in 16 bits and the residual stream in float32; the compiler
 computes the rest again. The peaks in the committed logs lie within a tenth of the count (tests/lab/test_bench_fit.py
-says which are compared).
+says which are compared). A teacher (distill_from) is on every GPU, whole and in float32, and its logits stay beside the model's.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from lab.costs import columns
 from linear.factors import Factors
 from linear.kernels import head
 from model import GPT
-from surgery import rotate
+from surgery import distill, rotate
 from tokens import loader
 from train import TrainConfig
 
@@ -59,24 +59,27 @@ class Count:
     early: int  # the head's gradient, which is there with the loss then
     evaluation: float  # per token: of a forward pass alone
     scores: float  # per token: logits of an evaluation
+    teacher: int  # its weights, float32
+    teaching: float  # per token: its forward pass, before that of the model
 
     def fixed(self, how: str, processes: int, several: bool) -> float:
         """Bytes at the end of a forward pass whatever the micro-batch. several: micro-batches of a process in a step."""
         if how == 'fsdp':  # sums of gradients are shared out with the last micro-batch
             grads = self.grads if several else self.grads / processes
-            return (self.weights + self.state) / processes + grads + self.gathered + self.early
+            return (self.weights + self.state) / processes + grads + self.gathered + self.early + self.teacher
         grads = (self.grads if how == 'ddp' else self.stays) + self.early
-        return self.weights + grads + self.state + self.products + self.casts
+        return self.weights + grads + self.state + self.products + self.casts + self.teacher
 
     def update(self, how: str, processes: int) -> float:
-        return (self.weights + self.grads + self.state) / (processes if how == 'fsdp' else 1) + self.products
+        shared = (self.weights + self.grads + self.state) / (processes if how == 'fsdp' else 1)
+        return shared + self.products + self.teacher
 
     def per_token(self, again: bool, layers: int) -> float:
         """Without logits. again: blocks are computed again, so one at a time keeps what it needs."""
         return self.head + (self.stream + self.block / layers if again else self.block)
 
     def of_tokens(self, n: int, again: bool, layers: int) -> float:
-        return n * self.per_token(again, layers) + min(n * self.logits, self.at_once)
+        return max(n * self.per_token(again, layers) + min(n * self.logits, self.at_once), n * self.teaching)
 
     def largest(self, how: str, processes: int, several: bool, again: bool, cfg, room: float) -> int:
         """The micro-batch of so many bytes; 0 where none fits."""
@@ -84,7 +87,10 @@ class Count:
             return 0
         room -= self.fixed(how, processes, several)
         each, logits = cfg.block_size * self.per_token(again, cfg.n_layer), cfg.block_size * self.logits
-        return max(0, int(max(room / (each + logits), (room - self.at_once) / each)))
+        most = max(room / (each + logits), (room - self.at_once) / each)
+        if self.teaching:
+            most = min(most, room / (cfg.block_size * self.teaching))
+        return max(0, int(most))
 
 
 def kept(c, hidden: float) -> float:
@@ -103,8 +109,13 @@ def kept(c, hidden: float) -> float:
     return 2 * 4 * n + 2 * short + masks
 
 
-def count(cfg, path=None) -> Count:
-    """Of a config whose vocab_size is known. path: instead of its linear_path."""
+def forward_pass(c) -> float:
+    """Bytes for each token of a forward pass alone, without logits."""
+    return 6 * c.n_embd + 2 * max(c.hidden(i) for i in range(c.n_layer))
+
+
+def count(cfg, path=None, teacher=None) -> Count:
+    """Of a config whose vocab_size is known. path: instead of its linear_path. teacher: the model of its distill_from."""
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
@@ -119,6 +130,7 @@ def count(cfg, path=None) -> Count:
     odd = -cfg.vocab_size % 64  # the gradient of the padded logits is an array of its own
     logits = 2 * (cfg.vocab_size + odd)
     parts = head.ON and head.whole(model.lm_head) and not cfg.distill_from and cfg.dtype != 'float16'
+    taught = 2 * cfg.vocab_size if teacher else 0  # the teacher's logits, which the backward pass reads, too
     hidden = [cfg.hidden(i) for i in range(cfg.n_layer)]
     return Count(
         params=network - products + factors,
@@ -132,11 +144,13 @@ def count(cfg, path=None) -> Count:
         block=sum(kept(cfg, h) for h in hidden) + inside,
         stream=4 * cfg.n_embd * cfg.n_layer,
         head=(8 if parts else 6) * cfg.n_embd,
-        logits=logits * (2 if odd and not parts else 1),
+        logits=logits * (2 if odd and not parts else 1) + taught,
         at_once=2 * head.MOST if parts else math.inf,
         early=4 * cfg.n_embd * cfg.vocab_size if parts else 0,
-        evaluation=6 * cfg.n_embd + 2 * max(hidden),
+        evaluation=forward_pass(cfg),
         scores=logits * (1 if parts else 2),
+        teacher=sum(4 * p.numel() for p in teacher.parameters()) if teacher else 0,
+        teaching=forward_pass(teacher.config) + taught if teacher else 0,
     )
 
 
@@ -149,14 +163,15 @@ def sized(cfg):
 
 def fit(cfg):
     cfg = sized(cfg)
-    c, room = count(cfg), USABLE * cfg.memory * 2**30
+    teacher = distill.open_teacher(cfg, quiet=True) if cfg.distill_from else None
+    c, room = count(cfg, teacher=teacher), USABLE * cfg.memory * 2**30
     gib = lambda n: f'{n / 2**30:.2f}'
     print(
         f'{c.params:,} parameters, vocabulary {cfg.vocab_size:,}, compiled, 16 bits; GiB: weights {gib(c.weights)},'
-        f' gradients {gib(c.grads)}, optimizer state {gib(c.state)},\nproducts of factors {gib(c.products)}, weights in 16 bits {gib(c.casts)}; KiB per token: blocks'
+        f' gradients {gib(c.grads)}, optimizer state {gib(c.state)},\nproducts of factors {gib(c.products)}, weights in 16 bits {gib(c.casts)}{f", teacher {gib(c.teacher)}" if teacher else ""}; KiB per token: blocks'
         f' {c.block / 1024:.1f}, head {c.head / 1024:.1f}'
     )
-    shared = count(cfg, 'factored')  # fsdp forms no matrix
+    shared = count(cfg, 'factored', teacher)  # fsdp forms no matrix
     ways = [('one GPU', 1), ('ddp', 2), *(('fsdp', n) for n in (2, 8, 64))]
     mixture = cfg.mlp == 'moe' or cfg.linear == 'btt_moe'
     rows = []

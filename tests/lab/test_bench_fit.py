@@ -4,7 +4,12 @@ import dataclasses
 import json
 
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, tiny_gpt
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.decomposition import select_decomp_table
 
 import bench
 from lab.bench_fit import FitConfig, count
@@ -68,6 +73,45 @@ def test_shares_of_muons_average_are_counted():
     assert adamw.state - muon.state == 4 * matrices
     for bytes_of in (lambda c: c.fixed('fsdp', 8, True), lambda c: c.update('fsdp', 8)):
         assert bytes_of(adamw) - bytes_of(muon) == 4 * matrices / 8
+
+
+def test_of_a_teacher_its_weights_and_its_logits_are_counted(monkeypatch, capsys, fails, tmp_path):
+    """Its logits are what the backward pass keeps more of a token: see the graph that the compiler makes of the loss."""
+    model, kept = tiny_gpt(n_layer=1, vocab_size=512), []
+
+    def forward(graph, args):
+        out = next(n for n in graph.graph.nodes if n.op == 'output').args[0]
+        kept.append(sum(n.meta['val'].nbytes for n in out if n is not None and 512 in n.meta['val'].shape))
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=forward,
+        bw_compiler=lambda graph, args: make_boxed_func(graph.forward),
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    loss = torch.compile(model.loss, backend=backend, fullgraph=True)
+    x, targets = torch.randn(4, 16, 32, requires_grad=True), torch.randint(0, 512, (4, 16))
+    for soft in (None, (torch.randn(4, 16, 512).bfloat16(), 0.5)):
+        with torch.autocast('cpu', torch.bfloat16):
+            loss(x, targets, soft).backward()
+    monkeypatch.setattr(head, 'ON', False)
+    cfg = FitConfig(n_layer=1, n_head=2, n_embd=32, block_size=16, vocab_size=512, distill_from='x.pt')
+    without, with_it = count(cfg), count(cfg, teacher=model)
+    assert with_it.logits - without.logits == (kept[1] - kept[0]) / 64 == 2 * 512
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    for how in ('one GPU', 'ddp', 'fsdp'):  # which shares out the model, not the teacher
+        assert with_it.fixed(how, 8, True) - without.fixed(how, 8, True) == weights
+        assert with_it.update(how, 8) - without.update(how, 8) == weights
+    large = count(cfg, teacher=tiny_gpt(n_embd=1024, n_head=8, vocab_size=512))  # its own pass is the highest then
+    assert large.of_tokens(100, False, 1) == 100 * (6 * 1024 + 2 * 4096 + 2 * 512)
+    room = 2**30
+    most = large.largest('one GPU', 1, True, False, cfg, room)
+    assert large.fixed('one GPU', 1, True) + large.of_tokens(most * 16, False, 1) <= room
+    assert large.fixed('one GPU', 1, True) + large.of_tokens((most + 1) * 16, False, 1) > room
+
+    monkeypatch.setattr('sys.argv', ['bench.py', 'fit', 'config/gpt2.py', f'--distill_from={tmp_path}/none.pt'])
+    fails(bench.main, 'none.pt')
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not(monkeypatch, capsys, fails):
