@@ -40,11 +40,16 @@ li {{ font-size: .9em; }}
 
 
 def write_page(title: str, c: dict, found: list, out: Path):
+    from bokeh.document import Document
     from bokeh.embed import components
     from bokeh.resources import INLINE
 
     plots = {f'{c["metric"]} against {name}': curves(c, found, axis, name) for axis, name in outcomes.AXES.items()}
     plots |= {f'{c["metric"]} against {k}': front(c, found, k) for k in ('parameters that are trained', 'ms/step')}
+    document = Document()
+    with document.models.freeze():  # else all models are looked through at each plot that comes in
+        for plot_ in plots.values():
+            document.add_root(plot_)
     script, divs = components(plots)
     parts = [claims(c, found), to_html(tables.table(c, found))]
     parts += [f'<pre class="scroll">{html.escape(t)}</pre>' for t in [cost_table(c, found)] if t]

@@ -19,6 +19,7 @@ import io
 import re
 import runpy
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from configurator import ROOT, UserError
@@ -35,11 +36,10 @@ def table(c: dict, found: list) -> str:
     return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
 
 
-def written_of(results: Path) -> dict:
+def written_of(results: Path, known: dict) -> dict:
     """{path: text} of what is written from all logs in results/: RESULTS.md, the answers in the README, and the board where
-    there is a track."""
-    root, known = results.parent, questions.read_known(results)
-    asked = questions.read_questions(results, known)
+    there is a track. known: of questions.read_known."""
+    root, asked = results.parent, questions.read_questions(results, known)
     found = {root / 'RESULTS.md': questions.results_md(known, asked)}
     if (readme := root / 'README.md').exists() and asked:
         found[readme] = questions.with_answers(readme.read_text(), asked, known)
@@ -88,38 +88,50 @@ def page_md(folder: Path, k: Known) -> str:
 
 
 def write_comparison(folder: Path, pictures: bool = True):
-    """table.md and, where matplotlib and bokeh are, the pictures and the page."""
-    k = questions.read(folder)
-    if not k:
+    """What there is to write of a comparison. UserError without finished runs."""
+    if not (k := questions.read(folder)):
         raise UserError(f'{folder} holds no finished runs to report')
+    write_known(folder, k, pictures)
+
+
+def write_known(folder: Path, k: Known, pictures: bool = True):
+    """table.md and, where matplotlib and bokeh are, the pictures and the page."""
     c, found = k.c, k.found
     if pictures and not c.get('track'):
         from lab import page
 
-        for old in figures.drawn(folder):
-            old.unlink()
-        figures.comparison(c, found or k.tried, folder)
-        for size, mine in k.swept.items():
-            if len(mine) > 1:
-                figures.save(sweeps.multiples(c, mine), folder / f'rates{"_" * bool(size)}{size}.svg')
-        if k.judged:
-            figures.save(forest.forest([(folder.name, c, found)]), folder / 'forest.svg')
+        with figures.redrawn(figures.drawn(folder)):
+            for old in figures.drawn(folder):
+                old.unlink()
+            figures.comparison(c, found or k.tried, folder)
+            for size, mine in k.swept.items():
+                if len(mine) > 1:
+                    figures.save(sweeps.multiples(c, mine), folder / f'rates{"_" * bool(size)}{size}.svg')
+            if k.judged:
+                figures.save(forest.forest([(folder.name, c, found)]), folder / 'forest.svg')
         if found and c['claim']:
             page.write_page(folder.name, c, found, folder / 'index.html')
     write(folder / 'table.md', page_md(folder, k).encode())
 
 
+def write_if_any(folder: Path) -> str:
+    """write_comparison; what is to be said where there is nothing to write."""
+    if k := questions.read(folder):
+        write_known(folder, k)
+    return '' if k else f'{folder.name}: no finished run yet'
+
+
 def write_all(results: Path):
     """Everything that --report writes."""
-    written_of(results)  # mistakes in the questions are found before anything is drawn
-    for folder in comparisons(results):
-        if questions.read(folder):
-            write_comparison(folder)
-        else:
-            print(f'{folder.name}: no finished run yet')
     known = questions.read_known(results)
-    questions.draw(results, known, questions.read_questions(results, known))
-    for path, text in written_of(results).items():
+    written_of(results, known)  # mistakes in the questions are found before anything is drawn
+    with ProcessPoolExecutor() as pool:  # nearly all of the time goes into drawing
+        said = pool.map(write_if_any, comparisons(results))
+        asked = questions.read_questions(results, known)
+        with figures.redrawn([results / q.picture for q in asked]):
+            questions.draw(results, known, asked)
+        print(''.join(f'{line}\n' for line in said if line), end='')
+    for path, text in written_of(results, known).items():
         write(path, text.encode())
         print(f'wrote {path}')
 
@@ -240,12 +252,12 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     """Where RESULTS.md, the tables and the documents differ from the logs, one message each; [] if nowhere."""
-    wrong, root = [], results.parent
-    written = [*written_of(results).items()]
+    wrong, root, known = [], results.parent, questions.read_known(results)
+    written = [*written_of(results, known).items()]
     for folder in comparisons(results):
-        if k := questions.read(folder):
+        if k := known.get(folder.name) if folder.parent == results else questions.read(folder):
             written.append((folder / 'table.md', page_md(folder, k)))
-    for q in questions.read_questions(results, questions.read_known(results)):
+    for q in questions.read_questions(results, known):
         texts = '\n\n'.join((q.claim, q.answer, q.caption, q.text))
         wrong += [f'results/questions.toml: {problem}' for problem in untraced(texts, root, {})]
     for path, expected in written:

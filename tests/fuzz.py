@@ -49,7 +49,7 @@ import logger
 import plot
 import sample
 from configurator import UserError, load
-from lab import records, report
+from lab import questions, records, report
 from model import NANOGPT_KEYS
 from optim import Optimizer
 from surgery import reader, start
@@ -918,7 +918,7 @@ class Records:
             lambda: log.so_far(2),
             lambda: report.shown(c),
             lambda: report.shown(planned),
-            lambda: report.written_of(self.folder),
+            lambda: report.written_of(self.folder, questions.read_known(self.folder)),
         ]
         refused = None
         for read in readers:

@@ -121,6 +121,19 @@ def test_a_question_is_a_section_with_its_rows_and_what_would_decide(results, me
     assert '| [1. Is it better?](RESULTS.md#1-is-it-better) | No: worse ends at' in readme
 
 
+def test_a_picture_stays_as_it_was_where_only_names_of_clips_are_others(tmp_path):
+    paths = [tmp_path / name for name in ('same.svg', 'other.svg', 'gone.svg')]
+    clip = '<clipPath id="p{0}"/><path clip-path="url(#p{0})" d="{1}"/>'.format
+    for path in paths:
+        path.write_text(clip('0123456789', 'M 1 2'))
+    with figures.redrawn([*paths, tmp_path / 'new.svg']):
+        paths[0].write_text(clip('abcdef0123', 'M 1 2'))
+        paths[1].write_text(clip('abcdef0123', 'M 1 3'))
+        paths[2].unlink()
+    assert paths[0].read_text() == clip('0123456789', 'M 1 2')
+    assert paths[1].read_text() == clip('abcdef0123', 'M 1 3') and not paths[2].exists()
+
+
 def test_a_comparison_without_a_question_is_among_the_others(results):
     report.write_all(results)
     text = (results.parent / 'RESULTS.md').read_text()
