@@ -114,27 +114,30 @@ def words(known: list[Known]) -> str:
     return said or 'none yet'
 
 
-def matching(known: dict, pattern: str) -> tuple[str, list[str]]:
+def matching(known: dict, pattern: str) -> tuple[str, list[str], list[str]]:
+    """(comparison, cells with verdicts, cells with sweeps alone) of a row. A baseline has no verdict: it is among the sweeps
+    only if the pattern names nothing else."""
     name, _, cell = pattern.partition('/')
     k = known.get(name)
-    judged, swept = (
-        ([x.name for x, _ in k.judged], [s.name for mine in k.swept.values() for s in mine]) if k else ([], [])
-    )
-    return name, fnmatch.filter(judged, cell) or fnmatch.filter(swept, cell)
+    judged = fnmatch.filter([x.name for x, _ in k.judged], cell) if k else []
+    swept = {s.name: s is mine[0] for mine in k.swept.values() for s in mine} if k else {}
+    swept = {n: base for n, base in swept.items() if fnmatch.fnmatch(n, cell) and n not in judged}
+    others = [n for n, base in swept.items() if not base]
+    return name, judged, others if judged or others else [*swept]
 
 
 def small_table(q: Question, known: dict) -> str:
     """The verdicts of q.rows; of arms without verdicts their sweeps."""
     rows, swept = [], {}
     for pattern in q.rows:
-        name, cells = matching(known, pattern)
-        if not cells:
+        name, judged, others = matching(known, pattern)
+        if not judged and not others:
             raise UserError(f"rows of '{q.title}': {pattern}: no verdict and no sweep of that name")
         k = known[name]
-        if not {x.name for x, _ in k.judged} & set(cells):
-            swept.setdefault(name, []).extend(cells)
+        if others:
+            swept.setdefault(name, []).extend(others)
         for x, base in k.judged:
-            if x.name in cells:
+            if x.name in judged:
                 old = '' if k.c.get('looks') else f' {OLD}'
                 rows.append([
                     f'[{q.comparisons.get(name, name)}](results/{name}/table.md)', f'{x.name} against {base.name}',
@@ -164,16 +167,23 @@ def undecided(name: str, k: Known) -> str:
     flags, minutes = decides(k, near)
     names = '' if len(near) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in near)}'
     price = f', about {minutes:.0f} minutes of {device(k)}' if minutes >= 0.5 else ''
+    if k.c.get('looks') and any(waits_for_others(k, x.size) for x, _ in near):
+        price = '; arms without seeds come first, as looks are taken together'
     return f'{said} To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}.'
 
 
 def decides(k: Known, near: list) -> tuple[str, float]:
-    """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on."""
+    """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on; 0 minutes where arms without seeds
+    come first, whose cost no log knows."""
     seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in near))
     cells = {y.name: y for x, base in near for y in (base, x)}
     if k.c.get('looks'):  # it goes on where it stopped
+        sizes = dict.fromkeys(x.size for x, _ in near)
+        only = f' --only={",".join(sizes)}' if all(sizes) else ''
+        if any(waits_for_others(k, size) for size in sizes):
+            return f'--results=results{only}', 0
         seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in cells.values())
-        return '--results=results', seconds / 60
+        return f'--results=results{only}', seconds / 60
     everything = len(cells) == len(k.found)
     flags = ['--looks=true', f'--seeds={seeds}', *(['--sweep_seeds=3'] if k.c['learning_rates'] else [])]
     flags += [] if everything else [f'--only={",".join(cells)}']
@@ -182,6 +192,11 @@ def decides(k: Known, near: list) -> tuple[str, float]:
         runs = seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
         seconds += runs * longest(x)
     return ' '.join(flags), seconds / 60
+
+
+def waits_for_others(k: Known, size: str) -> bool:
+    """Has an arm at this size no seeds that decide yet? Arms take their looks together, so it is trained first."""
+    return {x.arm for x in k.found if x.size == size} != set(k.c['arms'])
 
 
 def longest(x) -> float:
@@ -209,7 +224,8 @@ Written by `python compare.py --report` from the logs in [results/](results/READ
 """
 HOW = """
 A comparison has a baseline and arms. The **effect** is the arm's figure minus the baseline's: below 0 the arm is better.
-[a, b] is its interval; all intervals of a comparison hold together with 95%. ± is always the standard deviation over seeds.
+[a, b] is its interval; all intervals of a comparison at one size hold together with 95%. A paired effect is taken over the seeds
+that both have, so it may differ from that of the means. ± is always the standard deviation over seeds.
 `worth` is the smallest gain that matters, set before the runs. A loss is in nats per token. The word is read off the interval:
 better by worth (all of it below -`worth`), better (all below 0), no gain that matters (all above -`worth`, with 0 inside),
 worse (all above 0), undecided (0 and -`worth` are inside). °: a comparison from before the rules of

@@ -17,8 +17,9 @@
 
 claim = 'On the FLOPs of the dense run, each at its own best rate, {arm} has a lower loss on Gutenberg than {baseline}'
 note = (
-    "Structures in all linear layers of the blocks, a third of the dense parameters, the papers' start and rates; embeddings"
-    ' and head are dense and tied. 20 tokens per parameter of the dense twin, then equal FLOPs.'
+    'Structures in all linear layers of the blocks, a third of the dense parameters unless a rank is named (btt_rank4 at 128:'
+    " half, btt_rank1: a seventh), the papers' start and rates; embeddings and head are dense and tied. 20 tokens per parameter"
+    ' of the dense twin, then equal FLOPs.'
 )
 common = 'config/structured/gutenberg_bpe.py'
 
@@ -52,7 +53,8 @@ arms = dict(
 _near = (2.5e-3, 4e-3, 6.4e-3, 1e-2)  # where the first two arms had their best rates
 learning_rates = dict.fromkeys(arms, _near) | dict.fromkeys(('dense', 'low_rank'), (1.6e-3, *_near, 1.6e-2))
 learning_rates['k2000'] = (1.6e-3, 2.5e-3, 4e-3, 6.4e-3)
-# two more for dense: the parabola through the others had its vertex at 1.17e-2, where training is not stable any more
+# two more for dense: the parabola through the others had its vertex at 1.17e-2, where training is not stable any more. Its
+# first five deciding seeds showed that, so this sweep was not extended blindly (results/README.md)
 learning_rates['dense@w192'] = (1.6e-3, *_near[:3], 8e-3, 1e-2, 1.26e-2, 1.6e-2)
 _wide = (
     6.4e-3,

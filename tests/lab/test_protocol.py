@@ -79,6 +79,22 @@ def test_a_comparison_says_an_untrue_word_in_at_most_5_percent(effects, spread):
     assert np.mean(false_words(words, effects)) <= ALPHA + POINT
 
 
+@pytest.mark.parametrize('spread, at_least, at_most', [((1, 1), 0.12, 1 / 7 + POINT), ((3, 3), 0.28, 0.3 + POINT)])
+def test_sizes_are_comparisons_of_their_own_and_eight_of_them_err_as_often_as_the_document_says(
+    spread, at_least, at_most
+):
+    looks, rng, n = protocol.looks_to(8), np.random.default_rng(40), N // 4
+    sizes = [simulate(*draw((0, 0), looks, rng, spread, n), 2 * SIGMA, looks)[0] for _ in range(8)]
+    assert at_least <= np.any([false_words(w, (0, 0), 2 * SIGMA) for w in sizes], 0).mean() <= at_most
+
+
+@pytest.mark.parametrize('looks, at_most', [((4,), 0.07 + POINT), ((12,), 0.07 + POINT), ((4, 6, 8), 0.06)])
+def test_arms_without_a_gain_beside_some_that_gain_just_less_than_worth_err_as_the_document_says(looks, at_most):
+    worth, effects = 18 * SIGMA, (0, -17.99 * SIGMA)
+    words, *_ = simulate(*draw(effects, looks, np.random.default_rng(1), (3, 3)), worth, looks)
+    assert ALPHA < np.mean(false_words(words, effects, worth)) <= at_most
+
+
 @pytest.mark.parametrize('spread', [(3,), (3, 3, 3)])
 def test_also_where_worth_is_so_small_that_no_arm_stops_early(spread):
     looks, effects, worth = protocol.looks_to(12), (0,) * len(spread), SIGMA / 5
@@ -261,6 +277,20 @@ def test_the_second_best_rate_may_contradict_the_choice():
     assert protocol.contradicts([2.0, 2.01, 1.99, 2.0], [1.9, 1.91, 1.89, 1.9])
     assert not protocol.contradicts([2.0, 2.01, 1.99, 2.0], [2.0, 2.02, 1.98, 1.99])
     assert not protocol.contradicts([2.0, 2.01], [1.0, math.inf])
+
+
+def test_a_lowest_mean_at_the_end_is_not_marked_where_the_other_side_is_steep():
+    """A limit that the document names: the best rate may lie below 4e-3."""
+    r = rates.choose_rate({4e-3: [1.74, 1.76], 8e-3: [1.80, 1.82], 1.6e-2: [2.41, 2.43]})
+    assert 4e-3 < r.lr < 8e-3 and not r.edge and min(r.means, key=r.means.get) == 4e-3
+
+
+def test_a_quarter_of_unrelated_arms_is_paired_after_three_rates_of_three_seeds():
+    rng = np.random.default_rng(41)
+    sweeps = [
+        [{i: dict(enumerate(v)) for i, v in enumerate(rng.normal(size=(3, 3)))} for _ in 'ab'] for _ in range(2000)
+    ]
+    assert np.mean([protocol.correlation(*s) > protocol.CORRELATION for s in sweeps]) == pytest.approx(0.25, abs=0.03)
 
 
 # -----------------------------------------------------------------------------

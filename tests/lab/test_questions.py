@@ -263,6 +263,38 @@ def test_the_commands_that_would_decide_are_right():
         assert cfg.looks and cfg.seeds >= protocol.SIGMA_SEEDS and not cfg.problems()
 
 
+def test_a_row_shows_the_sweeps_of_arms_without_a_verdict_beside_the_verdicts_of_others(results, mean):
+    folder = results / 'one'
+    found = records.read_records(folder)
+    records.write_records(folder, {n: r for n, r in found.items() if r['arm'] != 'unclear' or r['seed'] > SWEEP})
+    question = questions.Question('A', rows=['one/*'], comparisons=dict(one=''))
+    lines = questions.small_table(question, questions.read_known(results)).splitlines()
+    assert [line for line in lines if 'worse against base' in line]
+    assert [line.split(' |')[0] for line in lines if line.startswith('| ') and '---' not in line][2:] == [
+        '| arm',
+        '| unclear',
+    ]
+
+
+def test_the_command_that_goes_on_asks_for_the_sizes_in_question_and_has_no_price_while_other_arms_come_first(results):
+    folder = results / 'one'
+    c = json.loads((folder / 'comparison.json').read_text())
+    c |= dict(looks=True, seeds=8, sizes=dict(small='', large=''))
+    (folder / 'comparison.json').write_text(json.dumps(c))
+    runs = {}
+    for size in c['sizes']:
+        for r in records.read_records(folder).values():
+            if r['seed'] < SWEEP and (size == 'small' or r['arm'] != 'worse'):
+                new = record(r['arm'], r['lr'], r['seed'], r['eval']['val_loss'][-1], size)
+                runs[new['run']] = new
+    records.write_records(folder, runs)
+    k = questions.read(folder)
+    undecided = {x.name: (x, base) for x, base in k.judged if x.arm == 'unclear'}
+    assert questions.decides(k, [undecided['unclear@small']])[0] == '--results=results --only=small'
+    assert questions.decides(k, [undecided['unclear@small']])[1] > 0
+    assert questions.decides(k, [undecided['unclear@large']]) == ('--results=results --only=large', 0)
+
+
 def test_the_price_counts_runs_of_the_sweep_and_of_the_seeds(results):
     k = questions.read(results / 'one')
     near = [(x, base) for x, base in k.judged if x.arm == 'unclear']
