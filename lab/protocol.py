@@ -242,7 +242,7 @@ def judge(
             found[arm] = replace(found[arm], value=e.value, low=e.low, high=e.high, n=n, base_n=m, how=how)
         zero.append(p_zero)
         gain.append(p_gain)
-    for (arm, v), p0, pw in zip(found.items(), stats.holm(zero), stats.holm(gain)):
+    for (arm, v), p0, pw in zip(found.items(), *stats.step_down(np.stack([zero, gain], -1)).T):
         low, high = clip(v.low, v.high, v.value, p0, pw, -null)
         which = WORDS[int(word(low, high, -null))]
         more = more_seeds(v, low, high, -null) if which == UNDECIDED and v.how else None

@@ -169,13 +169,20 @@ def hodges_lehmann(arm, base, level: float = LEVEL) -> Estimate:
 # many arms, many looks
 
 
-def holm(p) -> np.ndarray:
-    """p adjusted for the number of tests on the last axis by the step-down method of Holm (1979)."""
+def step_down(p) -> np.ndarray:
+    """p of several tests of each arm, (..., arms, tests), adjusted by the step-down method of Holm (1979). At most one test of
+    an arm has a true hypothesis (an effect is not 0 and -worth at once), so each step counts the arms of which a test is left
+    (Shaffer 1986). One test an arm: Holm's method itself."""
     p = np.asarray(p, float)
-    order = np.argsort(p, axis=-1)
-    steps = np.take_along_axis(p, order, -1) * np.arange(p.shape[-1], 0, -1)
+    arms, tests = p.shape[-2:]
+    flat = p.reshape(*p.shape[:-2], arms * tests)
+    order = np.argsort(flat, axis=-1)
+    rank = np.argsort(order, axis=-1)
+    last = rank.reshape(p.shape).max(-1)  # the step that takes an arm's last test
+    left = (last[..., None, :] >= np.arange(arms * tests)[:, None]).sum(-1)
+    steps = np.take_along_axis(flat, order, -1) * left
     adjusted = np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)
-    return np.take_along_axis(adjusted, np.argsort(order, axis=-1), -1)
+    return np.take_along_axis(adjusted, rank, -1).reshape(p.shape)
 
 
 def spent(alpha, fraction: float):
