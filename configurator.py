@@ -421,6 +421,15 @@ def run(main, interrupted='interrupted'):
         sys.stdout.flush()
         print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)
         sys.exit(e.exit_code)
+    except RuntimeError as e:
+        if 'DefaultCPUAllocator' not in str(e):  # torch has no class for it
+            raise
+        size = str(e).split('you tried to allocate ')[-1].split('.')[0]
+        print(
+            f'error: this machine has no memory for a tensor of {size}; make the model or the batch smaller',
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
             raise

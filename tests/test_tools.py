@@ -117,6 +117,17 @@ def test_a_terminal_of_few_letters_gets_the_others_spelled_out(errors, monkeypat
     assert out.buffer.getvalue() == b'Z\\xfcrich\n'
 
 
+def test_a_tensor_beyond_the_memory_gets_one_line(fails):
+    import torch
+
+    err = fails(
+        lambda: torch.empty(2**50, dtype=torch.uint8),
+        'no memory for a tensor of',
+        'make the model or the batch smaller',
+    )
+    assert err.count('\n') == 1
+
+
 def test_what_happens_while_torch_is_loaded_gets_one_line(tmp_path):
     """Ctrl-C, and a disk so full that there is no temporary folder."""
     for raised, code, said in (
