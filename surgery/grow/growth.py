@@ -121,8 +121,9 @@ def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: st
     return moments != 'fresh' and not why
 
 
-def say_grown(old, new, how: How, moved: bool, dropout: float, config: dict):
-    """What the user should know about the grown model before training it. config: of the run that goes on."""
+def say_grown(old, new, how: How, moved: bool, dropout: float, config: dict, noise_key: str):
+    """What the user should know about the grown model before training it. config: of the run that goes on.
+    noise_key: what the key of the noise is called there."""
     sizes = [('n_embd', old.n_embd, new.n_embd), ('n_head', old.n_head, new.n_head)]
     sizes += [('hidden', old.hidden(0), new.hidden(0)), ('n_layer', old.n_layer, new.n_layer)]
     print('grown: ' + ', '.join(f'{k} {a} -> {b}' for k, a, b in sizes if a != b))
@@ -131,7 +132,7 @@ def say_grown(old, new, how: How, moved: bool, dropout: float, config: dict):
             print(f'set by growth: {k} = {getattr(new, k):g}')
     print('moments: ' + ("the optimizer's, grown with the weights" if moved else 'fresh'))
     if how.width and how.rule.symmetric and not how.noise and not dropout and new.n_embd % old.n_embd == 0:
-        cure = '--noise=0.3 or dropout' if how.rule.noise else 'dropout, or another method'
+        cure = f'--{noise_key}=0.3 or dropout' if how.rule.noise else 'dropout, or another method'
         print(f'WARNING: the copies are equal and stay so in training: no capacity is gained; use {cure}')
     copies = how.width in ('clone', 'lemon', 'net2wider', 'spectrum', 'bert2bert')
     # a step on all copies is copies of the step; AdamW's has the size of each entry, Muon's of the whole matrix
@@ -169,7 +170,7 @@ def grow(cfg: GrowConfig):
     else:
         weights = grow_weights(ckpt['model'], old, new, how)
     large = assemble(new, weights)
-    say_grown(old, new, how, moved, new.dropout, ckpt['config'])
+    say_grown(old, new, how, moved, new.dropout, ckpt['config'], 'noise')
     print(f'{model.num_params():,} parameters -> {large.num_params():,}')
     report(cfg, model, large, tokens, EXACT if how.exact else None)
     resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint), tokenizer=ckpt['tokenizer'])
@@ -246,7 +247,7 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     past['growing'] = time.time() - t0  # seconds
     past['seconds'] += past['growing']
     if not quiet:
-        say_grown(old, cfg, how, moved, cfg.dropout, vars(cfg))
+        say_grown(old, cfg, how, moved, cfg.dropout, vars(cfg), 'transfer_noise')
         T = min(old.block_size, cfg.block_size)  # RoPE lets it grow
         x, y = (t[:, :T].to(data.device) for t in real_tokens(cfg, cfg.dataset))
         precision = torch.get_float32_matmul_precision()

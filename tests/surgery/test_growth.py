@@ -444,12 +444,20 @@ def grow_args(src, tmp_path, *flags, out='large'):
     return load(GrowConfig, [f'--checkpoint={src}/ckpt.pt', f'--out={tmp_path}/{out}/ckpt.pt', *flags])
 
 
+def test_training_advises_its_own_key_where_copies_stay_equal(run_train, capsys):
+    small = run_train('--max_iters=2', out='small')
+    flags = (f'--transfer_from={small}/ckpt.pt', '--transfer_method=clone', '--n_embd=64', '--n_head=4')
+    run_train('--max_iters=1', '--init_from=transfer', *flags)
+    assert 'use --transfer_noise=0.3 or dropout' in capsys.readouterr().out
+
+
 def test_the_command_says_what_it_did_and_its_result_resumes(run_train, tmp_path, capsys, fails):
     small = run_train('--max_iters=6')
     growth.grow(grow_args(small, tmp_path, '--n_embd=64', '--method=clone'))
     said = capsys.readouterr().out
     for part in ('n_embd 32 -> 64, n_head 2 -> 4, hidden 128 -> 256', 'largest logit difference', 'copies are equal'):
         assert part in said
+    assert 'use --noise=0.3 or dropout' in said
     assert '--hidden_lr=0.5' in said and "the optimizer's, grown with the weights" in said
     large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
     assert large['transfer']['source_iter'] == 6 and set(large['model_args']) == set(NANOGPT_KEYS)
