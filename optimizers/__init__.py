@@ -12,9 +12,10 @@ everything else: embeddings, the head, norms, biases, gates, gains, routers, the
 holds both.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import linear
+from configurator import key
 from optimizers import base, muon
 from optimizers.muon import Muon
 from optimizers.normuon import NorMuon
@@ -31,7 +32,16 @@ LEFT_OUT = dict(
 
 
 @dataclass
-class Keys(muon.Keys, base.Keys):
+class Choice:
+    optimizer: str = key(
+        'adamw',
+        f"what moves the blocks' matrices: {', '.join(OPTIMIZERS)}; everything else stays with AdamW at learning_rate",
+        group='optimizer',
+    )
+
+
+@dataclass
+class Keys(muon.Keys, base.Keys, Choice):
     """Keys of all matrix optimizers. One that has keys of its own adds its class here."""
 
 
@@ -41,11 +51,11 @@ def problems(cfg) -> list[str]:
         why = LEFT_OUT.get(cfg.optimizer, 'is unknown')
         return [f"optimizer = '{cfg.optimizer}': {why}; use one of {', '.join(OPTIMIZERS)}"]
     kind = OPTIMIZERS[cfg.optimizer]
-    if kind is None:
-        given = [k for k in ('matrix_lr', 'step_rule', 'muon_scale', 'momentum') if getattr(cfg, k) != getattr(Keys, k)]
-        hint = '; a rate of their own for the matrices under AdamW is hidden_lr' if 'matrix_lr' in given else ''
-        return [f'{", ".join(given)}: of no use with optimizer = adamw{hint}'] if given else []
-    return kind.problems(cfg)
+    read = {'optimizer', *(f.name for f in fields(kind.Keys))} if kind else {'optimizer'}
+    given = [f.name for f in fields(Keys) if f.name not in read and getattr(cfg, f.name) != f.default]
+    hint = '; a rate of their own for the matrices under AdamW is hidden_lr' if 'matrix_lr' in given else ''
+    found = [f'{", ".join(given)}: of no use with optimizer = {cfg.optimizer}{hint}'] if given else []
+    return found + (kind.problems(cfg) if kind else [])
 
 
 def idle(cfg) -> list[str]:

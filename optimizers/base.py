@@ -25,13 +25,11 @@ from optimizers.composed import Composed
 class Keys:
     """Of every matrix optimizer."""
 
-    optimizer: str = key(
-        'adamw',
-        "what moves the blocks' matrices: adamw, muon, normuon; everything else stays with AdamW at learning_rate",
-        group='optimizer',
-    )
     matrix_lr: float = key(
-        0.0, 'not adamw: peak rate of the matrices, under the schedule of learning_rate; 0: learning_rate', low=0
+        0.0,
+        'not adamw: peak rate of the matrices, under the schedule of learning_rate; 0: learning_rate',
+        low=0,
+        group='optimizer',
     )
     step_rule: str = key(
         'factor',
@@ -50,9 +48,12 @@ class Matrices:
         state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}} of the matrices that are whole here
     """
 
+    Keys = Keys  # that it reads; one with keys of its own has a dataclass derived from this here
+
     # names of state: at least one average of gradients, as large as the matrix (growth moves it as gradients move)
     averages = ('momentum',)
     per_row = ()  # with one number a row
+    bounded = False  # True: no direction has a spectral norm far above 1, as step_rule = composed needs it
     precision = None  # of products; none: bfloat16 on a GPU that has it, float32 elsewhere
 
     def __init__(self, layers, parameters: dict, cfg, capturable=False):
@@ -118,6 +119,11 @@ class Matrices:
         if getattr(cfg, 'expansion_moments', 'reset') == 'map':
             found.append(
                 f"expansion_moments = map: is known for AdamW's moments only; with optimizer = {cfg.optimizer} use reset"
+            )
+        if cfg.step_rule == 'composed' and not cls.bounded:
+            found.append(
+                f'step_rule = composed: bounds steps of spectral norm 1, and those of {cfg.optimizer} can be larger; use'
+                ' optimizer = muon, or step_rule = factor'
             )
         if cfg.step_rule in ('composed', 'product') and cfg.structured_norm:
             found.append(

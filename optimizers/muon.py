@@ -14,6 +14,7 @@ import torch
 
 from configurator import key
 from linear.kernels import symmetric
+from optimizers import base
 from optimizers.base import Matrices
 
 STEPS = 5
@@ -22,7 +23,7 @@ LARGEST = 1.21  # singular value of O in exact arithmetic, whatever U
 
 
 @dataclass
-class Keys:
+class Keys(base.Keys):
     muon_scale: str = key(
         'rms',
         "muon, normuon: s of a step lr s O on an (m, n) matrix: 0.2 sqrt(max(m, n)), AdamW's RMS (rms), or sqrt(max(1, m/n))"
@@ -35,6 +36,9 @@ class Keys:
 
 class Muon(Matrices):
     """State: momentum, an average of gradients."""
+
+    Keys = Keys
+    bounded = True
 
     def average(self, G, state):
         M, mu = state['momentum'], self.cfg.momentum

@@ -15,6 +15,7 @@ class NorMuon(Muon):
     """State: momentum, as Muon's; row_mean, a number for each row (output) of a matrix."""
 
     per_row = ('row_mean',)
+    bounded = False  # it changes the norm of each row
 
     def direction(self, U, state):
         X = super().direction(U, state).to(U.dtype)  # O (B, m, n)
@@ -22,13 +23,3 @@ class NorMuon(Muon):
         v.lerp_(X.square().mean(2, keepdim=True), 1 - BETA2)
         X = X / (v.sqrt() + 1e-10)
         return X * (norm / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))
-
-    @classmethod
-    def problems(cls, cfg):
-        found = super().problems(cfg)
-        if cfg.step_rule == 'composed':
-            found.append(
-                'step_rule = composed: bounds steps of spectral norm 1, and normuon changes the norm of each row; use'
-                ' optimizer = muon, or step_rule = factor'
-            )
-        return found

@@ -612,6 +612,11 @@ def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):
         (['--matrix_lr=0.1'], ['matrix_lr: of no use with optimizer = adamw', 'hidden_lr']),
         (['--step_rule=composed', '--momentum=0.9'], ['step_rule, momentum: of no use with optimizer = adamw']),
         (['--optimizer=normuon', '--step_rule=composed'], ['step_rule = composed', 'use optimizer = muon']),
+        (['--optimizer=signs', '--step_rule=composed'], ['step_rule = composed', 'those of signs can be larger']),
+        (
+            ['--optimizer=signs', '--muon_scale=original', '--momentum=0.5'],
+            ['muon_scale, momentum: of no use', '= signs'],
+        ),
         (['--optimizer=muon', '--step_rule=both'], ['step_rule', 'must be one of factor, composed, product']),
         (
             ['--optimizer=muon', '--step_rule=product', '--linear=btt', '--linear_path=factored'],
@@ -630,7 +635,8 @@ def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):
         (['--optimizer=muon', '--matrix_lr=-1'], ['matrix_lr', 'must be at least 0']),
     ],
 )
-def test_wrong_inputs_get_one_line(flags, parts):
+def test_wrong_inputs_get_one_line(flags, parts, monkeypatch):
+    monkeypatch.setitem(optimizers.OPTIMIZERS, 'signs', Signs)
     with pytest.raises(UserError) as e:
         load(TrainConfig, flags)
     assert all(p in str(e.value) for p in parts) and '\n' not in str(e.value), str(e.value)
