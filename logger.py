@@ -44,7 +44,7 @@ LINE = (
 )
 CONFIG = {'max_iters': int, 'learning_rate?': float}
 MANIFEST = {'device?': str, 'started?': str, 'finished?': str, 'params?': int, 'params_collapsed?': int, 'final_iter?': int,
-            'out_of_patience?': bool, 'transfer?': (dict, None), 'resumed?': [dict], 'wandb?': str, 'launch?': str}  # fmt: skip
+            'out_of_patience?': bool, 'interrupted?': bool, 'transfer?': (dict, None), 'resumed?': [dict], 'wandb?': str, 'launch?': str}  # fmt: skip
 
 STARTING, FINISHING = 30, 120  # seconds that wandb may take; what it could not send stays in out_dir/wandb
 
@@ -143,6 +143,7 @@ def ending(t) -> dict:
         final_iter=t.iter,
         best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
         **dict(out_of_patience=True) if t.out_of_patience else {},
+        **dict(interrupted=True) if t.interrupted else {},
     )
 
 
@@ -256,7 +257,10 @@ class Log:
         self.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
         if idle := cfg.idle():
             keys = ', '.join(f'{k} = {v}' for k, v in idle.items())
-            self.say(f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp})')
+            schedule = cfg.schedule if cfg.decay_lr else 'none'
+            self.say(
+                f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp}, schedule = {schedule})'
+            )
         tokens = facts['tokens_per_iter']
         flops = tokens * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
         self.say(

@@ -50,6 +50,13 @@ def problems(cfg) -> list[str]:
     return found
 
 
+def idle(cfg) -> list[str]:
+    """Keys of the schedule that mean nothing beside the others."""
+    if not cfg.decay_lr:
+        return ['schedule', 'warmup_iters', 'lr_decay_iters', 'wsd_decay_iters', 'min_lr']
+    return ['wsd_decay_iters'] if cfg.schedule != 'wsd' else []
+
+
 def notes(cfg, it=0) -> list[str]:
     """What is worth saying of the schedule, one line each. it: the iteration at which a run goes on."""
     if it > cfg.max_iters and not cfg.eval_only:

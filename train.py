@@ -105,7 +105,7 @@ class TrainConfig(
         return self.gradient_accumulation_steps * self.batch_size * self.block_size
 
     def idle(self):
-        off = [*rotate.idle(self), *optimizers.idle(self), *parallel.idle()]
+        off = [*rotate.idle(self), *optim.idle(self), *optimizers.idle(self), *parallel.idle()]
         return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
     def problems(self, sized=None):
@@ -145,7 +145,7 @@ class Trainer:
         self.iter, self.best_val_loss, self.best_iter = 0, math.inf, 0
         self.lowest_a, self.lowest_a_iter = math.inf, 0  # of the half that may end a run; figures are of the other
         self.seconds, self.tokens = 0.0, 0  # spent training, without evaluations; consumed
-        self.out_of_patience, self.best_is_now = False, False
+        self.out_of_patience, self.best_is_now, self.interrupted = False, False, False
         self.saved = None  # iteration of the last checkpoint
         self.skipped = 0  # updates left out in a row, up to now
         self.progress = lambda split, batch, of: None  # called at every batch of an evaluation
@@ -364,6 +364,7 @@ def loop(t: Trainer, log: Log) -> bool:
             t.seconds += time.time() - mark
             t.save(improved=False)
         if stop or done or cfg.eval_only:
+            t.interrupted = stop
             return stop
 
         t.step()
@@ -395,7 +396,8 @@ def loop(t: Trainer, log: Log) -> bool:
 
 
 def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool:
-    """Take in an evaluation: log it, keep the best, write checkpoints if save. Whether the run is at its end."""
+    """Take in an evaluation: log it, keep the best, write checkpoints. save: of this iteration none was written before.
+    Whether the run is at its end."""
     cfg = t.cfg
     log.metrics(kind='eval', iter=t.iter, **found, tokens=t.tokens, seconds=t.seconds)
     log.say(f'step {t.iter}: train loss {found["train_loss"]:.4f}, val loss {found["val_loss"]:.4f}')
@@ -408,7 +410,8 @@ def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool
     if not done and 0 < cfg.patience <= t.iter - t.lowest_a_iter:
         done = t.out_of_patience = True
         log.say(f'no lower val_a than that of iteration {t.lowest_a_iter}: the end (patience = {cfg.patience})')
-    if save and (improved or done or cfg.always_save_checkpoint):
+    # a lower loss is kept even where nothing else is new: the run was interrupted in this evaluation
+    if improved and t.iter or save and (done or cfg.always_save_checkpoint):
         t.save(improved)
     return done
 

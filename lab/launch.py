@@ -115,7 +115,8 @@ def over(folder: Path) -> bool:
     try:
         manifest, config = (files.read_json(folder / f, {str: object}) for f in ('manifest.json', 'config.json'))
         ended = manifest['final_iter'] >= config['max_iters'] or manifest.get('out_of_patience', False)
-        return bool(manifest.get('finished')) and ended
+        # an interrupted run may be at max_iters, but lacks the evaluation there
+        return bool(manifest.get('finished')) and ended and not manifest.get('interrupted', False)
     except (UserError, KeyError, TypeError):
         return False
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from conftest import tiny_gpt, train_config
 
+from configurator import load
 from logger import read_metrics
 from optim import Optimizer, lr_at, problems
+from train import TrainConfig
 
 
 @pytest.mark.parametrize('keys', [{}, dict(linear='low_rank', rank=4, linear_layers='mlp')])
@@ -95,3 +97,9 @@ def test_a_schedule_may_be_all_warmup_with_no_decay_or_stand_at_one_rate_and_no_
         problems(train_config(model, **full)) == problems(train_config(model, **full | dict(wsd_decay_iters=15))) == []
     )
     assert problems(train_config(model, **full | dict(wsd_decay_iters=16)))[0].startswith('wsd_decay_iters = 16')
+
+
+def test_keys_of_the_schedule_that_mean_nothing_are_named():
+    idle = lambda *flags: load(TrainConfig, ['--wsd_decay_iters=7', '--warmup_iters=3', *flags]).idle()
+    assert idle() == dict(wsd_decay_iters=7) and not idle('--schedule=wsd')
+    assert idle('--decay_lr=false') == dict(wsd_decay_iters=7, warmup_iters=3)

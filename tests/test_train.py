@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, TINY, losses, tiny_gpt
 
 import checkpoint
+import hardware
 import parallel
 import train as module
 from configurator import load
@@ -84,6 +85,26 @@ def test_training_ends_where_patience_does_and_the_run_is_over(run_train, monkey
     assert m['final_iter'] == 5 and m['best_val_loss'] == 1.9 and launch.over(out)
     assert 'that of iteration 3: the end (patience = 2)' in capsys.readouterr().out
     assert checkpoint.load(out / 'ckpt.pt')['iter_num'] == checkpoint.load(out / 'best.pt')['iter_num'] == 5
+
+
+def test_a_run_interrupted_in_its_last_evaluation_is_not_over_and_resuming_makes_it(run_train, monkeypatch, tmp_path):
+    """With the checkpoint of the lowest loss, which that evaluation finds."""
+    flags = ('--max_iters=3', '--eval_interval=2', '--always_save_checkpoint=false')
+
+    def evaluate(self, split):
+        if self.iter == 3 and self.cfg.init_from != 'resume':
+            raise hardware.Stopped
+        return both(split, 3.0 - 0.1 * self.iter)
+
+    monkeypatch.setattr(Trainer, 'evaluate', evaluate)
+    with pytest.raises(SystemExit) as e:
+        run_train(*flags)
+    assert e.value.code == 130
+    out = tmp_path / 'run'
+    assert json.loads((out / 'manifest.json').read_text())['final_iter'] == 3 and not launch.over(out)
+    run_train(*flags, '--init_from=resume')
+    assert launch.over(out) and list(losses(out, 'eval')) == [0, 2, 3]
+    assert [checkpoint.load(out / f)['best_iter'] for f in ('best.pt', 'ckpt.pt')] == [3, 3]
 
 
 def test_patience_is_kept_over_an_interruption(run_train, monkeypatch):

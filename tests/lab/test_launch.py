@@ -20,6 +20,7 @@ from lab import launch
         (dict(final_iter=11, finished='now'), True),
         (dict(final_iter=9, finished='now'), False),
         (dict(final_iter=9, finished='now', out_of_patience=True), True),
+        (dict(final_iter=10, finished='now', interrupted=True), False),  # before its last evaluation
         (dict(final_iter=10), False),
         (dict(finished='now'), False),
     ],
