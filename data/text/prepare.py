@@ -85,6 +85,10 @@ def prepare(cfg, data):
     folder = data / name
     if not source.is_dir():
         raise UserError(f'folder = {cfg.folder}: no such folder; give the one that holds the texts')
+    if cfg.tokenizer != 'bpe' and 'vocab_size' in overrides(cfg):
+        raise UserError(
+            f'vocab_size = {cfg.vocab_size}: {cfg.tokenizer} has its own vocabulary; use --tokenizer=bpe, or leave it out'
+        )
     if not is_plain(name) or (folder / 'prepare.py').exists():
         raise UserError(
             f"name = '{name}': must be of letters, digits, _ and -, and not taken by a recipe of its own; choose another"

@@ -563,6 +563,10 @@ def test_a_set_of_ones_own_trains_and_names_its_command(texts, tmp_path, monkeyp
     [
         ([], 'folder is missing: python data/text/prepare.py --folder='),
         (['--folder=/nope'], 'no such folder'),
+        (
+            ['--folder={texts}', '--tokenizer=char', '--vocab_size=300'],
+            'char has its own vocabulary; use --tokenizer=bpe',
+        ),
         (['--folder={texts}', '--pattern=*.rst'], 'endings: .md, .txt; change --pattern'),
         (['--folder={texts}', '--pattern=/abs/*'], 'names below folder'),
         (['--folder={texts}', '--name=../x'], 'choose another'),
