@@ -268,7 +268,12 @@ def test_a_folder_of_text_goes_all_the_way_to_a_transformers_folder(tmp_path, ru
     spec = importlib.util.spec_from_file_location('prepare_text', ROOT / 'data' / 'text' / 'prepare.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    flags = [f'--folder={tmp_path}/texts', '--name=mine', f'--tokenizer={kind}', '--vocab_size=400']
+    flags = [
+        f'--folder={tmp_path}/texts',
+        '--name=mine',
+        f'--tokenizer={kind}',
+        *['--vocab_size=400'] * (kind == 'bpe'),
+    ]
     module.prepare(load(module.TextConfig, flags), tmp_path)
 
     out = run_train(f'--dataset={tmp_path}/mine', '--linear=expanded', '--max_iters=5')
