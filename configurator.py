@@ -396,6 +396,19 @@ if Path(sys.argv[0]).resolve().is_relative_to(ROOT):  # one of our commands runs
     sys.excepthook = word
 
 
+def no_memory(e: RuntimeError) -> UserError:
+    """In one line that the memory of a machine or a GPU is used up. Raises e if it says something else. (For a CPU torch has no
+    class, and this file does not load torch.)"""
+    if found := re.search(r'DefaultCPUAllocator.* you tried to allocate (\d+ bytes)', str(e)):
+        return UserError(f'this machine has no memory for a tensor of {found[1]}; make the model or the batch smaller')
+    if found := re.search(r'CUDA out of memory. Tried to allocate ([\d.]+ \w+)', str(e)):
+        return UserError(
+            f'the GPU has no memory for {found[1]} more; a lower batch_size with more gradient_accumulation_steps needs less,'
+            ' and `python bench.py fit` with this config says how low'
+        )
+    raise e
+
+
 def run(main, interrupted='interrupted'):
     """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
     for name in ('stdout', 'stderr'):
@@ -409,7 +422,8 @@ def run(main, interrupted='interrupted'):
     except KeyboardInterrupt:
         print(interrupted, flush=True)
         sys.exit(130)
-    except UserError as e:
+    except (UserError, RuntimeError) as e:
+        e = e if isinstance(e, UserError) else no_memory(e)
         rank, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'LOCAL_RANK'))
         if (
             local and e.exit_code > 1
@@ -421,15 +435,6 @@ def run(main, interrupted='interrupted'):
         sys.stdout.flush()
         print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)
         sys.exit(e.exit_code)
-    except RuntimeError as e:
-        if 'DefaultCPUAllocator' not in str(e):  # torch has no class for it
-            raise
-        size = str(e).split('you tried to allocate ')[-1].split('.')[0]
-        print(
-            f'error: this machine has no memory for a tensor of {size}; make the model or the batch smaller',
-            file=sys.stderr,
-        )
-        sys.exit(2)
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
             raise

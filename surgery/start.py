@@ -57,7 +57,7 @@ def problems(cfg) -> list[str]:
         return [f"{k}: must be given, for init_from = 'transfer'" for k in missing]
     found = []
     if cfg.init_from != 'resume' and (given := [k for k in overrides(cfg) if k.startswith('transfer_')]):
-        found.append(f"init_from = '{cfg.init_from}': {', '.join(given)} go with init_from = 'transfer'")
+        found.append(f"init_from = '{cfg.init_from}': {', '.join(given)}: only for init_from = 'transfer'")
     if cfg.other_vocabulary and cfg.init_from in ('scratch', 'resume'):
         found.append(f"other_vocabulary = True: goes with another model's weights, not with '{cfg.init_from}'")
     return found

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import fuzz
 import pytest
@@ -126,6 +127,15 @@ def test_a_tensor_beyond_the_memory_gets_one_line(fails):
         'make the model or the batch smaller',
     )
     assert err.count('\n') == 1
+
+
+def test_a_gpu_without_memory_gets_one_line_and_any_other_error_its_traceback(fails):
+    import torch
+
+    text = 'CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 2.56 GiB is free.'
+    fails(mock.Mock(side_effect=torch.OutOfMemoryError(text)), 'no memory for 20.00 GiB more', 'bench.py fit')
+    with pytest.raises(RuntimeError, match='shapes'):
+        run(mock.Mock(side_effect=RuntimeError('shapes')))
 
 
 def test_what_happens_while_torch_is_loaded_gets_one_line(tmp_path):

@@ -547,7 +547,7 @@ def test_a_rope_model_grows_into_a_longer_context(run_train):
 def test_transfer_keys_go_with_transfer(fails):
     check = lambda *flags: lambda: load(TrainConfig, [*TINY, *flags])
     fails(check('--init_from=transfer'), 'transfer_from: must be given', 'transfer_method: must be given')
-    fails(check('--transfer_noise=0.1'), "transfer_noise go with init_from = 'transfer'")
+    fails(check('--transfer_noise=0.1'), "transfer_noise: only for init_from = 'transfer'")
 
 
 def test_spectra_compares_what_training_left(run_train, script, tmp_path):
