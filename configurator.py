@@ -425,9 +425,7 @@ def run(main, interrupted='interrupted'):
     except (UserError, RuntimeError) as e:
         e = e if isinstance(e, UserError) else no_memory(e)
         rank, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'LOCAL_RANK'))
-        if (
-            local and e.exit_code > 1
-        ):  # a mistake is mostly one of all processes: torchrun ends these when the first has gone
+        if local and e.exit_code > 1:  # mostly a mistake of all: torchrun ends the others when the first has gone
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(TURN)
         lines = printable(str(e)).split('\n')
