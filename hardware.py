@@ -108,6 +108,12 @@ def peak_memory(device: torch.device, graphs: bool = False) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
+def sync(device: torch.device):
+    """Wait until a GPU has done what was launched on it: a clock that is read before counts launches, not work."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
 def rank_world() -> tuple[int, int]:
     """This process and how many there are, from torchrun's environment."""
     return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))

@@ -349,6 +349,7 @@ def loop(t: Trainer, log: Log) -> bool:
 
         # evaluate, and write checkpoints
         if not stop and (t.iter % cfg.eval_interval == 0 or done or cfg.eval_only):
+            hardware.sync(t.device)  # steps that are still running count as training
             e0 = time.time()
             t.seconds += e0 - mark
             try:
@@ -374,9 +375,11 @@ def loop(t: Trainer, log: Log) -> bool:
                 check_finite(math.nan, t, t.iter - since)
 
         if (t.iter - 1) % cfg.log_interval == 0:
-            ms = (time.time() - t0) * 1000 / (t.iter - since)
+            loss = t.take_train_loss()  # waits for the device: a clock read before would time the launches only
+            now = time.time()
+            ms = (now - t0) * 1000 / (t.iter - since)
             first = since == resumed_at  # holds compilation and warm-up: no speed to report
-            if (loss := t.take_train_loss()) is not None:
+            if loss is not None:
                 log.train(
                     t.iter,
                     iter=t.iter - 1,
@@ -392,7 +395,8 @@ def loop(t: Trainer, log: Log) -> bool:
                 gc.collect()
                 gc.freeze()  # what exists now lives to the end: no half-second pauses to look through it
                 gc.enable()
-            t0, since = time.time(), t.iter
+                now = time.time()
+            t0, since = now, t.iter  # writing a line is part of the next interval
 
 
 def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool:

@@ -26,7 +26,6 @@ from configurator import UserError, input_path, key, overrides, printable, root_
 from files import read_lines, write
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
-from lab.steps import sync
 from linear.dense import Dense
 from logger import commit, relative
 from model import Norm
@@ -110,7 +109,7 @@ def traced(run, path, device):
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == 'cuda' else [])
     with profile(activities=activities, acc_events=True) as p:
         run()
-        sync(device)
+        hardware.sync(device)
     if path:
         p.export_chrome_trace(str(path))
     return p.events()
@@ -180,11 +179,11 @@ def bench(cfg: ProfileConfig):
     t = Trainer(cfg, device)
     for _ in range(cfg.warmup):
         t.step()
-    sync(device)
+    hardware.sync(device)
     t0 = time.perf_counter()
     for _ in range(cfg.steps):
         t.step()
-    sync(device)
+    hardware.sync(device)
     step = (time.perf_counter() - t0) / cfg.steps  # the profiler slows the processor down
     found = roofline(t, cfg.steps, root_path(cfg.trace), *rates(device, t.dtype), launch(device))
     row = dict(

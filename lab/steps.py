@@ -42,11 +42,11 @@ class Arm:
     def block(self, steps: int) -> float:
         """Seconds per step."""
         device = self.trainer.device
-        sync(device)
+        hardware.sync(device)
         t0 = time.perf_counter()
         for _ in range(steps):
             self.trainer.step()
-        sync(device)
+        hardware.sync(device)
         return (time.perf_counter() - t0) / steps
 
     def timed_block(self, steps: int):
@@ -92,11 +92,6 @@ class Arm:
 
 def memory(device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
-
-
-def sync(device):
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
 
 
 def table(rows: list[dict]) -> str:

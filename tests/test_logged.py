@@ -67,6 +67,32 @@ def test_times_rates_and_tokens_of_the_log(run_train, clock, interval):
     assert [m['seconds'] for m in evals] == pytest.approx([6 * m['iter'] for m in evals])
 
 
+def test_a_step_takes_what_the_device_takes_not_what_its_launch_takes(run_train, clock, monkeypatch):
+    """A device that works off what was launched only while something waits for it: 2 seconds a step."""
+    launched = []
+
+    def waits(of):
+        def waited(*args):
+            clock[0] += 2 * len(launched)
+            launched.clear()
+            return of(*args)
+
+        return waited
+
+    def launch(self, step=Trainer.step):
+        step(self)
+        clock[0] -= 2
+        launched.append(1)
+
+    monkeypatch.setattr(Trainer, 'step', launch)
+    monkeypatch.setattr(Trainer, 'train_loss', waits(Trainer.train_loss))
+    monkeypatch.setattr(Trainer, 'evaluate', waits(Trainer.evaluate))
+    monkeypatch.setattr(hardware, 'sync', waits(lambda device: None))
+    lines = read_metrics(run_train('--max_iters=9', '--eval_interval=4', '--log_interval=3'))
+    assert [m['ms'] for m in lines if m['kind'] == 'train'] == [None, 2000, 2000]
+    assert [m['seconds'] for m in lines if m['kind'] == 'eval'] == pytest.approx([0, 8, 16, 18])
+
+
 def test_bench_times_a_step_of_each_arm_and_counts_all_that_it_computes(clock):
     arms = []
     for flags in ([], ['--linear=expanded', '--linear_path=materialised', '--expansion=40']):
