@@ -8,13 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lab import stats
+
+UNSTABLE = 0.001  # a rate at which seeds scatter as only one in a thousand samples of lower rates would
+LEEWAY = math.log(1.1)  # no sweep tells rates within a tenth apart
+
 
 @dataclass
 class Rate:
     """What a sweep says about the learning rate of an arm."""
 
     lr: float
-    edge: str  # '' inside the range tried; 'low', 'high': at its end; 'divergence': next to a rate that diverged
+    edge: str  # '' inside the range tried; 'low', 'high': at its end; 'divergence', 'instability': below a rate that is
     how: str  # 'quadratic', or 'lowest within one standard error' where no quadratic fits
     second: float | None  # the rate tried that is best apart from lr: it meets the deciding seeds as a check
     seeds: int  # in the smallest sample of a rate
@@ -72,10 +77,28 @@ def quadratic(x, values):
     return centre[..., 0] - b / (2 * a), variance, a, middle - b**2 / (4 * a), convex
 
 
+def stable_up_to(x, values):
+    """The logarithm of the highest rate below the first unstable one, inf where there is none, for figures (..., rates,
+    seeds) at the ascending logarithms x. Unstable: the seeds scatter more than those of all lower rates together, by an
+    F test of their variances at UNSTABLE. Some seeds get through, others meet a spike of the loss, before all diverge."""
+    means, _ = noise(values)
+    counts = np.isfinite(means)[..., None] & np.isfinite(values)
+    safe, n = np.where(counts, values, 0.0), counts.sum(-1)
+    own = np.where(counts, safe - (safe.sum(-1) / np.maximum(n, 1))[..., None], 0.0)
+    squares, df = (own**2).sum(-1), np.maximum(n - 1, 0)
+    lower, lower_df = (np.cumsum(v, -1) - v for v in (squares, df))
+    with np.errstate(all='ignore'):
+        ratio = squares / df / (lower / lower_df)
+    unstable = (df > 0) & (lower_df > 0) & (stats.scipy_stats().f.sf(ratio, df, lower_df) < UNSTABLE)
+    first = np.argmax(unstable, -1)  # never 0: nothing lies below the lowest rate
+    return np.where(unstable.any(-1), x[first - 1], np.inf)
+
+
 def best_rate(x, values):
     """(logarithm of the rate, whether a parabola gave it) for figures (..., rates, seeds) at the ascending logarithms x.
     The vertex, clipped to the neighbours of the lowest mean that did not diverge; where no parabola opens upwards, the
-    lowest rate whose mean lies within one standard error of the lowest mean."""
+    lowest rate whose mean lies within one standard error of the lowest mean. Either way no rate that is more than a tenth
+    above the highest stable one: a parabola is symmetric, and does not see how near an edge is."""
     means, variances = noise(values)
     finite = np.isfinite(means)
     vertex, *_, convex = quadratic(x, values)
@@ -84,7 +107,8 @@ def best_rate(x, values):
     low, high = np.where(near, x, np.inf).min(-1), np.where(near, x, -np.inf).max(-1)
     limit = np.take_along_axis(means, best, -1) + np.sqrt(np.take_along_axis(variances, best, -1))
     tie = x[np.argmax(means <= limit, -1)]  # the first that is
-    return np.where(convex, np.clip(vertex, low, high), tie), convex
+    chosen, stable = np.where(convex, np.clip(vertex, low, high), tie), stable_up_to(x, values)
+    return np.where(chosen > stable + LEEWAY, stable, chosen), convex
 
 
 def choose_rate(figures: dict) -> Rate | None:
@@ -102,8 +126,8 @@ def choose_rate(figures: dict) -> Rate | None:
     good = np.flatnonzero(np.isfinite(means))
     edge = ''
     if len(rates) > 1:
-        ends = {x[good[0]]: 'divergence', x[good[-1]]: 'divergence'} | {x[0]: 'low', x[-1]: 'high'}
-        edge = ends.get(float(chosen), '')
+        ends = {x[good[0]]: 'divergence', x[good[-1]]: 'divergence', float(stable_up_to(x, values)): 'instability'}
+        edge = (ends | {x[0]: 'low', x[-1]: 'high'}).get(float(chosen), '')
     step = float(np.median(np.diff(x))) if len(x) > 1 else 0.0
     others = [i for i in good if abs(x[i] - chosen) >= step / 2 and len(x) > 1]
     return Rate(

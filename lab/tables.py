@@ -140,7 +140,8 @@ def rates_tried(c: dict, found: list[Cell]) -> list[str]:
         if len(x.rates) > 1:
             r = x.rate
             cost = f'; its uncertainty costs {r.cost:.4f} on average' if math.isfinite(r.cost) else ''
-            how = f'; chosen: {r.lr:g} ({r.how}{", next to divergence" if r.edge == "divergence" else ""}{cost})'
+            near = f', next to {r.edge}' if r.edge in ('divergence', 'instability') else ''
+            how = f'; chosen: {r.lr:g} ({r.how}{near}{cost})'
             lines.append(f'{x.name}, rate: {x.chooses} {figures(x)}' + (how if c.get('looks') else ''))
     return lines
 
