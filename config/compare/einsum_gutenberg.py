@@ -53,8 +53,8 @@ arms = dict(
 _near = (2.5e-3, 4e-3, 6.4e-3, 1e-2)  # where the first two arms had their best rates
 learning_rates = dict.fromkeys(arms, _near) | dict.fromkeys(('dense', 'low_rank'), (1.6e-3, *_near, 1.6e-2))
 learning_rates['k2000'] = (1.6e-3, 2.5e-3, 4e-3, 6.4e-3)
-# two more for dense: the parabola through the others had its vertex at 1.17e-2, where training is not stable any more. Its
-# first five deciding seeds showed that, so this sweep was not extended blindly (results/README.md)
+# two more for dense: the parabola through the others had its vertex at 1.17e-2, where training is not stable any more
+# (results/README.md)
 learning_rates['dense@w192'] = (1.6e-3, *_near[:3], 8e-3, 1e-2, 1.26e-2, 1.6e-2)
 _wide = (
     6.4e-3,
