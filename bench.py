@@ -13,6 +13,7 @@ Time the training step. It is exactly the step of train.py, with data and optimi
     python bench.py start config/shakespeare_char.py        from the command to the first step: lab/bench_start.py
     python bench.py same config/gpt2.py --n_embd=384 --n_head=6    are losses and gradients those of plain float32? lab/bench_same.py
     python bench.py targets --nanogpt=/path/to/nanoGPT --out=out/targets.jsonl    the table of targets: lab/bench_targets.py
+    python bench.py race config/gpt2.py --seconds=540 -- config/gpt2.py --nanogpt=/path/to/nanoGPT    loss by the clock: lab/bench_race.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
 Arms are separated by `--`. Each is a config with flags as for train.py; --nanogpt=FOLDER times the step of nanoGPT's own code
@@ -42,6 +43,7 @@ from lab import (
     bench_fit,
     bench_layers,
     bench_profile,
+    bench_race,
     bench_same,
     bench_sample,
     bench_start,
@@ -75,6 +77,8 @@ def main():
         return bench_ablate.ablate(argv[1:])
     if argv and argv[0] == 'start':
         return bench_start.start(argv[1:])
+    if argv and argv[0] == 'race':
+        return bench_race.race(argv[1:])
     if argv and argv[0] in COMMANDS:
         schema, command = COMMANDS[argv[0]]
         return command(load(schema, argv[1:]))

@@ -29,6 +29,7 @@ Comparisons: from a config to runs, records, verdicts and pages.
     bench_fit.py     the largest micro-batch that a GPU holds, by a count, for bench.py
     bench_nanogpt.py nanoGPT's own model and training step, for bench.py
     bench_profile.py where the time of a training step goes, and its roofline, for bench.py
+    bench_race.py    the validation loss after so many seconds of training, for bench.py
     bench_same.py    losses and gradients beside those of plain float32, for bench.py
     bench_sample.py  tokens per second of sampling, for bench.py
     bench_start.py   seconds from the command to the first training step, for bench.py

@@ -5,7 +5,8 @@ nanoGPT's model and its training step, from a folder that the user names: what b
     python bench.py sample config/gpt2.py --vocab_size=50304 --nanogpt=/path/to/nanoGPT
 
 Of that folder only model.py is read, as a module. The step is that of its train.py: a batch of windows picked one by one,
-autocast, a scaler, clipping, the gradients dropped. Left out is the line of its log, which waits for the GPU.
+autocast, a scaler, clipping, the gradients dropped. Left out is the line of its log, which waits for the GPU. Data sets in
+shards, which it does not know, are read by our code.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from lab.steps import TimingConfig
 from linear.factors import Factors, leaves
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
 from optim import lr_at
-from tokens import loader
+from tokens import loader, losses
 
 
 @dataclass
@@ -77,10 +78,9 @@ class NanoGPT:
     def __init__(self, cfg, device: torch.device):
         loader.prepare(cfg.dataset)
         self.cfg = cfg = bench_fit.sized(cfg)
-        loader.open_tokens(cfg.dataset, 'train', cfg.block_size, cfg.vocab_size)  # says what is wrong with them
+        self.tokens = loader.open_tokens(cfg.dataset, 'train', cfg.block_size, cfg.vocab_size)
         self.path = loader.data_dir(cfg.dataset) / 'train.bin'
-        if not self.path.exists() or loader.read_meta(cfg.dataset).get('dtype') == 'uint32':
-            raise UserError(f"dataset = '{cfg.dataset}': nanoGPT reads a train.bin of uint16, no shards; take another")
+        self.flat = self.path.exists() and loader.read_meta(cfg.dataset).get('dtype') != 'uint32'  # as it reads them
         self.device, self.dtype, self.iter = device, hardware.choose_dtype(cfg.dtype, device), 0
         self.accumulation = cfg.gradient_accumulation_steps
         self.autocast = hardware.autocast(device, self.dtype)
@@ -105,11 +105,15 @@ class NanoGPT:
     flops_per_token = property(lambda self: self.model.flops_per_token())
 
     def batch(self):
-        cfg, data = self.cfg, np.memmap(self.path, dtype=np.uint16, mode='r')
-        T = cfg.block_size
-        starts = torch.randint(len(data) - T, (cfg.batch_size,))
-        x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
-        y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+        cfg, T = self.cfg, self.cfg.block_size
+        starts = torch.randint(len(self.tokens) - T, (cfg.batch_size,))
+        if self.flat:
+            data = np.memmap(self.path, dtype=np.uint16, mode='r')
+            x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
+            y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+        else:
+            rows = torch.from_numpy(self.tokens.windows(starts.numpy(), T + 1).astype(np.int64))
+            x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
         if self.device.type == 'cuda':
             return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in (x, y))
         return x.to(self.device), y.to(self.device)
@@ -130,3 +134,19 @@ class NanoGPT:
         self.scaler.update()
         self.adamw.zero_grad(set_to_none=True)
         self.iter += 1
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict:
+        """As train.Trainer.evaluate, on the same windows."""
+        cfg = self.cfg
+        sizes = cfg.block_size, cfg.batch_size, cfg.vocab_size, self.device
+        data = {s: loader.Loader(cfg.dataset, s, *sizes) for s in {split, 'val'}}
+
+        def loss_of(x, y):
+            with self.autocast:
+                return self.forward(x, y)[1]
+
+        self.net.eval()
+        found = losses.evaluate(loss_of, data, split, cfg.eval_iters * cfg.batch_size)
+        self.net.train()
+        return found

@@ -151,6 +151,7 @@ CASES = [
     ('bench.py fit config/gpt2.py -- config/gpt2_xl.py', "'--' stands between the configs of bench.py"),
     ('bench.py structures --d_in=0', 'd_in'),
     ('bench.py start --starts=0', 'starts = 0'),
+    ('bench.py race --seconds=0', 'seconds: 0 must be above 0'),
     ('bench.py mup nothing', 'nothing'),
     # plot
     ('plot.py nowhere', 'holds no runs'),

@@ -70,24 +70,29 @@ def test_it_takes_turns_with_ours_and_writes_texts(tmp_path, monkeypatch, capsys
     assert '1 x 9 tokens, not compiled' in said and 'fused AdamW' not in said
 
 
+def test_it_gets_windows_of_data_that_its_train_py_cannot_read(tmp_path):
+    (tmp_path / 'meta.json').write_text('{"vocab_size": 96, "dtype": "uint32"}')
+    for split in ('train', 'val'):
+        (np.arange(500, dtype=np.uint32) % 96).tofile(tmp_path / f'{split}.bin')
+    t = NanoGPT(load(ArmConfig, [*FLAGS, f'--dataset={tmp_path}']), torch.device('cpu'))
+    x, y = t.next
+    assert x.shape == y.shape == (4, 32) and x.is_contiguous() and len({int(v) for v in x[:, 0]}) > 1
+    assert torch.equal(x[:, 1:], y[:, :-1]) and torch.equal((x + 1) % 96, y)
+
+
 def test_what_it_cannot_do_is_said(tmp_path, monkeypatch, fails):
     (tmp_path / 'model.py').write_text('GPT = 1')
-    wide = tmp_path / 'wide'
-    wide.mkdir()
-    (wide / 'meta.json').write_text('{"vocab_size": 65, "dtype": "uint32"}')
-    for split in ('train', 'val'):
-        (np.arange(100, dtype=np.uint32) % 65).tofile(wide / f'{split}.bin')
+    (tmp_path / 'val.bin').write_bytes(b'')
     script = tmp_path / 'script.py'
     script.write_text('class GPTConfig: pass\nclass GPT: pass\n')
     for path, flags, said in (
         (tmp_path, [], 'no model.py of nanoGPT there'),
         (tmp_path / 'gone', [], 'there is no such folder'),
-        (wide / 'val.bin', [], 'that is no folder'),
+        (tmp_path / 'val.bin', [], 'that is no folder'),
         (script, [], "has no attribute 'configure_optimizers'"),
         (PATH, [f'--out={tmp_path}'], 'name another file'),
         (PATH, ['--linear=monarch', '--qk_norm=true'], 'cannot express linear, qk_norm'),
         (PATH, ['--block_size=2000000'], 'needs more than block_size'),
-        (PATH, [f'--dataset={wide}'], 'reads a train.bin of uint16'),
     ):
         monkeypatch.setattr('sys.argv', ['bench.py', *TINY, f'--nanogpt={path}', *flags])
         fails(bench.main, said)

@@ -1,0 +1,144 @@
+"""
+A race by the clock: the validation loss after so many seconds of training. bench.py calls it.
+
+    python bench.py race config/gpt2.py --optimizer=muon -- config/gpt2.py --nanogpt=/path/to/nanoGPT --seconds=540
+
+An arm is a config with flags as for train.py; with --nanogpt=FOLDER the model and the step are nanoGPT's own
+(lab/bench_nanogpt.py). Each number of seconds is a training of its own, from the start to the end of its schedule: the first
+steps tell how long one takes, and lr_decay_iters becomes the number of steps that fit (wsd_decay_iters keeps its share of it).
+What happens once (compilation, capture of graphs) and the evaluation at the end are not counted, all steps are. Every arm is
+evaluated on the same windows, eval_iters batches of them (0: all). One after the other: to race on several GPUs, start a
+command on each.
+"""
+
+import copy
+import gc
+import json
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+import hardware
+import optim
+from configurator import UserError, key, load, overrides, root_path
+from files import write
+from lab.bench_nanogpt import NanoGPT
+from lab.bench_profile import ready, show
+from lab.costs import columns
+from logger import commit, relative
+from train import TrainConfig, Trainer
+
+ONCE, TIMED = 15, 30  # steps in which all is compiled and captured; steps after them that tell the time of one
+
+
+@dataclass
+class RaceConfig(TrainConfig):
+    GROUPS = ('race', *TrainConfig.GROUPS)
+    seconds: tuple = key((120.0, 300.0, 540.0), 'of training; one from the start for each', group='race')
+    nanogpt: str = key('', 'folder of nanoGPT, whose model and step this arm takes; empty: ours')
+    out: str = key('', 'file for the figures, a JSON line per training; empty: none')
+    show: str = key('', 'only print the table of such a file')
+
+    def problems(self, sized=None):
+        odd = [f'{s:g}' for s in self.seconds if not 0 < s < math.inf]
+        return super().problems(sized) + ([f'seconds: {", ".join(odd)} must be above 0'] if odd else [])
+
+
+def race(argv: list[str]):
+    arms = [[]]
+    for a in argv:
+        arms.append([]) if a == '--' else arms[-1].append(a)
+    configs = [load(RaceConfig, a) for a in arms]
+    first = configs[0]
+    if first.show:
+        return show(first.show, table, 'bench.py race')
+    for c in configs[1:]:
+        if mine := {'out', 'show'} & set(overrides(c)):
+            raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
+    if hardware.rank_world()[1] > 1:
+        raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
+    if first.out:
+        ready(root_path(first.out))
+    device, rows = hardware.choose_device(first.device, first.deterministic), []
+    for cfg, name in zip(configs, arms):
+        for seconds in cfg.seconds:
+            rows.append(
+                train(cfg, ' '.join(a for a in name if not a.startswith(('--seconds', '--out'))), seconds, device)
+            )
+            r = rows[-1]
+            print(
+                f'{r["trained_s"]:.0f} s, {r["iters"]} steps of {r["ms"]:.2f} ms: val loss {r["val_loss"]:.4f}  {r["arm"]}',
+                flush=True,
+            )
+            if first.out:
+                write(root_path(first.out), ''.join(json.dumps(relative(r)) + '\n' for r in rows).encode())
+    print(table(rows))
+
+
+def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
+    """The figures of a training of so many seconds."""
+    t = (NanoGPT if cfg.nanogpt else Trainer)(copy.copy(cfg), device)
+    block(t, ONCE)
+    timed = block(t, TIMED)
+    step = timed / TIMED
+    t.cfg.wsd_decay_iters, n = (
+        round(t.cfg.wsd_decay_iters * seconds / step / t.cfg.lr_decay_iters),
+        round(seconds / step),
+    )
+    t.cfg.max_iters = t.cfg.lr_decay_iters = n
+    if n < ONCE + TIMED:
+        raise UserError(f'seconds = {seconds:g}: {ONCE + TIMED} steps of {1000 * step:.3g} ms take longer; give more')
+    if found := optim.problems(t.cfg):
+        raise UserError(f'seconds = {seconds:g}, {n} steps: {found[0]}')
+    trained = ONCE * step + timed + block(t, n - ONCE - TIMED)
+    row = dict(
+        arm='nanoGPT: ' * bool(cfg.nanogpt) + name,
+        seconds=seconds,
+        trained_s=trained,
+        ms=1000 * trained / n,
+        iters=n,
+        tokens=n * t.cfg.tokens_per_iter,
+        **t.evaluate('val'),
+        params=t.model.num_params(t.optimizer.factors),
+        device=hardware.device_name(device),
+        dtype=str(t.dtype).removeprefix('torch.'),
+        torch=torch.__version__,
+        commit=commit(),
+        config={k: v for k, v in overrides(cfg).items() if k not in ('nanogpt', 'out')},  # folders of this machine
+    )
+    compiled = t.compile
+    del t
+    if compiled:
+        torch._dynamo.reset()  # what is compiled holds the model
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+    return row
+
+
+def block(t, steps: int) -> float:
+    """Seconds of so many steps."""
+    hardware.sync(t.device)
+    t0 = time.perf_counter()
+    for _ in range(steps):
+        t.step()
+    hardware.sync(t.device)
+    return time.perf_counter() - t0
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        {
+            'arm': r['arm'],
+            'seconds': f'{r["trained_s"]:.0f}',
+            'steps': f'{r["iters"]:,}',
+            'ms/step': f'{r["ms"]:.2f}',
+            'tokens': f'{r["tokens"]:,}',
+            'val loss': f'{r["val_loss"]:.4f}',
+        }
+        for r in rows
+    ]
+    r = rows[0]
+    return '\n'.join([f'{r["device"]}, {r["dtype"]}, torch {r["torch"]}, {r["commit"][:7]}', *columns(lines)])

@@ -1,0 +1,99 @@
+"""bench.py race: every arm trains for the same seconds to the end of its schedule, and is judged on the same windows."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+import bench
+from configurator import load
+from lab import bench_race
+from lab.bench_nanogpt import NanoGPT
+from lab.bench_race import RaceConfig
+from tokens.loader import Loader
+from train import Trainer
+
+PATH = os.environ.get('NANOGPT_DIR') or str(ROOT / 'tests' / 'lab' / 'nanogpt.py')
+
+
+@pytest.fixture(name='race')
+def race_on_a_clock(monkeypatch):
+    """race(*flags): bench.py race. A step takes 2 seconds, the first 50 more, nanoGPT's 4; an evaluation a thousand."""
+    now = [0.0]
+
+    def slow(of, seconds):
+        step, evaluate = of.step, of.evaluate
+
+        def timed(self):
+            now[0] += seconds + 50 * (self.iter == 0)
+            return step(self)
+
+        def timed_evaluation(self, split):
+            now[0] += 1000
+            return evaluate(self, split)
+
+        monkeypatch.setattr(of, 'step', timed)
+        monkeypatch.setattr(of, 'evaluate', timed_evaluation)
+
+    slow(Trainer, 2), slow(NanoGPT, 4)
+    monkeypatch.setattr(bench_race, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(bench_race, 'ONCE', 2)
+    monkeypatch.setattr(bench_race, 'TIMED', 3)
+
+    def race(*flags):
+        monkeypatch.setattr('sys.argv', ['bench.py', 'race', *flags])
+        bench.main()
+
+    return race
+
+
+def test_each_training_ends_its_schedule_when_its_seconds_are_over(race, monkeypatch, tmp_path, capsys):
+    lrs, set_lr = [], bench_race.optim.Optimizer.set_lr
+    monkeypatch.setattr(bench_race.optim.Optimizer, 'set_lr', lambda self, lr: (lrs.append(lr), set_lr(self, lr)))
+    nano = [*TINY, f'--nanogpt={PATH}', '--seconds=24', '--vocab_size=96']
+    wsd = [*TINY, '--seconds=40', '--schedule=wsd', '--wsd_decay_iters=5', '--vocab_size=96']
+    out = f'--out={tmp_path}/race.jsonl'
+    race(*TINY, '--seconds=24,40', '--vocab_size=96', out, '--', *wsd, '--', *nano)
+    rows = [json.loads(line) for line in (tmp_path / 'race.jsonl').read_text().splitlines()]
+    figures = [(r['seconds'], r['trained_s'], r['ms'], r['iters'], r['tokens']) for r in rows]
+    ours = [(24, 24, 2000, 12, 12 * 128), (40, 40, 2000, 20, 20 * 128)]
+    assert figures == [*ours, ours[1], (24, 24, 4000, 6, 6 * 128)]
+    ends, begins = (lrs[11], lrs[31], lrs[51]), (lrs[1], lrs[13], lrs[33])
+    assert begins == pytest.approx([1e-2 * 2 / 3] * 3)  # the warm-up keeps its length
+    assert 1e-3 < ends[1] < ends[0] < 1.6e-3 and lrs[11] < lrs[10]
+    assert lrs[46] == pytest.approx(1e-2) and lrs[48] < 1e-2 and ends[2] == pytest.approx(1e-3 + 9e-3 / 5)
+    capsys.readouterr()
+    race(f'--show={tmp_path}/race.jsonl')
+    shown = capsys.readouterr().out
+    assert shown.count('\n') == 6 and f'{rows[3]["val_loss"]:.4f}' in shown and PATH not in json.dumps(rows)
+
+
+def test_nanogpt_is_judged_on_the_windows_of_ours():
+    cfg = load(RaceConfig, [*TINY, f'--nanogpt={PATH}', '--vocab_size=96', '--eval_iters=3'])
+    t = NanoGPT(cfg, torch.device('cpu'))
+    losses = {half: [] for half in (0, 1)}
+    for half, found in losses.items():
+        for x, y, n in Loader('shakespeare_char', 'val', 32, 4, 96).eval_batches(12, half=half):
+            with torch.no_grad():
+                found.append((t.net(x, y)[1].item() * n, n))
+    mean = lambda found: sum(v for v, _ in found) / sum(n for _, n in found)
+    found = t.evaluate('val')
+    assert (found['val_a'], found['val_b']) == pytest.approx((mean(losses[0]), mean(losses[1])))
+    assert found['val_loss'] == pytest.approx(mean(losses[0] + losses[1])) and t.net.training
+
+
+@pytest.mark.parametrize(
+    'flags, said',
+    [
+        (['--seconds=9'], '5 steps of 2e+03 ms take longer'),
+        (['--seconds=12', '--warmup_iters=7'], 'seconds = 12, 6 steps: warmup_iters = 7: must be at most'),
+        (['--seconds=-1'], 'seconds: -1 must be above 0'),
+        (['--seconds=20', '--', *TINY, '--out=x'], 'out: belongs to the first arm'),
+        (['--show=nowhere'], 'not a file that bench.py race --out=FILE wrote'),
+    ],
+)
+def test_what_cannot_be_raced_gets_one_line(race, fails, flags, said):
+    fails(lambda: race(*TINY, *flags), said)
