@@ -109,8 +109,8 @@ def follow(line: str, made: set, monkeypatch):
     rest = argv
     while True:  # arms are separated by --
         cut = rest.index('--') if '--' in rest else len(rest)
-        first = [argv[0]] if rest is not argv and argv[0] in ('match', 'race') else []
-        arm = rest[:cut] if argv[0] == 'match' else [*first, *rest[:cut]]
+        first = argv[:1] if rest is not argv and argv[:1] in (['match'], ['race']) else []
+        arm = rest[:cut] if script == 'transfer.py' else [*first, *rest[:cut]]
         if script == 'transfer.py' and argv[0] == 'match':
             arm = [*first, *arm, '--', *arm[0 if first else 1 :]]
         cfg = loaded(script, arm, monkeypatch) or cfg
