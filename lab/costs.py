@@ -33,7 +33,7 @@ def cost_table(c: dict, found: list[Cell]) -> str:
             'at start': f'{statistics.mean(r["eval"][x.reports][0] for r in x.runs.values()):.4f}',
             c['at']: f'{x.mean.value:.4f}',
             'rate': f'{x.lr:.3g}' if len({y.lr for y in found}) > 1 else '',
-            'rates tried': str(len(x.rates)) if any(len(y.rates) > 1 for y in found) else '',
+            'rates tried': str(len(x.rates) or '') if any(len(y.rates) > 1 for y in found) else '',
             'tokens': f'{x.cost["tokens"]:,.0f}' if not c.get('horizons') else '',
             'FLOPs in all': f'{x.cost["flops"]:.3g}' if not c.get('horizons') else '',
             'its own': f'{x.cost["flops"] - x.before[next(iter(x.runs)), "flops"]:.3g}' if not c.get('horizons') else '',
@@ -46,13 +46,17 @@ def cost_table(c: dict, found: list[Cell]) -> str:
                 if gain[axis][0]:
                     rows[-1][unit] = f'{mean(axis):.3g}'
                     rows[-1][f'{unit} saved'], rows[-1][f'{unit} source free'] = map(share, gain[axis])
+    first = {}  # of each training step, that of its first seed
     for leg in steps.values():
-        if base.reports in leg.get('eval', {}) and (leg['seed'] == 1 or len(base.runs) == 1):
-            losses = leg['eval'][base.reports]
-            name = cell_name(leg['arm'], leg['size'])
-            rows.append(
-                {'run': name, 'at start': f'{losses[0]:.4f}', c['at']: f'{losses[-1]:.4f}', 'rate': f'{leg["lr"]:.3g}'}
-            )
+        if base.reports in leg.get('eval', {}):
+            which = leg['arm'], leg['size'], leg['lr']
+            first[which] = min(first.get(which, leg), leg, key=lambda leg: leg['seed'])
+    for leg in first.values():
+        losses = leg['eval'][base.reports]
+        name = cell_name(leg['arm'], leg['size'])
+        rows.append(
+            {'run': name, 'at start': f'{losses[0]:.4f}', c['at']: f'{losses[-1]:.4f}', 'rate': f'{leg["lr"]:.3g}'}
+        )
     text = f'{base.facts("device")[0]}; FLOPs and seconds with those of preparing steps, source free: without'
     if any(r.get('iters') for r in rows):
         text += f'; to {base.reports} {base.target:.4f}'
