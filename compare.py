@@ -80,7 +80,8 @@ class CompareConfig:
     )
     learning_rates: tuple | dict = key(
         (),
-        "rates to sweep, for all arms or {arm: rates}, or {arm or step: 'arm'} to take its rate; ARM@SIZE on either side; none: the config's",
+        "rates to sweep, for all arms or {arm or step: rates}, or {arm or step: 'arm'} to take its rate (a step that of each run"
+        " that starts from it, if these are of that arm); ARM@SIZE on either side; none: the config's",
     )
     shared_rate: float = key(
         0.0,
@@ -174,7 +175,7 @@ class CompareConfig:
         for field in ('learning_rates', 'mismatch', 'horizons'):
             there = [*self.arms]
             if field == 'learning_rates':
-                there += [*self.steps, *(f'{arm}@{size}' for arm in self.arms for size in self.sizes)]
+                there += [*self.steps, *(f'{x}@{size}' for x in (*self.arms, *self.steps) for size in self.sizes)]
             given = getattr(self, field)
             if isinstance(given, dict) and (odd := [a for a in given if a not in there]):
                 found.append(

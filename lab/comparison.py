@@ -36,6 +36,7 @@ class Comparison:
         self.sources = {i for i, p in enumerate(plans) if p.arm.removeprefix('steps/') in names}
         self.there = {}  # run: its checkpoint, which others may start from
         self.rules = {}  # size: what a claim will need, in words
+        self.lost = {}  # run of a sweep: the record of what it starts from, which diverged
 
     def wanted(self) -> list[Run]:
         """What can be started now: missing runs, or where their checkpoints are not there the runs that make these."""
@@ -50,16 +51,27 @@ class Comparison:
                 self.say(self.rules[size])
 
         def visit(r: Run):
-            absent = [n for n in missing.needs(r) if n is None or n.name not in self.there]
+            needs = missing.needs(r)
+            if lost := [n.name for n in needs if n and n.seed > records.SWEEP and self.diverged(n.name)]:
+                self.lost[r.name] = self.records[lost[0]]
+            absent = [n for n in needs if n is None or n.name not in self.there and n.name not in lost]
             for n in absent:
                 if n:
                     visit(n)
             if not absent:
                 found[r.name] = r
 
-        for r in missing.runs.values():
-            visit(r)
+        seen = set()
+        while new := {
+            name: r for name, r in missing.runs.items() if name not in seen
+        }:  # steps ask for sweeps of their own
+            seen |= new.keys()
+            for r in new.values():
+                visit(r)
         return list(found.values())
+
+    def diverged(self, name: str) -> bool:
+        return self.records.get(name, {}).get('state') == 'diverged'
 
     def argv(self, r: Run) -> list[str]:
         p = self.plans[r.plan]
@@ -115,6 +127,10 @@ class Comparison:
     def take(self, r: Run) -> bool:
         """Take in a run if it is over. Raises UserError if its folder belongs to a run of another kind."""
         p, folder = self.plans[r.plan], self.out / r.name
+        if r.name in self.lost:  # a rate at which the source diverges is none for what starts from it
+            mine = dict(run=r.name, arm=p.arm, size=p.size, lr=r.lr, seed=r.seed, settings=self.run_settings(r))
+            self.records[r.name] = self.lost[r.name] | mine
+            return True
         try:
             argv = read_json(self.job_folder(r) / 'argv.json', [str])
         except UserError:
@@ -135,8 +151,8 @@ class Comparison:
             if not self.checkpoint(r).exists():
                 return False
             self.there[r.name] = self.checkpoint(r)
-        elif not p.is_arm and found['state'] == 'diverged':
-            return False  # nothing can start from it
+        elif not p.is_arm and found['state'] == 'diverged' and r.seed <= records.SWEEP:
+            return False  # nothing can start from it; in a sweep this says something of the rate
         elif not self.cfg.keep_checkpoints:
             drop(folder)
         self.records[r.name] = found
@@ -295,6 +311,11 @@ def compare(cfg, files=()):
                 + f'\nwrote {state.folder}/: table.md'
                 + ', plots, index.html' * (not cfg.track)
             )
+    if not failed and not cfg.only and (waiting := wanted(cfg, plans, state.records)):
+        failed[waiting[0].name] = (
+            f'{len(waiting)} runs cannot start: what this one starts from has the rate of an arm that waits for it; in'
+            ' learning_rates give the step the name of the arm that is swept and starts from it, or rates'
+        )
     if failed:
         print('\n'.join(f'failed: {name}: {wrong}' for name, wrong in failed.items()), file=sys.stderr)
         sys.exit(1)

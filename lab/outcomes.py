@@ -208,8 +208,11 @@ def origins(c: dict, records: dict, r: dict) -> list[dict]:
         same = [q for q in records.values() if (q['arm'], q['seed']) == (arm, seed) and q['size'] in (r['size'], '')]
         if not same:
             continue  # the comparison is not done
-        chosen = None if '/' in arm else verdicts.rate(c, records, arm, same[0]['size'])
-        lr = chosen and chosen.lr
+        if verdicts.at_its_rate(c, source, r['arm'], r['size']):
+            lr = r['lr']
+        else:
+            chosen = verdicts.rate(c, records, arm, same[0]['size']) if 'eval' in same[0] else None
+            lr = chosen and chosen.lr
         q = next((q for q in same if q['lr'] == lr), same[-1])
         found += [o for o in (*origins(c, records, q), q) if o not in found]
     return found

@@ -263,7 +263,7 @@ def rates(cfg, plan: Plan) -> list[float] | str:
     name = plan.arm.removeprefix('steps/')
     given = cfg.learning_rates
     if isinstance(given, dict):
-        given = given.get(plan.name, given.get(name, ()))
+        given = given.get(cell_name(name, plan.size), given.get(name, ()))
     elif not plan.is_arm:
         given = ()
     if isinstance(given, str):
@@ -393,12 +393,14 @@ class Missing:
         return found
 
     def needs(self, r: Run) -> list[Run | None]:
-        """The runs whose checkpoints r starts from; None stands for one whose rate is not known yet."""
+        """The runs whose checkpoints r starts from; None stands for one whose rate is not known yet: what would tell is then
+        among the missing."""
         found, p = [], self.plans[r.plan]
         for name in p.refers_to:
             q = named(self.plans, name, p.size)
             i = self.plans.index(q)
-            lr = r.lr if p.arm.startswith('tasks/') else self.rate(i)
+            same = p.arm.startswith('tasks/') or verdicts.at_its_rate(self.c, name, p.arm, p.size)
+            lr = r.lr if same else self.rate(i)
             seed = 1 if self.cfg.shared_steps and not q.is_arm else r.seed
             found.append(None if lr is None else self.run(i, lr, seed))
         return found

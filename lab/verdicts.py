@@ -54,10 +54,11 @@ def figures(c: dict, records: dict, arm: str, size: str) -> tuple[dict, dict]:
 
 
 def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
-    """The rate of an arm by its sweep, by that of the arm named in learning_rates, or the only one it has; None without
-    runs. Where arms have several horizons the sweep is that of the longest."""
+    """The rate of an arm, or of a step that trains, by its sweep, by that of the arm named in learning_rates, or the only one it
+    has; None without runs. Where arms have several horizons the sweep is that of the longest."""
     given = c.get('learning_rates') or {}
-    given = given.get(cell_name(arm, size), given.get(arm)) if isinstance(given, dict) else None
+    key = arm.removeprefix('steps/')
+    given = given.get(cell_name(key, size), given.get(key)) if isinstance(given, dict) else None
     if c.get('looks') and isinstance(given, str):
         other, _, at = given.partition('@')
         found = rate(c, records, other, at or size)
@@ -73,6 +74,15 @@ def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
     if c.get('looks'):
         return given_rate(max(deciding, key=lambda lr: len(deciding[lr])))
     return lowest_mean(deciding)
+
+
+def at_its_rate(c: dict, name: str, arm: str, size: str) -> bool:
+    """Whether what an arm or a step starts from, `name`, trains at the very rate of the run that starts from it, in its sweep,
+    too: where learning_rates gives `name` the rate of that arm, or both that of a third one."""
+    given = c.get('learning_rates')
+    given, arm = given if isinstance(given, dict) else {}, arm.removeprefix('steps/')
+    taken, own = (given.get(cell_name(x, size), given.get(x)) for x in (name, arm))
+    return isinstance(taken, str) and taken in (arm, cell_name(arm, size), own)
 
 
 def given_rate(lr: float) -> Rate:
