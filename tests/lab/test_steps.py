@@ -13,11 +13,13 @@ from conftest import ROOT, TINY
 from fakes import FAKE, fake_script, found_cells, make_config, start, starts, wait_for  # noqa: F401
 
 import compare
+import optim
 from configurator import load
 from lab import comparison, costs, launch, outcomes, plan, records, report, stats
 from model import GPTConfig
 from surgery import factorize
 from surgery.grow import growth
+from tokens import loader
 
 STEPS = dict(small='--batch_size=1 --level=3', middle='--batch_size=2 --transfer_from={small} --init_from=transfer')
 ARMS = dict(
@@ -155,6 +157,82 @@ def test_the_rate_of_an_arm_is_that_of_others_and_of_steps(steps, tmp_path):
         *(f'scratch/lr{lr}/s10001' for lr in ('0.005', '0.01', '0.02', '0.04')),  # beyond the edge of those given
         *(f'{name}/lr0.02/s1' for name in ('scratch', 'grown', 'steps/small')),
     }
+
+
+def logged(tmp_path) -> tuple[dict, dict]:
+    """(comparison.json, records) of a comparison."""
+    folder = tmp_path / 'results' / 'c'
+    return json.loads((folder / 'comparison.json').read_text()), records.read_records(folder)
+
+
+def test_a_source_trains_at_the_rate_of_each_run_that_starts_from_it(steps, tmp_path):
+    """Where it takes the rate of the arm that starts from it: in that arm's sweep, too, and so does what it starts from."""
+    arms = dict(scratch='', twice=ARMS['twice'], short=ARMS['twice'])
+    rates = dict(twice=(0.0025, 0.005, 0.01), short='twice', middle='twice', small='twice')
+    compare.compare(steps(arms=arms, learning_rates=rates, sweep_seeds=1, seeds=2, extend=0))
+    tried = {f'{name}/lr{lr}/s10001' for name in ('twice', 'steps/middle', 'steps/small') for lr in rates['twice']}
+    deciding = {f'{name}/lr0.01/s{s}' for name in ('steps/middle', 'steps/small', *arms) for s in (1, 2)}
+    assert set(starts(tmp_path)) == tried | deciding
+    x = found_cells(tmp_path)
+    assert {r['lr'] for r in x['short'].legs[2]} == {0.01} and x['short'].cost['flops'] == 6_000 + 12_000 + 24_000
+    c, found = logged(tmp_path)
+    swept = found['twice/lr0.0025/s10001']
+    assert [(r['arm'], r['lr']) for r in outcomes.origins(c, found, swept)] == [
+        ('steps/small', 0.0025),
+        ('steps/middle', 0.0025),
+    ]
+
+
+def test_a_source_may_have_a_sweep_of_its_own(steps, tmp_path):
+    """It is over before anything starts from the source, which then has its own best rate."""
+    arms, small = dict(scratch='', grown=ARMS['grown']), dict(small=STEPS['small'] + ' --best_rate=0.02')
+    rates = dict(grown=(0.005, 0.01), small=(0.005, 0.01))
+    compare.compare(steps(arms=arms, steps=small, learning_rates=rates, sweep_seeds=1))
+    assert {n for n in starts(tmp_path) if n.startswith('steps')} == {
+        *(f'steps/small/lr{lr}/s10001' for lr in ('0.005', '0.01', '0.02', '0.04')),  # beyond the edge of those given
+        'steps/small/lr0.02/s1',
+    }
+    assert {n for n in starts(tmp_path) if n.startswith('grown')} >= {'grown/lr0.005/s10001', 'grown/lr0.01/s1'}
+    c, found = logged(tmp_path)
+    assert [r['lr'] for r in outcomes.origins(c, found, found['grown/lr0.005/s10001'])] == [0.02]
+
+
+def test_a_source_may_have_other_rates_at_each_size(steps, tmp_path):
+    rates = {'grown': (0.005, 0.01), 'small@a': 'grown', 'small@b': (0.02,)}
+    arms, small = dict(scratch='', grown=ARMS['grown']), dict(small=STEPS['small'])
+    cfg = steps(arms=arms, steps=small, sizes=dict(a='', b=''), learning_rates=rates, sweep_seeds=1, extend=0)
+    assert not cfg.problems()
+    compare.compare(cfg)
+    assert {n for n in starts(tmp_path) if n.startswith('steps')} == {
+        *(f'steps/small@a/lr{x}' for x in ('0.005/s10001', '0.01/s10001', '0.01/s1')),
+        *(f'steps/small@b/lr0.02/s{s}' for s in (10001, 1)),
+    }
+
+
+def test_rates_that_wait_for_each_other_are_named(steps, capsys):
+    rates = dict(grown=(0.005, 0.01), short='grown', small='short')
+    cfg = steps(arms=dict(scratch='', grown=ARMS['grown'], short=ARMS['grown']), learning_rates=rates, sweep_seeds=1)
+    cfg.steps = dict(small=STEPS['small'])
+    with pytest.raises(SystemExit) as e:
+        compare.compare(cfg)
+    said = capsys.readouterr().err
+    assert (
+        e.value.code == 1 and 'failed: grown/lr0.005/s10001: 2 runs cannot start' in said and 'learning_rates' in said
+    )
+
+
+def test_a_rate_at_which_the_source_diverges_is_one_at_which_the_arm_does(steps, tmp_path):
+    arms = dict(scratch='', grown=ARMS['grown'])
+    rates = dict(grown=(0.005, 0.01, 0.02), small='grown')
+    keys = dict(arms=arms, learning_rates=rates, sweep_seeds=1, extend=0)
+    compare.compare(steps(steps=dict(small=STEPS['small'] + ' --diverge_above=0.01'), **keys))
+    assert not {n for n in starts(tmp_path) if n.startswith('grown/lr0.02')}  # there is nothing to start from
+    assert (
+        starts(tmp_path)['steps/small/lr0.02/s10001'] == 1
+        and logged(tmp_path)[1]['grown/lr0.02/s10001']['state'] == 'diverged'
+    )
+    x = found_cells(tmp_path)['grown']
+    assert x.rates[0.02] == math.inf and x.lr == 0.01 and x.runs[1]['state'] == 'finished'
 
 
 def test_horizons_are_of_one_rate_and_timed_to_the_last_loss_of_the_longest(steps, tmp_path):
@@ -320,6 +398,26 @@ def test_sources_and_shares_of_the_comparisons_are_what_they_say():
                 assert n == pytest.approx(wanted, rel=2e-3)
 
 
+def test_growing_under_muon_is_paid_for_and_annealed_as_it_says(monkeypatch):
+    """growth_muon.py: FLOPs in all, the constant rate of sources and the end of the others, at a rate of the sweep."""
+    monkeypatch.setattr(loader, 'prepare', lambda dataset: None)  # the vocabulary is named here
+    monkeypatch.setattr(loader, 'read_meta', lambda dataset: dict(vocab_size=4096))
+    cfg = load(compare.CompareConfig, [str(ROOT / 'config/compare/growth_muon.py')])
+    plans = plan.make_plans(cfg)
+    of = {(p.arm, p.size): p for p in plans}
+    for size in cfg.sizes:
+        flops = {arm: plan.costs(of[arm, size])['flops'] for arm in ('scratch', 'steps/half', 'stack', 'stack_79')}
+        source = flops['steps/half'] / flops['scratch']
+        assert flops['stack'] / flops['scratch'] + source == pytest.approx(1, abs=2e-3) and 0.14 < source < 0.16
+        assert flops['stack_79'] / flops['scratch'] + source == pytest.approx(0.79, abs=2e-3)
+        for arm in flops:
+            p = of[arm, size]
+            c = load(type(p.cfg), [*p.argv, *plan.flags(plans, p, 1e-2, 1)])
+            peak, last = (optim.lr_at(c, i) / 1e-2 for i in (c.warmup_iters, c.max_iters - 1))
+            assert peak == 1 and (last == 1 if arm == 'steps/half' else last < 1e-4), arm
+            assert c.optimizer == size and (c.init_from != 'transfer' or c.transfer_moments == 'move')
+
+
 def growing(name: str) -> list:
     return plan.make_plans(load(compare.CompareConfig, [str(ROOT / f'config/compare/{name}.py')]))
 
@@ -442,6 +540,21 @@ def test_the_table_of_costs_has_the_loss_at_the_start_and_an_arms_own_flops():
     assert (r['scratch']['at start'], r['scratch']['last']) == ('4.0000', '2.0000')
     assert (r['grown']['at start'], r['grown']['last']) == ('3.5000', '2.0000')
     assert (r['grown']['FLOPs in all'], r['grown']['its own']) == ('6.5e+04', '5.5e+04')
+
+
+def test_the_table_of_costs_has_each_source_once_at_each_size():
+    """One row of its first seed, also where the size of the first row has one seed and others have more."""
+    c = dict(arms=dict(scratch='', grown='--transfer_from={small}'), steps=dict(small=''), sizes=dict(a='', b=''))
+    c |= dict(metric='val_loss', at='last', match='tokens', worth=0.01)
+    curve = lambda seed: ((0, 4.0), (10, 3.0 + seed / 10))
+    found = [
+        fake_record(arm, size, curve(seed), seed=seed)
+        for arm in ('scratch', 'steps/small', 'grown')
+        for size, seed in (('a', 1), ('b', 2), ('b', 1))
+    ]
+    cells = outcomes.cells(c, {r['run']: r for r in found}, [])
+    lines = [line.split() for line in costs.cost_table(c, cells).splitlines() if line.startswith('steps/')]
+    assert [(line[0], line[3]) for line in lines] == [('steps/small@a', '3.1000'), ('steps/small@b', '3.1000')]
 
 
 def test_a_speed_up_is_shown_as_the_share_of_the_cost_that_it_saves():
