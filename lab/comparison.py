@@ -62,12 +62,10 @@ class Comparison:
                 found[r.name] = r
 
         seen = set()
-        while new := {
-            name: r for name, r in missing.runs.items() if name not in seen
-        }:  # steps ask for sweeps of their own
-            seen |= new.keys()
-            for r in new.values():
-                visit(r)
+        while new := [n for n in missing.runs if n not in seen]:  # visiting a run may ask for the sweep of a step
+            seen.update(new)
+            for name in new:
+                visit(missing.runs[name])
         return list(found.values())
 
     def diverged(self, name: str) -> bool:
