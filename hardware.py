@@ -112,6 +112,8 @@ def sync(device: torch.device):
     """Wait until a GPU has done what was launched on it: a clock that is read before counts launches, not work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
+    elif device.type == 'mps':
+        torch.mps.synchronize()
 
 
 def rank_world() -> tuple[int, int]:

@@ -362,6 +362,7 @@ def loop(t: Trainer, log: Log) -> bool:
             log.eval_seconds = mark - e0
             t0 += mark - e0
         if stop and t.saved != t.iter:
+            hardware.sync(t.device)
             t.seconds += time.time() - mark
             t.save(improved=False)
         if stop or done or cfg.eval_only:
