@@ -297,6 +297,7 @@ def compare(cfg, files=()):
     if state.records:
         try:
             report.write_comparison(state.folder)
+            tables = report.shown(state.folder)
         except UserError as e:  # a part of it ran, without the baseline
             print(e)
         except ImportError as e:
@@ -304,11 +305,7 @@ def compare(cfg, files=()):
                 f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed'
             )
         else:
-            print(
-                report.shown(state.folder)
-                + f'\nwrote {state.folder}/: table.md'
-                + ', plots, index.html' * (not cfg.track)
-            )
+            print(f'{tables}\nwrote {state.folder}/: table.md' + ', plots, index.html' * (not cfg.track))
     if not failed and not cfg.only and (waiting := wanted(cfg, plans, state.records)):
         failed[waiting[0].name] = (
             f'{len(waiting)} runs cannot start: what this one starts from has the rate of an arm that waits for it; in'

@@ -87,15 +87,10 @@ def page_md(folder: Path, k: Known) -> str:
     return '\n\n'.join(p for p in parts if p) + '\n'
 
 
-def write_comparison(folder: Path, pictures: bool = True):
-    """What there is to write of a comparison. UserError without finished runs."""
+def write_comparison(folder: Path, pictures: bool = True) -> bool:
+    """table.md and, where matplotlib and bokeh are, the pictures and the page. False: no finished run, nothing to write."""
     if not (k := questions.read(folder)):
-        raise UserError(f'{folder} holds no finished runs to report')
-    write_known(folder, k, pictures)
-
-
-def write_known(folder: Path, k: Known, pictures: bool = True):
-    """table.md and, where matplotlib and bokeh are, the pictures and the page."""
+        return False
     c, found = k.c, k.found
     if pictures and not c.get('track'):
         from lab import page
@@ -112,13 +107,7 @@ def write_known(folder: Path, k: Known, pictures: bool = True):
         if found and c['claim']:
             page.write_page(folder.name, c, found, folder / 'index.html')
     write(folder / 'table.md', page_md(folder, k).encode())
-
-
-def write_if_any(folder: Path) -> str:
-    """write_comparison; what is to be said where there is nothing to write."""
-    if k := questions.read(folder):
-        write_known(folder, k)
-    return '' if k else f'{folder.name}: no finished run yet'
+    return True
 
 
 def write_all(results: Path):
@@ -126,11 +115,13 @@ def write_all(results: Path):
     known = questions.read_known(results)
     written_of(results, known)  # mistakes in the questions are found before anything is drawn
     with ProcessPoolExecutor() as pool:  # nearly all of the time goes into drawing
-        said = pool.map(write_if_any, comparisons(results))
+        written = pool.map(write_comparison, folders := comparisons(results))
         asked = questions.read_questions(results, known)
         with figures.redrawn([results / q.picture for q in asked]):
             questions.draw(results, known, asked)
-        print(''.join(f'{line}\n' for line in said if line), end='')
+        for folder, wrote in zip(folders, written):
+            if not wrote:
+                print(f'{folder.name}: no finished run yet')
     for path, text in written_of(results, known).items():
         write(path, text.encode())
         print(f'wrote {path}')

@@ -14,14 +14,19 @@ import compare
 from lab import outcomes, plan, report
 
 FAKE = 'tests/fake_train.py'
+WRITE = report.write_comparison
+
+
+def without_pictures(folder: Path) -> bool:
+    """report.write_comparison; a picture takes a second. A function of its own, for --report's processes."""
+    return WRITE(folder, pictures=False)
 
 
 @pytest.fixture(autouse=True, name='fake')
 def fake_script(monkeypatch):
     monkeypatch.setitem(plan.SCRIPTS, FAKE, 'FakeConfig')
-    write = report.write_comparison
-    monkeypatch.setattr(report, 'write_comparison', lambda folder: write(folder, pictures=False))  # a second each
-    return write
+    monkeypatch.setattr(report, 'write_comparison', without_pictures)
+    return WRITE
 
 
 @pytest.fixture(name='config')
