@@ -170,12 +170,10 @@ def test_top_k_and_top_p_keep_the_likeliest_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('keys', [{}, dict(linear='expanded', linear_path='factored', expansion_depth=3)])
-def test_compiles_into_one_graph_that_returns_only_the_loss(keys):
-    model = tiny_gpt(n_layer=1, **keys)
+def test_compiles_into_one_graph_that_returns_only_the_loss():
+    """Dense attention and an expanded MLP; a break in the graph raises."""
+    model = tiny_gpt(n_layer=1, linear='expanded', linear_path='factored', expansion_depth=3)
     x, y = tokens(), tokens(seed=1)
-    explanation = torch._dynamo.explain(model)(x, y)
-    assert explanation.graph_count == 1 and explanation.graph_break_count == 0
     compiled = torch.compile(model, fullgraph=True)
     want = model(x, y)[1]
     got = compiled(x, y)[1]
