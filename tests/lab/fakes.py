@@ -31,11 +31,12 @@ def fake_script(monkeypatch):
 
 @pytest.fixture(name='config')
 def make_config(tmp_path):
-    """config(arms..., key=value) -> a comparison of fake runs in tmp_path; looks=True: by the protocol."""
+    """config(arms..., key=value) -> a comparison of fake runs in tmp_path; looks=True: by the protocol. They take a moment
+    each, so two processes do them all; cluster='local': each has its own."""
 
     def make(**keys):
         default = dict(
-            arms=dict(base='', better='--level=1.9'), script=FAKE, name='c', cluster='local', jobs=4, looks=False,
+            arms=dict(base='', better='--level=1.9'), script=FAKE, name='c', cluster='pool', jobs=2, looks=False,
             results=str(tmp_path / 'results'), out=str(tmp_path / 'out'),
         )  # fmt: skip
         return compare.CompareConfig(**default | keys)
