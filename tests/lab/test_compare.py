@@ -146,7 +146,7 @@ def test_half_written_lines_lose_nothing_else(config, tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_loses_no_finished_run(config, tmp_path):
     """A limit on the size of files stands for the disk: one arm's logs fit, the other's and the collected ones do not."""
-    cfg = config(arms=dict(base='', big='--level=1.9 --long=4000'), seeds=2)
+    cfg = config(arms=dict(base='', big='--level=1.9 --long=4000'), seeds=2, cluster='local', jobs=4)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     p = start(cfg, limit=6000)
     _, err = p.communicate(timeout=60)

@@ -123,7 +123,7 @@ def test_a_step_that_crashes_is_tried_again_and_one_that_fails_is_named(steps, t
 
 @pytest.mark.slow  # in a pool: test_compare.py
 def test_ctrl_c_stops_a_step_and_the_next_compare_goes_on(steps, tmp_path):
-    cfg = steps(steps=STEPS | dict(small=STEPS['small'] + ' --sleep=0.3'))
+    cfg = steps(steps=STEPS | dict(small=STEPS['small'] + ' --sleep=0.3'), cluster='local', jobs=4)
     folder = tmp_path / 'out/c/steps/small/lr0.01/s1'
     p = start(cfg)
     wait_for(lambda: {'steps/small/lr0.01/s1', 'scratch/lr0.01/s1'} <= set(starts(tmp_path)))
