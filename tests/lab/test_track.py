@@ -112,7 +112,7 @@ claim = '{{arm}} is lower than {{baseline}}'
 common = '--halves=true --max_iters=4'
 arms = dict(dense='')
 learning_rates = (5e-3, 1e-2, 2e-2)
-seeds, worth, bench, jobs = 8, 0.01, False, 4
+seeds, worth, bench, jobs, cluster = 8, 0.01, False, 2, 'pool'  # runs of a moment
 """
 
 
