@@ -131,7 +131,7 @@ def test_fsdp_computes_what_ddp_computes(runs, name):
 
 @pytest.mark.slow
 def test_fsdp_computes_what_ddp_computes_with_every_layer(tmp_path, python):
-    flags = ['--linear_layers=mlp+attn', '--linear_path=factored', '--max_iters=2']
+    flags = ['--n_layer=1', '--linear_layers=mlp+attn', '--linear_path=factored', '--max_iters=2']
     jobs = {
         f'{m}-{p}': ('train', [*flags, f'--linear={m}', f'--parallel={p}']) for m in LAYERS for p in ('ddp', 'fsdp')
     }
