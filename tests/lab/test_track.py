@@ -224,7 +224,7 @@ def test_the_board_is_written_from_the_logs_and_the_check_holds_it(enter, tmp_pa
 # a layer in a file of its own
 
 
-def test_a_file_in_linear_own_is_a_layer_without_a_line_elsewhere(tmp_path):
+def test_a_file_in_linear_own_is_a_layer_without_a_line_elsewhere(tmp_path, script):
     shutil.copytree(ROOT / 'linear', tmp_path / 'linear')
     shutil.copy(ROOT / 'configurator.py', tmp_path)
     own = tmp_path / 'linear' / 'own'
@@ -232,7 +232,7 @@ def test_a_file_in_linear_own_is_a_layer_without_a_line_elsewhere(tmp_path):
     text = 'from linear.low_rank import LowRank\n\n\nclass Toy(LowRank):\n    """W = B A."""\n'
     (own / 'toy.py').write_text(text)
     code = "import linear; print(linear.LAYERS['toy'](8, 16, linear.Keys(linear='toy', rank=2)).rank())"
-    say = lambda: subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
-    assert say().stdout == '2\n'
+    (tmp_path / 'use.py').write_text(code)
+    assert script(tmp_path / 'use.py').stdout == '2\n'
     (own / 'toy.py').write_text(text.replace('LowRank):', 'LowRank):\n    pass\n\n\nclass Other(LowRank):'))
-    assert 'toy.py: must define one layer' in say().stderr
+    assert 'toy.py: must define one layer' in script(tmp_path / 'use.py', check=False).stderr
