@@ -158,7 +158,7 @@ def test_mixtures_train_compile_and_cannot_be_collapsed_by_mistake(keys):
     from optim import Optimizer
 
     torch._dynamo.reset()
-    model = tiny_gpt(**keys).train()
+    model = tiny_gpt(n_layer=1, **keys).train()
     opt = Optimizer(model, train_config(model, learning_rate=3e-3))
     x, y, losses = tokens(), tokens(seed=1), []
     f = torch.compile(model, fullgraph=True, backend='aot_eager')
