@@ -259,7 +259,8 @@ class Log:
             keys = ', '.join(f'{k} = {v}' for k, v in idle.items())
             schedule = cfg.schedule if cfg.decay_lr else 'none'
             self.say(
-                f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp}, schedule = {schedule})'
+                f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp}, optimizer = {cfg.optimizer},'
+                f' schedule = {schedule})'
             )
         tokens = facts['tokens_per_iter']
         flops = tokens * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']

@@ -18,7 +18,7 @@ import torch
 
 from configurator import key
 from lab.costs import columns
-from linear.factors import Factors
+from linear.factors import Factors, matrices
 from linear.kernels import head
 from model import GPT
 from surgery import distill, rotate
@@ -116,6 +116,8 @@ def forward_pass(c) -> float:
 
 def count(cfg, path=None, teacher=None) -> Count:
     """Of a config whose vocab_size is known. path: instead of its linear_path. teacher: the model of its distill_from."""
+    follow = cfg.step_rule == 'product'  # every W is formed, and the factors have no gradients
+    path = 'materialised' if follow else path
     shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
@@ -124,6 +126,9 @@ def count(cfg, path=None, teacher=None) -> Count:
     block = sum(p.numel() for p in model.transformer.h[0].parameters())
     products = sum(m.d_in * m.d_out for m in beside.values())
     factors = sum(W.numel() for m in beside.values() for W in m.parameters())
+    led = matrices(model, beside) if follow else ()
+    led = (found.values() for name, _, found in led if name in beside and name.startswith('transformer.h.'))
+    graded = factors - sum(math.prod(M.shape) for tensors in led for M in tensors)
     # a captured update has gradients of its own, and those of several micro-batches are summed
     several = cfg.gradient_accumulation_steps > 1 or cfg.cuda_graph is True or network < 2**25
     inside = sum(m.moves() for m in model.modules() if hasattr(m, 'factors'))  # written and read, in 16 bits
@@ -135,9 +140,10 @@ def count(cfg, path=None, teacher=None) -> Count:
     return Count(
         params=network - products + factors,
         weights=4 * (network + factors),
-        grads=4 * (network + factors),
-        stays=4 * (factors + several * network),
-        state=rotate.footprint(model, beside, cfg.optimizer) - 4 * (2 * (network + factors) + products),
+        grads=4 * (network + graded),
+        stays=4 * (graded + several * network),
+        state=rotate.footprint(model, beside, cfg.optimizer, cfg.step_rule)
+        - 4 * (2 * network + factors + graded + products),
         products=4 * products,
         casts=2 * network,
         gathered=2 * 2 * block + 4 * (network - cfg.n_layer * block),
@@ -172,7 +178,7 @@ def fit(cfg):
         f' {c.block / 1024:.1f}, head {c.head / 1024:.1f}'
     )
     shared = count(cfg, 'factored', teacher)  # fsdp forms no matrix
-    ways = [('one GPU', 1), ('ddp', 2), *(('fsdp', n) for n in (2, 8, 64))]
+    ways = [('one GPU', 1), ('ddp', 2), *(('fsdp', n) for n in (2, 8, 64) if cfg.step_rule != 'product')]
     mixture = cfg.mlp == 'moe' or cfg.linear == 'btt_moe'
     rows = []
     for how, n in ways:

@@ -12,11 +12,12 @@ everything else: embeddings, the head, norms, biases, gates, gains, routers, the
 holds both.
 """
 
+import dataclasses
 from dataclasses import dataclass, fields
 
 import linear
 from configurator import key
-from optimizers import base, muon
+from optimizers import base
 from optimizers.muon import Muon
 from optimizers.normuon import NorMuon
 
@@ -40,9 +41,29 @@ class Choice:
     )
 
 
-@dataclass
-class Keys(muon.Keys, base.Keys, Choice):
-    """Keys of all matrix optimizers. One that has keys of its own adds its class here."""
+def gather() -> list:
+    """(name, type, field) of Choice and of the keys of all matrix optimizers. The help of a key says which of them read it."""
+    kinds = {name: kind for name, kind in OPTIMIZERS.items() if kind}
+    found, readers = {f.name: f for f in fields(Choice)}, {}
+    for name, kind in kinds.items():
+        for f in fields(kind.Keys):
+            if found.setdefault(f.name, f) is not f:
+                other = readers.get(f.name, ['all'])[0]
+                raise TypeError(
+                    f"key '{f.name}' is declared twice, for {other} and for {name}: rename it, or let both Keys inherit"
+                    ' the class that declares it'
+                )
+            readers.setdefault(f.name, []).append(name)
+    shared, keys = {f.name for f in fields(base.Keys)}, []
+    for f in found.values():
+        of = 'not adamw: ' if f.name in shared else f'{", ".join(readers[f.name])}: ' if f.name in readers else ''
+        meta = f.metadata | dict(help=of + f.metadata['help'], group='optimizer')
+        keys.append((f.name, f.type, dataclasses.field(default=f.default, metadata=meta)))
+    return keys
+
+
+Keys = dataclasses.make_dataclass('Keys', gather())  # of all, flat; TrainConfig inherits it
+Keys.__module__ = __name__
 
 
 def problems(cfg) -> list[str]:
@@ -52,12 +73,19 @@ def problems(cfg) -> list[str]:
         return [f"optimizer = '{cfg.optimizer}': {why}; use one of {', '.join(OPTIMIZERS)}"]
     kind = OPTIMIZERS[cfg.optimizer]
     read = {'optimizer', *(f.name for f in fields(kind.Keys))} if kind else {'optimizer'}
-    given = [f.name for f in fields(Keys) if f.name not in read and getattr(cfg, f.name) != f.default]
-    hint = '; a rate of their own for the matrices under AdamW is hidden_lr' if 'matrix_lr' in given else ''
-    found = [f'{", ".join(given)}: of no use with optimizer = {cfg.optimizer}{hint}'] if given else []
+    found, tell = [], lambda values: ', '.join(f'{k} = {v}' for k, v in values.items())
+    defaults = {f.name: f.default for f in fields(Keys) if f.name not in read and getattr(cfg, f.name) != f.default}
+    if given := {k: getattr(cfg, k) for k in defaults}:
+        hint = '; a rate of their own for the matrices under AdamW is hidden_lr' if 'matrix_lr' in given else ''
+        found.append(f'{tell(given)}: of no use with optimizer = {cfg.optimizer}; leave it at {tell(defaults)}{hint}')
     return found + (kind.problems(cfg) if kind else [])
 
 
 def idle(cfg) -> list[str]:
-    """Keys that mean nothing with this optimizer: the papers' rates of factors are AdamW's."""
-    return ['structured_lr'] if cfg.optimizer != 'adamw' and 'lm_head' not in linear.chosen(cfg) else []
+    """Keys that mean nothing with this optimizer: the papers' rates of factors are AdamW's; a rule for the step of a product
+    needs one in the blocks."""
+    if cfg.optimizer == 'adamw':
+        return []
+    sites = linear.chosen(cfg)
+    off = [] if 'lm_head' in sites else ['structured_lr']
+    return off if sites.keys() - {'lm_head'} else [*off, 'step_rule']

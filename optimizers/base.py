@@ -27,16 +27,23 @@ class Keys:
 
     matrix_lr: float = key(
         0.0,
-        'not adamw: peak rate of the matrices, under the schedule of learning_rate; 0: learning_rate',
+        'peak rate of the matrices, under the schedule of learning_rate; 0: learning_rate',
         low=0,
         group='optimizer',
     )
     step_rule: str = key(
         'factor',
-        'not adamw: how far the factors of a product move: each as a matrix by itself; all by one step that bounds the'
+        'how far the factors of a product move: each as a matrix by itself; all by one step that bounds the'
         ' change of the product (composed); or so that the matrix which they form moves as a dense one (product)',
         choices=('factor', 'composed', 'product'),
     )
+
+
+@dataclass
+class Momentum(Keys):
+    """Of one that averages gradients with it."""
+
+    momentum: float = key(0.95, 'share of the old average of gradients', low=0, high=0.99999)
 
 
 class Matrices:
@@ -112,9 +119,9 @@ class Matrices:
         """What is wrong with the keys of a config, one line each. A rule of steps is part of the contract: extend this."""
         found = []
         if cfg.expansion_lr == 'matched':
+            rule = 'composed' if cls.bounded else 'product'
             found.append(
-                f"expansion_lr = matched: is a ratio of AdamW's steps; with optimizer = {cfg.optimizer} use step_rule ="
-                ' composed'
+                f"expansion_lr = matched: is a ratio of AdamW's steps; with optimizer = {cfg.optimizer} use step_rule = {rule}"
             )
         if getattr(cfg, 'expansion_moments', 'reset') == 'map':
             found.append(
@@ -123,7 +130,7 @@ class Matrices:
         if cfg.step_rule == 'composed' and not cls.bounded:
             found.append(
                 f'step_rule = composed: bounds steps of spectral norm 1, and those of {cfg.optimizer} can be larger; use'
-                ' optimizer = muon, or step_rule = factor'
+                ' optimizer = muon, or step_rule = factor or product'
             )
         if cfg.step_rule in ('composed', 'product') and cfg.structured_norm:
             found.append(

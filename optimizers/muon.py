@@ -23,15 +23,13 @@ LARGEST = 1.21  # singular value of O in exact arithmetic, whatever U
 
 
 @dataclass
-class Keys(base.Keys):
+class Keys(base.Momentum):
     muon_scale: str = key(
         'rms',
-        "muon, normuon: s of a step lr s O on an (m, n) matrix: 0.2 sqrt(max(m, n)), AdamW's RMS (rms), or sqrt(max(1, m/n))"
+        "s of a step lr s O on an (m, n) matrix: 0.2 sqrt(max(m, n)), AdamW's RMS (rms), or sqrt(max(1, m/n))"
         ' (original)',
         choices=('rms', 'original'),
-        group='optimizer',
     )
-    momentum: float = key(0.95, 'muon, normuon: share of the old average of gradients', low=0, high=0.99999)
 
 
 class Muon(Matrices):

@@ -28,6 +28,7 @@ from configurator import key
 from linear.expanded import Expanded, float64
 from linear.factors import Factors, matrices
 from model import GPT
+from optimizers import OPTIMIZERS
 from surgery.hook import Hook
 from surgery.operation import layer_of
 
@@ -238,16 +239,17 @@ def right_inverse(X):
 def footprint(model, beside=None, optimizer='adamw', step_rule='factor') -> int:
     """Bytes that training holds for any batch size, in float32: parameters and gradients of the network and of the
     factors beside it, the products of the factors, and the optimizer's state: Adam's two moments of the tensors that it
-    updates; of the blocks' matrices one average under another optimizer. With step_rule = product W has the average, and its
-    factors have no gradient either."""
+    updates; of the blocks' matrices the averages of another optimizer, without its numbers for each row or column. With
+    step_rule = product W has the averages, and its factors have no gradient either."""
     weights, beside = sum(p.numel() for p in model.parameters()), beside or {}
     products = sum(m.d_in * m.d_out for m in beside.values())
     factors = sum(W.numel() for m in beside.values() for W in m.parameters())
     held = 2 * (weights + factors) + products + 2 * (weights - products + factors)
-    for name, m, found in matrices(model, beside) if optimizer != 'adamw' else ():
+    kind = OPTIMIZERS[optimizer]
+    for name, m, found in matrices(model, beside) if kind else ():
         if name.startswith('transformer.h.'):
-            size = sum(math.prod(M.shape) for M in found.values())
-            held -= 3 * size - m.d_in * m.d_out if step_rule == 'product' and name in beside else size
+            size, n = sum(math.prod(M.shape) for M in found.values()), len(kind.averages)
+            held -= 3 * size - n * m.d_in * m.d_out if step_rule == 'product' and name in beside else (2 - n) * size
     return 4 * held
 
 

@@ -11,7 +11,7 @@ from conftest import losses, tiny_gpt, tokens, train_config
 import linear
 import optimizers
 import transfer
-from configurator import UserError, load
+from configurator import UserError, key, load
 from lab import mup
 from linear import factors
 from optim import Optimizer
@@ -604,18 +604,48 @@ def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):
         torch.testing.assert_close(p.detach(), before[n] - 1e-2 * p.grad.sign())
 
 
+class Descent(base.Matrices):
+    """A toy with a key of its own, which also reads one of Muon's."""
+
+    @dataclasses.dataclass
+    class Keys(base.Momentum):
+        lag: int = key(2, 'steps')
+
+
+def test_the_keys_of_an_optimizer_are_gathered_and_say_who_reads_them(monkeypatch):
+    monkeypatch.setitem(optimizers.OPTIMIZERS, 'descent', Descent)
+    found = {name: field for name, _, field in optimizers.gather()}
+    said = {k: found[k].metadata['help'].partition(': ')[0] for k in ('matrix_lr', 'momentum', 'muon_scale', 'lag')}
+    assert said == dict(
+        matrix_lr='not adamw', momentum='muon, normuon, descent', muon_scale='muon, normuon', lag='descent'
+    )
+    assert found['lag'].default == 2 and found['optimizer'].default == 'adamw'
+    with pytest.raises(UserError, match='muon_scale = original: of no use with optimizer = descent'):
+        load(TrainConfig, ['--optimizer=descent', '--muon_scale=original', '--momentum=0.5'])
+    other = dataclasses.make_dataclass('Keys', [('lag', int, key(3, 'steps'))], bases=(base.Keys,))
+    monkeypatch.setitem(optimizers.OPTIMIZERS, 'other', type('Other', (Descent,), dict(Keys=other)))
+    with pytest.raises(TypeError, match="'lag' is declared twice, for descent and for other"):
+        optimizers.gather()
+
+
 @pytest.mark.parametrize(
     'flags, parts',
     [
         (['--optimizer=soap'], ["optimizer = 'soap': is left out", 'use one of adamw, muon, normuon']),
         (['--optimizer=mion'], ["optimizer = 'mion': is unknown", 'use one of adamw, muon, normuon']),
-        (['--matrix_lr=0.1'], ['matrix_lr: of no use with optimizer = adamw', 'hidden_lr']),
-        (['--step_rule=composed', '--momentum=0.9'], ['step_rule, momentum: of no use with optimizer = adamw']),
+        (
+            ['--matrix_lr=0.1'],
+            ['matrix_lr = 0.1: of no use with optimizer = adamw; leave it at matrix_lr = 0.0', 'hidden_lr'],
+        ),
+        (
+            ['--step_rule=composed', '--momentum=0.9'],
+            ['step_rule = composed, momentum = 0.9: of no use with', 'at step_rule = factor, momentum = 0.95'],
+        ),
         (['--optimizer=normuon', '--step_rule=composed'], ['step_rule = composed', 'use optimizer = muon']),
         (['--optimizer=signs', '--step_rule=composed'], ['step_rule = composed', 'those of signs can be larger']),
         (
             ['--optimizer=signs', '--muon_scale=original', '--momentum=0.5'],
-            ['muon_scale, momentum: of no use', '= signs'],
+            ['momentum = 0.5, muon_scale = original: of no use', '= signs'],
         ),
         (['--optimizer=muon', '--step_rule=both'], ['step_rule', 'must be one of factor, composed, product']),
         (
@@ -628,6 +658,10 @@ def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):
             ['structured_norm = True'],
         ),
         (['--optimizer=muon', '--linear=expanded', '--expansion_lr=matched'], ['expansion_lr = matched', 'composed']),
+        (
+            ['--optimizer=normuon', '--linear=expanded', '--expansion_lr=matched'],
+            ['expansion_lr = matched', 'use step_rule = product'],  # composed is refused
+        ),
         (
             ['--optimizer=muon', '--step_rule=composed', '--linear=btt', '--structured_norm=true'],
             ['structured_norm = True'],
@@ -642,7 +676,14 @@ def test_wrong_inputs_get_one_line(flags, parts, monkeypatch):
     assert all(p in str(e.value) for p in parts) and '\n' not in str(e.value), str(e.value)
 
 
-def test_a_key_that_means_nothing_is_named():
+def test_a_key_that_means_nothing_is_named(run_train, capsys):
+    for flags in ([], ['--mlp=moe'], ['--linear=btt', '--linear_layers=head', '--tie_head=false']):
+        cfg = load(TrainConfig, ['--optimizer=muon', '--step_rule=composed', *flags])
+        assert cfg.idle() == dict(step_rule='composed'), flags  # no product in the blocks
+    assert not load(TrainConfig, ['--optimizer=muon', '--step_rule=composed', '--linear=btt']).idle()
+    run_train('--optimizer=muon', '--step_rule=product', '--max_iters=1')
+    said = capsys.readouterr().out
+    assert 'without effect here: step_rule = product' in said and 'optimizer = muon' in said
     cfg = load(TrainConfig, ['--optimizer=muon', '--linear=btt', '--structured_lr=none'])
     assert cfg.idle() == dict(structured_lr='none')
     head = ['--tie_head=false', '--linear_layers=head']

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, tiny_gpt
+from conftest import ROOT, tiny_gpt, train_config
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -14,6 +14,7 @@ from torch._inductor.decomposition import select_decomp_table
 import bench
 from lab.bench_fit import FitConfig, count
 from linear.kernels import head
+from optim import Optimizer
 from train import TrainConfig
 
 LOGS = ('d12', 'growth_small', 'rotate', 'bench/muon')  # of the first every fourth line
@@ -128,3 +129,21 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not(monkeypatch, capsys,
     assert 'none' in next(line for line in said.splitlines() if line.startswith('one GPU'))
     monkeypatch.setattr('sys.argv', ['bench.py', 'fit', '--memory=0', '--compile=false'])
     fails(bench.main, 'memory = 0', 'compiled step in 16 bits')
+
+
+@pytest.mark.parametrize('keys', [{}, dict(optimizer='muon'), dict(optimizer='muon', step_rule='product')])
+def test_gradients_and_state_are_those_that_an_optimizer_holds(keys):
+    """Factors that follow their W (step_rule = product) have no gradient and no average of their own: W has it."""
+    kept = dict(
+        n_layer=2, n_embd=32, n_head=2, vocab_size=64, block_size=16, linear='expanded', linear_path='materialised'
+    )
+    model = tiny_gpt(**kept)
+    opt = Optimizer(model, train_config(model, **keys))
+    for p in opt.weights:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    parts = [*opt.adamw.state.values(), *(opt.matrices.state.values() if opt.matrices else ())]
+    state = sum(v.numel() for s in parts for v in s.values() if v.dim())
+    c = count(FitConfig(**kept, gradient_accumulation_steps=8, **keys))
+    held = {id(p): p.numel() for p in (*opt.weights, *opt.leaves.values()) if p.grad is not None}
+    assert c.state == 4 * state and c.grads == c.stays == 4 * sum(held.values())
