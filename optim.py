@@ -163,9 +163,11 @@ class Optimizer:
         if not self.matrices:
             return []
         mine, rest = (sum(self.leaves[n].numel() for n in names) for names in (self.matrices.moves, self.by_adamw))
+        cfg = self.cfg
         return [
-            f'{self.cfg.optimizer} moves {len(self.matrices.moves)} tensors of {mine:,} numbers (the matrices of the blocks),'
-            f' AdamW {len(self.by_adamw)} of {rest:,}'
+            f'{cfg.optimizer} moves {len(self.matrices.moves)} tensors of {mine:,} numbers (the matrices of the blocks) at a'
+            f' peak rate of {cfg.hidden_lr * (cfg.matrix_lr or cfg.learning_rate):g}, AdamW {len(self.by_adamw)} of {rest:,};'
+            " the log's lr is AdamW's"
         ]
 
     def finite(self) -> bool:

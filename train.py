@@ -427,7 +427,8 @@ def check_finite(loss: float, t, steps: int = 0):
         kept = t.out_dir / 'ckpt.pt'
         kept = f'the last good checkpoint is {kept}' if kept.exists() else 'no checkpoint was written yet'
         seen = f'; it saw {windows(t, steps)}' if steps else ''
-        raise Diverged(f'the loss is {loss} at iteration {t.iter}: lower learning_rate or grad_clip; {kept}{seen}')
+        rates = 'learning_rate or grad_clip' if t.cfg.optimizer == 'adamw' else 'matrix_lr or learning_rate'
+        raise Diverged(f'the loss is {loss} at iteration {t.iter}: lower {rates}; {kept}{seen}')
 
 
 def main():

@@ -14,9 +14,11 @@ import transfer
 from configurator import UserError, key, load
 from lab import mup
 from linear import factors
+from model import GPT
 from optim import Optimizer
 from optimizers import base, composed, muon, product
 from optimizers.muon import orthogonalize
+from surgery.grow import growth
 from surgery.grow.weights import grow_moments, grow_weights, parse
 from train import TrainConfig
 
@@ -464,6 +466,18 @@ def test_another_optimizers_state_is_refused_in_one_line(run_train, fails):
     )
 
 
+def test_an_average_grows_as_a_gradient_does_whatever_its_name():
+    """Where the MLP alone grows, weights and gradients grow by other factors."""
+    old, gen, how = tiny_gpt().config, torch.Generator().manual_seed(0), parse('clone', 0, 0)
+    new = dataclasses.replace(old, mlp_expansion_factor=8.0)
+    grads = {n: torch.randn(p.shape, generator=gen) for n, p in tiny_gpt().named_parameters()}
+    adams, muons = (grow_moments({n: {k: g} for n, g in grads.items()}, old, new, how) for k in ('exp_avg', 'momentum'))
+    weights = grow_weights(grads, old, new, how)
+    for n, p in GPT(new).named_parameters():
+        assert torch.equal(muons[n]['momentum'], adams[n]['exp_avg']) and muons[n]['momentum'].shape == p.shape, n
+        assert torch.equal(muons[n]['momentum'], weights[n]) != ('mlp' in n), n
+
+
 @pytest.mark.parametrize('kind', MATRIX)
 @pytest.mark.parametrize('method', ['stack', 'interleave'])
 def test_growing_a_step_in_depth_is_a_step_of_the_grown(kind, method):
@@ -525,13 +539,22 @@ def test_a_run_grows_with_its_state_and_says_where_it_cannot(run_train, capsys, 
     out = run_train(*flags, '--optimizer=muon', '--transfer_moments=move', '--max_iters=3', out='large')
     assert "moments: the optimizer's, grown with the weights" in capsys.readouterr().out and losses(out)[2] < 4
     run_train(*flags, '--max_iters=1', out='other')
-    assert 'moments: fresh' in capsys.readouterr().out
+    assert 'moments: fresh (they are those of optimizer = muon, and it is adamw now)' in capsys.readouterr().out
     move = (*flags, '--optimizer=normuon', '--transfer_moments=move')
-    fails(lambda: run_train(*move, out='move'), 'those of optimizer = muon, and it is normuon now')
+    fails(
+        lambda: run_train(*move, out='move'),
+        'transfer_moments = move: they are those of optimizer = muon, and it is normuon now',
+    )
     deep, plain = small.with_name('deep.pt'), small.with_name('plain.pt')
     command = lambda name, *argv: transfer.COMMANDS[name][1](load(transfer.COMMANDS[name][0], argv))
     command('grow', f'--checkpoint={small}', '--method=clone', '--n_embd=64', f'--out={deep}')
     assert '--hidden_lr=0.707 keeps the pace' in capsys.readouterr().out
+    how, old = parse('clone', 0, 0), tiny_gpt().config
+    say = lambda **keys: growth.say_grown(old, dataclasses.replace(old, n_embd=64), how, '', 0.0, keys, 'noise')
+    for keys, pace in ((dict(muon_scale='original'), None), (dict(optimizer='signs'), None), (dict(), '0.5')):
+        say(**dict(optimizer='adamw' if pace else 'muon') | keys)
+        said = capsys.readouterr().out  # at the original scale there is nothing to undo; of others nothing is known
+        assert (f'--hidden_lr={pace} keeps' in said) if pace else 'hidden_lr' not in said, keys
     state = torch.load(deep, weights_only=True)['optimizer']
     assert state['transformer.h.0.mlp.c_fc.weight']['momentum'].shape == (256, 64)
     export = (f'--checkpoint={small}', f'--out={plain}')
@@ -706,5 +729,20 @@ def test_where_unfolding_copies_the_step_arrives_all_the_same():
 
 
 def test_trainer_says_who_moves_what(run_train, capsys):
-    run_train('--optimizer=muon', '--max_iters=1')
-    assert 'muon moves 8 tensors of 24,576 numbers (the matrices of the blocks), AdamW' in capsys.readouterr().out
+    run_train('--optimizer=muon', '--max_iters=1', '--matrix_lr=6e-3', '--hidden_lr=0.5')
+    said = capsys.readouterr().out
+    assert 'muon moves 8 tensors of 24,576 numbers (the matrices of the blocks) at a peak rate of 0.003, AdamW' in said
+    assert "the log's lr is AdamW's" in said
+
+
+def test_a_run_that_diverges_says_which_rate_to_lower(run_train, fails):
+    fails(
+        lambda: run_train('--optimizer=muon', '--matrix_lr=1e9', '--max_iters=20'),
+        'lower matrix_lr or learning_rate',
+        code=3,
+    )
+    fails(
+        lambda: run_train('--learning_rate=1e9', '--max_iters=20', out='adam'),
+        'lower learning_rate or grad_clip',
+        code=3,
+    )

@@ -44,6 +44,8 @@ import checkpoint
 from configurator import UserError, key
 from linear.factors import load_state
 from model import GPT, GPTConfig, rope_table
+from optimizers import OPTIMIZERS
+from optimizers.muon import Muon
 from surgery.grow import ligo
 from surgery.grow.checks import settle
 from surgery.grow.weights import DEPTH, How, grow_moments, grow_weights, parse, plain
@@ -101,9 +103,10 @@ def target(old, cfg: GrowConfig, how: How):
     return new
 
 
-def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: str = 'dense', optimizer='') -> bool:
-    """Whether the moments grow with the weights. UserError if the user asked for that and it is not possible. optimizer: of the
-    run that goes on with them; empty: the source's."""
+def why_fresh(ckpt: dict, old, new, how: How, moments: str, run=None) -> str:
+    """Why the moments start anew; empty: they grow with the weights. UserError if the user asked for that and it is not possible.
+    run: the config of the run that goes on with them; none: it is the source's."""
+    name = 'transfer_moments' if run else 'moments'
     before = ckpt.get('config', {}).get('optimizer', 'adamw')
     why, group = '', lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
     if 'optimizer' not in ckpt:
@@ -112,17 +115,17 @@ def choose_moments(ckpt: dict, old, new, how: How, moments: str, linear_kind: st
         why = 'key-value heads get query heads in other proportions, so their gradients are not copies'
     elif not how.rule.moments:
         why = f'for {how.width} it is not known how moments grow'
-    elif linear_kind != 'dense':
-        why = f'the layers are {linear_kind} now'
-    elif optimizer not in ('', before):
-        why = f'they are those of optimizer = {before}, and it is {optimizer} now'
+    elif run and run.linear != 'dense':
+        why = f'the layers are {run.linear} now'
+    elif run and run.optimizer != before:
+        why = f'they are those of optimizer = {before}, and it is {run.optimizer} now'
     if moments == 'move' and why:
-        raise UserError(f'moments = move: {why}; use fresh')
-    return moments != 'fresh' and not why
+        raise UserError(f'{name} = move: {why}; use fresh')
+    return f'{name} = fresh' if moments == 'fresh' else why
 
 
-def say_grown(old, new, how: How, moved: bool, dropout: float, config: dict, noise_key: str):
-    """What the user should know about the grown model before training it. config: of the run that goes on.
+def say_grown(old, new, how: How, fresh: str, dropout: float, config: dict, noise_key: str):
+    """What the user should know about the grown model before training it. fresh: see why_fresh. config: of the run that goes on.
     noise_key: what the key of the noise is called there."""
     sizes = [('n_embd', old.n_embd, new.n_embd), ('n_head', old.n_head, new.n_head)]
     sizes += [('hidden', old.hidden(0), new.hidden(0)), ('n_layer', old.n_layer, new.n_layer)]
@@ -130,14 +133,16 @@ def say_grown(old, new, how: How, moved: bool, dropout: float, config: dict, noi
     for k in ('attn_scale', 'logit_scale'):
         if getattr(old, k) != getattr(new, k):
             print(f'set by growth: {k} = {getattr(new, k):g}')
-    print('moments: ' + ("the optimizer's, grown with the weights" if moved else 'fresh'))
+    print('moments: ' + (f'fresh ({fresh})' if fresh else "the optimizer's, grown with the weights"))
     if how.width and how.rule.symmetric and not how.noise and not dropout and new.n_embd % old.n_embd == 0:
         cure = f'--{noise_key}=0.3 or dropout' if how.rule.noise else 'dropout, or another method'
         print(f'WARNING: the copies are equal and stay so in training: no capacity is gained; use {cure}')
     copies = how.width in ('clone', 'lemon', 'net2wider', 'spectrum', 'bert2bert')
     # a step on all copies is copies of the step; AdamW's has the size of each entry, Muon's of the whole matrix
-    muon = 0.5 if config.get('muon_scale', 'rms') == 'rms' else 0.0
-    faster = (new.n_embd / old.n_embd) ** (1 if config.get('optimizer', 'adamw') == 'adamw' else muon)
+    name, muon = config.get('optimizer', 'adamw'), 0.5 if config.get('muon_scale', 'rms') == 'rms' else 0.0
+    known = {k for k, kind in OPTIMIZERS.items() if kind and issubclass(kind, Muon)}
+    power = 1 if name == 'adamw' else muon if name in known else 0.0
+    faster = (new.n_embd / old.n_embd) ** power
     if copies and faster > 1 and not old.mup_base:  # which lowers the rates itself
         print(
             f'learning rate: each unit is read through {new.n_embd / old.n_embd:.3g} copies, so at the same rate the'
@@ -162,7 +167,7 @@ def grow(cfg: GrowConfig):
     how = parse(cfg.method, cfg.noise, cfg.seed)
     old = model.config
     new = settle(old, target(old, cfg, how), how)
-    moved = choose_moments(ckpt, old, new, how, cfg.moments)
+    fresh = why_fresh(ckpt, old, new, how, cfg.moments)
     if how.width == 'ligo':
         dataset = cfg.dataset or ckpt['config']['dataset']
         data = loader.Loader(dataset, 'train', old.block_size, 8, old.vocab_size, seed=cfg.seed)
@@ -170,18 +175,18 @@ def grow(cfg: GrowConfig):
     else:
         weights = grow_weights(ckpt['model'], old, new, how)
     large = assemble(new, weights)
-    say_grown(old, new, how, moved, new.dropout, ckpt['config'], 'noise')
+    say_grown(old, new, how, fresh, new.dropout, ckpt['config'], 'noise')
     print(f'{model.num_params():,} parameters -> {large.num_params():,}')
     report(cfg, model, large, tokens, EXACT if how.exact else None)
     resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint), tokenizer=ckpt['tokenizer'])
     resume['transfer']['since'] = ckpt['iter_num']
-    if moved:
+    if not fresh:
         resume |= {k: ckpt[k] for k in ('position', 'seconds', 'scaler', 'rng') if k in ckpt}
         resume['transfer']['seconds'] -= ckpt.get('seconds', 0.0)  # counted on
         resume['optimizer'] = grow_moments(ckpt['optimizer'], old, new, how)
     best = ckpt['best_val_loss'] if how.exact else math.inf
     write(cfg, checkpoint.pack(large, ckpt['config'] | dataclasses.asdict(new), ckpt['iter_num'], best, **resume))
-    if moved:
+    if not fresh:
         print('to go on from its iteration: train.py --init_from=resume with its folder as --out_dir')
 
 
@@ -216,7 +221,7 @@ def prepare(cfg, ckpt: dict):
     old = GPTConfig(**checkpoint.read_args(ckpt, cfg.transfer_from))
     try:
         new = settle(old, cfg, how_of(cfg))
-        choose_moments(ckpt, old, new, how_of(cfg), cfg.transfer_moments, cfg.linear, cfg.optimizer)
+        why_fresh(ckpt, old, new, how_of(cfg), cfg.transfer_moments, cfg)
     except UserError as e:
         raise UserError(
             '\n'.join(f'transfer_from = {cfg.transfer_from}: {line}' for line in str(e).split('\n'))
@@ -242,12 +247,12 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     else:
         weights = grow_weights(ckpt['model'], old, cfg, how)
     load_state(model, weights)
-    moved = choose_moments(ckpt, old, cfg, how, cfg.transfer_moments, cfg.linear, cfg.optimizer)
-    moments = grow_moments(ckpt['optimizer'], old, cfg, how) if moved else None
+    fresh = why_fresh(ckpt, old, cfg, how, cfg.transfer_moments, cfg)
+    moments = None if fresh else grow_moments(ckpt['optimizer'], old, cfg, how)
     past['growing'] = time.time() - t0  # seconds
     past['seconds'] += past['growing']
     if not quiet:
-        say_grown(old, cfg, how, moved, cfg.dropout, vars(cfg), 'transfer_noise')
+        say_grown(old, cfg, how, fresh, cfg.dropout, vars(cfg), 'transfer_noise')
         T = min(old.block_size, cfg.block_size)  # RoPE lets it grow
         x, y = (t[:, :T].to(data.device) for t in real_tokens(cfg, cfg.dataset))
         precision = torch.get_float32_matmul_precision()

@@ -390,10 +390,11 @@ def test_ligo_learns_its_mix_of_layers():
 
 def test_moments_that_would_be_wrong_start_anew():
     how, old = parse('clone', 0, 0), GPTConfig(n_head=4, n_kv_head=2)
-    choose = lambda ckpt, new, moments='auto': growth.choose_moments(ckpt, old, new, how, moments)
+    choose = lambda ckpt, new, moments='auto': growth.why_fresh(ckpt, old, new, how, moments)
     ours = dict(optimizer={'lm_head.weight': {}})
-    assert choose(ours, dataclasses.replace(old, n_head=8)) and choose(ours, old)
-    assert not choose(ours, dataclasses.replace(old, n_head=8, n_kv_head=8))
+    assert not choose(ours, dataclasses.replace(old, n_head=8)) and not choose(ours, old)
+    assert 'other proportions' in choose(ours, dataclasses.replace(old, n_head=8, n_kv_head=8))
+    assert choose({}, old) == 'the source has no optimizer state' and choose(ours, old, 'fresh') == 'moments = fresh'
     with pytest.raises(UserError, match='query heads in other proportions'):
         choose(ours, dataclasses.replace(old, n_head=12, n_kv_head=4), 'move')
 
