@@ -3,7 +3,8 @@ NorMuon: Muon, and each row of O divided by its running size (Li et al. 2025, ar
 
     v <- beta2 v + (1 - beta2) mean of O^2 over each row;    O' = O / (sqrt(v) + 1e-10), scaled to the norm of O
 
-The rest is Muon's. beta2 is 0.95, as in the paper, whatever AdamW's is.
+The rest is Muon's. beta2 is 0.95, as in the paper, whatever AdamW's is. This is the authors' code
+(github.com/zichongli5/NorMuon); the listing in the paper has no Nesterov step and scales O' to the norm sqrt(m n) times 0.2.
 """
 
 from optimizers.muon import Muon

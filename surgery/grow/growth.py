@@ -264,5 +264,9 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
         print(f'largest logit difference {worst:.2e}', flush=True)
         past |= dict(logit_difference=worst, loss_before=before, loss_after=after)
         if how.exact and not worst <= EXACT:
-            raise UserError(f'{past["method"]} should keep the function: {worst:.2e} is above {EXACT:g}')
+            near = f'; linear = {cfg.linear} has no more than the nearest to the grown matrices: grow with linear = dense, then'
+            raise UserError(
+                f'{past["method"]} should keep the function: the largest logit difference, {worst:.2e}, is above {EXACT:g}'
+                + (f'{near} transfer.py factorize' if cfg.linear != 'dense' else '')
+            )
     return moments, past

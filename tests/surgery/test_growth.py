@@ -452,6 +452,16 @@ def test_training_advises_its_own_key_where_copies_stay_equal(run_train, capsys)
     assert 'use --transfer_noise=0.3 or dropout' in capsys.readouterr().out
 
 
+def test_growth_into_factors_that_only_come_near_is_refused_with_the_way_round(run_train, fails):
+    small = run_train('--optimizer=muon', '--max_iters=2', out='small')
+    flags = (f'--transfer_from={small}/ckpt.pt', '--transfer_method=clone', '--n_embd=64', '--n_head=4')
+    fails(
+        lambda: run_train('--max_iters=1', '--init_from=transfer', '--linear=btt', *flags),
+        'clone should keep the function',
+        'grow with linear = dense, then transfer.py factorize',
+    )
+
+
 def test_the_command_says_what_it_did_and_its_result_resumes(run_train, tmp_path, capsys, fails):
     small = run_train('--max_iters=6')
     growth.grow(grow_args(small, tmp_path, '--n_embd=64', '--method=clone'))
