@@ -50,11 +50,23 @@ def test_matrices_are_those_of_the_docstrings():
     assert shapes(made('low_rank', rank=5)) == [[(1, 5, 36)], [(1, 54, 5)]]
     assert shapes(made('monarch', blocks=3)) == [[(3, 12, 12)], [(3, 18, 12)]]
     assert shapes(made('kronecker', kronecker_shape=(6, 4), kronecker_terms=2)) == [[(2, 9, 9)], [(2, 6, 4)]]
+    assert shapes(made('low_rank_sparse', rank=5)) == [[(1, 5, 36)], [(1, 54, 5)]]
+    assert shapes(made('block_dense', blocks=3, rank=6)) == [[(3, 2, 12)], [(1, 54, 6)]]
+    assert shapes(made('einsum', einsum_shape=(3, 2, 6, 2, 3, 9, 4))) == [[(6, 9 * 4 * 2, 3)], [(9, 3, 4 * 6 * 2)]]
+    assert shapes(made('blast', blocks=3, rank=5)) == [[(3, 5, 12)], [(5, 3, 3)], [(3, 18, 5)]]
+    assert shapes(made('btt_moe', 36, 64, experts=5)) == [[(6 * 5, 8, 6)], [(8 * 5, 8, 6)]]
+    mlp = tiny_gpt(mlp='moe', experts=3).transformer.h[0].mlp
+    assert shapes(mlp) == [[(3, 128, 32)], [(3, 32, 128)]]
     train = made('tensor_train', tt_cores=3, rank=4)
     assert shapes(train) == [[(1, n * s, r * m)] for r, n, m, s in (W.shape for W in train.factors)]
     m, x = made('kronecker', kronecker_shape=(6, 4), kronecker_terms=2), torch.randn(36)
     (A,), (B,) = (M.unfold(m.factors[i]) for i, M in enumerate(m.matrices().values()))
     torch.testing.assert_close(sum(torch.kron(b, a) for a, b in zip(A, B)) @ x, m(x))  # they are the maps they claim
+    m = made('blast', blocks=3, rank=5)
+    (V,), (S,), (U,) = (M.unfold(m.factors[i]) for i, M in enumerate(m.matrices().values()))
+    z = V @ x.view(3, 12, 1)  # (column, rank, 1)
+    y = U @ (S @ z.transpose(0, 1)).transpose(0, 1)  # each rank has a matrix from columns to rows
+    torch.testing.assert_close(y.flatten(), m(x))
 
 
 @pytest.mark.parametrize('kind', ['dense', 'expanded', 'low_rank', 'low_rank_sparse', 'block_dense'])
