@@ -42,7 +42,7 @@ class Keys:
     transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
     transfer_moments: str = key(
         'auto',
-        "transfer: Adam's moments grow with the weights (move) or start anew (fresh); auto: move where that is known",
+        "transfer: the optimizer's averages (Adam's moments, Muon's momentum) grow with the weights (move) or start anew (fresh); auto: move where that is known",
         choices=('auto', 'move', 'fresh'),
     )
     other_vocabulary: bool = key(

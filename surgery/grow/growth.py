@@ -70,7 +70,7 @@ class GrowConfig(SurgeryConfig):
     noise: float = key(0.0, 'size of the paired noise over that of the weights; 0.3 is a start', low=0)
     moments: str = key(
         'auto',
-        "Adam's moments: grown with the weights (move), left out (fresh); auto: move where they and their rule exist",
+        "the optimizer's averages (Adam's moments, Muon's momentum): grown with the weights (move), left out (fresh); auto: move where they and their rule exist",
         choices=('auto', 'move', 'fresh'),
     )
     seed: int = key(0, 'seed of noise, random copies and random vectors', low=0)
