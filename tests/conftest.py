@@ -7,6 +7,7 @@ from pathlib import Path
 
 # as many threads here as in the processes that tests start: runs are compared to the bit; one where two share the cores
 os.environ['OMP_NUM_THREADS'] = '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2'
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # as train.py: a thread that waits leaves its core to others
 # the compiler believes what the CPU says it can do: else it starts a Python with torch to try each instruction set
 os.environ.setdefault('TORCHINDUCTOR_VEC_ISA_OK', '1')
 
