@@ -86,7 +86,7 @@ class Arm:
             steps=self.steps,
             torch=torch.__version__,
             commit=commit(),
-            config={k: v for k, v in overrides(cfg).items() if k != 'nanogpt'},  # a folder of this machine
+            config={k: v for k, v in overrides(cfg).items() if k not in ('nanogpt', 'out')},  # paths of this machine
         )
 
 
