@@ -22,10 +22,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import hardware
-from configurator import UserError, input_path, key, overrides, printable, root_path
+from configurator import UserError, input_path, key, printable, root_path
 from files import read_lines, write
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
+from lab.steps import settings
 from linear.dense import Dense
 from logger import commit, relative
 from model import Norm
@@ -188,7 +189,7 @@ def bench(cfg: ProfileConfig):
     found = roofline(t, cfg.steps, root_path(cfg.trace), *rates(device, t.dtype), launch(device))
     row = dict(
         ms=1000 * step, **found, device=hardware.device_name(device), dtype=str(t.dtype).removeprefix('torch.'),
-        compiled=t.compile, graphs=t.graphs, torch=torch.__version__, commit=commit(), config=overrides(cfg),
+        compiled=t.compile, graphs=t.graphs, torch=torch.__version__, commit=commit(), config=settings(cfg),
     )  # fmt: skip
     print(table(row))
     print(f'trace: {relative(str(root_path(cfg.trace)))}')

@@ -27,6 +27,7 @@ from files import write
 from lab.bench_nanogpt import NanoGPT
 from lab.bench_profile import ready, show
 from lab.costs import columns
+from lab.steps import settings
 from logger import commit, relative
 from train import TrainConfig, Trainer
 
@@ -106,7 +107,7 @@ def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
         dtype=str(t.dtype).removeprefix('torch.'),
         torch=torch.__version__,
         commit=commit(),
-        config={k: v for k, v in overrides(cfg).items() if k not in ('nanogpt', 'out')},  # folders of this machine
+        config=settings(cfg),
     )
     compiled = t.compile
     del t

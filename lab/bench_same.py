@@ -24,11 +24,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hardware
-from configurator import key, overrides, root_path
+from configurator import key, root_path
 from files import write
 from lab.bench_ablate import SWITCHES
 from lab.bench_profile import ready, show
 from lab.costs import columns
+from lab.steps import settings
 from linear import kernels
 from logger import commit, relative
 from train import TrainConfig, Trainer
@@ -101,7 +102,7 @@ def same(cfg: SameConfig) -> dict | None:
     row |= dict(
         sizes=of,
         losses={k: [float(f'{v:.6g}') for v in run[0]] for k, run in runs.items()}, steps=cfg.steps, tail=cfg.tail,
-        device=hardware.device_name(device), dtype=dtype, torch=torch.__version__, commit=commit(), config=overrides(cfg),
+        device=hardware.device_name(device), dtype=dtype, torch=torch.__version__, commit=commit(), config=settings(cfg),
     )  # fmt: skip
     print(table(row))
     if cfg.out:

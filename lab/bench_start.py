@@ -22,10 +22,11 @@ from dataclasses import dataclass
 import torch
 
 import hardware
-from configurator import ROOT, UserError, key, load, overrides, root_path
+from configurator import ROOT, UserError, key, load, root_path
 from files import write
 from lab.bench_profile import ready
 from lab.costs import columns
+from lab.steps import settings
 from logger import commit, relative
 from train import TrainConfig
 
@@ -76,7 +77,7 @@ def start(argv: list[str]):
     ready(*([root_path(cfg.out)] if cfg.out else []))
     facts = dict(
         device=hardware.device_name(hardware.choose_device(cfg.device)), torch=torch.__version__, commit=commit(),
-        config=overrides(cfg),
+        config=settings(cfg),
     )  # fmt: skip
     flags, rows = [a for a in argv if not a.startswith(('--starts', '--out='))], []
     with environment() as env:

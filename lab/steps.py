@@ -86,8 +86,13 @@ class Arm:
             steps=self.steps,
             torch=torch.__version__,
             commit=commit(),
-            config={k: v for k, v in overrides(cfg).items() if k not in ('nanogpt', 'out')},  # paths of this machine
+            config=settings(cfg),
         )
+
+
+def settings(cfg) -> dict:
+    """What a record says of a config: keys that are not defaults, without paths of this machine."""
+    return {k: v for k, v in overrides(cfg).items() if k not in ('nanogpt', 'out', 'trace')}
 
 
 def memory(device) -> int:

@@ -68,7 +68,12 @@ def test_each_training_ends_its_schedule_when_its_seconds_are_over(race, monkeyp
     capsys.readouterr()
     race(f'--show={tmp_path}/race.jsonl')
     shown = capsys.readouterr().out
-    assert shown.count('\n') == 6 and f'{rows[3]["val_loss"]:.4f}' in shown and PATH not in json.dumps(rows)
+    assert (
+        shown.count('\n') == 6
+        and f'{rows[3]["val_loss"]:.4f}' in shown
+        and PATH not in json.dumps(rows)
+        and str(tmp_path) not in json.dumps(rows)
+    )
 
 
 def test_nanogpt_is_judged_on_the_windows_of_ours():

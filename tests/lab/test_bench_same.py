@@ -23,6 +23,7 @@ def test_the_step_of_a_cpu_is_the_plain_one(tmp_path, monkeypatch, capsys):
     assert len(r['losses']['fast']) == 2 and r['losses']['float32'][0] == pytest.approx(math.log(96), abs=0.2)
     assert r['fast']['largest'] < 1e-5 and max(r['fast']['grads'].values()) < 1e-5
     assert r['plain']['largest'] == 0 and len(r['fast']['grads']) == 6 + 3
+    assert str(tmp_path) not in (tmp_path / 'x.jsonl').read_text()  # a record names no machine
     said = capsys.readouterr().out
     monkeypatch.setattr('sys.argv', ['bench.py', 'same', f'--show={tmp_path}/x.jsonl'])
     bench.main()
