@@ -284,6 +284,26 @@ def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
     return files, flags
 
 
+def gather(common, owners: dict, title) -> type:
+    """A flat dataclass of the keys of `common` and of the Keys of all owners, {name: class or None}, a key that several inherit once.
+    title(key, names of the owners that read it) -> (what its help begins with, its group). TypeError: declared twice."""
+    found, readers = {f.name: f for f in dataclasses.fields(common)}, {}
+    for name, owner in owners.items():
+        for f in dataclasses.fields(owner.Keys) if owner else ():
+            if found.setdefault(f.name, f) is not f:
+                raise TypeError(
+                    f"key '{f.name}' is declared twice, for {readers.get(f.name, ['all'])[0]} and for {name}: rename it, or let"
+                    ' both Keys inherit the class that declares it'
+                )
+            readers.setdefault(f.name, []).append(name)
+    keys = []
+    for f in found.values():
+        begin, group = title(f.name, readers.get(f.name, []))
+        meta = f.metadata | dict(help=begin + f.metadata['help'], group=group)
+        keys.append((f.name, f.type, dataclasses.field(default=f.default, metadata=meta)))
+    return dataclasses.make_dataclass('Keys', keys)
+
+
 def load(schema, argv: list[str]):
     """The schema filled from the config files and flags in argv.
     Raises UserError listing every unknown key, wrong type and value out of range; --help prints the keys and exits."""

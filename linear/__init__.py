@@ -48,7 +48,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from configurator import key
+from configurator import gather, key
 from linear import moe, structured
 from linear.base import Layer
 from linear.blast import Blast
@@ -130,35 +130,15 @@ class Common:
     )
 
 
-def gather() -> list:
-    """(name, type, field) of the keys of all layers and of Common. The help of a key says which layers read it."""
-    found, readers = {f.name: f for f in dataclasses.fields(Common)}, {}
-    for name, layer in LAYERS.items():
-        for f in dataclasses.fields(layer.Keys):
-            if found.setdefault(f.name, f) is not f:
-                other = readers.get(f.name, ['all layers'])[0]
-                raise TypeError(
-                    f"key '{f.name}' is declared twice, for {other} and for {name}: rename it, or let both Keys inherit"
-                    ' the class that declares it'
-                )
-            readers.setdefault(f.name, []).append(name)
-    shared = {f.name for f in dataclasses.fields(structured.Keys)}
-    keys = []
-    for f in found.values():
-        of = '' if f.name in shared or f.name not in readers else f'{", ".join(readers[f.name])}: '
-        group = (
-            'structured layers'
-            if f.name in shared
-            else f'linear = {", ".join(readers[f.name])}'
-            if f.name in readers
-            else 'linear layers'
-        )
-        meta = f.metadata | dict(help=of + f.metadata['help'], group=group)
-        keys.append((f.name, f.type, dataclasses.field(default=f.default, metadata=meta)))
-    return keys
+def title(name: str, readers: list) -> tuple[str, str]:
+    """What the help of a key begins with, and its group: which layers read it."""
+    if name in (f.name for f in dataclasses.fields(structured.Keys)):
+        return '', 'structured layers'
+    who = ', '.join(readers)
+    return (f'{who}: ', f'linear = {who}') if who else ('', 'linear layers')
 
 
-Keys = dataclasses.make_dataclass('Keys', gather())  # of all layers, flat; GPTConfig inherits it
+Keys = gather(Common, LAYERS, title)  # of all layers, flat; GPTConfig inherits it
 Keys.__module__ = __name__
 CHOOSING = ('linear', 'linear_layers', 'keep_dense', 'linear_path')  # mean something for every layer but a dense one
 

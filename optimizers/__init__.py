@@ -12,11 +12,10 @@ everything else: embeddings, the head, norms, biases, gates, gains, routers, the
 holds both.
 """
 
-import dataclasses
 from dataclasses import dataclass, fields
 
 import linear
-from configurator import key
+from configurator import gather, key
 from optimizers import base
 from optimizers.muon import Muon
 from optimizers.normuon import NorMuon
@@ -41,28 +40,13 @@ class Choice:
     )
 
 
-def gather() -> list:
-    """(name, type, field) of Choice and of the keys of all matrix optimizers. The help of a key says which of them read it."""
-    kinds = {name: kind for name, kind in OPTIMIZERS.items() if kind}
-    found, readers = {f.name: f for f in fields(Choice)}, {}
-    for name, kind in kinds.items():
-        for f in fields(kind.Keys):
-            if found.setdefault(f.name, f) is not f:
-                other = readers.get(f.name, ['all'])[0]
-                raise TypeError(
-                    f"key '{f.name}' is declared twice, for {other} and for {name}: rename it, or let both Keys inherit"
-                    ' the class that declares it'
-                )
-            readers.setdefault(f.name, []).append(name)
-    shared, keys = {f.name for f in fields(base.Keys)}, []
-    for f in found.values():
-        of = 'not adamw: ' if f.name in shared else f'{", ".join(readers[f.name])}: ' if f.name in readers else ''
-        meta = f.metadata | dict(help=of + f.metadata['help'], group='optimizer')
-        keys.append((f.name, f.type, dataclasses.field(default=f.default, metadata=meta)))
-    return keys
+def title(name: str, readers: list) -> tuple[str, str]:
+    """What the help of a key begins with, and its group: which optimizers read it."""
+    shared = name in (f.name for f in fields(base.Keys))
+    return 'not adamw: ' if shared else f'{", ".join(readers)}: ' if readers else '', 'optimizer'
 
 
-Keys = dataclasses.make_dataclass('Keys', gather())  # of all, flat; TrainConfig inherits it
+Keys = gather(Choice, OPTIMIZERS, title)  # of all, flat; TrainConfig inherits it
 Keys.__module__ = __name__
 
 

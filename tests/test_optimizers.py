@@ -11,7 +11,7 @@ from conftest import losses, tiny_gpt, tokens, train_config
 import linear
 import optimizers
 import transfer
-from configurator import UserError, key, load
+from configurator import UserError, gather, key, load
 from lab import mup
 from linear import factors
 from model import GPT
@@ -649,7 +649,8 @@ class Descent(base.Matrices):
 
 def test_the_keys_of_an_optimizer_are_gathered_and_say_who_reads_them(monkeypatch):
     monkeypatch.setitem(optimizers.OPTIMIZERS, 'descent', Descent)
-    found = {name: field for name, _, field in optimizers.gather()}
+    gathered = lambda: gather(optimizers.Choice, optimizers.OPTIMIZERS, optimizers.title)
+    found = {f.name: f for f in dataclasses.fields(gathered())}
     said = {k: found[k].metadata['help'].partition(': ')[0] for k in ('matrix_lr', 'momentum', 'muon_scale', 'lag')}
     assert said == dict(
         matrix_lr='not adamw', momentum='muon, normuon, descent', muon_scale='muon, normuon', lag='descent'
@@ -660,7 +661,7 @@ def test_the_keys_of_an_optimizer_are_gathered_and_say_who_reads_them(monkeypatc
     other = dataclasses.make_dataclass('Keys', [('lag', int, key(3, 'steps'))], bases=(base.Keys,))
     monkeypatch.setitem(optimizers.OPTIMIZERS, 'other', type('Other', (Descent,), dict(Keys=other)))
     with pytest.raises(TypeError, match="'lag' is declared twice, for descent and for other"):
-        optimizers.gather()
+        gathered()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, tiny_gpt
 
 import linear
+from configurator import gather
 from linear.base import Layer
 from linear.factors import Factors
 from model import GPTConfig, model_args
@@ -123,7 +124,7 @@ def test_a_key_that_two_layers_declare_apart_is_refused(monkeypatch):
 
     monkeypatch.setitem(linear.LAYERS, 'mine', types.SimpleNamespace(Keys=Keys))
     with pytest.raises(TypeError, match="'rank' is declared twice, for einsum and for mine"):
-        linear.gather()
+        gather(linear.Common, linear.LAYERS, linear.title)
 
 
 ALONE = """
