@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import hardware
-from configurator import UserError, brief, input_path, key
+from configurator import UserError, brief, input_path, key, overrides
 from lab import bench_fit
 from lab.steps import TimingConfig
 from linear.factors import Factors, leaves
@@ -61,7 +61,8 @@ def code(path: str):
 def make(cfg):
     """(its GPT, ours of the same sizes as shapes only). UserError where it cannot express the config."""
     ours = GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__})
-    if beyond := sorted(set(model_args(ours)) - set(NANOGPT_KEYS)):
+    other = [k for k in ('optimizer', 'hidden_lr', 'init_from', 'distill_from') if k in overrides(cfg)]
+    if beyond := sorted(set(model_args(ours)) - set(NANOGPT_KEYS)) + other:
         raise UserError(f'nanogpt: cannot express {", ".join(beyond)}; leave that out of this arm')
     its = code(cfg.nanogpt)
     with contextlib.redirect_stdout(io.StringIO()):  # it says how many parameters it has

@@ -44,7 +44,10 @@ class RaceConfig(TrainConfig):
 
     def problems(self, sized=None):
         odd = [f'{s:g}' for s in self.seconds if not 0 < s < math.inf]
-        return super().problems(sized) + ([f'seconds: {", ".join(odd)} must be above 0'] if odd else [])
+        wrong = (
+            f'seconds: {", ".join(odd)} must be above 0' if odd else '' if self.seconds else 'seconds: must be given'
+        )
+        return super().problems(sized) + ([wrong] if wrong else [])
 
 
 def race(argv: list[str]):

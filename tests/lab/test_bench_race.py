@@ -95,6 +95,8 @@ def test_nanogpt_is_judged_on_the_windows_of_ours():
     [
         (['--seconds=9'], '5 steps of 2e+03 ms take longer'),
         (['--seconds=12', '--warmup_iters=7'], 'seconds = 12, 6 steps: warmup_iters = 7: must be at most'),
+        (['--seconds='], 'seconds: must be given'),
+        ([f'--nanogpt={PATH}', '--optimizer=muon'], 'cannot express optimizer'),
         (['--seconds=-1'], 'seconds: -1 must be above 0'),
         (['--seconds=20', '--', *TINY, '--out=x'], 'out: belongs to the first arm'),
         (['--show=nowhere'], 'not a file that bench.py race --out=FILE wrote'),
