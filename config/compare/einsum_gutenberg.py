@@ -6,7 +6,7 @@
 #
 # Dense gets 20 tokens per parameter at each width (up to five passes over the text at 384). A structure needs fewer FLOPs
 # per token, so it sees more tokens: match = 'flops' computes its iterations. results/prices.md says what the runs cost;
-# --only takes sizes, arms or both (dense@w384). Rates are swept at 128 and 192 wide. 256 and 384 take those of 192.
+# --only takes sizes, arms or both (dense@w384). Rates are swept at 128 and 192 wide, and at 256 under AdamW.
 # In all structures the input goes through the factors (linear_path): the papers count the FLOPs of that computation.
 # `auto` would form the dense matrix where that is faster. At a third of the dense parameters the two cores of
 # tensor_train would cost 2.7 times the FLOPs of dense at 128; rank 8 costs the same as dense there.
@@ -64,9 +64,18 @@ _wide = (
 learning_rates |= {f'{arm}@w192': _near[1:] for arm in ('monarch', 'btt_rank1', 'btt_rank4', 'block_diagonal')}
 learning_rates |= {f'{arm}@w192': _wide for arm in ('block_dense', 'kronecker', 'tensor_train')}
 learning_rates |= {'k2000@w192': (6.4e-4, 9.74e-4, 1.56e-3, 2.5e-3), 'moe@w192': _near[:3]}
+# Under AdamW a rate that was best at 192 need not be stable at 256: runs of monarch, btt_rank4 and kronecker spiked there
+# (results/README.md). So 256 has a sweep of its own, for dense as well, and 384 takes its rates. Under Muon only low_rank
+# spiked; the other rates of 192 hold.
+_wider = dict(dense=(4e-3, 6.4e-3, 1e-2), low_rank=_near[:3], k2000=(4e-4, 6.4e-4, 1e-3))
+_wider |= dict.fromkeys(('monarch', 'btt_rank4', 'kronecker'), (1.6e-3, 2.5e-3, 4e-3))
+learning_rates |= {f'{arm}@w256': _wider.get(arm, f'{arm}@w192') for arm in arms}
+learning_rates |= {f'{arm}@w384': f'{arm}@w256' for arm in arms}
 learning_rates |= {f'{arm}@muon_{size}': (4e-3, 8e-3, 1.6e-2) for arm in arms for size in ('w128', 'w192')}
-learning_rates |= {f'{arm}@{size}': f'{arm}@w192' for arm in arms for size in ('w256', 'w384')}
+# one more for kronecker: with 3.2e-2 and 6.4e-2, which compare.py added, the best was still the highest
+learning_rates['kronecker@muon_w192'] = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
 learning_rates |= {f'{arm}@muon_w256': f'{arm}@muon_w192' for arm in arms}
+learning_rates['low_rank@muon_w256'] = (2e-3, 4e-3, 8e-3)
 sweep_seeds = 3
 seeds = 8
 worth = 0.03
