@@ -128,7 +128,7 @@ def matching(known: dict, pattern: str) -> tuple[str, list[str], list[str]]:
 
 def small_table(q: Question, known: dict) -> str:
     """The verdicts of q.rows; of arms without verdicts their sweeps."""
-    rows, swept = [], {}
+    rows, swept, last = [], {}, ''
     for pattern in q.rows:
         name, judged, others = matching(known, pattern)
         if not judged and not others:
@@ -139,8 +139,10 @@ def small_table(q: Question, known: dict) -> str:
         for x, base in k.judged:
             if x.name in judged:
                 old = '' if k.c.get('looks') else f' {OLD}'
+                setting = f'[{q.comparisons.get(name, name)}](results/{name}/table.md)'
+                said, last = ('' if setting == last else setting), setting  # once for rows in a row
                 rows.append([
-                    f'[{q.comparisons.get(name, name)}](results/{name}/table.md)', f'{x.name} against {base.name}',
+                    said, f'{x.name} against {base.name}',
                     f'**{x.verdict.word}**{old}', f'{base.reports} {tables.effect(k.c, x, base)}', f'{k.c["worth"]:g}',
                     f'{x.verdict.n or len(x.values)}',
                 ])  # fmt: skip
