@@ -210,11 +210,8 @@ def read_config(path: Path, above: tuple = ()) -> dict:
     try:
         source = read_text(path, LONGEST)
     except (OSError, UnicodeDecodeError) as e:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in (ROOT / 'config').rglob('*.py')], 1)
-        hint = f"; did you mean 'config/{near[0]}.py'?" if near else '; ls config/ shows what there is'
-        raise UserError(
-            f'cannot read config file {brief(str(path), 300)} ({getattr(e, "strerror", "not text")}){hint}'
-        ) from None
+        why = getattr(e, 'strerror', 'not text')
+        raise UserError(f'cannot read config file {brief(str(path), 300)} ({why}){config_hint(path)}') from None
     values |= {'include': include, '__file__': str(path)}
     try:
         exec(compile(source, str(path), 'exec'), values)
@@ -227,6 +224,17 @@ def read_config(path: Path, above: tuple = ()) -> dict:
         raise UserError(f'config file {path}, line {line}: {type(e).__name__}: {brief(str(e), 300)}') from None
     skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     return {k: v for k, v in values.items() if not str(k).startswith('_') and not isinstance(v, skip)}
+
+
+def config_hint(path: Path) -> str:
+    """What may have been meant by a path that is no config file."""
+    if path.is_dir():
+        return '; a folder is given by a key, such as --out_dir=FOLDER'
+    if path.suffix == '.pt':
+        return '; a checkpoint is given by a key, such as --checkpoint=FILE'
+    there = {p.stem: p.relative_to(ROOT) for p in sorted((ROOT / 'config').rglob('*.py'), reverse=True)}
+    near = difflib.get_close_matches(path.stem, there, 1, cutoff=0.5)
+    return f"; did you mean '{there[near[0]]}'?" if near else '; ls config/ shows what there is'
 
 
 def open_file(path: Path):
@@ -352,13 +360,15 @@ def hint(name: str, fields) -> str:
     """What may have been meant by an unknown key."""
     if name.removeprefix('no_') in fields and name.startswith('no_'):
         return f'; write --{name[3:]}=false'
+    if name == 'init_from' and 'checkpoint' in fields:  # nanoGPT's sample.py
+        return '; a run is given by --out_dir=FOLDER, a model by --checkpoint=FILE or --checkpoint=gpt2'
     near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else '; --help lists the keys'
 
 
 def reader_of(path: Path) -> str:
     """The script that a config file of this repository is for."""
-    return 'compare.py' if path.parent.name == 'compare' else 'train.py'
+    return 'compare.py' if path.parent.name in ('compare', 'track') else 'train.py'
 
 
 def groups(schema) -> dict[str, list]:

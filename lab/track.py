@@ -131,8 +131,8 @@ The runs of dense are there already; all entries are compared with them.
 
 ## Enter
 
-1. For a new layer write one file, `linear/own/<name>.py`, with one class; [CONTRIBUTING.md](../CONTRIBUTING.md) says what
-   it has. The name of the file is then a value of `linear`.
+1. For a new layer write one file, `linear/own/<name>.py` (make the folder), with one class;
+   [CONTRIBUTING.md](../CONTRIBUTING.md) says what it has. The name of the file is then a value of `linear`.
 2. Write `config/track/<name>.py`, with this text (the other track is `config/track/gpu.py`):
 
         include('small.py')

@@ -38,7 +38,9 @@ class Keys:
         'transfer: checkpoint of the small model, or the config that trains it first',
         group='init_from = transfer: growing a small model',
     )
-    transfer_method: str = key('', 'transfer: how it grows, such as clone or clone+stack; see growth.py')
+    transfer_method: str = key(
+        '', 'transfer: how it grows, such as clone or clone+stack; transfer.py grow --help lists them'
+    )
     transfer_noise: float = key(0.0, 'transfer: paired noise over the size of the weights, to tell copies apart', low=0)
     transfer_moments: str = key(
         'auto',
@@ -183,6 +185,9 @@ def data_vocabulary(cfg, ckpt: dict | None, path, rank=0, world=1) -> dict:
     remedy = 'prepare the data set as it was, or start a new run' if resume else (
         'take data in its tokens, or add --other_vocabulary=true where ids shall get other meanings'
     )  # fmt: skip
+    was = ckpt['config'].get('dataset') if ckpt else None
+    if loader.is_plain(was) and was != cfg.dataset:
+        remedy = f'use --dataset={was}, its own, or {remedy.split(", or ")[1]}'
     what = f'init_from = {path}' if cfg.init_from != 'transfer' else f'transfer_from = {path}'
     own = loader.recipe_tokenizer(cfg.dataset)
     kinds = {model.get('tokenizer'), own} - {'', None, 'huggingface'}
@@ -195,6 +200,10 @@ def data_vocabulary(cfg, ckpt: dict | None, path, rank=0, world=1) -> dict:
     if world > 1:
         dist.barrier()
     data, note = tokenizer.of_data(cfg.dataset), ''
+    if not loader.read_meta(cfg.dataset) and not rank:
+        print(
+            f"NOTE: {loader.data_dir(cfg.dataset)} has no meta.json: its ids are taken for those of GPT-2's vocabulary"
+        )
     if ckpt and not cfg.other_vocabulary:
         note = tokenizer.require_same(model, data, what, remedy, strict=resume)
     elif ckpt and tokenizer.compare(model, data) == 'other':

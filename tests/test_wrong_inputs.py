@@ -59,7 +59,10 @@ CASES = [
     ('train.py config/shakespear_char.py', "did you mean 'config/shakespeare_char.py'"),
     ('train.py /dev/zero', 'cannot read config file /dev/zero (not a file)'),
     ('train.py {tmp}/fifo', '(not a file)'),
-    ('train.py {tmp}', 'cannot read config file'),
+    ('train.py config/train_gpt2.py', "did you mean 'config/gpt2.py'"),  # nanoGPT's name
+    ('compare.py config/demo.py', "did you mean 'config/compare/demo.py'"),
+    ('sample.py {tmp}', '; a folder is given by a key, such as --out_dir=FOLDER'),
+    ('sample.py {ckpt}', '; a checkpoint is given by a key, such as --checkpoint=FILE'),
     ('train.py {tmp}/big.py', 'longer than 1,048,576 bytes'),
     ('train.py {tmp}/binary.py', 'not text'),
     ('train.py {tmp}/syntax.py', 'syntax.py, line 2: SyntaxError'),
@@ -70,6 +73,7 @@ CASES = [
     ('train.py {tmp}/digits.py', 'n_layer = a huge int in digits.py'),
     ('train.py {tmp}/values.py', 'n_embd = [] in values.py: must be of type int'),
     ('train.py config/compare/demo.py', 'is the config of another script, such as compare.py'),
+    ('train.py config/track/monarch.py', 'is the config of another script, such as compare.py'),
     # paths
     ('train.py ~nobodyatall/c.py', 'there is no such user'),
     (f'train.py {"x" * 300}.py', 'is too long'),
@@ -95,6 +99,7 @@ CASES = [
     ('sample.py --checkpoint={ckpt} --temperature=-1', 'must be at least 0'),
     ('sample.py --checkpoint={ckpt} --top_p=0', 'must be above 0'),
     ('sample.py --temprature=1', "did you mean 'temperature'"),
+    ('sample.py --init_from=gpt2', '--checkpoint=gpt2'),  # nanoGPT's key
     # transfer
     ('transfer.py colapse', "unknown command 'colapse'; use one of collapse"),
     ('transfer.py collapse', 'checkpoint: must be given'),

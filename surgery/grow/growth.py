@@ -37,6 +37,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -187,7 +188,9 @@ def grow(cfg: GrowConfig):
     best = ckpt['best_val_loss'] if how.exact else math.inf
     write(cfg, checkpoint.pack(large, ckpt['config'] | dataclasses.asdict(new), ckpt['iter_num'], best, **resume))
     if not fresh:
-        print('to go on from its iteration: train.py --init_from=resume with its folder as --out_dir')
+        print(
+            f'to go on from its iteration: python train.py CONFIG --init_from=resume --out_dir={Path(cfg.out).parent}'
+        )
 
 
 # -----------------------------------------------------------------------------

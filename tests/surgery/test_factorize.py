@@ -306,10 +306,10 @@ def test_a_budget_is_met_and_nearly_used(tmp_path, kind, capsys):
     assert facts['params_all'] <= 19_000 and (not fine or facts['params_all'] > 15_000)
     assert facts['params_all'] == new.num_params() + new.transformer.wpe.weight.numel()
     out = capsys.readouterr().out
-    rises = [float(line.split()[1]) for line in out.split('summed rise')[1].split('chosen')[0].splitlines()[1:]]
+    tried = out.split('summed rise')[1].split('chosen')[0].splitlines()[1:]
     chosen = out.split('chosen: ')[1].splitlines()[0]
-    best = [line for line in out.splitlines() if line.endswith(chosen) and 'chosen' not in line][0]
-    assert float(best.split()[1]) == min(rises)
+    best = next(line for line in tried if line.endswith(chosen))
+    assert float(best.split()[1]) == min(float(line.split()[1]) for line in tried)
 
 
 @pytest.mark.parametrize('look', [5, 48])

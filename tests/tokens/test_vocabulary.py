@@ -92,6 +92,23 @@ def test_resuming_on_other_characters_is_refused_and_nothing_is_replaced(run, tm
     run(data, '--init_from=resume', '--max_iters=2')
 
 
+def test_a_checkpoint_on_data_in_other_tokens_names_its_data_set(run, fails):
+    out = run('shakespeare_char')
+    fails(lambda: run('openwebtext', '--init_from=resume'), 'gpt2 tokens; use --dataset=shakespeare_char, its own')
+    start = f'--init_from={out}/ckpt.pt'
+    fails(lambda: run('openwebtext', start, out='new'), 'use --dataset=shakespeare_char', '--other_vocabulary=true')
+
+
+def test_ids_without_a_vocabulary_are_said_to_be_taken_for_those_of_gpt2(run, tmp_path, capsys):
+    data = characters(tmp_path / 'a')
+    run(data)
+    assert 'has no meta.json' not in capsys.readouterr().out
+    (data / 'meta.json').unlink()
+    out = run(data, out='new')
+    assert "a has no meta.json: its ids are taken for those of GPT-2's vocabulary" in capsys.readouterr().out
+    assert checkpoint.load(out / 'ckpt.pt')['model_args']['vocab_size'] == 50304
+
+
 def test_weights_on_other_characters_only_if_asked_for(run, tmp_path, fails, capsys):
     out, other = run(characters(tmp_path / 'a')), characters(tmp_path / 'b', GREEK)
     start = f'--init_from={out}/ckpt.pt'
