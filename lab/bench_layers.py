@@ -212,7 +212,7 @@ def time_pair(name, d, cfg, device) -> tuple:
 
 def head(r: dict) -> str:
     return (
-        f'{r["device"]}, {r["dtype"]}, {r["tokens"]:,} tokens, torch {r["torch"]}; matmul {r["matmul"] / 1e12:.0f} TFLOP/s,'
+        f'{r["device"]}, {r["dtype"]}, {r["tokens"]:,} tokens, torch {r["torch"]}; matmul {r["matmul"] / 1e12:.3g} TFLOP/s,'
         f' copy {r["copy"] / 1e12:.2f} TB/s\n'
         f'{"width":>6} {"member":13} {"share":>6} {"ms":>8} {"(range)":>15} {"speed":>6} {"roofline":>8} {"peak MiB":>15} path'
     )
