@@ -286,7 +286,8 @@ def results_md(known: dict, questions: list[Question]) -> str:
     parts += [section(i, q, known) + '\n' for i, q in enumerate(questions, 1)]
     named = {n for q in questions for n in q.comparisons}
     if others := {n: k for n, k in known.items() if n not in named}:
-        rest = Question('Others', comparisons={n: k.c['claim'] or k.c['note'] for n, k in others.items()})
+        claim = lambda c: c['claim'].replace('{arm}', 'an arm').replace('{baseline}', next(iter(c['arms'])))
+        rest = Question('Others', comparisons={n: claim(k.c) or k.c['note'] for n, k in others.items()})
         rows = [f'{n}/{x.name}' for n, k in others.items() for x, _ in k.judged]
         table = small_table(Question('Others', rows=rows), known)
         lines = '\n'.join(listed(n, k, rest.comparisons[n].rstrip('.')) for n, k in others.items())

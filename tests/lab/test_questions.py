@@ -137,7 +137,8 @@ def test_a_picture_stays_as_it_was_where_only_names_of_clips_are_others(tmp_path
 def test_a_comparison_without_a_question_is_among_the_others(results):
     report.write_all(results)
     text = (results.parent / 'RESULTS.md').read_text()
-    assert '## Others' in text and 'worse against base' in text and '[one](results/one/table.md)' in text
+    assert '## Others' in text and 'worse against base' in text
+    assert '[one](results/one/table.md): an arm beats base. Verdicts' in text
 
 
 @pytest.mark.parametrize(
