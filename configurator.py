@@ -233,7 +233,7 @@ def config_hint(path: Path) -> str:
     if path.suffix == '.pt':
         return '; a checkpoint is given by a key, such as --checkpoint=FILE'
     there = {p.stem: p.relative_to(ROOT) for p in sorted((ROOT / 'config').rglob('*.py'), reverse=True)}
-    near = difflib.get_close_matches(path.stem, there, 1, cutoff=0.5)
+    near = difflib.get_close_matches(path.stem, there, 1, cutoff=0.55)
     return f"; did you mean '{there[near[0]]}'?" if near else '; ls config/ shows what there is'
 
 

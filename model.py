@@ -136,10 +136,9 @@ NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size
 
 def model_args(config) -> dict:
     """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
-    whatever it can express. Of the keys of linear layers, those that its own layers read."""
+    whatever it can express. Keys that mean nothing beside the others are left out."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
-    foreign = set(linear.all_keys()) - set(linear.keys_of(config.linear))
-    drop = {*NANOGPT_KEYS, *COMPUTING, *foreign}
+    drop = {*NANOGPT_KEYS, *COMPUTING, *config.idle()}
     changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(config, f.name)) != f.default}
     return args | {k: v for k, v in changed.items() if k not in drop}
 

@@ -102,8 +102,9 @@ def prune_model(model) -> GPT:
         del sd[f'{name}.gate']
         hidden.append(int(keep.sum()))
     widths = tuple(h / model.config.n_embd for h in hidden)
+    factor = widths if len(set(widths)) > 1 else widths[0]
     config = dataclasses.replace(
-        model.config, mlp_gate=False, mlp_expansion_factor=widths, multiple_of=1, swiglu_match=False
+        model.config, mlp_gate=False, mlp_expansion_factor=factor, multiple_of=1, swiglu_match=False
     )
     pruned = GPT(config)
     factors.load_state(pruned, sd)

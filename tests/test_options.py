@@ -278,6 +278,12 @@ def test_pruning_closed_gates_is_exact(names):
     assert torch.equal(back(tokens())[0], pruned(tokens())[0])
 
 
+def test_nanogpt_reads_a_model_whose_gates_all_stayed_open():
+    model = build('gate', gate_budget=0.5).eval()
+    pruned = collapse.prune_model(model)
+    assert set(model_args(pruned.config)) == set(NANOGPT_KEYS)
+
+
 def test_a_layer_whose_gates_are_all_closed_keeps_one_unit():
     model = build('gate').eval()
     model.transformer.h[0].mlp.gate.data.fill_(-1)
