@@ -30,7 +30,6 @@ def pretrained(name, auto: str):
     transformers itself would fill what is missing with random numbers and drop what is left over."""
     hf, folder = transformers(), Path(name)
     cls = getattr(hf, auto)
-    hf.utils.logging.disable_progress_bar()
     try:
         if folder.is_dir():
             check_folder(hf, cls, folder)

@@ -45,6 +45,7 @@ def transformers():
     except ImportError:
         raise UserError('Hugging Face models need the package transformers: pip install transformers') from None
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     return transformers
 
 
@@ -178,7 +179,10 @@ def build(record: dict, where='', folders=()) -> Tokenizer:
 
         def encode(text):
             if unknown := sorted(set(text) - set(itos)):
-                raise UserError(f'this model does not know the characters {unknown}; it knows {"".join(itos)!r}')
+                more = f' and {len(unknown) - 20} more' if len(unknown) > 20 else ''
+                raise UserError(
+                    f'this model does not know the characters {unknown[:20]}{more}; it knows {brief("".join(itos))!r}'
+                )
             return [stoi[ch] for ch in text]
 
         decode = lambda ids: ''.join(itos[i] for i in ids).encode(errors='replace')

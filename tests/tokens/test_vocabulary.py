@@ -276,6 +276,13 @@ def test_an_exported_character_model_refuses_what_it_cannot_write(tmp_path, run,
         evaluate.check_characters(lm, 'lambada', 'An odd Question?')
 
 
+def test_many_unknown_characters_are_counted():
+    tok = tokenizer.build(dict(tokenizer='char', vocab_size=len(LETTERS), itos=LETTERS))
+    with pytest.raises(UserError, match=' and 108 more; it knows ') as e:
+        tok.encode(''.join(map(chr, range(0x4E00, 0x4E80))))
+    assert len(str(e.value)) < 300
+
+
 def test_the_share_of_unknown_tokens_is_reported_and_a_text_of_them_is_refused(capsys):
     lm = evaluate.LM(None, 9, 8, list, None, 9, [], unknown=lambda text, ids: text.count('?'))
     assert evaluate.check_characters(lm, 'val', 'a' * 999 + '?') == dict(unknown_share=1 / 1000)
