@@ -140,7 +140,7 @@ CASES = [
     ('compare.py config/compare/demo.py --name=a/b', 'must be the name of a folder'),
     ('compare.py config/compare/demo.py --cluster=slrum', "did you mean 'slurm'"),
     ('compare.py config/compare/demo.py --seeds=0', 'seeds = 0'),
-    ('compare.py --show=nowhere', 'nowhere'),
+    ('compare.py --show=nowhere', 'nowhere/comparison.json is missing; name the folder that holds it'),
     ('compare.py --report --results={tmp}', 'RESULTS.md stays as it is'),
     # bench
     ('bench.py --steps=0', 'steps = 0'),
