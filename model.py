@@ -1,7 +1,7 @@
 """
-A GPT-2 language model whose linear layers are made by linear.py, the rest as plain as in nanoGPT: same names, same
-function from the same weights. Differences: the compiled training graph returns only the loss (the logits, gigabytes
-at GPT-2's vocabulary, never leave it), attention can use a key-value cache, FLOPs are counted from the structure.
+A GPT-2 language model whose linear layers come from linear/; the rest is as plain as in nanoGPT, with the same names, and
+computes the same from the same weights. Differences: with targets forward returns only the loss (the logits, gigabytes at
+GPT-2's vocabulary, never leave the compiled graph), attention can use a key-value cache, FLOPs are counted from the layers.
 
 References: Radford et al. 2019 (GPT-2); github.com/openai/gpt-2; github.com/karpathy/nanoGPT
 """
@@ -24,9 +24,7 @@ MOST = 1e12  # parameters of a model that is built; more than any machine holds
 
 
 @dataclass
-class GPTConfig(
-    linear.Keys
-):  # how linear layers are parameterized: keys of linear/__init__.py and of its layers' files
+class GPTConfig(linear.Keys):  # which brings the keys of linear/__init__.py and of every layer
     block_size: int = key(1024, 'context length in tokens', low=1, high=2**31, group='size of the model')
     vocab_size: int = key(50304, 'vocabulary; GPT-2 has 50257, padded to a multiple of 64 for speed', low=1, high=2**31)
     n_layer: int = key(12, 'transformer blocks', low=1, high=10_000)
@@ -82,18 +80,14 @@ class GPTConfig(
     def idle(self) -> dict:
         """Keys that are set but mean nothing beside the others."""
         read = linear.keys_of(self.linear)
-        off = {k for k in linear.all_keys() if k not in read}
+        off = set(linear.all_keys()) - set(read)
         if self.mlp != 'moe':
             off |= {f.name for f in dataclasses.fields(moe.Experts)} - set(read)
         if not self.mlp_gate:
             off |= {'gate_budget', 'gate_penalty'}
         if self.mlp != 'swiglu':
             off.add('swiglu_match')
-        return {
-            f.name: v
-            for f in dataclasses.fields(GPTConfig)
-            if (v := getattr(self, f.name)) != f.default and f.name in off
-        }
+        return {k: v for k, v in changed(self).items() if k in off}
 
     def problems(self) -> list[str]:
         found, factors = [], self.mlp_expansion_factor
@@ -130,6 +124,11 @@ class GPTConfig(
         return found or linear.problems(self)  # which looks at the layers that all these keys make
 
 
+def changed(config) -> dict:
+    """The keys of GPTConfig that are not at their default; those that train.py adds to a config are left out."""
+    return {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(config, f.name)) != f.default}
+
+
 COMPUTING = ('linear_path', 'fuse_mlp')  # keys that say how to compute, no property of the weights
 NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size', 'dropout')
 
@@ -139,8 +138,7 @@ def model_args(config) -> dict:
     whatever it can express. Keys that mean nothing beside the others are left out."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
     drop = {*NANOGPT_KEYS, *COMPUTING, *config.idle()}
-    changed = {f.name: v for f in dataclasses.fields(GPTConfig) if (v := getattr(config, f.name)) != f.default}
-    return args | {k: v for k, v in changed.items() if k not in drop}
+    return args | {k: v for k, v in changed(config).items() if k not in drop}
 
 
 class Norm(nn.Module):
@@ -171,7 +169,7 @@ class Norm(nn.Module):
 
 
 def joined(x, m):
-    """The stream of the residuals and what has yet to be added to it; m may be none."""
+    """The residual stream x (B, T, C) with what a block adds to it, m; None adds nothing."""
     return x if m is None else x + m
 
 
@@ -275,7 +273,8 @@ class Block(nn.Module):
         self.attn_scale = config.attn_scale or 1 / math.sqrt(2 * config.n_layer)
 
     def forward(self, x, m=None, rope=None, mask=None, cache=None, pos=None):
-        """x (B, T, C) and what the block before adds to it, m -> the same of this block: its sum is made by the next norm."""
+        """The residual stream x (B, T, C), and m (B, T, C), what the block before adds to it (None: nothing) -> the two of this
+        block. Whoever takes them adds them up: a norm does that in the pass that it makes anyway."""
         x, y = self.ln_1.after(x, m)
         a = self.attn(y, rope, mask, cache, pos)
         if self.post_1 is not None:
@@ -314,8 +313,8 @@ class GPT(nn.Module):
                 nn.init.normal_(parts[name].weight, mean=0.0, std=0.02)
 
     def embed(self, idx, pos=None):
-        """idx (B, T) at positions pos (T,), none: 0 ... -> what the first block takes: x (B, T, C), RoPE's table, the mask
-        (T, T), none where attention is plainly causal."""
+        """idx (B, T) token ids at positions pos (T,), None: 0 to T - 1 -> what the first block takes: x (B, T, C), the cos and
+        sin of RoPE or None, and the mask (T, T), None where attention is just causal."""
         T, c, rope, mask = idx.size(1), self.config, None, None
         if c.position == 'rope':
             rope = tuple(t[:T] if pos is None else t[pos] for t in (self.rope_cos, self.rope_sin))
@@ -331,13 +330,14 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None, caches=None, pos=None, last_only=True, soft=None):
         """idx (B, T) token ids -> (logits, loss).
-        With targets (B, T), -1 where there is none: (None, mean cross-entropy in nats). Without: logits of the last
-        position (B, 1, V), or of all (B, T, V) with last_only=False. caches: of self.caches(), filled at positions pos (T,):
-        those of a prompt, or the next one.
+        With targets (B, T), -1 where there is none: (None, mean cross-entropy in nats). Without: (logits, None) of the last
+        position (B, 1, V), or of all (B, T, V) with last_only=False.
+        caches: of self.caches(). The positions pos (T,), those of a prompt or the next one alone, are written into them.
         soft: (logits (B, T, V) of another model, w): the loss is 1 - w parts cross-entropy and w parts the divergence
         KL(other, this) (Hinton et al. 2015, arXiv 1503.02531, at temperature 1)."""
         c = self.config
-        (x, rope, mask), m = self.embed(idx, pos), None
+        x, rope, mask = self.embed(idx, pos)
+        m = None
         for i, block in enumerate(self.transformer.h):
             x, m = block(x, m, rope, mask, caches[i] if caches else None, pos)
         x = self.transformer.ln_f(joined(x, m))
@@ -350,12 +350,13 @@ class GPT(nn.Module):
         return self.lm_head(x[:, -1:] if last_only else x), None
 
     def loss(self, x, targets, soft=None):
-        """What is minimised, a scalar: x (B, T, C) is what the head takes; targets and soft as in forward."""
+        """What is minimised, a scalar: cross-entropy, and what gates and routers add to it. x (B, T, C): the input of the head;
+        targets and soft as in forward."""
         c = self.config
         if soft is None and head.fits(self.lm_head, x):
             loss = head.cross_entropy(x, self.lm_head.weight, targets)
         else:
-            logits = self.head(x)
+            logits = self.logits(x)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         if soft is not None:
             other, w = soft
@@ -371,13 +372,13 @@ class GPT(nn.Module):
                 m.router_loss = None
         return loss
 
-    def head(self, x):
+    def logits(self, x):
         """Logits (..., V) of x (..., C). On a GPU a vocabulary such as 50257 is padded to a multiple of 64 for the product:
         tensor cores want aligned rows."""
         if not isinstance(self.lm_head, nn.Linear):
             return self.lm_head(x)
-        odd = -self.config.vocab_size % 64 if x.is_cuda else 0
-        return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, odd)))[..., : self.config.vocab_size]
+        pad = -self.config.vocab_size % 64 if x.is_cuda else 0
+        return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, pad)))[..., : self.config.vocab_size]
 
     def num_params(self, beside=None) -> int:
         """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count).

@@ -38,7 +38,6 @@ import optimizers
 import parallel
 from configurator import Diverged, key, load, overrides, root_path, run
 from linear import factors
-from logger import Log, ending, facts, kept, take_folder, windows
 from model import GPTConfig
 from surgery import distill, guide, rotate, shares, start
 from tokens import loader, losses
@@ -109,9 +108,11 @@ class TrainConfig(
         return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
     def problems(self, sized=None):
-        """sized: whether the model's sizes are known already; those of a checkpoint are not before it is read."""
-        sized, world = self.init_from in ('scratch', 'transfer') if sized is None else sized, hardware.rank_world()[1]
+        """sized: whether the model's sizes are known; None: as init_from says, since those of a checkpoint are in its file."""
+        if sized is None:
+            sized = self.init_from in ('scratch', 'transfer')
         found = (super().problems() or rotate.problems(self)) if sized else []  # the latter looks at the layers
+        world = hardware.rank_world()[1]
         if self.gradient_accumulation_steps % world:
             found.append(
                 f'gradient_accumulation_steps = {self.gradient_accumulation_steps}: must be divisible by the number of'
@@ -119,7 +120,7 @@ class TrainConfig(
             )
         if not self.out_dir:
             found.append('out_dir: must name a folder, such as out/x')
-        return found + start.problems(self) + distill.problems(self) + optim.problems(self) + parallel.problems(self)
+        return found + [line for part in (start, distill, optim, parallel) for line in part.problems(self)]
 
 
 def hooks(cfg, device, compile=False, quiet=False) -> list:
@@ -142,18 +143,19 @@ class Trainer:
         self.rank, self.world = hardware.rank_world()
         self.out_dir = root_path(cfg.out_dir)
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
-        self.iter, self.best_val_loss, self.best_iter = 0, math.inf, 0
-        self.lowest_a, self.lowest_a_iter = math.inf, 0  # of the half that may end a run; figures are of the other
-        self.seconds, self.tokens = 0.0, 0  # spent training, without evaluations; consumed
-        self.out_of_patience, self.best_is_now, self.interrupted = False, False, False
+        self.iter = 0  # optimizer steps done
+        self.seconds, self.tokens = 0.0, 0  # of training, without evaluations
+        self.loss_sum, self.loss_count = torch.zeros((), device=device), 0  # since the last line of the log
+        self.best_val_loss, self.best_iter, self.best_is_now = math.inf, 0, False
+        self.lowest_a, self.lowest_a_iter = math.inf, 0  # of val_a, which may end a run; figures are of val_b
         self.saved = None  # iteration of the last checkpoint
         self.skipped = 0  # updates left out in a row, up to now
+        self.out_of_patience, self.interrupted = False, False
         self.progress = lambda split, batch, of: None  # called at every batch of an evaluation
-        self.loss_sum, self.loss_count = torch.zeros((), device=device), 0
         self.autocast = hardware.autocast(device, self.dtype)
         torch.set_float32_matmul_precision('high')  # TF32: for the products of factors too; bf16 follows anyway
 
-        # data, and the model to start from: their tokens mean the same
+        # the checkpoint to start from, and the data: their tokens must mean the same
         path, ckpt = start.read(cfg)
         self.saved_as = Path(path).name if cfg.init_from == 'resume' else 'ckpt.pt'
         self.vocabulary = start.data_vocabulary(cfg, ckpt, path, self.rank, self.world)
@@ -163,7 +165,7 @@ class Trainer:
         data = (cfg.block_size, cfg.batch_size, cfg.vocab_size, device, cfg.data_order, cfg.seed_data)
         self.data = {split: loader.Loader(cfg.dataset, split, *data) for split in ('train', 'val')}
 
-        # model; position: windows of the training data consumed
+        # model; position: windows of the training data consumed so far
         self.model, moments, self.position, self.history = start.build(cfg, ckpt, self.data['train'], self.rank > 0)
         self.model.to(device)
         if self.world > 1:  # every process computes the factors' gradients itself, from the same W.grad
@@ -176,12 +178,11 @@ class Trainer:
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
         # optimizer; the scaler does nothing unless dtype is float16
-        tokens = cfg.batch_size * cfg.block_size
         no = 'activation_checkpointing was not tried inside one' if cfg.activation_checkpointing else ''
-        self.graphs, self.about_graphs = hardware.graphs(cfg.cuda_graph, self.model, tokens, device, self.dtype, no)
+        micro, step = cfg.batch_size * cfg.block_size, cfg.tokens_per_iter / self.world  # tokens of this process
+        self.graphs, self.about_graphs = hardware.graphs(cfg.cuda_graph, self.model, micro, device, self.dtype, no)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        tokens = cfg.tokens_per_iter / self.world
-        self.optimizer = optim.Optimizer(self.model, cfg, tokens, self.graphs, self.compile, self.dtype)
+        self.optimizer = optim.Optimizer(self.model, cfg, step, self.graphs, self.compile, self.dtype)
         self.hooks = hooks(cfg, device, self.compile, quiet=self.rank > 0)
         self.wrap()
         if cfg.init_from == 'resume':
@@ -190,12 +191,12 @@ class Trainer:
             self.optimizer.load_state_dict(moments)
 
     def wrap(self):
-        """Compiled forward, DDP, CUDA graph: what looks at the model's modules, and is made anew where they change."""
+        """Compile, DDP, CUDA graph: all that holds on to the model's modules, so it is made anew where they change."""
         self.forward, self.eval_forward = parallel.wrap(self.model, self.device, self.compile)
         self.micro_step = hardware.Replay(self.forward_backward) if self.graphs else self.forward_backward
 
     def forward_backward(self, x, y):
-        """Add the gradients of one micro-batch; returns its loss."""
+        """Add the gradients of one micro-batch x, y (B, T); returns its loss, a scalar on the device."""
         with self.autocast:
             soft = next((h.soft(x) for h in self.hooks if h.soft), None)
             _, loss = self.forward(x, y, soft=soft)
@@ -243,9 +244,9 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, split: str) -> dict:
         """{train_loss} or {val_loss, val_a, val_b} in nats per token: see tokens/losses.py."""
-        windows, seen = self.cfg.eval_iters * self.cfg.batch_size, 0
-        whole = max(1, (len(self.data['val'].tokens) - 1) // self.cfg.block_size)  # windows of val; train gets as many
-        of = math.ceil(min(windows or whole, whole) / self.cfg.batch_size / self.world)
+        most, seen = self.cfg.eval_iters * self.cfg.batch_size, 0  # windows; 0: all
+        whole = max(1, (len(self.data['val'].tokens) - 1) // self.cfg.block_size)  # those of val; train gets as many
+        of = math.ceil(min(most or whole, whole) / self.cfg.batch_size / self.world)
 
         def loss_of(x, y):
             nonlocal seen
@@ -254,12 +255,13 @@ class Trainer:
                 return self.eval_forward(x, y)[1]
 
         self.model.eval()
-        found = losses.evaluate(loss_of, self.data, split, windows, self.rank, self.world)
+        found = losses.evaluate(loss_of, self.data, split, most, self.rank, self.world)
         self.model.train()
         return found
 
     def save(self, improved: bool):
-        """ckpt.pt, best.pt if val loss improved, and the last keep_last; in shares where that is asked for, until the last."""
+        """Write ckpt.pt, best.pt if val loss improved, and a copy for keep_last. With sharded_checkpoints every process writes
+        its share instead, except at the end of the run. Every process calls this."""
         if not self.cfg.save_checkpoint or self.cfg.eval_only:
             return
         rng, (loss_sum, loss_count) = hardware.random_states(self.device), self.train_loss()
@@ -290,14 +292,14 @@ class Trainer:
         shares.clear(self.out_dir, keep={self.best_iter} - {self.iter})
 
     def restore(self, ckpt: dict):
-        """Go on as if there had been no interruption, with the same number of processes: to the bit on a CPU, and on
-        one GPU with deterministic = True."""
+        """Go on as if the run had never stopped: with as many processes as before to the bit on a CPU, and on one GPU with
+        deterministic = True."""
         self.optimizer.load_state_dict(ckpt['optimizer'])
         if self.scaler.is_enabled() and ckpt['scaler']:
             self.scaler.load_state_dict(ckpt['scaler'])
         self.iter, self.position, self.best_val_loss = ckpt['iter_num'], ckpt['position'], ckpt['best_val_loss']
         self.seconds = ckpt.get('seconds', 0.0)
-        self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older ones do not say
+        self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older checkpoints do not say
         self.lowest_a = ckpt.get('lowest_a', self.best_val_loss)
         self.lowest_a_iter = ckpt.get('lowest_a_iter', self.best_iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
@@ -309,6 +311,7 @@ class Trainer:
 
 
 def train(cfg, again='go on with --init_from=resume'):
+    """A whole run, the training of its small model included. again: what an interrupted one is told to do."""
     if cfg.init_from == 'transfer' and cfg.transfer_from.endswith('.py'):
         cfg, small = start.source(cfg, load(TrainConfig, [cfg.transfer_from]))
         if small:
@@ -318,8 +321,8 @@ def train(cfg, again='go on with --init_from=resume'):
     mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
     with mine, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
         t = Trainer(start.again(cfg, device), device)
-        about, lines = facts(t), [] if rank or cfg.eval_only else [take_folder(t)]
-        log = Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
+        about, lines = logger.facts(t), [] if rank or cfg.eval_only else [logger.take_folder(t)]
+        log = logger.Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
         lines += [
             t.about_graphs,
             *optim.notes(t.cfg, t.iter),
@@ -328,15 +331,15 @@ def train(cfg, again='go on with --init_from=resume'):
         ]
         lines += [line for hook in t.hooks for line in hook.describe(t.model, t.optimizer)]
         log.head(t.cfg, about, lines)
-        with log.closing(lambda: ending(t)):
+        with log.closing(lambda: logger.ending(t)):
             stopped = loop(t, log)
-            log.say(kept(t, stopped, again))
+            log.say(logger.kept(t, stopped, again))
     if stopped:
         sys.exit(130)
 
 
-def loop(t: Trainer, log: Log) -> bool:
-    """Train to max_iters, or out of patience; True if a signal stopped it before (its checkpoint is saved)."""
+def loop(t: Trainer, log: logger.Log) -> bool:
+    """Train until max_iters or out of patience; True if a signal ended it before, with its checkpoint saved."""
     cfg, interrupt = t.cfg, hardware.Interrupt(quiet=t.rank > 0)  # finish the step, save, leave
     peak = hardware.peak_flops(t.device, t.dtype)
     flops = cfg.tokens_per_iter * t.flops_per_token / t.world + t.optimizer.factors.flops_per_update()  # of this device
@@ -371,7 +374,8 @@ def loop(t: Trainer, log: Log) -> bool:
 
         t.step()
         if cfg.on_nan == 'skip' and t.skipped:
-            log.say(f'NOTE: the gradient of iteration {t.iter - 1} is not finite, no update: it saw {windows(t, 1)}')
+            seen = logger.windows(t, 1)
+            log.say(f'NOTE: the gradient of iteration {t.iter - 1} is not finite, no update: it saw {seen}')
             if t.skipped == SKIPS:
                 check_finite(math.nan, t, t.iter - since)
 
@@ -400,9 +404,9 @@ def loop(t: Trainer, log: Log) -> bool:
             t0, since = now, t.iter  # writing a line is part of the next interval
 
 
-def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool:
-    """Take in an evaluation: log it, keep the best, write checkpoints. save: of this iteration none was written before.
-    Whether the run is at its end."""
+def evaluated(t: Trainer, log: logger.Log, found: dict, done: bool, save: bool) -> bool:
+    """Log an evaluation, and write the checkpoints that it asks for. Returns whether the run is at its end: done, or out of
+    patience. save: whether this iteration has no checkpoint yet."""
     cfg = t.cfg
     log.metrics(kind='eval', iter=t.iter, **found, tokens=t.tokens, seconds=t.seconds)
     log.say(f'step {t.iter}: train loss {found["train_loss"]:.4f}, val loss {found["val_loss"]:.4f}')
@@ -421,12 +425,12 @@ def evaluated(t: Trainer, log: Log, found: dict, done: bool, save: bool) -> bool
     return done
 
 
-def check_finite(loss: float, t, steps: int = 0):
-    """Raises Diverged if it is not. steps: how many it is the mean of; 0 for an evaluation."""
+def check_finite(loss: float, t: Trainer, steps: int = 0):
+    """Raises Diverged if the loss is NaN or infinite. steps: how many it is the mean of; 0: it is that of an evaluation."""
     if not math.isfinite(loss):
-        kept = t.out_dir / 'ckpt.pt'
-        kept = f'the last good checkpoint is {kept}' if kept.exists() else 'no checkpoint was written yet'
-        seen = f'; it saw {windows(t, steps)}' if steps else ''
+        path = t.out_dir / 'ckpt.pt'
+        kept = f'the last good checkpoint is {path}' if path.exists() else 'no checkpoint was written yet'
+        seen = f'; it saw {logger.windows(t, steps)}' if steps else ''
         rates = 'learning_rate or grad_clip' if t.cfg.optimizer == 'adamw' else 'matrix_lr or learning_rate'
         raise Diverged(f'the loss is {loss} at iteration {t.iter}: lower {rates}; {kept}{seen}')
 

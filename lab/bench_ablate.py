@@ -140,7 +140,7 @@ SWITCHES = {
     ),
     'padded vocabulary': Switch(
         lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64 and not serves(t, head),
-        off=lambda t: mock.patch.object(GPT, 'head', unpadded),
+        off=lambda t: mock.patch.object(GPT, 'logits', unpadded),
     ),
     'attention kernel': Switch(lambda t: attention(t) not in ('math', 'unknown'), off=without_backend),
     '16 bits': Switch(lambda t: t.dtype != torch.float32, lambda t: ['--dtype=float32']),

@@ -50,7 +50,7 @@ def test_each_row_is_the_step_without_one_optimisation(tmp_path, monkeypatch, ca
 def test_what_is_patched_is_off_inside_and_as_before_afterwards(monkeypatch):
     monkeypatch.setattr(mixture, 'ON', True)
     t = SimpleNamespace(device=torch.device('cuda'))
-    before = torch.optim.AdamW, optim.Optimizer.capture, GPT.head
+    before = torch.optim.AdamW, optim.Optimizer.capture, GPT.logits
     p = torch.nn.Parameter(torch.zeros(2))
     with SWITCHES['fused AdamW'].off(t):
         assert not torch.optim.AdamW([p], fused=True).defaults['fused']
@@ -58,10 +58,10 @@ def test_what_is_patched_is_off_inside_and_as_before_afterwards(monkeypatch):
         assert optim.Optimizer.capture(None) is None
     with SWITCHES['padded vocabulary'].off(t):
         model = SimpleNamespace(lm_head=torch.nn.Linear(2, 3, bias=False))
-        assert GPT.head(model, torch.ones(1, 2)).shape == (1, 3)
+        assert GPT.logits(model, torch.ones(1, 2)).shape == (1, 3)
     with SWITCHES['unsorted rows'].off(t):
         assert not mixture.ON
-    assert before == (torch.optim.AdamW, optim.Optimizer.capture, GPT.head) and mixture.ON
+    assert before == (torch.optim.AdamW, optim.Optimizer.capture, GPT.logits) and mixture.ON
 
 
 def test_what_the_model_does_not_take_has_no_row(monkeypatch):
