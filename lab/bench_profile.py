@@ -133,9 +133,7 @@ def floor(t: Trainer, matmul: float, copy: float) -> dict:
                 getattr(m, 'd_in', n), getattr(m, 'd_out', n))  # fmt: skip
             inner = m.moves() if hasattr(m, 'moves') else 0
             found['matmul'] += product(m.macs(), d_in + d_out + inner, sum(p.numel() for p in m.parameters()))
-        if isinstance(
-            m, Norm
-        ):  # with the residual add: x and a branch in, x and the norm out; back the same, and x again
+        if isinstance(m, Norm):  # residual add included: x and a branch in, x and the norm out; back the same, and x
             found['norms'] += T * n * ((4 + e + 4 + e) + (4 + e + 4 + 4 + e)) / copy
     if c.tie_head:
         found['matmul'] += product(n * V, n + V, n * V)

@@ -20,9 +20,8 @@ def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
     for p in plans:
         if p.known:
             fixed = [a for a in p.argv if not a.startswith(('--init_from=transfer', '--transfer_')) or not p.refers_to]
-            length = (
-                ('--max_iters=', '--lr_decay_iters=') if cfg.horizons else ()
-            )  # a step takes as long in all of them
+            # a step takes as long at every horizon
+            length = ('--max_iters=', '--lr_decay_iters=') if cfg.horizons else ()
             cells.setdefault(' '.join(a for a in fixed if not a.startswith(length)), []).append(p.name)
     rows = records.read_lines(folder / 'bench.jsonl')
     if [r.get('arm') for r in rows] != list(cells):

@@ -74,17 +74,16 @@ class Layer(nn.Module):
         inheriting the class that declares it."""
 
     is_matrix = True  # False: no single W computes what the layer does (a mixture of experts)
-    closed_form = (
-        True  # from_dense is the nearest there is, or has a proven bound; False: it iterates and stops near one
-    )
-    starts = ()  # names of further methods (W) or (W, C) that set the factors, C = E[x x^T] of what the layer takes: each is
-    # a choice of `transfer.py factorize --init`
+    # True: from_dense gives the nearest W there is, or one within a proven bound; False: it iterates and stops near one
+    closed_form = True
+    # names of further methods (W) or (W, C) that set the factors, C = E[x x^T] of the layer's inputs x: each is a choice of
+    # `transfer.py factorize --init`
+    starts = ()
     # how a budget (factorize --params) finds sizes: every entry of variants() is tried, with the knob as large as fits
     sizes = ()  # names of the keys that choose the number of parameters
     knob = ''  # the key that makes the layer larger, in multiples of step(); empty: variants() are all there is
-    is_sum = (
-        False  # True: W is a sum over the batch of its matrices (Kronecker terms), else they are blocks of a factor
-    )
+    # of a factor that is a batch of matrices. True: W is a sum over the batch (Kronecker terms); False: they are its blocks
+    is_sum = False
     parts = ()
     rate = 1.0
 

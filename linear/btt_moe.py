@@ -74,9 +74,6 @@ class BttMoE(Structured):
         g, _, a, f = self.factors[0].shape
         return self.k * (2 * self.d_in + 4 * g * f + 2 * self.d_out)
 
-    def rank(self):
-        return min(self.d_in, self.d_out)
-
     def describe(self):
         g, E, a, f = self.factors[0].shape
         return f'{self.k} of {E} experts ({a}, 1, {g} | 1, {self.factors[1].size(3)}, {f} | 1)'

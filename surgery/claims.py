@@ -21,12 +21,7 @@ MOST = 2**48  # iterations or windows; more than anyone trains, and exact in a f
 ROPE = 2**20  # longest context whose table of angles is built; no tensor in the file speaks for it
 WIDEST = 1000  # hidden units over n_embd
 
-FLOATS = (
-    torch.float64,
-    torch.float32,
-    torch.bfloat16,
-    torch.float16,
-)  # of weights: torch computes little in shorter ones
+FLOATS = torch.float64, torch.float32, torch.bfloat16, torch.float16  # in shorter ones torch computes little
 WHOLE = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
 
 # values that are no key of GPTConfig: type, and the largest that makes sense; none is negative

@@ -60,9 +60,8 @@ SHORTLIST = 4  # shapes whose loss is measured, for each number of blocks left d
 # keys: those that shape linear layers, and what to do with them
 
 SHAPE = [k for k in linear.all_keys() if k != 'linear_path']
-STARTS = {'nearest': 'from_dense'} | {
-    s: s for L in linear.LAYERS.values() for s in L.starts
-}  # {init: method of a layer}
+# {init: method of a layer}
+STARTS = {'nearest': 'from_dense'} | {s: s for L in linear.LAYERS.values() for s in L.starts}
 
 
 @dataclass
@@ -260,19 +259,16 @@ def replace_all(model, config, cfg: FactorizeConfig, tokens, calibration, device
             n = sum(p.numel() for k, p in new.named_parameters() if k != 'bias')
             rows.append(dict(site=site, params=n, share=n / W.numel(), error=error, energy=energy, alone=alone))
             layers[site] = new.to(device)
-            say(rows[-1])
+            print(table_row(**rows[-1]), flush=True)
     return layers, rows, base
 
 
-def say(row: dict | None):
-    if row is None:
-        print(f'{"matrix":18} {"parameters":>11} {"of dense":>8} {"error":>7} {"energy":>7} {"loss alone":>10}')
-    else:
-        print(
-            f'{row["site"]:18} {row["params"]:11,} {row["share"]:8.1%} {row["error"]:7.4f} {row["energy"]:7.4f}'
-            f' {row["alone"]:+10.4f}',
-            flush=True,
-        )
+HEAD = f'{"matrix":18} {"parameters":>11} {"of dense":>8} {"error":>7} {"energy":>7} {"loss alone":>10}'
+
+
+def table_row(site: str, params: int, share: float, error: float, energy: float, alone: float) -> str:
+    """A row of the table under HEAD."""
+    return f'{site:18} {params:11,} {share:8.1%} {error:7.4f} {energy:7.4f} {alone:+10.4f}'
 
 
 # -----------------------------------------------------------------------------
@@ -280,7 +276,7 @@ def say(row: dict | None):
 
 
 def count(config, dense: int) -> int:
-    """Parameters of a model that has `dense` of them as a plain one. UserError if a shape does not exist."""
+    """Parameters of a model of this config, of which the plain one has `dense`. UserError if a shape does not exist."""
     n = dense
     for (d_in, d_out), times in Counter(linear.chosen(config).values()).items():
         with torch.device('meta'):
@@ -290,7 +286,8 @@ def count(config, dense: int) -> int:
 
 
 def shapes(config, budget: int, dense: int) -> list[tuple[int, dict]]:
-    """(parameters, keys) of the shapes that fit the budget and take nearly all of it, the largest first."""
+    """[(parameters, keys)] of the shapes within the budget, the largest first: of every variant the largest knob that fits, if
+    it is within 1% of `dense`, the parameters of the plain model, from the largest of all."""
 
     def size(**keys):
         try:
@@ -311,8 +308,8 @@ def shapes(config, budget: int, dense: int) -> list[tuple[int, dict]]:
             fits = size(**keys, **{layer.knob: middle * step}) <= budget
             low, high = (middle, high) if fits else (low, middle)
         options += [keys | {layer.knob: low * step}] if low else []
-    found = sorted(((size(**o), o) for o in options), key=lambda f: -f[0] if f[0] < math.inf else 0)
-    found = [f for f in found if f[0] <= budget]
+    found = [(n, o) for o in options if (n := size(**o)) <= budget]
+    found.sort(key=lambda f: -f[0])
     return [f for f in found if f[0] >= found[0][0] - 0.01 * dense]
 
 
@@ -351,9 +348,8 @@ def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
     init = cfg.init if own else 'nearest'  # what can be tried without looking at inputs
     print(f'{"parameters":>11} {"summed rise":>11}  shape')
     while True:
-        keep = ','.join(
-            [k for k in [cfg.keep_dense] if k] + ['lm_head' if i == first.n_layer else f'h.{i}.*' for i in kept]
-        )
+        blocks = ['lm_head' if i == first.n_layer else f'h.{i}.*' for i in kept]
+        keep = ','.join([cfg.keep_dense, *blocks] if cfg.keep_dense else blocks)
         config = dataclasses.replace(first, keep_dense=keep)
         found = shapes(config, budget, dense) if linear.chosen(config) else []
         if not found and not kept:
@@ -382,11 +378,8 @@ def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
 
 def shape_keys(config, cfg) -> str:
     """The keys that params has chosen, as flags."""
-    values = {
-        k: getattr(config, k)
-        for k in (*linear.LAYERS[cfg.linear].sizes, 'keep_dense')
-        if getattr(config, k) != getattr(cfg, k)
-    }
+    keys = (*linear.LAYERS[cfg.linear].sizes, 'keep_dense')
+    values = {k: v for k in keys if (v := getattr(config, k)) != getattr(cfg, k)}
     text = lambda v: ','.join(f'{i:g}' for i in v) if isinstance(v, tuple) else v
     return ' '.join(f'--{k}={text(v)}' for k, v in values.items())
 
@@ -443,7 +436,7 @@ def factorize(cfg: FactorizeConfig):
     if wants_inputs(linear.LAYERS[cfg.linear], cfg.init):
         calibration = training_windows(dataset, config, CALIBRATION, cfg.seed, device)[0]
     print(f'{cfg.linear}, init {cfg.init}; loss on {look[0].numel():,} validation tokens')
-    say(None)
+    print(HEAD)
     layers, rows, base = replace_all(model, config, cfg, look, calibration, device)
     groups = {k: loss_with(model, {s: layers[s] for s in sites}, look) for k, sites in kinds(layers).items()}
     for k, loss in groups.items():

@@ -32,16 +32,9 @@ from surgery.operation import spare, write
 
 NAME = re.compile(r'shards-(\d+)')
 FORMAT = 'nanomorph shards 1'
-METADATA = (
-    'Metadata',
-    'TensorStorageMetadata',
-    'TensorProperties',
-    'ChunkStorageMetadata',
-    'MetadataIndex',
-    'StorageMeta',
-)
 HARMLESS = {'torch': ('Size', 'float32', 'float64', 'bfloat16', 'float16'), 'torch.serialization': ('_get_layout',),
-            'torch.distributed.checkpoint.metadata': (*METADATA, '_MEM_FORMAT_ENCODING'),
+            'torch.distributed.checkpoint.metadata': ('Metadata', 'TensorStorageMetadata', 'TensorProperties',
+                'ChunkStorageMetadata', 'MetadataIndex', 'StorageMeta', '_MEM_FORMAT_ENCODING'),
             'torch.distributed.checkpoint.filesystem': ('_StorageInfo',),
             'pathlib': ('PosixPath', 'WindowsPath')}  # fmt: skip
 

@@ -69,9 +69,7 @@ def again(cfg, device):
     """cfg that goes on with the run in out_dir, where torchrun has started its processes again (--max-restarts), or Slurm the
     job: nobody is there to say init_from = resume. The run is of this very launch; an older one in the folder is left alone."""
     counts = [float(os.environ.get(f'{who}_RESTART_COUNT', 0)) for who in ('TORCHELASTIC', 'SLURM')]
-    restarts = hardware.total(
-        torch.tensor(sum(counts), device=device)
-    )  # a node of healthy processes counts none of its own
+    restarts = hardware.total(torch.tensor(sum(counts), device=device))  # a node whose processes all lived counts none
     if not restarts.item() or not hardware.launch():
         return cfg
     folder = root_path(cfg.out_dir)
@@ -79,11 +77,8 @@ def again(cfg, device):
         mine = read_json(folder / 'manifest.json', logger.MANIFEST).get('launch') == hardware.launch()
     except UserError:
         return cfg
-    return (
-        dataclasses.replace(cfg, init_from='resume')
-        if mine and ((folder / 'ckpt.pt').exists() or shares.found(folder))
-        else cfg
-    )
+    goes_on = mine and ((folder / 'ckpt.pt').exists() or shares.found(folder))
+    return dataclasses.replace(cfg, init_from='resume') if goes_on else cfg
 
 
 def read(cfg) -> tuple:
@@ -265,6 +260,14 @@ def take_model_keys(cfg, ckpt: dict, path, quiet=False):
     return dataclasses.replace(cfg, **args)
 
 
+# how the names of keys begin that have no effect on what is learned up to an iteration
+UNLEARNED = (
+    'out_', 'max_iters', 'init_from', 'vocab_size', 'eval_', 'log_', 'wandb_', 'save_', 'always_', 'patience', 'note', 'keep_last',
+    'on_nan', 'device', 'backend', 'parallel', 'sharded_checkpoints', 'activation_checkpointing', 'dtype', 'compile', 'cuda_graph',
+    'deterministic', *COMPUTING,
+)  # fmt: skip
+
+
 def source(cfg, small):
     """Of a run whose transfer_from is a config, `small`: (cfg that grows the checkpoint of small, the config that trains
     that first, or None where that has been done)."""
@@ -274,23 +277,7 @@ def source(cfg, small):
     if path.parent == root_path(cfg.out_dir):
         raise UserError(f"out_dir = '{cfg.out_dir}': {cfg.transfer_from} trains the small model there; choose another")
     done = reader.load(path) if path.exists() else dict(config={}, iter_num=0)
-    drop = ('out_', 'max_iters', 'init_from', 'vocab_size', 'eval_', 'log_', 'wandb_', 'save_', 'always_', 'patience')
-    drop += (
-        'device',
-        'backend',
-        'parallel',
-        'sharded_checkpoints',
-        'activation_checkpointing',
-        'dtype',
-        'compile',
-        'cuda_graph',
-        'deterministic',
-        'note',
-        'keep_last',
-        'on_nan',
-        *COMPUTING,
-    )  # no effect on what is learned
-    changed = {k: v for k, v in done['config'].items() if not k.startswith(drop) and v != getattr(small, k, v)}
+    changed = {k: v for k, v in done['config'].items() if not k.startswith(UNLEARNED) and v != getattr(small, k, v)}
     if changed or done['iter_num'] > small.max_iters:
         was = ', '.join(f'{k} = {brief(v)}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'
         raise UserError(f'{path} is not of {cfg.transfer_from}: it was trained with {was}; move it, or use it as it is')

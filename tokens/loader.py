@@ -63,9 +63,8 @@ def prepare(dataset: str, may_run: bool = True):
     script = folder / 'prepare.py'
     shards = any(shard_paths(folder, s) for s in ('train', 'val'))
     begun = (folder / 'unfinished.json').exists() or shards and not (folder / 'meta.json').exists()
-    if begun and (
-        not script.exists() or shlex.split(read_command(folder))[2:]
-    ):  # with flags that are not ours to choose
+    own_flags = shlex.split(read_command(folder))[2:]  # which are not ours to choose
+    if begun and (own_flags or not script.exists()):
         raise UserError(f"dataset = '{dataset}': its preparation was interrupted; go on with: {mend(dataset)}")
     if not script.exists():
         have = ', '.join(sorted(p.parent.name for p in ROOT.glob('data/*/prepare.py')))
@@ -232,9 +231,8 @@ def open_raw(path: Path, expected: int | None, meta: dict) -> np.ndarray:
         return np.empty(0, np.uint16)  # nothing to map
     ids = np.memmap(path, dtype=np.dtype(dtype).newbyteorder('<'), mode='r')
     head = ids[: 2**20]
-    if (
-        dtype == 'uint16' and len(head) > 64 and head[1::2].max() < 8 <= head[::2].max()
-    ):  # the high half of larger numbers
+    # every second number is small: the high half of a larger one
+    if dtype == 'uint16' and len(head) > 64 and head[1::2].max() < 8 <= head[::2].max():
         raise ValueError(
             f'{path} has ids of 32 bits (every second of 16 is {head[1]}); write {{"vocab_size": 50257, "dtype": "uint32"}},'
             f' or what it is, into {path.with_name("meta.json")}'

@@ -78,9 +78,7 @@ def make_step(stack: Stack, optimizer, x, y, total, cuda_graph: bool):
         logits = stack(x[index])  # (S, B, ..., classes)
         loss = F.cross_entropy(logits.flatten(0, -2), y[index].flatten(), reduction='none')
         loss = loss.view(len(total), -1).mean(1)
-        optimizer.zero_grad(
-            set_to_none=True
-        )  # backward lays new ones out as the parameters, as a fused optimizer wants it
+        optimizer.zero_grad()  # to None: backward lays new ones out as the parameters, as a fused optimizer wants it
         loss.sum().backward()  # the seeds share nothing: each gets the gradient of its own loss
         optimizer.step()
         total.add_(loss.detach())

@@ -180,9 +180,8 @@ class TwoFactor(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, A, B):
         y, Z = ops.two(x, A, B)
-        ctx.save_for_backward(
-            x, A, B, Z if A.size(1) > B.size(2) else None
-        )  # keep Z, or form it again, if that is cheap
+        keep = A.size(1) > B.size(2)  # else Z is formed again, which is cheap
+        ctx.save_for_backward(x, A, B, Z if keep else None)
         return y
 
     @staticmethod
