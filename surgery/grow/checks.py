@@ -34,9 +34,10 @@ def problems(old, new, how: How) -> list[str]:
     if new.logit_scale not in (1.0, logit_scale(old, new, how)):
         found.append(f'logit_scale = {new.logit_scale:g}: growth makes it {logit_scale(old, new, how):g}; 1 takes that')
 
-    shrunk = [k for k in ('n_embd', 'n_layer') if getattr(new, k) < getattr(old, k)]
-    found += [f'{k} = {getattr(new, k)}: below the {getattr(old, k)} of the source' for k in shrunk]
-    if found or shrunk:
+    for k in ('n_embd', 'n_layer'):
+        if getattr(new, k) < getattr(old, k):
+            found.append(f'{k} = {getattr(new, k)}: below the {getattr(old, k)} of the source')
+    if found:
         return found
     if new.n_layer > old.n_layer and not how.depth:
         return [f'n_layer = {new.n_layer}: the source has {old.n_layer}; say how with {", ".join(DEPTH)}']
@@ -63,7 +64,7 @@ def problems(old, new, how: How) -> list[str]:
         if rows[1] < rows[0]:
             found.append(f'n_kv_head = {new.n_kv_head}: fewer key-value rows than the source has')
     else:
-        found += head_problems(old, new, how)
+        found += head_problems(old, new)
 
     if width == 'lemon' and D % d and old.post_norm and old.norm == 'layernorm' and old.norm_affine:
         found.append(f'post_norm with LayerNorm weights: lemon cannot pad its output; n_embd must be a multiple of {d}')
@@ -78,7 +79,8 @@ def problems(old, new, how: How) -> list[str]:
     return found
 
 
-def head_problems(old, new, how: How) -> list[str]:
+def head_problems(old, new) -> list[str]:
+    """Why the heads of old cannot be copied into those of new; at most one line."""
     (g, h), (G, H) = ((c.n_kv_head or c.n_head, c.n_embd // c.n_head) for c in (old, new))
     if H < h:
         return [f'n_head = {new.n_head}: heads of {H} units, narrower than the {h} of the source']
@@ -102,7 +104,7 @@ def logit_scale(old, new, how: How) -> float:
 
 
 def settle(old, new, how: How):
-    """new with the keys that growth decides. Raises UserError naming everything that does not fit."""
+    """new with the keys that growth decides (attn_scale, logit_scale). Raises UserError naming everything that does not fit."""
     if found := problems(old, new, how):
         raise UserError('\n'.join(found))
     attn_scale = old.attn_scale

@@ -81,7 +81,7 @@ class GrowConfig(SurgeryConfig):
 
 
 def target(old, cfg: GrowConfig, how: How):
-    """The large model's config: the small one's, with the sizes given and the others following."""
+    """The config of the large model: that of the small one, with the sizes of cfg, and those that follow from them."""
     D, L = cfg.n_embd or old.n_embd, cfg.n_layer or old.n_layer
     h = old.n_embd // old.n_head
     H = cfg.n_head or D // h
@@ -105,11 +105,12 @@ def target(old, cfg: GrowConfig, how: How):
 
 
 def why_fresh(ckpt: dict, old, new, how: How, moments: str, run=None) -> str:
-    """Why the moments start anew; empty: they grow with the weights. UserError if the user asked for that and it is not possible.
-    run: the config of the run that goes on with them; none: it is the source's."""
+    """Why the moments start anew, in words; '': they grow with the weights. Raises UserError where moments = move, and they
+    cannot. run: the config of the run that goes on; None: the source itself goes on."""
     name = 'transfer_moments' if run else 'moments'
     before = ckpt.get('config', {}).get('optimizer', 'adamw')
-    why, group = '', lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
+    group = lambda c: c.n_head // (c.n_kv_head or c.n_head)  # query heads of a key-value head
+    why = ''
     if 'optimizer' not in ckpt:
         why = 'the source has no optimizer state'
     elif group(new) % group(old):
@@ -138,17 +139,24 @@ def say_grown(old, new, how: How, fresh: str, dropout: float, config: dict, nois
     if how.width and how.rule.symmetric and not how.noise and not dropout and new.n_embd % old.n_embd == 0:
         cure = f'--{noise_key}=0.3 or dropout' if how.rule.noise else 'dropout, or another method'
         print(f'WARNING: the copies are equal and stay so in training: no capacity is gained; use {cure}')
+    n = new.n_embd / old.n_embd
+    faster = pace(n, config)
     copies = how.width in ('clone', 'lemon', 'net2wider', 'spectrum', 'bert2bert')
-    # a step on all copies is copies of the step; AdamW's has the size of each entry, Muon's of the whole matrix
-    name, muon = config.get('optimizer', 'adamw'), 0.5 if config.get('muon_scale', 'rms') == 'rms' else 0.0
-    known = {k for k, kind in OPTIMIZERS.items() if kind and issubclass(kind, Muon)}
-    power = 1 if name == 'adamw' else muon if name in known else 0.0
-    faster = (new.n_embd / old.n_embd) ** power
     if copies and faster > 1 and not old.mup_base:  # which lowers the rates itself
         print(
-            f'learning rate: each unit is read through {new.n_embd / old.n_embd:.3g} copies, so at the same rate the'
+            f'learning rate: each unit is read through {n:.3g} copies, so at the same rate the'
             f' function moves {faster:.3g} times as fast; --hidden_lr={1 / faster:.3g} keeps the pace'
         )
+
+
+def pace(n: float, config: dict) -> float:
+    """How many times as fast the function moves at the same rate where each unit is read through n copies. A step moves all of
+    them; AdamW's has the same size in each entry, Muon's in the whole matrix."""
+    name = config.get('optimizer', 'adamw')
+    if name == 'adamw':
+        return n
+    muon = name in OPTIMIZERS and issubclass(OPTIMIZERS[name], Muon)
+    return n**0.5 if muon and config.get('muon_scale', 'rms') == 'rms' else 1.0
 
 
 def assemble(config, weights: dict) -> GPT:
@@ -216,6 +224,7 @@ def history(ckpt: dict, model, how: How, path) -> dict:
 
 
 def how_of(cfg) -> How:
+    """The method that a training config names."""
     return parse(cfg.transfer_method, cfg.transfer_noise, cfg.seed_model)
 
 
@@ -223,12 +232,12 @@ def prepare(cfg, ckpt: dict):
     """The training config with what growth decides. UserError if the small model cannot become this one."""
     old = GPTConfig(**checkpoint.read_args(ckpt, cfg.transfer_from))
     try:
-        new = settle(old, cfg, how_of(cfg))
-        why_fresh(ckpt, old, new, how_of(cfg), cfg.transfer_moments, cfg)
+        how = how_of(cfg)
+        new = settle(old, cfg, how)
+        why_fresh(ckpt, old, new, how, cfg.transfer_moments, cfg)
     except UserError as e:
-        raise UserError(
-            '\n'.join(f'transfer_from = {cfg.transfer_from}: {line}' for line in str(e).split('\n'))
-        ) from None
+        lines = str(e).split('\n')
+        raise UserError('\n'.join(f'transfer_from = {cfg.transfer_from}: {line}' for line in lines)) from None
     return new
 
 

@@ -14,7 +14,7 @@ from model import GPT, GPTConfig
 from surgery.grow.widen import TENSORS, WIDTH, Part, axes, fold_norms, lift
 
 # -----------------------------------------------------------------------------
-# depth: (block of the small model, does it begin as an identity?) for each block of the large one
+# depth: (blocks of the small model, of the large one) -> plan, see How.plan
 
 DEPTH = {
     'stack': lambda old, new: [(i % old, False) for i in range(new)],
@@ -24,6 +24,8 @@ DEPTH = {
 
 
 class How(NamedTuple):
+    """A method of growing, as parse() reads it."""
+
     width: str  # '': nothing becomes wider
     depth: str  # '': nothing becomes deeper
     noise: float = 0.0
@@ -31,13 +33,16 @@ class How(NamedTuple):
 
     @property
     def rule(self):
+        """The width method; where nothing becomes wider clone, which then copies everything once."""
         return WIDTH[self.width or 'clone']
 
     @property
-    def exact(self):
+    def exact(self) -> bool:
+        """Whether the larger model computes exactly what the small one does."""
         return self.rule.exact and self.depth in ('', 'zero_block')
 
-    def plan(self, old, new):
+    def plan(self, old, new) -> list:
+        """[(block of the small model, whether it begins as an identity)] of each block of the large one."""
         return DEPTH[self.depth or 'stack'](old.n_layer, new.n_layer)
 
 
@@ -61,6 +66,8 @@ def parse(method: str, noise: float, seed: int) -> How:
 
 
 class Tensor(NamedTuple):
+    """A tensor of the large model, and where it comes from."""
+
     name: str  # in the large model
     key: str  # in its block, as in TENSORS
     source: str  # in the small model
@@ -76,7 +83,7 @@ def plain(config) -> GPTConfig:
 
 
 def tensors(old, new, how: How):
-    """Every tensor of the large model (a tied head is none of its own) and where it comes from."""
+    """Yields the Tensor of each entry of the large model's state dict; a tied head is none of its own."""
     with torch.device('meta'):
         names = list(GPT(plain(new)).state_dict())
     plan = how.plan(old, new)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from linear import path
 from linear.expanded import orthonormal
 
 # -----------------------------------------------------------------------------
@@ -22,12 +23,15 @@ class Axis(NamedTuple):
     write[i], what reads from it by read[i]; over the copies of a unit, write * read sums to 1.
 
     Hence W' = write W read in the weights, and in their gradients G' = read G write (the chain rule swaps the roles),
-    so the same two numbers move Adam's moments. unit[i] = d is padding: it holds the mean unit, or zero."""
+    so the same two numbers move Adam's moments. unit[i] = d is padding."""
 
-    unit: torch.Tensor
-    write: torch.Tensor
-    read: torch.Tensor
-    pad: str = 'zero'
+    unit: torch.Tensor  # (D,) integers
+    write: torch.Tensor  # (D,)
+    read: torch.Tensor  # (D,)
+    pad: str = 'zero'  # what padding holds: 'zero', or the 'mean' over the old units
+
+
+# which old unit (of d) each new one (of D) copies, (D,); gen: of the random choices
 
 
 def tile(d, D, gen):
@@ -46,12 +50,14 @@ def adjacent(d, D, gen):
 
 
 def copied(unit, write=1.0) -> Axis:
+    """The axis whose n copies of a unit are each read through 1 / n."""
     count = torch.bincount(unit)[unit].double()
     write = torch.zeros_like(count) + write
     return Axis(unit, write, 1 / (count * write))
 
 
 def raw(unit) -> Axis:
+    """The axis whose copies are read as they are: nothing is divided."""
     one = torch.ones(len(unit), dtype=torch.float64)
     return Axis(unit, one, one)
 
@@ -120,7 +126,7 @@ def stream_axes(old, new, unit, pad: int) -> dict[str, Axis]:
 
 
 def axes(old, new, layer: int, source: int, how) -> dict[str, Axis]:
-    """Every axis of block `layer` of the new model, made from block `source` of the old; how: growth.How."""
+    """{name: Axis} of block `layer` of the new model, made from block `source` of the old; how: weights.How."""
     gen = torch.Generator().manual_seed(how.seed * 1_000_003 + layer)
     f, F = old.hidden(source), new.hidden(layer)
     d, D = old.n_embd, new.n_embd
@@ -153,8 +159,8 @@ TENSORS |= {'ln_f.weight': ('>final_scale',), 'ln_f.bias': ('>final',), 'lm_head
 
 
 def lift(W, sides, moment=0):
-    """W with its axes grown: sides holds (Axis or None, '>' or '<') per dimension. moment 1, 2: W is an average of
-    gradients, of squared gradients."""
+    """W with its axes grown. sides: (Axis, or None for one that stays; '>' writes or '<' reads) of each dimension. moment: 0 for
+    weights, 1 for an average of gradients, 2 for one of squared gradients."""
     for dim, (axis, way) in enumerate(sides):
         if axis is None:
             continue
@@ -175,14 +181,16 @@ class Part(NamedTuple):
     sides: list  # the axes themselves, for lift()
     W: torch.Tensor
     above: torch.Tensor  # the same of the next block; the last has none above and takes itself
-    how: tuple  # growth.How
+    how: tuple  # weights.How
     gen: torch.Generator
 
     @property
     def is_linear(self):
         return self.name.rsplit('.', 1)[0] in LINEARS
 
-    def shape(self):
+    @property
+    def shape(self) -> list:
+        """That of the larger matrix."""
         return [n if axis is None else len(axis.unit) for n, (axis, _) in zip(self.W.shape, self.sides)]
 
 
@@ -215,7 +223,7 @@ def paired_noise(p: Part):
 
 
 def aki(p: Part):
-    """Advanced knowledge initialization: the copies within a layer are taken from the layer above."""
+    """bert2bert's advanced knowledge initialization: later copies of a unit are taken from the layer above."""
     W = copy(p)
     if p.is_linear:
         later = copy_rank(p.sides[0][0].unit) > 0
@@ -257,7 +265,7 @@ def spectrum(p: Part):
 
 def spectrum_random(p: Part):
     """A control: the singular values that `spectrum` has, between random vectors; norms start anew."""
-    shape = p.shape()
+    shape = p.shape
     if len(shape) == 1:
         return fresh_vector(p)
     s = torch.linalg.svdvals(p.W.double())
@@ -269,13 +277,13 @@ def spectrum_random(p: Part):
 
 def fresh_vector(p: Part):
     """A norm, gate or bias as a new model has it."""
-    return torch.full(p.shape(), 0.0 if p.name.endswith('bias') else 1.0, dtype=p.W.dtype)
+    return torch.full(p.shape, 0.0 if p.name.endswith('bias') else 1.0, dtype=p.W.dtype)
 
 
 def one_hot(p: Part):
     """The identity padding of small-to-large transfer: zeros around the small matrix, then 1 where the diagonal is 0.
     New columns of the embeddings (and the head) are random; new entries of norms and biases are as in a new model."""
-    shape = p.shape()
+    shape = p.shape
     if len(shape) == 1:
         W = fresh_vector(p)
     elif p.is_linear:
@@ -316,25 +324,28 @@ def random_lift(p: Part):
 def fold_norms(small: dict, config) -> dict:
     """The same function with norm weights of 1: the matrices that read a norm's output take its weights. A tied head
     cannot take them, so ln_f keeps its own."""
-    small, readers = dict(small), [('ln_1', ('attn.c_attn',)), ('ln_2', ('mlp.c_fc', 'mlp.c_gate'))]
-    folds = [(f'h.{i}.{norm}', [f'h.{i}.{r}' for r in rs]) for i in range(config.n_layer) for norm, rs in readers]
+    small, readers = dict(small), {}  # {norm: the sites that read it}
+    for i in range(config.n_layer):
+        readers[f'h.{i}.ln_1'] = [f'h.{i}.attn.c_attn']
+        readers[f'h.{i}.ln_2'] = [f'h.{i}.mlp.c_fc', f'h.{i}.mlp.c_gate']
     if not config.tie_head:
-        folds.append(('ln_f', ['lm_head']))
-    for norm, rs in folds:
-        g = small.get(f'transformer.{norm}.weight')
-        if g is None:
+        readers['ln_f'] = ['lm_head']
+    for norm, sites in readers.items():
+        weight, bias = f'transformer.{norm}.weight', f'transformer.{norm}.bias'
+        if weight not in small:
             continue
-        for r in rs:
-            name = 'lm_head.weight' if r == 'lm_head' else f'transformer.{r}.weight'
+        g, small[weight] = small[weight], torch.ones_like(small[weight])
+        for name in (f'{path(site)}.weight' for site in sites):
             if name in small:
                 small[name] = small[name] * g
-        small[f'transformer.{norm}.weight'] = torch.ones_like(g)
-        if f'transformer.{norm}.bias' in small:
-            small[f'transformer.{norm}.bias'] = small[f'transformer.{norm}.bias'] / g
+        if bias in small:
+            small[bias] = small[bias] / g
     return small
 
 
 class Width(NamedTuple):
+    """A width method."""
+
     fill: object  # Part -> W'
     exact: bool = False  # keeps the function
     moments: bool = False  # the moments of its copies are known
@@ -348,7 +359,7 @@ WIDTH = {
     'net2wider': Width(copy, exact=True, moments=True, noise=True, symmetric=True),
     'spectrum': Width(spectrum, exact=True, moments=True),
     'bert2bert': Width(aki, moments=True),
-    'ligo': Width(copy),  # learned, see ligo()
+    'ligo': Width(copy),  # how it starts; ligo.py learns the rest
     'double': Width(copy, symmetric=True),
     'one_hot': Width(one_hot),
     'spectrum_random': Width(spectrum_random),
