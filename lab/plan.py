@@ -12,10 +12,9 @@ import importlib
 import json
 import math
 import shlex
-import sys
 from dataclasses import dataclass
 
-from configurator import ROOT, UserError, load, overrides
+from configurator import UserError, load, overrides
 from lab import protocol, verdicts
 from lab.rates import Rate
 from lab.records import SWEEP, cell_name, references, run_name
@@ -26,14 +25,12 @@ SCRIPTS = {  # what an arm may be trained with, and the schema of its keys
     'toys/letter_counting.py': 'LetterConfig',
 }
 NOT_SETTINGS = ('out_dir', 'out', 'note', 'backend', 'wandb_log', 'wandb_project', 'wandb_run_name', 'seeds')
-# arms that differ in these see other data, or are judged by another measure
+# arms that differ in these see other data, or are judged by another measure; in JUDGED, where the best evaluation counts
 SHARED = ('dataset', 'data_order', 'batch_size', 'block_size', 'gradient_accumulation_steps', 'eval_iters')
-
-PER_STEP = ('gradient_accumulation_steps', 'batch_size', 'block_size')
-JUDGED = ('eval_interval', 'patience')  # or by one of more evaluations, where the best one counts
-
-
-LEG = 1_000_000  # seed_data of a run that goes on from a checkpoint: it must see other batches than those before it did
+JUDGED = ('eval_interval', 'patience')
+PER_STEP = ('gradient_accumulation_steps', 'batch_size', 'block_size')  # whose product is the tokens of a step
+LENGTH = ('max_iters', 'lr_decay_iters', 'warmup_iters')
+LEG = 1_000_000  # added to seed_data for each training before a run: it must see other batches than those did
 
 
 @dataclass
@@ -42,7 +39,7 @@ class Plan:
 
     arm: str  # steps/NAME, tasks/NAME for those that are no arm
     size: str
-    argv: list  # its config and flags, with references
+    argv: list  # its config and flags, {NAME} still in them
     cfg: object  # what they resolve to
     module: object  # of its script
     script: str
@@ -71,70 +68,70 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    plan: int  # index
+    """One process of a plan: a training with a rate and a random seed, a command of transfer.py, or an evaluation."""
+
+    plan: int  # index in the list of plans
     lr: float
     seed: int
     name: str
 
 
 def make_plans(cfg) -> list[Plan]:
-    """Arms, then steps, then evaluations of the arms."""
-    sys.path.insert(0, str(ROOT))
+    """Arms, then steps, then evaluations of the arms. Raises UserError for texts that no run could be made of."""
     arms, steps, before = [], [], []
-
-    def make(arm: str, size: str, text: str, more: str = '') -> Plan:
-        try:
-            script, *command = shlex.split(text) if text.startswith(('transfer.py ', 'evaluate.py ')) else [cfg.script]
-            module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
-            if script == 'transfer.py':
-                argv, schema = command, module.COMMANDS.get(command[0], (None,))[0]
-                if not schema:
-                    raise UserError(f"'{text}': must be a command of transfer.py: {', '.join(module.COMMANDS)}")
-                resolved = load(schema, [*argv[1:], '--out=ckpt.pt'])
-            elif script == 'evaluate.py':
-                argv, resolved = command, load(module.EvalConfig, command)
-            else:
-                argv = [*shlex.split(cfg.common), *shlex.split(more), *shlex.split(text)]
-                resolved = load(getattr(module, SCRIPTS[script]), argv)
-        except UserError as e:
-            raise UserError('\n'.join(f'{cell_name(arm, size)}: {line}' for line in str(e).split('\n'))) from None
-        except (ValueError, AttributeError, TypeError):  # an open quote, no text
-            raise UserError(f'{cell_name(arm, size)}: {text!r}: must be a text of flags, its quotes closed') from None
-        p = Plan(arm, size, argv, resolved, module, script)
-        if odd := [n for n in p.refers_to if n not in before and not arm.startswith('tasks/')]:
-            raise UserError(f'{p.name}: {{{odd[0]}}}: must name a step or an arm listed before it; {before or "none"}')
-        return p
-
+    sizes = cfg.sizes or {'': ''}
     for name, text in cfg.steps.items():
-        steps += [make(f'steps/{name}', size, text, more) for size, more in (cfg.sizes or {'': ''}).items()]
+        steps += [make(cfg, f'steps/{name}', size, text, more, before) for size, more in sizes.items()]
         before.append(name)
     for name, text in cfg.arms.items():
-        for size, more in (cfg.sizes or {'': ''}).items():
-            arms.append(make(name, size, text, more))
-        if not cfg.sizes:
-            arms[-1:] = at_horizons(cfg, arms[-1])
+        mine = [make(cfg, name, size, text, more, before) for size, more in sizes.items()]
+        arms += mine if cfg.sizes else at_horizons(cfg, mine[0])
         before.append(name)
     arms.sort(key=lambda p: list(cfg.sizes).index(p.size) if cfg.sizes else 0)
-    for p in [
-        p for p in (*arms, *steps) if {p.arm.removeprefix('steps/')} & {n for q in (*arms, *steps) for n in q.refers_to}
-    ]:
-        if not getattr(p.cfg, 'save_checkpoint', True):
+    sources = {name for p in (*arms, *steps) for name in p.refers_to}
+    for p in (*arms, *steps):
+        if p.arm.removeprefix('steps/') in sources and not getattr(p.cfg, 'save_checkpoint', True):
             raise UserError(f'{p.name}: save_checkpoint = False, and others start from its checkpoint; leave it out')
-    base = [p.size for p in arms if p.arm == next(iter(cfg.arms))]
-    if odd := [p.name for p in arms if p.size not in base]:
-        raise UserError(
-            f'horizons: {odd[0]} has nothing to be compared with; give {next(iter(cfg.arms))} that one, too'
-        )
-    return [*arms, *steps, *[evaluation(cfg, p, make) for p in arms if cfg.tasks]]
+    first = next(iter(cfg.arms))
+    there = [p.size for p in arms if p.arm == first]
+    if odd := [p.name for p in arms if p.size not in there]:
+        raise UserError(f'horizons: {odd[0]} has nothing to be compared with; give {first} that one, too')
+    return [*arms, *steps, *[evaluation(cfg, p) for p in arms if cfg.tasks]]
 
 
-def evaluation(cfg, p: Plan, make) -> Plan:
+def make(cfg, arm: str, size: str, text: str, more: str = '', before: list | None = None) -> Plan:
+    """The plan of a text as in the config. more: the flags of its size. before: the names that it may refer to; None: any.
+    Raises UserError."""
+    try:
+        script, *command = shlex.split(text) if text.startswith(('transfer.py ', 'evaluate.py ')) else [cfg.script]
+        module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
+        if script == 'transfer.py':
+            argv, schema = command, module.COMMANDS.get(command[0], (None,))[0]
+            if not schema:
+                raise UserError(f"'{text}': must be a command of transfer.py: {', '.join(module.COMMANDS)}")
+            resolved = load(schema, [*argv[1:], '--out=ckpt.pt'])
+        elif script == 'evaluate.py':
+            argv, resolved = command, load(module.EvalConfig, command)
+        else:
+            argv = [*shlex.split(cfg.common), *shlex.split(more), *shlex.split(text)]
+            resolved = load(getattr(module, SCRIPTS[script]), argv)
+    except UserError as e:
+        raise UserError('\n'.join(f'{cell_name(arm, size)}: {line}' for line in str(e).split('\n'))) from None
+    except (ValueError, AttributeError, TypeError):  # an open quote, no text
+        raise UserError(f'{cell_name(arm, size)}: {text!r}: must be a text of flags, its quotes closed') from None
+    p = Plan(arm, size, argv, resolved, module, script)
+    if before is not None and (odd := [name for name in p.refers_to if name not in before]):
+        raise UserError(f'{p.name}: {{{odd[0]}}}: must name a step or an arm listed before it; {before or "none"}')
+    return p
+
+
+def evaluation(cfg, p: Plan) -> Plan:
     """The plan of evaluate.py for the runs of an arm; windows that do not overlap."""
     names, _, more = cfg.tasks.partition(' ')
     text = f'evaluate.py --checkpoint={{{p.arm}}} --tasks={names} --stride={getattr(p.cfg, "block_size", 0)} {more}'
     if not getattr(p.cfg, 'save_checkpoint', True):
         raise UserError(f'{p.name}: save_checkpoint = False, and tasks needs its checkpoint; leave one of them out')
-    return make(f'tasks/{p.arm}', p.size, text)
+    return make(cfg, f'tasks/{p.arm}', p.size, text)
 
 
 def at_horizons(cfg, p: Plan) -> list[Plan]:
@@ -159,12 +156,13 @@ def origins(plans: list[Plan], p: Plan) -> list[Plan]:
 
 
 def named(plans: list[Plan], name: str, size: str) -> Plan:
+    """The arm or step of this name, at this size if it has it."""
     same = [q for q in plans if q.arm in (name, f'steps/{name}')]
     return next((q for q in same if q.size == size), same[0])
 
 
 def costs(plan: Plan) -> dict:
-    """{params, flops, tokens} of a whole run, from the shapes alone."""
+    """{params, flops, tokens} of a whole run, from the shapes alone; without params and flops where a checkpoint gives them."""
     if hasattr(plan.module, 'costs'):
         return plan.module.costs(plan.cfg)
     if not plan.trains:
@@ -192,9 +190,6 @@ def of_shapes(argv: tuple) -> tuple[int, float]:
     return params, flops
 
 
-LENGTH = ('max_iters', 'lr_decay_iters', 'warmup_iters')
-
-
 def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
     """With match = 'flops' an arm whose text has no --max_iters trains until it has used the baseline's FLOPs. Its decay
     has the baseline's share of the iterations, and so has its warmup, in whole percent; all are rounded down."""
@@ -215,26 +210,25 @@ def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
     return found
 
 
+def amount(cfg, plans: list[Plan], p: Plan, ms: dict) -> float:
+    """What a run of p uses of cfg.match; of FLOPs what it starts from has used some, too. nan where only its steps will tell."""
+    if cfg.match == 'time':
+        return ms[p.name] * p.cfg.max_iters
+    legs = [p, *origins(plans, p)] if cfg.match == 'flops' else [p]
+    return sum(costs(q).get(cfg.match, math.nan) for q in legs)
+
+
 def check_match(cfg, plans: list[Plan], ms: dict):
-    """Refuse arms that differ by more than 1% in `match`, or that see other data, unless `mismatch` names them."""
+    """Print by how much arms differ in `match`. Raises UserError for those that differ by more than 1%, or that see other data,
+    unless `mismatch` names them. ms: {cell: milliseconds per step}, for match = 'time'."""
     problems = []
     arms = [p for p in plans if p.is_arm]
     for size in dict.fromkeys(p.size for p in arms):
         base, *others = [p for p in arms if p.size == size]
-
-        def amount(p):
-            if cfg.match == 'time':
-                return ms[p.name] * p.cfg.max_iters
-            legs = (
-                [p, *origins(plans, p)] if cfg.match == 'flops' else [p]
-            )  # what it starts from has cost something, too
-            found = [costs(q).get(cfg.match) for q in legs]
-            return None if None in found else sum(found)
-
         if cfg.at == 'last' and any(getattr(p.cfg, 'patience', 0) for p in (base, *others)):
             problems.append("at = 'last': of runs that end out of patience the best evaluation counts; at = 'best'")
         for p in others:
-            off = amount(p) / amount(base) - 1 if None not in (amount(p), amount(base)) else math.nan
+            off = amount(cfg, plans, p, ms) / amount(cfg, plans, base, ms) - 1
             keys = (*SHARED, *JUDGED) if cfg.at == 'best' else SHARED
             differ = [k for k in keys if getattr(p.cfg, k, None) != getattr(base.cfg, k, None)]
             print(f'{p.name}: {cfg.match} {off:+.2%} against {base.name}', flush=True)
@@ -244,12 +238,8 @@ def check_match(cfg, plans: list[Plan], ms: dict):
             if math.isnan(off):
                 problems.append(f"{p.name}: {cfg.match} is known only after its steps; match = 'tokens', or {by_name}")
             elif abs(off) > 0.01:
-                fair = (
-                    ''
-                    if cfg.match == 'params'
-                    else f'--max_iters={round(p.cfg.max_iters / (1 + off))} would match; or '
-                )
-                problems.append(f'{p.name}: {cfg.match} is {off:+.1%} off {base.name}; {fair}{by_name}')
+                mend = f'--max_iters={round(p.cfg.max_iters / (1 + off))} would match; or ' * (cfg.match != 'params')
+                problems.append(f'{p.name}: {cfg.match} is {off:+.1%} off {base.name}; {mend}{by_name}')
             if differ:
                 problems.append(f'{p.name}: has another {", ".join(differ)} than {base.name}; {by_name}')
     if problems:
@@ -290,10 +280,15 @@ def beyond(grid: list[float], edge: str) -> float | None:
 class Missing:
     """What is still to run, given the records of what is over: the sweep, the rates beyond its edge, the seeds that
     decide, and what those start from. With looks the baseline's seeds come before those of the arms, and arms get their
-    seeds in pairs, until they have a word (docs/protocol.md)."""
+    seeds in pairs, until they have a word (docs/protocol.md).
+
+    A method asks whether something is over, and puts the runs that it misses into `runs`; so its questions stand in lists,
+    all([...]), of which none is left out."""
 
     def __init__(self, cfg, plans: list[Plan], records: dict):
-        self.cfg, self.plans, self.records, self.runs, self.chosen = cfg, plans, records, {}, {}
+        self.cfg, self.plans, self.records = cfg, plans, records
+        self.runs = {}  # name: Run, of what is missing
+        self.chosen = {}  # index of a plan: its Rate, None while it is not known
         self.c = vars(cfg) | dict(halves=verdicts.halves(vars(cfg), records))
         self.sigma = {}  # size: (figures of the baseline's first seeds, number of arms), once they are there
         for size in dict.fromkeys(p.size for p in plans if p.is_arm):
@@ -305,7 +300,7 @@ class Missing:
                 self.evaluate(plans[i])
 
     def decide(self, size: str, arms: list[int]) -> list[int]:
-        """Ask for the seeds of the next looks. The plans that need no more of them."""
+        """Ask for the seeds of the next looks. Returns the plans that need no more of them."""
         base, *others = arms
         if not self.seeds(base, protocol.SIGMA_SEEDS):
             return []
@@ -343,7 +338,9 @@ class Missing:
         return Run(i, lr, seed, run_name(p.arm, p.size, lr, seed))
 
     def over(self, i: int, lr: float, seeds) -> bool:
-        absent, p = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records], self.plans[i]
+        """Are the runs of these seeds over?"""
+        p = self.plans[i]
+        absent = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records]
         only = [w.strip() for w in self.cfg.only.split(',') if w.strip()]
         if not only or not p.is_arm or {p.arm, p.size, p.name} & set(only):
             self.runs |= {r.name: r for r in absent}
@@ -355,6 +352,7 @@ class Missing:
         return found and found.lr
 
     def sweep(self, i: int) -> Rate | None:
+        """What is known of the rate of a plan, as rate() has it."""
         if i not in self.chosen:
             self.chosen[i] = ...  # asked, and not answered yet
             self.chosen[i] = self.choose(i)
@@ -367,18 +365,16 @@ class Missing:
     def choose(self, i: int) -> Rate | None:
         cfg, p = self.cfg, self.plans[i]
         given = rates(cfg, p)
-        same = lambda arm: [  # arm may be a cell, ARM@SIZE
+        takes = given if isinstance(given, str) else p.arm  # an arm, or a cell ARM@SIZE
+        same = [
             j
             for j, q in enumerate(self.plans)
-            if (q.arm == arm and (q.size == p.size or not cfg.sizes)) or (q.name == arm and q.is_arm)
+            if (q.arm == takes and (q.size == p.size or not cfg.sizes)) or (q.name == takes and q.is_arm)
         ]
-        if isinstance(given, str):
-            if same(given) in ([], [i]):
-                raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
-            lr = self.rate(same(given)[0])
-            return lr and verdicts.given_rate(lr)
-        if same(p.arm)[0] != i:  # chosen at the longest horizon
-            lr = self.rate(same(p.arm)[0])
+        if isinstance(given, str) and same in ([], [i]):
+            raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
+        if isinstance(given, str) or same[0] != i:  # another arm's, or its own, chosen at the longest horizon
+            lr = self.rate(same[0])
             return lr and verdicts.given_rate(lr)
         if len(given) == 1:
             return verdicts.given_rate(given[0])
@@ -433,6 +429,7 @@ def flags(plans: list[Plan], plan: Plan, lr: float, seed: int) -> list[str]:
 
 
 def difference(a: dict, b: dict) -> str:
+    """What differs between the settings of a run that is there and of one that is to be made."""
     return ', '.join(
         f'{k} = {a.get(k, "default")} there, {b.get(k, "default")} here' for k in sorted(a | b) if a.get(k) != b.get(k)
     )
