@@ -29,14 +29,18 @@ class Comparison:
         self.cfg, self.plans = cfg, plans
         self.folder = root_path(cfg.results) / cfg.name
         self.out = root_path(cfg.out) / (f'track/{cfg.track}' if cfg.track else cfg.name)  # entries share dense runs
-        self.records, self.failed_write, self.head = {}, '', None
-        self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))
-        self.settings, self.asked, self.started = {}, {}, {}
+        self.batched = any(f.name == 'seeds' for f in dataclasses.fields(plans[0].cfg))  # all seeds in one process
         names = {n for p in plans for n in p.refers_to}
+        # the plans whose checkpoints others start from
         self.sources = {i for i, p in enumerate(plans) if p.arm.removeprefix('steps/') in names}
-        self.there = {}  # run: its checkpoint, which others may start from
+        self.records = {}  # name of a run that is over: its record
+        self.there = {}  # name of a run: its checkpoint, which others may start from
+        self.lost = {}  # name of a run of a sweep: the record of what it starts from, which diverged
+        self.settings = {}  # (plan, rate, seed): see run_settings
+        self.asked, self.started = {}, {}  # folder of a job: its runs, when jobs() last gave it, and when it started
         self.rules = {}  # size: what a claim will need, in words
-        self.lost = {}  # run of a sweep: the record of what it starts from, which diverged
+        self.failed_write = ''  # why the last write failed
+        self.head = None  # of an entry of the board: the first line of its log
 
     def wanted(self) -> list[Run]:
         """What can be started now: missing runs, or where their checkpoints are not there the runs that make these."""
@@ -44,6 +48,7 @@ class Comparison:
         return self.ready()
 
     def ready(self) -> list[Run]:
+        """As wanted(), by the records that were taken in before."""
         missing, found = Missing(self.cfg, self.plans, self.records), {}
         for size, (figures, arms) in missing.sigma.items():
             if size not in self.rules:  # said before any seed that decides about an arm is started
@@ -76,6 +81,7 @@ class Comparison:
         return [*p.argv, *flags(self.plans, p, r.lr, r.seed)]
 
     def run_settings(self, r: Run) -> dict:
+        """What makes the run what it is, to tell it from one of an older config in the same folder."""
         if (r.plan, r.lr, r.seed) not in self.settings:
             self.settings[r.plan, r.lr, r.seed] = self.resolved(r, self.argv(r))
         return self.settings[r.plan, r.lr, r.seed]
@@ -108,9 +114,12 @@ class Comparison:
 
     def enter(self):
         """Make the folder, and share a lock with every other compare.py that is at work on this comparison."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.out / 'compare.lock', os.O_RDWR | os.O_CREAT)
-        fcntl.flock(self.lock, fcntl.LOCK_SH)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.out / 'compare.lock', os.O_RDWR | os.O_CREAT)
+            fcntl.flock(self.lock, fcntl.LOCK_SH)
+        except OSError as e:
+            raise UserError(f'cannot make the folder {self.out} ({e.strerror}); choose another --out') from None
 
     def alone(self) -> bool:
         """Whether no other compare.py is at work here, whose next run may start from a checkpoint of ours."""
@@ -125,9 +134,9 @@ class Comparison:
     def take(self, r: Run) -> bool:
         """Take in a run if it is over. Raises UserError if its folder belongs to a run of another kind."""
         p, folder = self.plans[r.plan], self.out / r.name
+        about = dict(run=r.name, arm=p.arm, size=p.size, lr=r.lr, seed=r.seed)
         if r.name in self.lost:  # a rate at which the source diverges is none for what starts from it
-            mine = dict(run=r.name, arm=p.arm, size=p.size, lr=r.lr, seed=r.seed, settings=self.run_settings(r))
-            self.records[r.name] = self.lost[r.name] | mine
+            self.records[r.name] = self.lost[r.name] | about | dict(settings=self.run_settings(r))
             return True
         try:
             argv = read_json(self.job_folder(r) / 'argv.json', [str])
@@ -142,7 +151,7 @@ class Comparison:
         if launch.holder(self.job_folder(r)):
             return False
         read = records.READERS.get(p.script, records.record)
-        found = read(folder, r.name, p.arm, p.size, r.lr, r.seed, mine)
+        found = read(folder, about, mine)
         if not found:
             return False
         if r.plan in self.sources and found['state'] == 'finished':
@@ -192,6 +201,8 @@ class Comparison:
         return [sys.executable, str(ROOT / p.script), *argv]
 
     def start(self, engine):
+        """engine (lab/launch.py), with what has to be done before a run starts."""
+
         def go(full: list[str], folder: Path, slot: int):
             """Before a run starts: note what it is, and whether it goes on from a checkpoint."""
             runs = self.started[folder] = self.asked[folder]
@@ -208,6 +219,7 @@ class Comparison:
         return go
 
     def over(self, r: Run) -> bool:
+        """Whether a run needs nothing more, and has its checkpoint where others start from it."""
         found = self.records.get(r.name)
         return bool(found) and (r.plan not in self.sources or r.name in self.there or found['state'] == 'diverged')
 
@@ -235,59 +247,22 @@ def drop(folder: Path):
 
 
 def compare(cfg, files=()):
-    """Run what is missing of a comparison. files: its configs, which begin the log of an entry of the board."""
+    """Run what is missing of a comparison, then print its tables. files: its configs, which begin the log of an entry of the
+    board. Raises UserError for what cannot run, and SystemExit where a run failed."""
     plans = at_equal_flops(cfg, make_plans(cfg))
     state = Comparison(cfg, plans)
     if cfg.track:
         track.check(cfg, plans)
     if cfg.track and len(cfg.arms) > 1:
         state.head = track.head(state.folder, track.source(cfg, files))
-    try:
-        state.enter()
-    except OSError as e:
-        raise UserError(f'cannot make the folder {state.out} ({e.strerror}); choose another --out') from None
-    published = root_path(PUBLISHED) / (f'track/{cfg.track}' if cfg.track else '') / cfg.name
-    if published.exists() and published != state.folder and cfg.name != next(iter(cfg.arms)):
-        print(
-            f'NOTE: {PUBLISHED}/{cfg.name} holds published runs of that name, which are not used; --results={PUBLISHED} goes on with them'
-        )
+    state.enter()
+    check_possible(state)
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
-    if cfg.cluster == 'slurm' and not importlib.util.find_spec('submitit'):
-        raise UserError('cluster = slurm: submitit is not installed; pip install submitit')
-    if cfg.looks:
-        stats.scipy_stats()  # what is missing depends on words: without it nothing could go on after the sweep
-    if cfg.steps and state.batched:
-        raise UserError(f'steps: {cfg.script} trains its seeds at once and starts from nothing; leave them out')
-    for task in set(cfg.tasks.split(' ')[0].split(',')) & set(evaluate.SOURCES):
-        evaluate.read_source(task)  # a text that cannot be had is found out before anything is trained
-    for name, r in records.of_comparison(
-        state.folder, vars(cfg)
-    ).items():  # nothing starts beside runs of another comparison
-        for i, p in enumerate(plans):
-            if (r['arm'], r['size']) == (p.arm, p.size):
-                mine = state.run_settings(Run(i, r['lr'], r['seed'], name))
-                if r['settings'] != mine:
-                    raise UserError(
-                        f'{state.folder / "metrics.jsonl"} holds {name} with other settings'
-                        f' ({difference(r["settings"], mine)}); choose another --name, or delete that folder'
-                    )
-    if cfg.cluster == 'slurm' and not launch.gpus():
-        print('NOTE: no GPU here: a config that chooses its preset by GPU is matched here without, run there with one')
     engine = launch.engine(cfg.cluster, jobs, state.out / 'submitit', cfg.minutes, cfg.partition)
-    timed = cfg.script == 'train.py' and (cfg.bench or cfg.match == 'time')
-    if not timed and cfg.match == 'time':
-        raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
-    if cfg.match != 'time':
-        check_match(cfg, plans, {})
-    cluster, threads = cfg.cluster.replace('pool', 'local'), max(1, (os.cpu_count() or 1) // jobs)  # as the runs have
-    alone = launch.engine(cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition, threads)
-    if timed:
-        ms = timing.steps(cfg, plans, state.folder, state.out, alone)
-        if cfg.match == 'time':
-            check_match(cfg, plans, ms)
-    described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
+    time_and_match(state, jobs)
     if cfg.looks and (planned := earlier_plan(state.folder)) not in (None, cfg.seeds):
         print(f'NOTE: the plan was seeds = {planned}; where it is changed after a look, 5% is no promise any more')
+    described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
     write_json(state.folder / 'comparison.json', described | dict(command=said()))
 
     failed = launch.run_all(state.jobs, state.done, state.start(engine), jobs, Live(state))
@@ -295,17 +270,7 @@ def compare(cfg, files=()):
     if state.failed_write:
         raise UserError(f'{state.failed_write}; the runs are safe in {state.out}; the same command goes on')
     if state.records:
-        try:
-            report.write_comparison(state.folder)
-            tables = report.shown(state.folder)
-        except UserError as e:  # a part of it ran, without the baseline
-            print(e)
-        except ImportError as e:
-            print(
-                f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed'
-            )
-        else:
-            print(f'{tables}\nwrote {state.folder}/: table.md' + ', plots, index.html' * (not cfg.track))
+        show(state)
     if not failed and not cfg.only and (waiting := wanted(cfg, plans, state.records)):
         failed[waiting[0].name] = (
             f'{len(waiting)} runs cannot start: what this one starts from has the rate of an arm that waits for it; in'
@@ -314,6 +279,65 @@ def compare(cfg, files=()):
     if failed:
         print('\n'.join(f'failed: {name}: {wrong}' for name, wrong in failed.items()), file=sys.stderr)
         sys.exit(1)
+
+
+def check_possible(state: Comparison):
+    """Raises UserError for what would stop the comparison later, before anything is trained."""
+    cfg = state.cfg
+    published = root_path(PUBLISHED) / (f'track/{cfg.track}' if cfg.track else '') / cfg.name
+    if published.exists() and published != state.folder and cfg.name != next(iter(cfg.arms)):
+        print(
+            f'NOTE: {PUBLISHED}/{cfg.name} holds published runs of that name, which are not used; --results={PUBLISHED} goes on with them'
+        )
+    if cfg.cluster == 'slurm' and not importlib.util.find_spec('submitit'):
+        raise UserError('cluster = slurm: submitit is not installed; pip install submitit')
+    if cfg.looks:
+        stats.scipy_stats()  # what is missing depends on words: without it nothing could go on after the sweep
+    if cfg.steps and state.batched:
+        raise UserError(f'steps: {cfg.script} trains its seeds at once and starts from nothing; leave them out')
+    for task in set(cfg.tasks.split(' ')[0].split(',')) & set(evaluate.SOURCES):
+        evaluate.read_source(task)
+    if cfg.match == 'time' and cfg.script != 'train.py':
+        raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
+    for name, r in records.of_comparison(state.folder, vars(cfg)).items():
+        for i, p in enumerate(state.plans):
+            if (r['arm'], r['size']) != (p.arm, p.size):
+                continue
+            mine = state.run_settings(Run(i, r['lr'], r['seed'], name))
+            if r['settings'] != mine:  # nothing starts beside runs of another comparison
+                raise UserError(
+                    f'{state.folder / "metrics.jsonl"} holds {name} with other settings'
+                    f' ({difference(r["settings"], mine)}); choose another --name, or delete that folder'
+                )
+
+
+def time_and_match(state: Comparison, jobs: int):
+    """Time the steps of the arms where that is asked for, and raise UserError where arms do not match."""
+    cfg = state.cfg
+    if cfg.cluster == 'slurm' and not launch.gpus():
+        print('NOTE: no GPU here: a config that chooses its preset by GPU is matched here without, run there with one')
+    if cfg.match != 'time':  # before the time is spent
+        check_match(cfg, state.plans, {})
+    if cfg.script == 'train.py' and (cfg.bench or cfg.match == 'time'):
+        cluster = cfg.cluster.replace('pool', 'local')
+        threads = max(1, (os.cpu_count() or 1) // jobs)  # as the runs have
+        alone = launch.engine(cluster, 1, state.out / 'submitit', cfg.minutes, cfg.partition, threads)
+        ms = timing.steps(cfg, state.plans, state.folder, state.out, alone)
+        if cfg.match == 'time':
+            check_match(cfg, state.plans, ms)
+
+
+def show(state: Comparison):
+    """Write and print what the records say."""
+    try:
+        report.write_comparison(state.folder)
+        tables = report.shown(state.folder)
+    except UserError as e:  # a part of it ran, without the baseline
+        print(e)
+    except ImportError as e:
+        print(f'{e}: no table here; the logs are in {state.folder}, python compare.py --report where it is installed')
+    else:
+        print(f'{tables}\nwrote {state.folder}/: table.md' + ', plots, index.html' * (not state.cfg.track))
 
 
 KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'shared_rate', 'sweep_seeds',

@@ -25,6 +25,7 @@ COMPARISON = {  # the shape (files.misfit) of comparison.json
     'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str, 'track?': str,
 }  # fmt: skip
 TIMES = {'ms': float, 'arm?': str, 'cell?': (str, None), 'cells?': ([str], None)}
+HORIZON = re.compile(r'x[\d.]+(e-\d+)?')  # the size of a run of another length: xSHARE, of max_iters
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
 
@@ -37,8 +38,8 @@ class Cell:
     rate: Rate
     runs: dict  # seed: record, of the seeds that decide
     values: dict  # seed: figure
-    chooses: str  # the keys of the evaluations that choose rates, and that values are
-    reports: str
+    chooses: str  # the key of the evaluations by which rates and evaluations are chosen
+    reports: str  # that of the values
     ms: float | None  # per step, by bench.py
     mean: stats.Estimate
     params: int
@@ -70,19 +71,20 @@ class Cell:
         return not math.isnan(self.cost['seconds'])
 
     @property
-    def name(self):
+    def name(self) -> str:
         return cell_name(self.arm, self.size)
 
-    def facts(self, key):
+    def facts(self, key) -> list[str]:
+        """The different values that the runs have for a fact."""
         return list(dict.fromkeys(str(r['facts'].get(key)) for r in self.runs.values()))
 
     def at(self, r: dict, axis: str) -> list[float]:
-        """The evaluations of a run along an axis; FLOPs and seconds of what it starts from come before them."""
+        """What a run has cost on an axis of AXES at each of its evaluations, what it starts from included."""
         before = self.before.get((r['seed'], axis), 0) + self.growing.get((r['seed'], axis), 0)
         return [before + x for x in self.own(r, axis)]
 
     def own(self, r: dict, axis: str) -> list[float]:
-        """Seconds are iterations times bench.py's milliseconds, nan where it did not time the arm."""
+        """The same of the run itself. Seconds are iterations times bench.py's milliseconds, nan where it did not time the arm."""
         if axis in r['eval'] and axis != 'seconds':
             return r['eval'][axis]
         return [i * per_iter(r['facts'], self.ms, axis) for i in r['eval']['iter']]
@@ -95,12 +97,16 @@ class Cell:
         losses = r['eval'][self.reports] if r['state'] == 'finished' else [math.inf] * len(costs)
         return costs, losses
 
+    def curves(self, axis: str, free: bool = False) -> list:
+        return [self.curve_to(s, axis, free) for s in self.runs]
+
     def reaches(self, seed: int, axis: str, free: bool = False) -> float:
         """The cost of the run of a seed when it reaches the target; inf and nan as in stats.reached."""
         return stats.reached(*self.curve_to(seed, axis, free), self.target)
 
 
 def per_iter(facts: dict, ms: float | None, axis: str) -> float:
+    """What an iteration costs on an axis of AXES; ms: its milliseconds, None where they were not measured."""
     if axis == 'flops':
         return facts['tokens_per_iter'] * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
     return dict(iter=1, tokens=facts['tokens_per_iter'], seconds=math.nan if ms is None else ms / 1000)[axis]
@@ -109,34 +115,31 @@ def per_iter(facts: dict, ms: float | None, axis: str) -> float:
 def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
     """All arms and sizes of comparison c that have runs to judge, in order; the first arm is the baseline."""
     c = c | dict(halves=verdicts.halves(c, records))
-    found, arms, sizes = [], list(c['arms']), list(c.get('sizes') or ())
+    found, arms, sizes, horizons = [], list(c['arms']), list(c.get('sizes') or ()), c.get('horizons')
     known = {(r['arm'], r['size']): None for r in records.values() if r['arm'] in arms}
-    order = lambda k: (
-        sizes.index(k[1]) if k[1] in sizes else 0,
-        arms.index(k[0]),
-        -(float(k[1][1:]) if k[1] and not sizes else 1),
-    )
-    length = lambda size: c.get('horizons') and re.fullmatch(r'x[\d.]+(e-\d+)?', size)
-    shown = sorted((k for k in known if (k[1] in sizes if sizes else not k[1] or length(k[1]))), key=order)
-    for size in dict.fromkeys(size for _, size in shown):
-        there = arms if not c.get('horizons') else [arm for arm in arms if (arm, size) in known]
+    shown = lambda size: size in sizes if sizes else not size or bool(horizons and HORIZON.fullmatch(size))
+    for size in filter(shown, dict.fromkeys(size for _, size in known)):
+        there = [arm for arm in arms if (arm, size) in known] if horizons else arms
         rates = {arm: verdicts.rate(c, records, arm, size) for arm in there}
         words = verdicts.verdicts(c, records, size, rates)
         for arm in rates:
             if x := cell(c, arm, size, rates[arm], bench, records):
                 x.verdict = words.get(arm)
                 found.append(x)
-    found.sort(key=lambda x: order((x.arm, x.size)))
+    if sizes:
+        found.sort(key=lambda x: (sizes.index(x.size), arms.index(x.arm)))
+    else:  # the longest horizon first, whose size is ''
+        found.sort(key=lambda x: (arms.index(x.arm), -float(x.size[1:] or 1)))
     base = {x.size: x for x in found if x.arm == arms[0]}
     longest = next(iter(base.values()), None)  # with horizons all are timed to what it ends with
     for x in found:
-        rival = longest if c.get('horizons') else base.get(x.size)
+        rival = longest if horizons else base.get(x.size)
         targets = targets_of(c, x, rival)
         x.target = targets[0] if targets else None
         if rival and x is not rival:
             for target in targets:
                 speed(x, rival, target)
-        if c.get('horizons'):
+        if horizons:
             x.saved = saved(x, list(base.values()))
     return found
 
@@ -157,33 +160,40 @@ def targets_of(c: dict, x: Cell, longest: Cell | None) -> list[float]:
 
 
 def cell(c, arm, size, rate, bench, records, sweep=False) -> Cell | None:
-    """From the runs at this rate that decide, or from those of the sweep."""
+    """The cell of the runs at this rate that decide, or of those of the sweep; None without any."""
     if not rate:
         return None
-    mine = [
-        r
-        for r in records.values()
-        if (r['arm'], r['size'], r['lr']) == (arm, size, rate.lr) and (r['seed'] > SWEEP) == sweep
-    ]
-    runs = {r['seed']: r for r in sorted(mine, key=lambda r: r['seed'])}
+    mine = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (arm, size, rate.lr)]
+    runs = {r['seed']: r for r in sorted(mine, key=lambda r: r['seed']) if (r['seed'] > SWEEP) == sweep}
     if not runs:
         return None
     values = verdicts.figures(c, records, arm, size)[0 if sweep else 1][rate.lr]
     first = next(iter(runs.values()))
     alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b.get('cell') or b['arm']]}
     timed = lambda r: alone.get(cell_name(r['arm'], r['size']), alone.get(c['arms'].get(r['arm'])))
-    legs = {s: origins(c, records, r) for s, r in runs.items()}
-    params, collapsed = first['facts']['params'], first['facts']['params_collapsed']
+    params = first['facts']['params']
     good = [v for v in values.values() if math.isfinite(v)]
     mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
-    keys = verdicts.halves(c, records)
-    keys = (keys[0], keys[0]) if sweep else keys
-    x = Cell(arm, size, rate, runs, values, *keys, timed(first), mean, params, collapsed, dict(params=params))
+    chooses, reports = verdicts.halves(c, records)
+    x = Cell(
+        arm,
+        size,
+        rate,
+        runs,
+        values,
+        chooses=chooses,
+        reports=chooses if sweep else reports,
+        ms=timed(first),
+        mean=mean,
+        params=params,
+        collapsed=first['facts']['params_collapsed'],
+        cost=dict(params=params),
+    )
     if arm == next(iter(c['arms'])) and len(good) == len(values) >= protocol.SIGMA_SEEDS:
         x.sigma = protocol.sigma(good)
-    x.legs = legs
     for s, r in runs.items():
-        past = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in legs[s]]
+        x.legs[s] = origins(c, records, r)
+        past = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in x.legs[s]]
         for axis in ('flops', 'seconds'):
             x.before[s, axis] = sum(p[axis] for p in past)
             x.growing[s, axis] = grown(r, axis, x.before[s, axis])
@@ -219,6 +229,7 @@ def origins(c: dict, records: dict, r: dict) -> list[dict]:
 
 
 def flops_before(c: dict, records: dict, r: dict) -> float:
+    """FLOPs of all that a run starts from."""
     return sum(spent(q, None, flops_before(c, records, q))['flops'] for q in origins(c, records, r))
 
 
@@ -262,16 +273,17 @@ def allowed(r: dict) -> float:
 
 
 def speed(x: Cell, base: Cell, target: float):
-    """Fill in how many times sooner x reaches the target than the baseline."""
+    """Fill in how many times sooner x reaches the target than the baseline, on each axis."""
     for axis in ('iter', 'flops', *(['seconds'] if x.timed and base.timed else [])):
-        curves = lambda y, free, axis=axis: [y.curve_to(s, axis, free) for s in y.runs]
-        if not all(any(cost > 0 for cost in costs) for y in (x, base) for costs, _ in curves(y, True)):
+        own = x.curves(axis, free=True), base.curves(axis, free=True)
+        if not all(any(cost > 0 for cost in costs) for curves in own for costs, _ in curves):
             continue  # a run that went nowhere
-        x.faster.setdefault(target, {})[axis] = stats.faster(curves(x, False), curves(base, False), target)
-        x.free.setdefault(target, {})[axis] = stats.faster(curves(x, True), curves(base, True), target)
+        x.faster.setdefault(target, {})[axis] = stats.faster(x.curves(axis), base.curves(axis), target)
+        x.free.setdefault(target, {})[axis] = stats.faster(*own, target)
 
 
 def mismatch(x: Cell, base: Cell, axis: str) -> float:
+    """By what share the cost of x is off that of the baseline, in what the comparison matches."""
     key = dict(params='params', flops='flops', tokens='tokens', time='seconds')[axis]
     return x.cost[key] / base.cost[key] - 1 if base.cost[key] else 0.0
 

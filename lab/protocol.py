@@ -217,45 +217,48 @@ def judge(
     the verdicts do not depend on when this was called."""
     if center not in ('mean', 'median', 'log'):
         raise UserError(f"center = '{center}': must be mean, median or log")
-    null = math.log1p(-worth) if center == 'log' else -worth
+    gain = -math.log1p(-worth) if center == 'log' else worth  # in the unit of the test
     if center == 'median':  # a run that diverged is the worst there is; ranks are never paired
         pairs, arms, base = (), {a: np.minimum(v, WORST) for a, v in arms.items()}, np.minimum(base, WORST)
-    broken = {a for a, v in arms.items() if not np.isfinite(v).all()}
-    names = dict(mean='Welch', median='Mann-Whitney', log='Welch of logarithms')
-    found, zero, gain = {}, [], []
+    base_ok = np.isfinite(base).all()
+    found, ps = {}, []
     for arm, values in arms.items():
-        steps = looks or (max(2, len(values)),)
-        start = SIGMA_SEEDS if looks else len(base)
-        part = fractions(steps, 1 if arm in pairs else start)
         found[arm] = Verdict(UNDECIDED, math.nan, -math.inf, math.inf, 1.0, len(values), len(base), '')
         p_zero = p_gain = 1.0
-        for k, n in enumerate(steps):
-            m = n if arm in pairs else max(n, start)
-            if len(values) < n or len(base) < m or arm in broken or not np.isfinite(base).all():
-                break
-            a, b, kind = values[:n], base[:m], dict(center=center, pairs=arm in pairs)
-            p_zero = min(p_zero, float(stats.sequential_p(p_value(a, b, 0.0, **kind), part, k)))
-            p_gain = min(p_gain, float(stats.sequential_p(p_value(a, b, null, **kind), part, k)))
-            level = ALPHA / len(arms) if len(steps) == 1 else stats.bounds(part, (ALPHA / len(arms),))[k, 0]
-            e = interval(a, b, level, **kind)
-            how = 'paired' if arm in pairs else names[center]
-            found[arm] = replace(found[arm], value=e.value, low=e.low, high=e.high, n=n, base_n=m, how=how)
-        zero.append(p_zero)
-        gain.append(p_gain)
-    for (arm, v), p0, pw in zip(found.items(), *stats.step_down(np.stack([zero, gain], -1)).T):
-        low, high = clip(v.low, v.high, v.value, p0, pw, -null)
-        which = WORDS[int(word(low, high, -null))]
-        more = more_seeds(v, low, high, -null) if which == UNDECIDED and v.how else None
+        if base_ok and np.isfinite(values).all():
+            seen = looked_at(values, base, gain, looks, ALPHA / len(arms), center, arm in pairs)
+            for change, p0, p1 in seen:
+                found[arm] = replace(found[arm], **change)
+                p_zero, p_gain = min(p_zero, p0), min(p_gain, p1)
+        ps.append((p_zero, p_gain))
+    for (arm, v), p_zero, p_gain in zip(found.items(), *stats.step_down(np.reshape(ps, (-1, 2))).T):
+        low, high = clip(v.low, v.high, v.value, p_zero, p_gain, gain)
+        which = WORDS[int(word(low, high, gain))]
+        more = more_seeds(v, low, high, gain) if which == UNDECIDED and v.how else None
         value, low, high = (math.expm1(y) if center == 'log' else float(y) for y in (v.value, low, high))
         value, low, high = (math.copysign(math.inf, y) if abs(y) > WORST / 2 else y for y in (value, low, high))
-        found[arm] = replace(v, word=which, value=value, low=low, high=high, p=float(p0), more=more)
-        if arm in broken:
-            bad = sum(not math.isfinite(y) for y in arms[arm])
-            found[arm] = replace(found[arm], word=WORSE, note=f'{bad} of {len(arms[arm])} seeds diverged')
+        v = found[arm] = replace(v, word=which, value=value, low=low, high=high, p=float(p_zero), more=more)
+        if bad := sum(not math.isfinite(y) for y in arms[arm]):
+            v.word, v.note = WORSE, f'{bad} of {len(arms[arm])} seeds diverged'
         elif not v.how:
-            ok = np.isfinite(base).all()
-            found[arm].note = 'too few seeds for the first look' if ok else 'seeds of the baseline diverged'
+            v.note = 'too few seeds for the first look' if base_ok else 'seeds of the baseline diverged'
     return found
+
+
+def looked_at(values, base, gain: float, looks: tuple | None, alpha: float, center: str, pairs: bool):
+    """Yields what each look sees that an arm has the seeds for: (fields of its Verdict, p of no effect, p of an effect of -gain),
+    the p's corrected for the looks. alpha: the error rate of this arm, over all looks."""
+    steps, start = looks or (max(2, len(values)),), SIGMA_SEEDS if looks else len(base)
+    part = fractions(steps, 1 if pairs else start)
+    how = 'paired' if pairs else dict(mean='Welch', median='Mann-Whitney', log='Welch of logarithms')[center]
+    for k, n in enumerate(steps):
+        m = n if pairs else max(n, start)
+        if len(values) < n or len(base) < m:
+            return
+        a, b, kind = values[:n], base[:m], dict(center=center, pairs=pairs)
+        p_zero, p_gain = (float(stats.sequential_p(p_value(a, b, null, **kind), part, k)) for null in (0.0, -gain))
+        e = interval(a, b, alpha if len(steps) == 1 else stats.bounds(part, (alpha,))[k, 0], **kind)
+        yield dict(value=e.value, low=e.low, high=e.high, n=n, base_n=m, how=how), p_zero, p_gain
 
 
 def more_seeds(v: Verdict, low: float, high: float, worth: float) -> int | None:

@@ -54,10 +54,12 @@ EVAL = {'tasks': {str: {'figures': {str: float}}}}
 GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss_before', 'loss_after')
 
 
-def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
-    """The record of a run in its out_dir, None if it is not over. A run is over if its loss was logged at max_iters, was
-    not finite, or did not fall for `patience` iterations; in that case its facts hold the max_iters that it was allowed.
-    """
+# how the record of a run is read from its folder, None if it is not over; about: {run, arm, size, lr, seed}
+
+
+def record(folder: Path, about: dict, settings: dict) -> dict | None:
+    """Of a training, from its out_dir. It is over if its loss was logged at max_iters, was not finite, or did not fall for
+    `patience` iterations; in that case its facts hold the max_iters that it was allowed."""
     try:
         manifest = read_json(folder / 'manifest.json', MANIFEST)
         last_iter = read_json(folder / 'config.json', CONFIG)['max_iters']
@@ -73,26 +75,20 @@ def record(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, se
     facts = {k: manifest[k] for k in FACTS if k in manifest} | (dict(max_iters=last_iter) if early else {})
     if grown := manifest.get('transfer'):
         facts['transfer'] = {k: grown[k] for k in GROWTH if k in grown}
-    return dict(
-        run=run,
-        arm=arm,
-        size=size,
-        lr=lr,
-        seed=seed,
+    kept = [k for k in (evals[0] if evals else ()) if k != 'kind' and all(k in m for m in evals)]
+    return about | dict(
         state='diverged' if diverged else 'finished',
         settings=settings,
         facts=facts,
         ms=float(f'{statistics.median(ms):.4g}') if ms else None,
-        eval={
-            k: [m[k] for m in evals] for k in (evals[0] if evals else ()) if k != 'kind' and all(k in m for m in evals)
-        },
+        eval={k: [m[k] for m in evals] for k in kept},
         train=thinned(train),
     )
 
 
-def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
-    """The record of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what factorize
-    says of itself (parameters, the FLOPs of its distillation, the mean error over matrices)."""
+def surgery(folder: Path, about: dict, settings: dict) -> dict | None:
+    """Of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what factorize says of itself
+    (parameters, the FLOPs of its distillation, the mean error over matrices)."""
     made = folder / 'ckpt.pt'
     try:
         seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime
@@ -102,18 +98,17 @@ def surgery(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, s
     facts = dict(seconds=round(seconds, 2), flops=said.get('flops', 0), tokens=said.get('tokens', 0))
     if said:
         facts |= dict(params=said['params'], error=statistics.mean(r['error'] for r in said['rows']))
-    return dict(run=run, arm=arm, size=size, lr=lr, seed=seed, state='finished', settings=settings, facts=facts)
+    return about | dict(state='finished', settings=settings, facts=facts)
 
 
-def tasks(folder: Path, run: str, arm: str, size: str, lr: float, seed: int, settings: dict) -> dict | None:
-    """The record of evaluate.py, which wrote folder/eval.json."""
+def tasks(folder: Path, about: dict, settings: dict) -> dict | None:
+    """Of evaluate.py, which wrote folder/eval.json."""
     try:
         found = read_json(folder / 'eval.json', EVAL)
     except UserError:
         return None
     facts = {k: found[k] for k in FACTS if k in found}
-    same = dict(run=run, arm=arm, size=size, lr=lr, seed=seed, state='finished', settings=settings, facts=facts)
-    return same | dict(tasks=found['tasks'])
+    return about | dict(state='finished', settings=settings, facts=facts, tasks=found['tasks'])
 
 
 READERS = {'transfer.py': surgery, 'evaluate.py': tasks}  # of what a script leaves; others leave what train.py does
@@ -193,7 +188,9 @@ def read_runs(folder: Path) -> list[dict]:
     if not found:
         raise UserError(nothing)
     cell = lambda r: cell_name(r['arm'], r['size'])
-    rates = {cell(r): {q['lr'] for q in found if cell(q) == cell(r)} for r in found}
+    rates = {}
+    for r in found:
+        rates.setdefault(cell(r), set()).add(r['lr'])
     lines = lambda columns: [dict(zip(columns, row)) for row in zip(*columns.values())]
     return [
         dict(
@@ -209,12 +206,14 @@ def read_runs(folder: Path) -> list[dict]:
 
 
 def write_records(folder: Path, records: dict, head: dict | None = None):
+    """{name: record} to the metrics.jsonl of a folder, in the order of their names; head: a line before them."""
     lines = ([head] if head else []) + [records[k] for k in sorted(records)]
     text = ''.join(json.dumps(line, separators=(',', ':')) + '\n' for line in lines)
     write(folder / 'metrics.jsonl', text.encode())
 
 
 def references(text: str) -> list[str]:
+    """The names in braces that a text refers to, each once."""
     return list(dict.fromkeys(REFERENCE.findall(text)))
 
 

@@ -914,7 +914,7 @@ class Records:
             lambda: plot.listing(self.folder),
             lambda: plot.table(records.read_runs(run)),
             lambda: plot.table(records.read_runs(c)),
-            lambda: records.record(run, 'a', 'a', '', 0.1, 1, {}),
+            lambda: records.record(run, dict(run='a', arm='a', size='', lr=0.1, seed=1), {}),
             lambda: log.so_far(2),
             lambda: report.shown(c),
             lambda: report.shown(planned),

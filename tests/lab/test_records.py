@@ -11,7 +11,7 @@ import plot
 from configurator import UserError
 from lab import outcomes, records
 
-RUN = dict(run='a/lr0.01/s1', arm='a', size='', lr=0.01, seed=1, settings={})
+RUN = dict(about=dict(run='a/lr0.01/s1', arm='a', size='', lr=0.01, seed=1), settings={})
 
 
 def write_run(folder, lines, max_iters=20, **manifest):
