@@ -55,13 +55,14 @@ from lab.steps import Arm, table
 from logger import relative
 from train import Trainer
 
-COMMANDS = bench_layers.COMMANDS | dict(
+COMMANDS = bench_layers.COMMANDS | dict(  # name: (keys, command)
     fit=(bench_fit.FitConfig, bench_fit.fit),
     profile=(bench_profile.ProfileConfig, bench_profile.bench),
     same=(bench_same.SameConfig, bench_same.same),
     sample=(bench_sample.SampleBenchConfig, bench_sample.bench),
     targets=(bench_targets.TargetsConfig, bench_targets.targets),
 )
+OWN_ARGUMENTS = dict(mup=mup.main, ablate=bench_ablate.ablate, start=bench_start.start, race=bench_race.race)
 
 
 @dataclass
@@ -71,14 +72,8 @@ class BenchConfig(ArmConfig):
 
 def main():
     arms, argv = [[]], sys.argv[1:]
-    if argv and argv[0] == 'mup':
-        return mup.main(argv[1:])
-    if argv and argv[0] == 'ablate':
-        return bench_ablate.ablate(argv[1:])
-    if argv and argv[0] == 'start':
-        return bench_start.start(argv[1:])
-    if argv and argv[0] == 'race':
-        return bench_race.race(argv[1:])
+    if argv and argv[0] in OWN_ARGUMENTS:
+        return OWN_ARGUMENTS[argv[0]](argv[1:])
     if argv and argv[0] in COMMANDS:
         schema, command = COMMANDS[argv[0]]
         return command(load(schema, argv[1:]))

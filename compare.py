@@ -172,15 +172,12 @@ class CompareConfig:
             found.append(f"name = '{self.name}': an entry of a track has the name of its arm; leave it out")
         if '/' in self.name or self.name in ('.', '..'):
             found.append(f"name = '{self.name}': must be the name of a folder, without /")
-        for field in ('learning_rates', 'mismatch', 'horizons'):
-            there = [*self.arms]
-            if field == 'learning_rates':
-                there += [*self.steps, *(f'{x}@{size}' for x in (*self.arms, *self.steps) for size in self.sizes)]
+        trained = [*self.arms, *self.steps]
+        swept = [*trained, *(f'{name}@{size}' for name in trained for size in self.sizes)]
+        for field, there in (('learning_rates', swept), ('mismatch', self.arms), ('horizons', self.arms)):
             given = getattr(self, field)
             if isinstance(given, dict) and (odd := [a for a in given if a not in there]):
-                found.append(
-                    f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join([*self.arms, *self.steps])}'
-                )
+                found.append(f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join(trained)}')
         return found
 
 

@@ -22,6 +22,7 @@ import signal
 import stat
 import sys
 import time
+import traceback
 import types
 import typing
 from pathlib import Path
@@ -218,9 +219,8 @@ def read_config(path: Path, above: tuple = ()) -> dict:
     except UserError:
         raise
     except Exception as e:
-        line = getattr(e, 'lineno', None) or next(
-            (f.lineno for f in reversed(frames(e.__traceback__)) if f.filename == str(path)), '?'
-        )
+        here = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+        line = getattr(e, 'lineno', None) or (here[-1] if here else '?')
         raise UserError(f'config file {path}, line {line}: {type(e).__name__}: {brief(str(e), 300)}') from None
     skip = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     return {k: v for k, v in values.items() if not str(k).startswith('_') and not isinstance(v, skip)}
@@ -254,12 +254,6 @@ def read_text(path: Path, most: int) -> str:
     if len(text) > most:
         raise OSError(errno.EFBIG, f'longer than {most:,} bytes')
     return text.decode('utf-8-sig')
-
-
-def frames(tb) -> list:
-    import traceback
-
-    return list(traceback.extract_tb(tb))
 
 
 def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:

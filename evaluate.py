@@ -28,6 +28,7 @@ the default is bfloat16, which rounds logits to about three digits; use --dtype=
 
 import bz2
 import difflib
+import functools
 import hashlib
 import itertools
 import json
@@ -394,15 +395,17 @@ def exp(x: float) -> float:
     return math.inf if x > 700 else math.exp(x)
 
 
-TASKS = {
-    'wikitext2': lambda lm, cfg: wikitext('wikitext2', lm, cfg),
-    'wikitext103': lambda lm, cfg: wikitext('wikitext103', lm, cfg),
-    'lambada': lambda lm, cfg: lambada(lm, cfg),
-    'hellaswag': lambda lm, cfg: hellaswag(lm, cfg),
-    'val': lambda lm, cfg: val(lm, cfg),
-}
+TASKS = dict(
+    wikitext2=functools.partial(wikitext, 'wikitext2'),
+    wikitext103=functools.partial(wikitext, 'wikitext103'),
+    lambada=lambada,
+    hellaswag=hellaswag,
+    val=val,
+)
+RUN = ('tasks', 'batch_size', 'commit', 'dirty', 'torch', 'started', 'command')  # facts of a call, not of the model
 
 # -----------------------------------------------------------------------------
+# the command
 
 
 def table(task: str, result: dict) -> str:
@@ -471,12 +474,5 @@ def add_to(out: Path, report: dict) -> dict:
     return report
 
 
-RUN = ('tasks', 'batch_size', 'commit', 'dirty', 'torch', 'started', 'command')  # facts of a call, not of the model
-
-
-def main():
-    evaluate(load(EvalConfig, sys.argv[1:]))
-
-
 if __name__ == '__main__':
-    run(main)
+    run(lambda: evaluate(load(EvalConfig, sys.argv[1:])))

@@ -72,10 +72,10 @@ def table(runs: list[dict]) -> str:
 
 def rates_pictures(folder: Path, out: Path) -> list[Path]:
     """The sweep of a comparison, a panel per arm; each size in a file of its own."""
-    if not (folder / 'comparison.json').exists():
-        raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')
-    c, _ = outcomes.load(folder)
-    found = sweeps.sweeps(c, read_records(folder))
+    found = {}
+    if (folder / 'comparison.json').exists():
+        c, _ = outcomes.load(folder)
+        found = sweeps.sweeps(c, read_records(folder))
     if not found:
         raise UserError(f'{folder} holds no comparison with a sweep of learning rates; see results/*/comparison.json')
     paths = [out if len(found) == 1 else out.with_stem(f'{out.stem}_{size}') for size in found]

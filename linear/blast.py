@@ -10,7 +10,7 @@ import torch
 from linear import structured
 from linear.base import Matrix
 from linear.kernels import blocks
-from linear.structured import Structured, divisors, fail, gemm_std, near, nearest, tidy
+from linear.structured import Structured, check_blocks, check_rank, divisors, gemm_std, near, tidy
 
 
 class Blast(Structured):
@@ -31,13 +31,10 @@ class Blast(Structured):
 
     def __init__(self, d_in, d_out, config):
         valid, full = divisors(math.gcd(d_in, d_out)), min(d_in, d_out)
-        b = config.blocks or near(4, valid)
-        if b not in valid:
-            fail('blocks', b, f'must divide {d_in} and {d_out}', f'nearest: {nearest(b, valid)}')
+        b = check_blocks(config.blocks or near(4, valid), valid, f'must divide {d_in} and {d_out}')
         each = d_in + d_out + b * b  # numbers that one rank takes
         r = config.rank or tidy(config.structured_share * d_in * d_out / each, full)
-        if r > full:
-            fail('rank', r, f'a layer {d_in} -> {d_out} has full rank at {full}', f'use at most {full}')
+        check_rank(r, full, f'a layer {d_in} -> {d_out}')
         super().__init__(d_in, d_out, config, [(b, d_in // b, r), (r, b, b), (b, r, d_out // b)], [d_in // b, b, r])
 
     def product(self, x, W):

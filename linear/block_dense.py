@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from linear import structured
 from linear.einsum import Einsum, Shape, to_share
-from linear.structured import divisors, fail, near, nearest
+from linear.structured import check_blocks, divisors, fail, near
 
 
 class BlockDense(Einsum):
@@ -21,8 +21,7 @@ class BlockDense(Einsum):
     @staticmethod
     def choose(d_in, d_out, c):
         k = c.blocks or near(2, divisors(d_in))  # as in the paper: the fewer, the less is written between the factors
-        if d_in % k:
-            fail('blocks', k, f'must divide {d_in}', f'nearest: {nearest(k, divisors(d_in))}')
+        check_blocks(k, divisors(d_in), f'must divide {d_in}')
         if c.rank % k:
             fail('rank', c.rank, f'must be divisible by blocks ({k})', f'nearest: {max(c.rank // k, 1) * k}')
         return to_share(Shape(d_in // k, 1, k, 1, d_out, 1, 1), c, c.rank // k, unit=k)

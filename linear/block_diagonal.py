@@ -1,4 +1,6 @@
-"""Block-diagonal matrices: independent layers side by side."""
+"""
+Block-diagonal matrices: independent layers side by side.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ import torch
 from linear import structured
 from linear.base import Matrix
 from linear.kernels import blocks
-from linear.structured import Structured, divisors, fail, gemm_std, near, nearest
+from linear.structured import Structured, check_blocks, divisors, gemm_std, near
 
 
 class BlockDiagonal(Structured):
@@ -24,8 +26,7 @@ class BlockDiagonal(Structured):
     def __init__(self, d_in, d_out, config):
         valid = [k for k in divisors(math.gcd(d_in, d_out)) if k > 1] or [1]
         k = config.blocks or near(1 / config.structured_share, valid)
-        if k not in valid:
-            fail('blocks', k, f'must divide {d_in} and {d_out}', f'nearest: {nearest(k, valid)}')
+        check_blocks(k, valid, f'must divide {d_in} and {d_out}')
         super().__init__(d_in, d_out, config, [(k, d_in // k, d_out // k)], [d_in // k])
 
     def product(self, x, W):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from linear import structured
 from linear.einsum import Einsum, Shape, at_roots, to_share
-from linear.structured import divisors, fail, nearest
+from linear.structured import check_blocks, divisors
 
 
 class BTT(Einsum):
@@ -21,12 +21,10 @@ class BTT(Einsum):
 
     @staticmethod
     def choose(d_in, d_out, c):
-        if c.blocks:
-            valid = divisors(math.gcd(d_in, d_out))
-            if c.blocks not in valid:
-                fail('blocks', c.blocks, f'must divide {d_in} and {d_out}', f'nearest: {nearest(c.blocks, valid)}')
-            return to_share(Shape(d_in // c.blocks, 1, c.blocks, 1, d_out // c.blocks, c.blocks, 1), c, c.rank)
-        return to_share(at_roots(d_in, d_out), c, c.rank)
+        if not c.blocks:
+            return to_share(at_roots(d_in, d_out), c, c.rank)
+        k = check_blocks(c.blocks, divisors(math.gcd(d_in, d_out)), f'must divide {d_in} and {d_out}')
+        return to_share(Shape(d_in // k, 1, k, 1, d_out // k, k, 1), c, c.rank)
 
     @classmethod
     def variants(cls, d_in, d_out):

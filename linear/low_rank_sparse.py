@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from configurator import key
 from linear import structured
 from linear.base import Matrix
-from linear.structured import Structured, fail, gemm_std, shares, tidy
+from linear.structured import Structured, check_rank, gemm_std, shares, tidy
 
 
 class LowRankSparse(Structured):
@@ -31,8 +31,7 @@ class LowRankSparse(Structured):
     def __init__(self, d_in, d_out, config):
         n, full = max(1, round(config.density * d_in * d_out)), min(d_in, d_out)
         r = config.rank or tidy((config.structured_share * d_in * d_out - n) / (d_in + d_out), full)
-        if r > full:
-            fail('rank', r, f'a layer {d_in} -> {d_out} has full rank at {full}', f'use at most {full}')
+        check_rank(r, full, f'a layer {d_in} -> {d_out}')
         # values are entries of W itself: they take the dense rate and decay, A and B those of a product of two
         super().__init__(d_in, d_out, config, [(d_in, r), (r, d_out), (1, n)], [d_in, r, d_in], depths=[2, 2, 1])
         self.register_buffer('support', torch.empty(n, dtype=torch.int64))

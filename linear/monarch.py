@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from linear import structured
 from linear.einsum import Einsum, Shape
-from linear.structured import divisors, fail, near, nearest
+from linear.structured import check_blocks, divisors, fail, near
 
 
 class Monarch(Einsum):
@@ -26,13 +26,10 @@ class Monarch(Einsum):
         small = min(d_in, d_out)
         valid = [k for k in divisors(math.gcd(d_in, d_out)) if small % k**2 == 0 and k > 1]
         if not valid:
-            fail(
-                'linear', 'monarch', f'{d_in} -> {d_out} has no number of blocks k with k*k dividing {small}', 'use btt'
-            )
+            why = f'{d_in} -> {d_out} has no number of blocks k with k*k dividing {small}'
+            fail('linear', 'monarch', why, 'use btt')
         k = c.blocks or near((d_in + d_out) * small / (c.structured_share * d_in * d_out), valid)
-        if k not in valid:
-            why = f'must divide {d_in} and {d_out}, and its square {small}'
-            fail('blocks', k, why, f'nearest: {nearest(k, valid)}')
+        check_blocks(k, valid, f'must divide {d_in} and {d_out}, and its square {small}')
         return Shape(d_in // k, 1, k, 1, d_out // k, k, small // k**2)
 
     @classmethod

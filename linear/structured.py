@@ -82,6 +82,7 @@ def near_root(d: int, run=lambda k: k) -> int:
 
 
 def nearest(value, among, n=3) -> str:
+    """The n nearest in ratio, for a message."""
     return ', '.join(map(str, sorted(sorted(among, key=lambda k: abs(math.log(k / max(value, 1e-9))))[:n])))
 
 
@@ -92,7 +93,22 @@ def tidy(rank: float, limit: int) -> int:
 
 
 def fail(key: str, value, why: str, choices: str):
+    """A value of a key that the layer cannot have."""
     raise UserError(f'{key} = {value}: {why}; {choices}')
+
+
+def check_blocks(k: int, valid: list, why: str) -> int:
+    """The number of blocks k; UserError if it is not a valid one."""
+    if k not in valid:
+        fail('blocks', k, why, f'nearest: {nearest(k, valid)}')
+    return k
+
+
+def check_rank(r: int, full: int, layer: str) -> int:
+    """The rank r; UserError if it is above the full rank of the layer."""
+    if r > full:
+        fail('rank', r, f'{layer} has full rank at {full}', f'use at most {full}')
+    return r
 
 
 def shares(S, n: int) -> list:

@@ -17,7 +17,7 @@ from configurator import key
 from linear import structured
 from linear.base import Matrix
 from linear.einsum import Einsum, Shape, to_share
-from linear.structured import Structured, fail, gemm_std, near_root
+from linear.structured import Structured, check_rank, gemm_std, near_root
 
 
 class TwoCores(Einsum):
@@ -53,9 +53,7 @@ class TensorTrain(Structured):
             wanted, full = config.structured_share * d_in * d_out, max(limits)
             r = bisect.bisect(range(full), wanted, key=lambda r: self.size(r + 1, limits))  # the largest below it
             r = min((max(1, r), min(full, r + 1)), key=lambda r: abs(self.size(r, limits) - wanted))
-        elif r > max(limits):
-            fail('rank', r, f'a tensor train of {c} cores for {d_in} -> {d_out} has full rank at {max(limits)}',
-                 f'use at most {max(limits)}')  # fmt: skip
+        check_rank(r, max(limits), f'a tensor train of {c} cores for {d_in} -> {d_out}')
         self.ranks = [1, *(min(r, limit) for limit in limits), 1]
         shapes = list(zip(self.ranks, self.n, self.m, self.ranks[1:]))
         super().__init__(d_in, d_out, config, shapes, [a * m for a, _, m, _ in shapes])
