@@ -14,63 +14,81 @@ def cost_table(c: dict, found: list[Cell]) -> str:
     """The table in columns; empty columns are left out. '' for comparisons without preparing steps, horizons or tasks."""
     if not (c.get('steps') or c.get('horizons') or c.get('tasks')):
         return ''
-    base, rows = found[0], []
-    steps = {leg['run']: leg for x in found for s in x.legs for leg in x.legs[s] if leg['arm'].startswith('steps/')}
-    for x in found:
-        cuts = [leg for leg in x.legs[next(iter(x.runs))] if 'error' in leg['facts']]
-        tokens = sum(leg['facts'].get('tokens', 0) for leg in x.legs[next(iter(x.runs))] if 'eval' not in leg)
-        mean = lambda axis, x=x: statistics.mean(x.reaches(s, axis) for s in x.runs)
-        one = stats.Faster(1, 1, 1, 1, 1) if x.target else None
-        gain = {}
-        for a in ('flops', 'seconds'):
-            both = (by.get(x.target, {}).get(a) for by in (x.faster, x.free))
-            gain[a] = (one, one) if x is base and (a == 'flops' or x.timed) else tuple(map(known, both))
-        rows.append({
-            'run': x.name,
-            'n': str(len(x.runs)) if len(x.runs) > 1 else '',
-            'parameters': f'{x.params:,}' if any(y.params != base.params for y in found) else '',
-            'error': f'{cuts[-1]["facts"]["error"]:.3f}' if cuts else '',
-            'at start': f'{statistics.mean(r["eval"][x.reports][0] for r in x.runs.values()):.4f}',
-            c['at']: f'{x.mean.value:.4f}',
-            'rate': f'{x.lr:.3g}' if len({y.lr for y in found}) > 1 else '',
-            'rates tried': str(len(x.rates) or '') if any(len(y.rates) > 1 for y in found) else '',
-            'tokens': f'{x.cost["tokens"]:,.0f}' if not c.get('horizons') else '',
-            'FLOPs in all': f'{x.cost["flops"]:.3g}' if not c.get('horizons') else '',
-            'its own': f'{x.cost["flops"] - x.before[next(iter(x.runs)), "flops"]:.3g}' if not c.get('horizons') else '',
-            'distilled on': f'{tokens:,}' if tokens else '',
-            'at its loss': f'{x.saved:.1%}' if x.saved is not None else '',
-        })  # fmt: skip
-        if gain['flops'][0] and math.isfinite(mean('iter')):
-            rows[-1]['iters'] = f'{mean("iter"):.0f}'
-            for axis, unit in (('flops', 'FLOPs'), ('seconds', 's')):
-                if gain[axis][0]:
-                    rows[-1][unit] = f'{mean(axis):.3g}'
-                    rows[-1][f'{unit} saved'], rows[-1][f'{unit} source free'] = map(share, gain[axis])
-    first = {}  # of each training step, that of its first seed
-    for leg in steps.values():
-        if base.reports in leg.get('eval', {}):
-            which = leg['arm'], leg['size'], leg['lr']
-            first[which] = min(first.get(which, leg), leg, key=lambda leg: leg['seed'])
-    for leg in first.values():
-        losses = leg['eval'][base.reports]
-        name = cell_name(leg['arm'], leg['size'])
-        rows.append(
-            {'run': name, 'at start': f'{losses[0]:.4f}', c['at']: f'{losses[-1]:.4f}', 'rate': f'{leg["lr"]:.3g}'}
-        )
+    base = found[0]
+    rows = [*(arm_row(c, x, found) for x in found), *step_rows(c, found)]
     text = f'{base.facts("device")[0]}; FLOPs and seconds with those of preparing steps, source free: without'
     if any(r.get('iters') for r in rows):
         text += f'; to {base.reports} {base.target:.4f}'
-    text += '; at its loss: FLOPs saved against a run of the baseline that ends there' if c.get('horizons') else ''
-    text += '' if base.timed or not c.get('horizons') else '; seconds: not timed alone'
+    if c.get('horizons'):
+        text += '; at its loss: FLOPs saved against a run of the baseline that ends there'
+        text += '' if base.timed else '; seconds: not timed alone'
     lines = [text, *columns(rows)]
-    heads = {k: None for x in found for k in x.tasks}
-    if heads:
-        measured = [
-            {'run': x.name} | {' '.join(k): x.tasks[k].format('.4f') if k in x.tasks else '' for k in heads}
-            for x in found
-        ]
-        lines += ['', *columns(measured)]
+    if heads := dict.fromkeys(k for x in found for k in x.tasks):
+        figure = lambda x, k: x.tasks[k].format('.4f') if k in x.tasks else ''
+        lines += ['', *columns([{'run': x.name} | {' '.join(k): figure(x, k) for k in heads} for x in found])]
     return '\n'.join(lines)
+
+
+def arm_row(c: dict, x: Cell, found: list[Cell]) -> dict:
+    """{column: text} of an arm; '' where a column says nothing of it, or the same of all arms."""
+    base, seed = found[0], next(iter(x.runs))
+    cuts = [leg for leg in x.legs[seed] if 'error' in leg['facts']]
+    distilled = sum(leg['facts'].get('tokens', 0) for leg in x.legs[seed] if 'eval' not in leg)
+    row = {
+        'run': x.name,
+        'n': str(len(x.runs)) if len(x.runs) > 1 else '',
+        'parameters': f'{x.params:,}' if any(y.params != base.params for y in found) else '',
+        'error': f'{cuts[-1]["facts"]["error"]:.3f}' if cuts else '',
+        'at start': f'{statistics.mean(r["eval"][x.reports][0] for r in x.runs.values()):.4f}',
+        c['at']: f'{x.mean.value:.4f}',
+        'rate': f'{x.lr:.3g}' if len({y.lr for y in found}) > 1 else '',
+        'rates tried': str(len(x.rates) or '') if any(len(y.rates) > 1 for y in found) else '',
+    }
+    if not c.get('horizons'):
+        row['tokens'] = f'{x.cost["tokens"]:,.0f}'
+        row['FLOPs in all'] = f'{x.cost["flops"]:.3g}'
+        row['its own'] = f'{x.cost["flops"] - x.before[seed, "flops"]:.3g}'
+    row['distilled on'] = f'{distilled:,}' if distilled else ''
+    row['at its loss'] = f'{x.saved:.1%}' if x.saved is not None else ''
+    return row | speed_columns(x, base)
+
+
+def speed_columns(x: Cell, base: Cell) -> dict:
+    """What x takes to the target, and the share of the baseline's cost that it saves; {} where a seed does not reach it."""
+
+    def gain(axis: str) -> tuple:
+        """(speed-up, the same without what both start from)"""
+        if x is base and x.target and (axis == 'flops' or x.timed):
+            return (stats.Faster(1, 1, 1, 1, 1),) * 2
+        return tuple(known(by.get(x.target, {}).get(axis)) for by in (x.faster, x.free))
+
+    mean = lambda axis: statistics.mean(x.reaches(s, axis) for s in x.runs)
+    if not gain('flops')[0] or not math.isfinite(mean('iter')):
+        return {}
+    found = {'iters': f'{mean("iter"):.0f}'}
+    for axis, unit in (('flops', 'FLOPs'), ('seconds', 's')):
+        whole, free = gain(axis)
+        if whole:
+            found |= {unit: f'{mean(axis):.3g}', f'{unit} saved': share(whole), f'{unit} source free': share(free)}
+    return found
+
+
+def step_rows(c: dict, found: list[Cell]) -> list[dict]:
+    """{column: text} of each training that arms start from, of its first seed."""
+    reports, first = found[0].reports, {}
+    for leg in (leg for x in found for s in x.legs for leg in x.legs[s]):
+        if leg['arm'].startswith('steps/') and reports in leg.get('eval', {}):
+            which = leg['arm'], leg['size'], leg['lr']
+            first[which] = min(first.get(which, leg), leg, key=lambda leg: leg['seed'])
+    return [
+        {
+            'run': cell_name(leg['arm'], leg['size']),
+            'at start': f'{leg["eval"][reports][0]:.4f}',
+            c['at']: f'{leg["eval"][reports][-1]:.4f}',
+            'rate': f'{leg["lr"]:.3g}',
+        }
+        for leg in first.values()
+    ]
 
 
 def known(e: stats.Faster | None) -> stats.Faster | None:
