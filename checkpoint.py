@@ -25,6 +25,7 @@ and checks that what a file claims fits what is in it.
 
 import contextlib
 import dataclasses
+import math
 import os
 import pickletools
 import zipfile
@@ -43,7 +44,7 @@ FORMAT, OLD = 'nanomorph 2', 'nanomorph 1'  # 1: with mup_base the logits of an 
 
 def pack(model, config: dict, iter_num: int, best_val_loss: float, factors=None, **resume) -> dict:
     """A checkpoint to save. factors: those beside the model (linear.factors.Factors); ValueError if they are left out."""
-    for name in map(linear.path, linear.chosen(model.config)):
+    for name in map(linear.module_name, linear.chosen(model.config)):
         if name not in (factors or ()) and not hasattr(model.get_submodule(name), 'factors'):
             raise ValueError(
                 f'{name} is formed from factors that lie beside the model: pack(..., factors=...) needs them'
@@ -195,6 +196,11 @@ def read_args(ckpt: dict, path) -> dict:
     if odd := sorted(set(ckpt['model_args']) - set(known)):
         raise UserError(f'{path}: model_args has keys that this version does not know: {", ".join(odd)}')
     return known | ckpt['model_args']
+
+
+def tokens_per_iter(config: dict) -> int:
+    """Tokens of an optimizer step of a run, by the config in its checkpoint; 0 if that does not say."""
+    return math.prod(config.get(k, 0) for k in ('gradient_accumulation_steps', 'batch_size', 'block_size'))
 
 
 def build(ckpt: dict, path='checkpoint') -> GPT:

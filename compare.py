@@ -1,5 +1,5 @@
 """
-Compare ways to train: many runs at matched cost, each arm at its own best learning rate, and a word for each arm
+Compare ways to train: many runs at matched cost, each arm at its own best learning rate, and a verdict for each arm
 (docs/protocol.md).
 
     python compare.py config/compare/expansion.py                        runs what is missing, then table, plots, page
@@ -13,7 +13,7 @@ Compare ways to train: many runs at matched cost, each arm at its own best learn
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
 the same order and the same start in every arm. With learning_rates each arm is first trained at each of these rates, on
 random seeds that are used for nothing else, and a parabola gives its rate. The baseline is trained with eight seeds, and
-what a claim will need is printed. Then each arm gets 4, 6, 8, ... seeds until its word is certain. After an
+what a claim will need is printed. Then each arm gets 4, 6, 8, ... seeds until its verdict is certain. After an
 interruption run the same command again. It keeps finished runs (in out/compare/ or in out/results/<name>/metrics.jsonl,
 so on another machine, too) and resumes the others. What the command leaves in out/results/ is yours. To publish it,
 move it to results/<name>, where --report and --check look, or go on there with --results=results.

@@ -474,5 +474,9 @@ def add_to(out: Path, report: dict) -> dict:
     return report
 
 
+def main():
+    evaluate(load(EvalConfig, sys.argv[1:]))
+
+
 if __name__ == '__main__':
-    run(lambda: evaluate(load(EvalConfig, sys.argv[1:])))
+    run(main)

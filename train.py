@@ -303,7 +303,7 @@ class Trainer:
         self.lowest_a = ckpt.get('lowest_a', self.best_val_loss)
         self.lowest_a_iter = ckpt.get('lowest_a_iter', self.best_iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
-        self.tokens = ckpt.get('tokens', self.iter * start.tokens_per_iter(ckpt['config']))
+        self.tokens = ckpt.get('tokens', self.iter * checkpoint.tokens_per_iter(ckpt['config']))
         if not self.rank:
             self.loss_sum.fill_(ckpt.get('loss_sum', 0.0))
             self.loss_count = ckpt.get('loss_count', 0)

@@ -8,7 +8,7 @@ Comparisons: from a config to runs, records, verdicts and pages.
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
     stats.py         intervals, tests, speed-ups, power laws
-    verdicts.py      what the records say so far: rates and words
+    verdicts.py      what the records say so far: rates and verdicts
     rates.py         the learning rate of an arm, from its sweep
     protocol.py      the rule by which a comparison is judged
     sigma.py         the spread over seeds, and the curves of sweeps

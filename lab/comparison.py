@@ -292,7 +292,7 @@ def check_possible(state: Comparison):
     if cfg.cluster == 'slurm' and not importlib.util.find_spec('submitit'):
         raise UserError('cluster = slurm: submitit is not installed; pip install submitit')
     if cfg.looks:
-        stats.scipy_stats()  # what is missing depends on words: without it nothing could go on after the sweep
+        stats.scipy_stats()  # what is missing depends on verdicts: without it nothing could go on after the sweep
     if cfg.steps and state.batched:
         raise UserError(f'steps: {cfg.script} trains its seeds at once and starts from nothing; leave them out')
     for task in set(cfg.tasks.split(' ')[0].split(',')) & set(evaluate.SOURCES):

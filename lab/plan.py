@@ -280,7 +280,7 @@ def beyond(grid: list[float], edge: str) -> float | None:
 class Missing:
     """What is still to run, given the records of what is over: the sweep, the rates beyond its edge, the seeds that
     decide, and what those start from. With looks the baseline's seeds come before those of the arms, and arms get their
-    seeds in pairs, until they have a word (docs/protocol.md).
+    seeds in pairs, until they have a verdict (docs/protocol.md).
 
     A method asks whether something is over, and puts the runs that it misses into `runs`; so its questions stand in lists,
     all([...]), of which none is left out."""

@@ -126,7 +126,7 @@ with them. Entries that lose stay on it.
 
 A **track** fixes data, tokens, batch and size of the model: `small` for a laptop's CPU, `gpu` for one H100. An **entry**
 changes only keys of linear layers and of what optimizes their matrices; anything else is refused. It is judged against
-dense by [protocol.md](protocol.md): its own sweep of learning rates, then 4, 6 or 8 random seeds, until its word is certain.
+dense by [protocol.md](protocol.md): its own sweep of learning rates, then 4, 6 or 8 random seeds, until its verdict is certain.
 The runs of dense are there already; all entries are compared with them.
 
 ## Enter
@@ -145,9 +145,9 @@ The runs of dense are there already; all entries are compared with them.
 
 ## Read
 
-The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. The words are
+The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. The verdicts are
 those of [protocol.md](protocol.md); `worth` is the smallest gain that matters. Entries stand in the order of their effects.
-Only each entry against dense is tested, not that order: an untrue word stands at 5% of the entries or fewer. All entries
+Only each entry against dense is tested, not that order: an untrue verdict stands at 5% of the entries or fewer. All entries
 share the seeds of dense. If these happened to be good ones, every entry looks worse than it is.
 
 `FLOPs` are those of training, over those of dense. Where `linear_path = 'auto'` forms the matrix they are nearly those of
@@ -199,7 +199,7 @@ def board(results: Path) -> str:
             rows.append([str(i), *row(x, dense, effect, word, link(f'{x.arm}/table.md'))])
         claim = c['claim'].format(arm='an entry', baseline=dense.arm)
         sigma = f' The standard deviation of {dense.arm} over seeds is {dense.sigma}.' if dense.sigma else ''
-        columns = ['', 'entry', 'effect', 'word', f'{dense.reports}, mean ± std', 'seeds', 'learning rate', 'FLOPs',
+        columns = ['', 'entry', 'effect', 'verdict', f'{dense.reports}, mean ± std', 'seeds', 'learning rate', 'FLOPs',
                    'parameters', 'seconds', 'commit', 'hardware']  # fmt: skip
         parts.append(
             f'## {path.name}\n\nThe claim: {claim}. `worth` is {c["worth"]:g}.{sigma}\n\n{tables.markdown(columns, rows)}\n'

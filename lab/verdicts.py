@@ -1,9 +1,9 @@
 """
-What the records of a comparison say so far: the learning rate of each arm and its word. plan.py asks it for the runs that
+What the records of a comparison say so far: the learning rate of each arm and its verdict. plan.py asks it for the runs that
 are missing, outcomes.py for what each arm came to. The rules are in rates.py and protocol.py.
 
 In all functions c is the config of the comparison as a dict and records holds all its runs. A rate is chosen by the runs
-of the sweep (seeds above SWEEP), a word by those of seeds 1, 2, ... at that rate. `looks = False` marks a comparison from
+of the sweep (seeds above SWEEP), a verdict by those of seeds 1, 2, ... at that rate. `looks = False` marks a comparison from
 before the protocol: the rate of the lowest mean, and all seeds judged at once.
 """
 
@@ -108,7 +108,7 @@ def lowest_mean(curve: dict) -> Rate:
 
 
 # -----------------------------------------------------------------------------
-# words
+# verdicts
 
 
 def first_seeds(of_seed: dict) -> list[float]:
@@ -154,8 +154,8 @@ def verdicts(c: dict, records: dict, size: str, rates: dict) -> dict:
 
 
 def next_looks(found: dict, looks: tuple) -> dict:
-    """{arm: seeds it shall have} given its verdict of judged: as many as it was judged by if it has a word, else those of
-    the next look. Arms wait for each other there: Holm's method makes the word of one depend on the others, and it shall
+    """{arm: seeds it shall have} given its verdict of judged: as many as it was judged by if that is decided, else those of
+    the next look. Arms wait for each other there: Holm's method makes the verdict on one depend on the others, and it shall
     not depend on whose runs end first."""
     seen = {arm: v.n if v.how else 0 for arm, v in found.items()}
     first = min((seen[arm] for arm, v in found.items() if v.word == protocol.UNDECIDED), default=0)

@@ -97,8 +97,9 @@ def own_layers(folder: Path = Path(__file__).parent / 'own') -> dict:
 
 
 LAYERS |= own_layers()
-MOVE = 240  # multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the
-# other a second (measured)
+# multiply-adds in the time that one bfloat16 is written or read: an H100 does 7e14/2 of the one, 2.9e12/2 of the other a second
+# (measured)
+MOVE = 240
 
 
 # -----------------------------------------------------------------------------
@@ -177,13 +178,13 @@ def sites(config) -> dict[str, tuple[int, int]]:
     return found
 
 
-def path(site: str) -> str:
-    """The name of a site's layer in the model."""
+def module_name(site: str) -> str:
+    """The name of a site's layer in the model, for get_submodule."""
     return site if site == 'lm_head' else f'transformer.{site}'
 
 
 def patterns(linear_layers: str) -> list[str]:
-    """'mlp+attn' or globs over sites, joined by + or commas."""
+    """The globs over sites of a text such as 'mlp+attn' or 'h.0.*,lm_head'."""
     short = {'mlp': 'h.*.mlp.*', 'attn': 'h.*.attn.*', 'head': 'lm_head'}
     return [short.get(p.strip(), p.strip()) for p in linear_layers.replace('+', ',').split(',')]
 
@@ -193,11 +194,9 @@ def chosen(config) -> dict[str, tuple[int, int]]:
     if config.linear == 'dense':
         return {}
     found = sites(config)
-    take, keep = (
-        {n for p in patterns(v) for n in fnmatch.filter(found, p)} for v in (config.linear_layers, config.keep_dense)
-    )
-    take -= keep  # once: a deep model has tens of thousands
-    return {n: d for n, d in found.items() if n in take}
+    match = lambda globs: {site for p in patterns(globs) for site in fnmatch.filter(found, p)}
+    take = match(config.linear_layers) - match(config.keep_dense)
+    return {site: d for site, d in found.items() if site in take}
 
 
 def problems(config) -> list[str]:
@@ -205,10 +204,11 @@ def problems(config) -> list[str]:
     if config.linear == 'dense' or config.linear not in LAYERS:
         return []
     found = []
+    every = sites(config)
     for k in ('linear_layers', 'keep_dense'):
         for p in patterns(getattr(config, k)):
-            if p and not fnmatch.filter(sites(config), p):
-                globs = ', '.join(s.replace('h.0.', 'h.*.') for s in sites(config) if s.startswith('h.0.'))
+            if p and not fnmatch.filter(every, p):
+                globs = ', '.join(s.replace('h.0.', 'h.*.') for s in every if s.startswith('h.0.'))
                 head = ' or head' if not config.tie_head else ' (the head is one only with tie_head = False)'
                 found.append(
                     f"{k} = '{getattr(config, k)}': '{p}' matches no layer; use mlp, attn, mlp+attn{head}, or globs over"
@@ -228,7 +228,8 @@ def plain_first(kind: str) -> str:
 
 def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts=()) -> nn.Module:
     """The layer of a site. residual: it writes to the residual stream, so its std is 0.02/sqrt(2*n_layer) (GPT-2);
-    otherwise 0.02. parts: outputs of the layers that it is side by side (q, k and v). W0 comes from the global random stream, as the dense twin's; factors draw from one of their own.
+    otherwise 0.02. parts: outputs of each part where it is several layers side by side (q, k and v). The matrix that the dense
+    layer would start from comes from torch's global generator whatever the layer is; factors draw from one of their own.
 
     With mup_base (mu-parametrization, Yang & Hu 2021, arXiv 2203.03466) the rate of every matrix is mup_base / n_embd of
     learning_rate. Matrices start with gemm_std, those that write to the residual stream at zero; an untied head starts with
@@ -237,10 +238,12 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
     """
     bias, head = config.bias and site != 'lm_head', site == 'lm_head'
     layer = Dense(d_in, d_out, bias=bias)
-    std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
     rate = structured.width_rate(config)
-    if config.mup_base:
-        std = std * rate if head else 0.0 if residual else structured.gemm_std(d_in, d_out)
+    std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+    if config.mup_base and head:
+        std *= rate
+    elif config.mup_base:
+        std = 0.0 if residual else structured.gemm_std(d_in, d_out)
     nn.init.normal_(layer.weight, mean=0.0, std=std)
     layer.rate, layer.parts = rate, tuple(parts)
     if bias:

@@ -41,7 +41,7 @@ class Keys:
 
 @dataclass
 class Momentum(Keys):
-    """Of one that averages gradients with it."""
+    """Of an optimizer that averages gradients with momentum."""
 
     momentum: float = key(0.95, 'share of the old average of gradients', low=0, high=0.99999)
 
@@ -53,9 +53,20 @@ class Matrices:
         cfg     the training config
         moves   names of the parameters that are moved
         state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}} of the matrices that are whole here
+
+    The others, for the code below; a tensor here is a parameter, or the W that factors form (step_rule = product):
+        tensors   {name: tensor} of what has a direction
+        decays    {factor on weight_decay: [parameter]}
+        places    {name of a tensor: (its Matrix, where its matrices lie in the stacks)}, see lay()
+        here      those of places whose tensors are whole here: all, unless there are shares
+        targets   {(m, n): (views of tensors, their places in the stack)}: the matrices that can be changed where they lie
+        viewed    the names of their tensors
+        exchange  parallel.Exchange of shares, or None
+        shares    {name: {average: share}}, where there are shares
+        others    names of the state that is no average
     """
 
-    Keys = Keys  # that it reads; one with keys of its own has a dataclass derived from this here
+    Keys = Keys  # the config keys that it reads: this dataclass, or one derived from it
 
     # names of state: at least one average of gradients, as large as the matrix (growth moves it as gradients move)
     averages = ('momentum',)
@@ -66,15 +77,14 @@ class Matrices:
     def __init__(self, layers, parameters: dict, cfg, capturable=False):
         """layers: [(name, layer, {key: Matrix})]. parameters: {name: tensor}, at least those of the layers; of a layer whose W
         is formed of factors W as well, as NAME.weight."""
-        self.cfg, self.layers = cfg, layers
-        self.tensors, of = {}, {}  # what has a direction: parameters, or the W that they form; {name: Matrix}
-        self.decays = {}  # factor on weight_decay: [tensor]
+        self.cfg, self.layers, self.decays = cfg, layers, {}
         for name, layer, found in layers:
             scales = decay_scales(layer)
             for k in found:
                 self.decays.setdefault(scales.get(k, 1.0) / cfg.hidden_lr, []).append(parameters[f'{name}.{k}'])
         self.moves = [f'{name}.{k}' for name, _, found in layers for k in found]
         self.product = product.Product(layers, parameters) if cfg.step_rule == 'product' else None
+        self.tensors, of = {}, {}  # of: {name: Matrix}
         for name, _, found in self.product.as_dense(layers) if self.product else layers:
             for k, M in found.items():
                 self.tensors[f'{name}.{k}'], of[f'{name}.{k}'] = parameters[f'{name}.{k}'], M
@@ -90,13 +100,12 @@ class Matrices:
         self.state = {shape: self.start(B, *shape, device) for shape, B in sizes.items()}
         self.lr = torch.zeros((), device=device) if capturable else 0.0
         self.rule = Composed(self, all_sizes, device) if cfg.step_rule == 'composed' else None
-        self.others = self.per_row  # state that is no average
+        self.others = self.per_row
         if self.rule and self.rule.chains:
             self.others = *self.per_row, self.rule.name
             for shape, vectors in self.rule.vectors.items():
                 self.state[shape][self.rule.name] = vectors
-        self.viewed = set()
-        self.targets = {} if self.exchange else self.find_targets()
+        self.targets, self.viewed = ({}, set()) if self.exchange else self.find_targets()
 
     # ------------------------------------------------------------------------- what an optimizer says
 
@@ -188,22 +197,22 @@ class Matrices:
         """Of products."""
         return self.precision or fastest(self.device)
 
-    def find_targets(self) -> dict:
-        """{(m, n): (matrices of the tensors that can be written where they lie, their places)}; self.viewed: their names. A
-        train's cores cannot: their matrices are copies. A formed W cannot, its factors move."""
-        found = {}
+    def find_targets(self) -> tuple[dict, set]:
+        """targets and viewed. Cores of tensor trains are not among them, as their matrices are copies; nor is a formed W, whose
+        factors move."""
+        found, viewed = {}, set()
         for name, p in self.tensors.items():
             if self.product and name in self.product.weights:
                 continue
             M, places = self.places[name]
             parts = M.unfold(p.detach())
             if all(v.untyped_storage().data_ptr() == p.untyped_storage().data_ptr() for v in parts):
-                self.viewed.add(name)
+                viewed.add(name)
                 for v, place in zip(parts, places):
                     views, slices = found.setdefault(place[0], ([], []))
                     views.append(v)
                     slices.append(place)
-        return found
+        return found, viewed
 
     def set_lr(self, lr: float):
         """lr: of learning_rate's schedule."""
@@ -220,7 +229,7 @@ class Matrices:
         state = {k: torch.zeros(B, m, n, device=device) for k in (() if self.exchange else self.averages)}
         return state | {k: torch.zeros(B, m, 1, device=device) for k in self.per_row}
 
-    def folder(self, name: str, k: str):
+    def layout(self, name: str, k: str):
         """The Matrix by which state k of a tensor is stored: the tensor's own, or one with a number a row or a column."""
         M = self.places[name][0]
         return M if k in self.averages else M.a_row() if k in self.per_row else M.a_column()
@@ -234,7 +243,7 @@ class Matrices:
     def state_dict(self) -> dict:
         """{parameter name: {name of state: tensor, as the parameter lies}}: copies. Every process that has shares calls this."""
         found = {
-            name: {k: self.folder(name, k).fold(parts).contiguous() for k, parts in self.states(name).items()}
+            name: {k: self.layout(name, k).fold(parts).contiguous() for k, parts in self.states(name).items()}
             for name in self.here
         }
         if not self.exchange:
@@ -242,7 +251,7 @@ class Matrices:
         shares = {name: {k: v.clone() for k, v in share.items()} for name, share in self.shares.items()}
         for i, name in enumerate(self.tensors):
             for k in self.others:  # small, so all have all of it
-                v = found[name][k] if name in found else torch.empty(self.folder(name, k).shape, device=self.device)
+                v = found[name][k] if name in found else torch.empty(self.layout(name, k).shape, device=self.device)
                 shares[name][k] = self.exchange.copy(v, i)
         return shares
 
@@ -251,7 +260,7 @@ class Matrices:
         """Set the state of a tensor; without an entry it stays as it starts. UserError if it is another optimizer's."""
         if entry is None:
             return
-        wanted = {k: tuple(self.folder(name, k).shape) for k in (*self.averages, *self.others)}
+        wanted = {k: tuple(self.layout(name, k).shape) for k in (*self.averages, *self.others)}
         given = {k: tuple(v.shape) for k, v in entry.items()}
         if wanted != given:
             raise UserError(
@@ -262,7 +271,7 @@ class Matrices:
         for k, share in self.shares.get(name, {}).items():
             share.copy_(parallel.share(entry[k], share))
         for k, parts in self.states(name).items() if name in self.here else ():
-            for mine, new in zip(parts, self.folder(name, k).unfold(entry[k])):
+            for mine, new in zip(parts, self.layout(name, k).unfold(entry[k])):
                 mine.copy_(new)
 
     def restart(self, name: str):

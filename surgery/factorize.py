@@ -339,18 +339,24 @@ def damage(model, config, init: str, tokens, device) -> dict:
     return rises
 
 
-def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
-    """The config whose layers fit cfg.params with the least damage; see the head of this file."""
+def choose(model, cfg: FactorizeConfig, dense: int, dataset: str, device):
+    """The config whose layers fit cfg.params with the least damage; see the head of this file. dense: parameters of the model."""
     budget, best, kept, resistance = parameters(cfg.params), None, [], Counter()
+    if budget >= dense:
+        raise UserError(
+            f'params = {cfg.params}: {cfg.checkpoint} has {dense:,} parameters already, position embeddings'
+            ' included; give fewer, or grow it: python transfer.py grow'
+        )
+    tokens = first(training_windows(dataset, model.config, cfg.look, cfg.seed, device), cfg.look)
     layer = linear.LAYERS[cfg.linear]
-    first = shaped(model.config, cfg)
+    given = shaped(model.config, cfg)
     own = cfg.init in layer.starts and not wants_inputs(layer, cfg.init)
     init = cfg.init if own else 'nearest'  # what can be tried without looking at inputs
     print(f'{"parameters":>11} {"summed rise":>11}  shape')
     while True:
-        blocks = ['lm_head' if i == first.n_layer else f'h.{i}.*' for i in kept]
+        blocks = ['lm_head' if i == given.n_layer else f'h.{i}.*' for i in kept]
         keep = ','.join([cfg.keep_dense, *blocks] if cfg.keep_dense else blocks)
-        config = dataclasses.replace(first, keep_dense=keep)
+        config = dataclasses.replace(given, keep_dense=keep)
         found = shapes(config, budget, dense) if linear.chosen(config) else []
         if not found and not kept:
             smallest = f'{cfg.linear} on {cfg.linear_layers} cannot make {dense:,} parameters so few'
@@ -372,6 +378,7 @@ def choose(model, cfg: FactorizeConfig, dense: int, tokens, device):
         if best is None:
             raise UserError(f'params = {cfg.params}: the loss of every shape is infinite or NaN; is the model whole?')
         if best is before or len(kept) + 1 >= len(resistance):  # leaving one more block dense did not help
+            print(f'chosen: {shape_keys(best[1], cfg)}')
             return best[1]
         kept = [i for i, _ in resistance.most_common(len(kept) + 1)]
 
@@ -420,18 +427,7 @@ def factorize(cfg: FactorizeConfig):
     model, tokens = model.to(device).requires_grad_(False), [t.to(device) for t in tokens]
     look = first(tokens, cfg.look)
     dense = sum(p.numel() for p in model.parameters())
-    if cfg.params:
-        if parameters(cfg.params) >= dense:
-            raise UserError(
-                f'params = {cfg.params}: {cfg.checkpoint} has {dense:,} parameters already, position embeddings'
-                ' included; give fewer, or grow it: python transfer.py grow'
-            )
-        some = first(training_windows(dataset, model.config, cfg.look, cfg.seed, device), cfg.look)
-        config = choose(model, cfg, dense, some, device)
-        print(f'chosen: {shape_keys(config, cfg)}')
-    else:
-        config = shaped(model.config, cfg)
-
+    config = choose(model, cfg, dense, dataset, device) if cfg.params else shaped(model.config, cfg)
     calibration = None
     if wants_inputs(linear.LAYERS[cfg.linear], cfg.init):
         calibration = training_windows(dataset, config, CALIBRATION, cfg.seed, device)[0]
@@ -459,18 +455,17 @@ def factorize(cfg: FactorizeConfig):
     new.cpu()
     settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
     write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf, tokenizer=ckpt['tokenizer']))
-    learned = cfg.distill_iters and distill.flops(model, new, layers, cfg)
-    seen = cfg.distill_iters * cfg.distill_batch * config.block_size * config.n_layer
     facts = dict(
         settings=relative(overrides(cfg)),
-        flops=learned,
-        tokens=seen,
+        flops=cfg.distill_iters and distill.flops(model, new, layers, cfg),
+        tokens=cfg.distill_iters * cfg.distill_batch * config.block_size * config.n_layer,  # distilled on
         params=new.num_params(),
         params_all=n,
         params_dense_all=dense,
         loss_before=base,
         loss_all_of=groups,
         rows=rows,
+        shape=shape_keys(config, cfg),
     )
-    write_json(root_path(cfg.out).with_suffix('.json'), facts | dict(shape=shape_keys(config, cfg)))
+    write_json(root_path(cfg.out).with_suffix('.json'), facts)
     distill.forget(cfg)

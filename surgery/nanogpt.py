@@ -9,6 +9,7 @@ tied head counts once. Here such a checkpoint becomes one of ours; export_nanogp
 Source: github.com/karpathy/nanoGPT, train.py and model.py (configure_optimizers)
 """
 
+import checkpoint
 from configurator import UserError
 from surgery import claims
 
@@ -59,6 +60,6 @@ def adopt_optimizer(ckpt: dict, model):
         ckpt['unresumable'] = f'its config does not say {", ".join(lacking)}'
         return
     ckpt['optimizer'] = {n: moments[i] for ours, g in zip(groups, theirs) for n, i in zip(ours, g)}
-    consumed = ckpt['iter_num'] * config['gradient_accumulation_steps'] * config['batch_size'] * config['block_size']
+    consumed = ckpt['iter_num'] * checkpoint.tokens_per_iter(config)
     ckpt['position'] = consumed // ckpt['model_args']['block_size']
     ckpt |= dict(seconds=0.0, scaler={}, rng=dict(cpu=[], cuda=[]))

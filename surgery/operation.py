@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import checkpoint
 from configurator import UserError, input_path, key, root_path
-from linear import path
+from linear import module_name
 from model import NANOGPT_KEYS, GPTConfig
 from surgery import reader
 from tokens import loader, tokenizer
@@ -112,11 +112,11 @@ def write(cfg: SurgeryConfig, ckpt: dict):
 
 
 def layer_of(model, site: str):
-    return model.get_submodule(path(site))
+    return model.get_submodule(module_name(site))
 
 
 def put(model, site: str, layer):
-    parent, _, name = path(site).rpartition('.')
+    parent, _, name = module_name(site).rpartition('.')
     setattr(model.get_submodule(parent), name, layer)
 
 

@@ -122,7 +122,7 @@ def turn(cfg, model, optimizer, it: int):
     """Collapse the layer of the last iteration, expand the layer of the next one."""
     old, new = site_at(cfg, it - 1), site_at(cfg, it)
     if cfg.expansion_schedule == 'reset':  # in place: a captured update goes on with the same tensors
-        optimizer.restart([f'{linear.path(site)}.weight' for site in (old, new)])
+        optimizer.restart([f'{linear.module_name(site)}.weight' for site in (old, new)])
         return
     moments = optimizer.release()  # and the old factors with them: there are never two expansions
     collapse(cfg, optimizer.factors, old, moments)
@@ -133,7 +133,7 @@ def turn(cfg, model, optimizer, it: int):
 
 def collapse(cfg, factors: Factors, site: str, moments: dict):
     """Drop the factors of W and give their moments to W. W keeps the value that was formed last."""
-    name = linear.path(site)
+    name = linear.module_name(site)
     member = factors.pop(name)
     taken = [moments.pop(f'{name}.factors.{i}', {}) for i in range(member.depth)]
     moments.pop(f'{name}.weight', None)  # with step_rule = product W has them, and starts anew as well
@@ -143,7 +143,7 @@ def collapse(cfg, factors: Factors, site: str, moments: dict):
 
 
 def expand(cfg, model, factors: Factors, site: str, moments: dict, seed: int):
-    name = linear.path(site)
+    name = linear.module_name(site)
     member = factors[name] = expansion(layer_of(model, site), cfg, site, seed)
     share(member.state_dict().values())
     taken = moments.pop(f'{name}.weight', {})

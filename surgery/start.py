@@ -3,7 +3,6 @@ What a run starts from (init_from): scratch, a checkpoint, a small model that is
 """
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 
@@ -152,7 +151,7 @@ def say_changes(cfg, ckpt: dict, path, quiet=False):
             f'NOTE: the place in the data stays, window {ckpt["position"]:,}: of {cfg.dataset} it has seen none',
             flush=True,
         )
-    if (before := tokens_per_iter(was)) and before != cfg.tokens_per_iter:
+    if (before := checkpoint.tokens_per_iter(was)) and before != cfg.tokens_per_iter:
         print(
             f'NOTE: an iteration has {cfg.tokens_per_iter:,} tokens now, it had {before:,}; the schedule counts iterations',
             flush=True,
@@ -165,11 +164,6 @@ def say_changes(cfg, ckpt: dict, path, quiet=False):
 def listed(value):
     """A value of several numbers as a file may have it."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def tokens_per_iter(config: dict) -> int:
-    """Of the config in a checkpoint; 0 if it does not say."""
-    return math.prod(config.get(k, 0) for k in ('gradient_accumulation_steps', 'batch_size', 'block_size'))
 
 
 def data_vocabulary(cfg, ckpt: dict | None, path, rank=0, world=1) -> dict:

@@ -76,7 +76,7 @@ def test_residual_projections_and_a_structured_head_start_at_zero_and_learn(kind
     model = tiny_gpt(linear=kind, **WHOLE, mup_base=8)
     twin = kind in ('dense', 'expanded')  # with a head of std 0.02 * 8 / 32
     for site in linear.sites(model.config):
-        layer = model.get_submodule(linear.path(site))
+        layer = model.get_submodule(linear.module_name(site))
         out = layer(torch.randn(4, layer.d_in))
         if site == 'lm_head' and twin:
             assert layer.to_dense().std().item() == pytest.approx(0.005, rel=0.1)

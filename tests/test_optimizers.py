@@ -239,7 +239,7 @@ def test_a_composed_step_bounds_the_change_of_the_product(name, size):
         if 'factors' in n:
             p.data = p.data * size + 0.02 * torch.randn(p.shape, generator=gen)
     opt = optimizer(model, lr=0.05, step_rule='composed', weight_decay=0.0)
-    sites = {n: model.get_submodule(n) for n in map(linear.path, linear.chosen(model.config))}
+    sites = {n: model.get_submodule(n) for n in map(linear.module_name, linear.chosen(model.config))}
     tightest = 0.0
     for _ in range(3):
         old = {n: factors.dense_float64(m) for n, m in sites.items()}

@@ -208,10 +208,9 @@ def grow(cfg: GrowConfig):
 def history(ckpt: dict, model, how: How, path) -> dict:
     """What a checkpoint of a grown model says of where it comes from: FLOPs and seconds of all training before the
     growth, the source's own sources included (none: not recorded), and the iteration at which it grew."""
-    c, before = ckpt['config'], ckpt.get('transfer') or dict(since=0, flops=0, seconds=0.0)
-    flops = None
-    if 'gradient_accumulation_steps' in c and before['flops'] is not None:
-        tokens = c['gradient_accumulation_steps'] * c['batch_size'] * c['block_size']
+    before = ckpt.get('transfer') or dict(since=0, flops=0, seconds=0.0)
+    tokens, flops = checkpoint.tokens_per_iter(ckpt['config']), None
+    if tokens and before['flops'] is not None:
         flops = before['flops'] + (ckpt['iter_num'] - before['since']) * tokens * model.flops_per_token()
     return dict(
         source=str(path),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from linear import path
+from linear import module_name
 from linear.expanded import orthonormal
 
 # -----------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def fold_norms(small: dict, config) -> dict:
         if weight not in small:
             continue
         g, small[weight] = small[weight], torch.ones_like(small[weight])
-        for name in (f'{path(site)}.weight' for site in sites):
+        for name in (f'{module_name(site)}.weight' for site in sites):
             if name in small:
                 small[name] = small[name] * g
         if bias in small:

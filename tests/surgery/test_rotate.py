@@ -323,7 +323,7 @@ def test_rates_under_mup_are_those_of_the_layer_that_stood_there():
         assert member.rate == rate and member.lr_scale.item() == pytest.approx(rate)
         groups = {id(p): g for g in t.optimizer.adamw.param_groups for p in g['params']}
         assert [groups[id(W)]['lr_scale'] for W in member.factors] == pytest.approx([rate, rate])
-        others = [layer_of(t.model, s) for s in SITES if linear.path(s) != name]
+        others = [layer_of(t.model, s) for s in SITES if linear.module_name(s) != name]
         assert {groups[id(m.weight)]['lr_scale'] for m in others} == {rate}
         for _ in range(t.cfg.expansion_every):
             t.step()
@@ -335,7 +335,7 @@ def test_rates_follow_the_expansion():
     t = trainer('--expansion_lr=matched', '--expansion_decay=product')
     for _ in range(4):
         t.step()
-    member = t.optimizer.factors[linear.path(SITES[1])]
+    member = t.optimizer.factors[linear.module_name(SITES[1])]
     groups = {id(p): g for g in t.optimizer.adamw.param_groups for p in g['params']}
     assert 0.2 < member.lr_scale.item() < 1
     assert {groups[id(W)]['lr_scale'] for W in member.factors} == {member.lr_scale.item()}
