@@ -97,7 +97,6 @@ class Optimizer:
 
     def build(self):
         """The optimizers without state, over what the model and the factors hold now."""
-        cfg = self.cfg
         self.weights = list(self.model.parameters())  # what the network computes with
         self.param_groups = [dict(params=self.weights)]
         cuda = all(p.is_cuda for p in self.weights)
@@ -109,17 +108,20 @@ class Optimizer:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         leaves = list(self.factors.leaves())
         self.leaves, self.matrices = {name: p for name, p, *_ in leaves}, None
-        if kind := optimizers.OPTIMIZERS[cfg.optimizer]:
+        if kind := optimizers.OPTIMIZERS[self.cfg.optimizer]:
             blocks = [found for found in self.factors.matrices() if found[0].startswith('transformer.h.')]
-            self.matrices = kind(blocks, self.leaves | self.factors.formed(), cfg, self.capturable)
+            self.matrices = kind(blocks, self.leaves | self.factors.formed(), self.cfg, self.capturable)
         moved = set(self.matrices.moves if self.matrices else ())
-        if cfg.step_rule == 'product':  # what follows W needs no gradient of its own
-            rest = {id(p) for name, p in self.leaves.items() if name not in moved}
+        self.build_adamw([leaf for leaf in leaves if leaf[0] not in moved])
+        if self.cfg.step_rule == 'product':  # what follows W needs no gradient of its own
+            rest = {id(p) for p in self.by_adamw.values()}
             self.factors.tensors = [p for p in self.factors.tensors if id(p) in rest]
-        groups = {}  # (lr_scale, decay_scale): {name: parameter}
+        self.steps, self.graphs = 0, None
+
+    def build_adamw(self, leaves: list):
+        """AdamW over leaves [(name, parameter, lr_scale, decay_scale)], a group for each pair of scales."""
+        cfg, groups = self.cfg, {}  # {(lr_scale, decay_scale): {name: parameter}}
         for name, p, lr_scale, decay_scale in leaves:
-            if name in moved:
-                continue
             if name.startswith('transformer.h.') and p.dim() >= 2:
                 lr_scale, decay_scale = lr_scale * cfg.hidden_lr, decay_scale / cfg.hidden_lr
             groups.setdefault((lr_scale, decay_scale), {})[name] = p
@@ -135,10 +137,9 @@ class Optimizer:
                 for (lr_scale, decay_scale), g in groups.items()
             ],
             betas=(cfg.beta1, cfg.beta2),
-            fused=cuda or all(p.is_cpu for p in self.weights),
+            fused=all(p.is_cuda for p in self.weights) or all(p.is_cpu for p in self.weights),
             capturable=self.capturable,
         )
-        self.steps, self.graphs = 0, None
 
     def release(self) -> dict:
         """Hold neither parameters nor state until rebuild(): a hook changes the model in between, and what it removes

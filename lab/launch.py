@@ -79,7 +79,7 @@ def pool():
 
 
 def one(folder: Path, script: Path, argv: list[str]) -> int:
-    """A run in this process, as `python script argv` would be; its exit code."""
+    """A run in this process, by the script's main(), as `python script argv` would be; its exit code."""
     from configurator import run
 
     for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the run before has left its handlers
@@ -132,6 +132,7 @@ def forget(folder: Path):
 
 
 def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if 'CUDA_VISIBLE_DEVICES' in os.environ:
         return [g for g in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if g]
     import torch
@@ -140,7 +141,11 @@ def gpus() -> list[str]:
 
 
 def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: str = '', threads: int = 0):
-    """start() for cluster = local (or its old name none), pool or slurm; the slots of local runs are dealt out over the GPUs."""
+    """The function that starts runs for cluster = local (or its old name none), pool or slurm:
+
+    start(command, folder of the run, slot) -> (poll, stop). poll() -> exit code, None while it runs; stop() asks it to save and
+    leave -> whether it could be asked. Slots count the runs at once; those of this machine are dealt out over its GPUs.
+    minutes, partition: of Slurm. threads: of each run; 0: an equal part of the cores."""
     each = max(1, (os.cpu_count() or 1) // jobs)  # of its own accord each would take the whole machine
     share = dict(OMP_NUM_THREADS=str(threads or each), TORCHINDUCTOR_COMPILE_THREADS=str(each))
     if jobs > 1:  # a thread that waits by spinning takes its core from the other runs
@@ -212,11 +217,13 @@ def engine(cluster: str, jobs: int, folder: Path, minutes: int = 60, partition: 
 def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int = 2):
     """Run what todo() lists until it lists nothing more. It is called again whenever a run ends.
 
-    todo() -> [(name, folder, command)]; done(name, exit code) -> '' if the run is over, else what went wrong. A run that
-    broke is tried again; one that ends with exit code 2 (a user's mistake) is not.
+    todo() -> [(name, folder, command)]; start: see engine(); done(name, exit code) -> '' if the run is over, else what went
+    wrong. A run that broke is tried again; one that ends with exit code 2 (a user's mistake) is not.
     Returns {name: what went wrong}. Ctrl-C and SIGTERM stop the runs and wait until they have saved; then the exception
     is raised again."""
-    running, failed, attempts, wait, last, left = {}, {}, {}, {}, {}, None
+    running, failed, attempts = {}, {}, {}  # running: {name: (slot, poll, stop)}
+    wait, last = {}, {}  # {name: when to look again}, {slot: arm of its last run}
+    left = None  # what todo() listed and is not started yet; None: ask again
 
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -64,21 +64,21 @@ def cautious(df, smaller: int):
     return 2 / (1 / df + 1 / (smaller - 1))
 
 
-def needs(n: int, p: float, base_seeds: int = SIGMA_SEEDS) -> float:
+def needs(n: int, p: float) -> float:
     """The difference, in sigma, from which on the test of n seeds an arm falls below p."""
-    m = max(n, base_seeds)
+    m = max(n, SIGMA_SEEDS)
     return float(stats.scipy_stats().t.isf(p / 2, cautious(n + m - 2, n))) * math.sqrt(1 / n + 1 / m)
 
 
-def detects(n: int, p: float, power: float = POWER, base_seeds: int = SIGMA_SEEDS) -> float:
-    """The true difference, in sigma, that this test finds with this probability (noncentral t, by bisection)."""
-    s, m = stats.scipy_stats(), max(n, base_seeds)
+def detects(n: int, p: float) -> float:
+    """The true difference, in sigma, that this test finds with a probability of POWER (noncentral t, by bisection)."""
+    s, m = stats.scipy_stats(), max(n, SIGMA_SEEDS)
     se = math.sqrt(1 / n + 1 / m)
-    critical = needs(n, p, base_seeds) / se
+    critical = needs(n, p) / se
     low, high = 0.0, 4 * critical + 8
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if s.nct.sf(critical, n + m - 2, middle) >= power else (middle, high)
+        low, high = (low, middle) if s.nct.sf(critical, n + m - 2, middle) >= POWER else (middle, high)
     return high * se
 
 

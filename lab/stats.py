@@ -88,7 +88,7 @@ class PowerLaw:
     sizes: int
 
 
-def power_law(compute, losses, level: float = LEVEL) -> PowerLaw | None:
+def power_law(compute, losses) -> PowerLaw | None:
     """Fit loss = scale * compute^-exponent by least squares of the logarithms. compute: one per size; losses: the mean
     over seeds of each size. The interval is the t-interval of the slope with sizes - 2 degrees of freedom, so that it
     covers the misfit of the law as well as the noise of seeds. None for fewer than four sizes."""
@@ -96,7 +96,7 @@ def power_law(compute, losses, level: float = LEVEL) -> PowerLaw | None:
         return None
     s = scipy_stats()
     fit = s.linregress(np.log(compute), np.log(losses))
-    half = s.t.ppf((1 + level) / 2, len(compute) - 2) * fit.stderr
+    half = s.t.ppf((1 + LEVEL) / 2, len(compute) - 2) * fit.stderr
     exponent = Estimate(-fit.slope, -fit.slope - half, -fit.slope + half, len(compute))
     return PowerLaw(exponent, math.exp(fit.intercept), len(compute))
 

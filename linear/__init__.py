@@ -82,9 +82,9 @@ LAYERS = {
 }
 
 
-def own_layers(folder: Path = Path(__file__).parent / 'own') -> dict:
+def own_layers() -> dict:
     """{file name: layer} of the files in linear/own/, each with one layer."""
-    found = {}
+    folder, found = Path(__file__).parent / 'own', {}
     for name in sorted(path.stem for path in folder.glob('*.py')):
         made = vars(importlib.import_module(f'{__name__}.own.{name}')).values()
         layers = [

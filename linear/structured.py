@@ -81,11 +81,6 @@ def near_root(d: int, run=lambda k: k) -> int:
     return near(root, even or divisors(d))
 
 
-def nearest(value, among, n=3) -> str:
-    """The n nearest in ratio, for a message."""
-    return ', '.join(map(str, sorted(sorted(among, key=lambda k: abs(math.log(k / max(value, 1e-9))))[:n])))
-
-
 def tidy(rank: float, limit: int) -> int:
     """A rank near this, a multiple of 64, 8 or 1: what a GPU's tiles like."""
     unit = 64 if rank >= 96 else 8 if rank >= 12 else 1
@@ -100,7 +95,8 @@ def fail(key: str, value, why: str, choices: str):
 def check_blocks(k: int, valid: list, why: str) -> int:
     """The number of blocks k; UserError if it is not a valid one."""
     if k not in valid:
-        fail('blocks', k, why, f'nearest: {nearest(k, valid)}')
+        nearest = sorted(sorted(valid, key=lambda v: abs(math.log(v / k)))[:3])
+        fail('blocks', k, why, f'nearest: {", ".join(map(str, nearest))}')
     return k
 
 

@@ -154,14 +154,14 @@ def whole(text: str) -> str:
     return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
-def read_jsonl(path: Path, field: str = 'text'):
-    """The texts of a JSON-lines file (plain, .bz2 or .gz), one document a line. Raises UserError naming file and line."""
+def read_jsonl(path: Path):
+    """The texts of a JSON-lines file (plain, .bz2 or .gz), the key `text` of each line. Raises UserError naming file and line."""
     for number, line in enumerate(io.BytesIO(unpack(path)), 1):
         try:
-            text = json.loads(line)[field] + ''  # a text, or TypeError
+            text = json.loads(line)['text'] + ''  # a text, or TypeError
         except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise UserError(
-                f'{path}, line {number}: not JSON with the key {field!r} ({type(e).__name__}); fetch it again'
+                f"{path}, line {number}: not JSON with the key 'text' ({type(e).__name__}); fetch it again"
             ) from None
         yield whole(text) if b'\\ud' in line.lower() else text
 

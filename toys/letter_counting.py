@@ -151,14 +151,12 @@ class Transformer(nn.Module):
 # growth, on stacks of matrices (S, out, in)
 
 
-def onehot(small, large, diagonal=True):
-    """The small matrix (or vector) in the corner of zeros of the large one's shape; of a matrix the diagonal is 1
-    wherever it is 0 then."""
+def onehot(small, large):
+    """The small matrix in the corner of zeros of the large one's shape, then 1 wherever the diagonal is 0."""
     grown = torch.zeros_like(large)
     grown[tuple(slice(n) for n in small.shape)] = small
-    if diagonal:
-        d = grown.diagonal(dim1=-2, dim2=-1)
-        d[d == 0] = 1
+    diagonal = grown.diagonal(dim1=-2, dim2=-1)
+    diagonal[diagonal == 0] = 1
     return grown
 
 

@@ -40,7 +40,6 @@ class Stack:
         params, self.buffers = stack_module_state([n.to(device) for n in nets])
         self.params = {k: v.detach().requires_grad_() for k, v in params.items()}
         self.net = copy.deepcopy(nets[0]).to('meta')
-        self.shared = nets[0]
 
     def __call__(self, x, shared: bool = False):
         """Outputs (S, ...) of all seeds for x (S, ...), or for the same x in all."""
