@@ -9,9 +9,9 @@ import checkpoint
 import linear
 from configurator import UserError, key
 from linear import factors
-from model import GPT, GPTConfig
+from model import GPT
 from surgery import rotate
-from surgery.operation import SurgeryConfig, layer_of, open_model, put, report, twin, with_keys, write
+from surgery.operation import SurgeryConfig, dense_config, layer_of, open_model, put, report, twin, with_keys, write
 
 
 class TransferConfig(SurgeryConfig):  # a class of this file, so that --help prints the head of this file
@@ -26,15 +26,14 @@ def collapse_model(model) -> GPT:
             f'linear = {model.config.linear}: {linear.plain_first(model.config.linear)}; sample.py and evaluate.py take'
             ' it as it is'
         )
-    args = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(GPTConfig)}
-    plain = GPT(GPTConfig(**args | dict(linear='dense')))
+    dense = GPT(dense_config(model.config))
     sd = model.state_dict()
     for name, m in model.named_modules():
         if hasattr(m, 'factors'):
             sd = {k: v for k, v in sd.items() if not k.startswith(f'{name}.') or k == f'{name}.bias'}
             sd[f'{name}.weight'] = factors.dense_float64(m)
-    factors.load_state(plain, sd)
-    return plain.eval()
+    factors.load_state(dense, sd)
+    return dense.eval()
 
 
 def to_run(model) -> GPT:
@@ -45,7 +44,7 @@ def to_run(model) -> GPT:
 
 def collapse(cfg: TransferConfig):
     ckpt, model, tokens = open_model(cfg)
-    write_plain(cfg, ckpt, model, collapse_model(model), tokens)
+    write_same(cfg, ckpt, model, collapse_model(model), tokens)
 
 
 @dataclass
@@ -79,11 +78,7 @@ def expand(cfg: ExpandConfig):
         raise UserError(f"linear_layers = '{cfg.linear_layers}': leaves no layer to expand")
     new = expand_model(model, config, cfg.seed)
     print('\n'.join(factors.table(new)))
-    print(f'{model.num_params():,} parameters -> {new.num_params():,}')
-    report(cfg, model, new, tokens)
-    config = ckpt['config'] | dataclasses.asdict(config)
-    best, record = ckpt['best_val_loss'], ckpt['tokenizer']
-    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], best, tokenizer=record))
+    write_same(cfg, ckpt, model, new, tokens)
 
 
 def prune_model(model) -> GPT:
@@ -118,13 +113,13 @@ def prune(cfg: TransferConfig):
     pruned = prune_model(model)
     kept = [pruned.config.hidden(i) for i in range(pruned.config.n_layer)]
     print(f'hidden units per layer: {model.config.hidden(0)} -> {", ".join(map(str, kept))}')
-    write_plain(cfg, ckpt, model, pruned, tokens)
+    write_same(cfg, ckpt, model, pruned, tokens)
 
 
-def write_plain(cfg, ckpt, model, plain, tokens):
-    """Write a checkpoint of plain, which was made from model, if they compute the same."""
-    print(f'{model.num_params():,} parameters -> {plain.num_params():,}')
-    report(cfg, model, plain, tokens)
-    config = ckpt['config'] | dataclasses.asdict(plain.config)
+def write_same(cfg, ckpt, model, new, tokens):
+    """Write a checkpoint of new, which was made from model, if they compute the same."""
+    print(f'{model.num_params():,} parameters -> {new.num_params():,}')
+    report(cfg, model, new, tokens)
+    config = ckpt['config'] | dataclasses.asdict(new.config)
     best, record = ckpt['best_val_loss'], ckpt['tokenizer']
-    write(cfg, checkpoint.pack(plain, config, ckpt['iter_num'], best, tokenizer=record))
+    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], best, tokenizer=record))

@@ -108,14 +108,22 @@ def write(cfg: SurgeryConfig, ckpt: dict):
 
 
 # -----------------------------------------------------------------------------
-# single layers, by the names of linear.sites
+# configs, and single layers by the names of linear.sites
+
+
+def dense_config(config) -> GPTConfig:
+    """The GPTConfig of the dense model; config may have more keys, as that of a run has."""
+    args = {f.name: getattr(config, f.name) for f in dataclasses.fields(GPTConfig)}
+    return GPTConfig(**args | dict(linear='dense'))
 
 
 def layer_of(model, site: str):
+    """The layer of a site in a model."""
     return model.get_submodule(module_name(site))
 
 
 def put(model, site: str, layer):
+    """Put a layer in the place of that of a site."""
     parent, _, name = module_name(site).rpartition('.')
     setattr(model.get_submodule(parent), name, layer)
 

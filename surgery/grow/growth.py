@@ -49,9 +49,9 @@ from optimizers import OPTIMIZERS
 from optimizers.muon import Muon
 from surgery.grow import ligo
 from surgery.grow.checks import settle
-from surgery.grow.weights import DEPTH, How, grow_moments, grow_weights, parse, plain
+from surgery.grow.weights import DEPTH, How, grow_moments, grow_weights, parse
 from surgery.grow.widen import WIDTH
-from surgery.operation import SurgeryConfig, compare, open_model, real_tokens, report, write
+from surgery.operation import SurgeryConfig, compare, dense_config, open_model, real_tokens, report, write
 from tokens import loader
 
 EXACT = 1e-3  # largest logit difference in float32 that a function-preserving growth may cause
@@ -253,7 +253,7 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
         weights = ligo.learn(ckpt['model'], old, cfg, how, batches, data.device, quiet=quiet)
         if past['flops'] is not None:  # of the plain model; the products of the maps, small beside these, are left out
             with torch.device('meta'):
-                per_token = GPT(plain(cfg)).flops_per_token()
+                per_token = GPT(dense_config(cfg)).flops_per_token()
             past['flops'] += ligo.STEPS * cfg.batch_size * cfg.block_size * per_token
     else:
         weights = grow_weights(ckpt['model'], old, cfg, how)

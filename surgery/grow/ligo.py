@@ -7,6 +7,7 @@ import torch
 from model import GPT
 from surgery.grow import weights as grown
 from surgery.grow.widen import copy_rank
+from surgery.operation import dense_config
 
 STEPS, LR = 100, 3e-3
 
@@ -20,7 +21,7 @@ def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR,
     the clone's copies, w as the depth method's, so that without depth the start computes what the small model does.
     Norms and biases grow as the clone's. batches: step -> x, y (B, T)."""
     start = grown.grow_weights(small, old, new, how)
-    model = GPT(grown.plain(new)).to(device).eval()
+    model = GPT(dense_config(new)).to(device).eval()
     small = {k: v.to(device) for k, v in small.items()}
     maps, mixes = {}, {}
     todo = list(grown.tensors(old, new, how))

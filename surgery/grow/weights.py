@@ -2,7 +2,6 @@
 A whole model grown: depth, every tensor, Adam's moments.
 """
 
-import dataclasses
 import math
 import zlib
 from typing import NamedTuple
@@ -10,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from configurator import UserError
-from model import GPT, GPTConfig
+from model import GPT
 from surgery.grow.widen import TENSORS, WIDTH, Part, axes, fold_norms, lift
+from surgery.operation import dense_config
 
 # -----------------------------------------------------------------------------
 # depth: (blocks of the small model, of the large one) -> plan, see How.plan
@@ -76,16 +76,10 @@ class Tensor(NamedTuple):
     parts: list  # (names of its axes, sides for lift(), rows of the source); three for c_attn, or else one
 
 
-def plain(config) -> GPTConfig:
-    """The dense GPTConfig within a config."""
-    args = {f.name: getattr(config, f.name) for f in dataclasses.fields(GPTConfig)}
-    return GPTConfig(**args | dict(linear='dense'))
-
-
 def tensors(old, new, how: How):
     """Yields the Tensor of each entry of the large model's state dict; a tied head is none of its own."""
     with torch.device('meta'):
-        names = list(GPT(plain(new)).state_dict())
+        names = list(GPT(dense_config(new)).state_dict())
     plan = how.plan(old, new)
     grown = [axes(old, new, i, j, how) for i, (j, _) in enumerate(plan)]
     opens = ('post_1.', 'post_2.') if old.post_norm else ('attn.c_proj.', 'mlp.c_proj.')

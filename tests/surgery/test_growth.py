@@ -15,8 +15,9 @@ import checkpoint
 from configurator import UserError, load
 from linear import factors
 from model import GPT, NANOGPT_KEYS, GPTConfig
-from surgery.grow import growth, ligo, weights, widen
+from surgery.grow import growth, ligo, widen
 from surgery.grow.growth import GrowConfig, grow_moments, grow_weights, parse, settle
+from surgery.operation import dense_config
 from train import TrainConfig, Trainer, train
 
 # every architecture option; layers that are not dense are refused by growth, by name
@@ -667,7 +668,7 @@ def test_surgery_compares_all_windows():
 def test_the_grown_config_pair_fits():
     cfg = load(TrainConfig, [str(ROOT / 'config' / 'grow_shakespeare.py')])
     small = load(TrainConfig, [str(ROOT / cfg.transfer_from)])
-    settle(weights.plain(small), cfg, growth.how_of(cfg))
+    settle(dense_config(small), cfg, growth.how_of(cfg))
 
 
 def test_the_singular_values_of_a_tall_gaussian_matrix_descend_as_those_of_any():
@@ -742,7 +743,7 @@ def test_what_growing_itself_takes_is_counted(monkeypatch):
     for method in ('clone', 'ligo'):
         sizes = dict(n_layer=1, n_head=4, n_embd=64, block_size=16, vocab_size=65, bias=False, batch_size=2)
         cfg = TrainConfig(**sizes, transfer_method=method)
-        model, data = GPT(weights.plain(cfg)), types.SimpleNamespace(device='cpu')
+        model, data = GPT(dense_config(cfg)), types.SimpleNamespace(device='cpu')
         found[method] = growth.start(model, cfg, ckpt, data, quiet=True)[1]
         assert found[method]['growing'] == 7 and found[method]['seconds'] == 10 + 7
     learned = ligo.STEPS * 2 * 16 * model.flops_per_token()
