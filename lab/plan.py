@@ -251,11 +251,8 @@ def rates(cfg, plan: Plan) -> list[float] | str:
     if not plan.trains:
         return [0.0]
     name = plan.arm.removeprefix('steps/')
-    given = cfg.learning_rates
-    if isinstance(given, dict):
-        given = given.get(cell_name(name, plan.size), given.get(name, ()))
-    elif not plan.is_arm:
-        given = ()
+    all_arms = plan.is_arm and not isinstance(cfg.learning_rates, dict)
+    given = cfg.learning_rates if all_arms else verdicts.rates_given(vars(cfg), name, plan.size)
     if isinstance(given, str):
         return given
     try:

@@ -54,11 +54,9 @@ def figures(c: dict, records: dict, arm: str, size: str) -> tuple[dict, dict]:
 
 
 def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
-    """The rate of an arm, or of a step that trains, by its sweep, by that of the arm named in learning_rates, or the only one it
-    has; None without runs. Where arms have several horizons the sweep is that of the longest."""
-    given = c.get('learning_rates') or {}
-    key = arm.removeprefix('steps/')
-    given = given.get(cell_name(key, size), given.get(key)) if isinstance(given, dict) else None
+    """The rate of an arm, or of a step that trains: that of the arm named in learning_rates, the one that its sweep chooses, or
+    the only one it has; None without runs. Where arms have several horizons the sweep is that of the longest."""
+    given = rates_given(c, arm.removeprefix('steps/'), size)
     if c.get('looks') and isinstance(given, str):
         other, _, at = given.partition('@')
         found = rate(c, records, other, at or size)
@@ -76,12 +74,17 @@ def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
     return lowest_mean(deciding)
 
 
-def at_its_rate(c: dict, name: str, arm: str, size: str) -> bool:
-    """Whether what an arm or a step starts from, `name`, trains at the very rate of the run that starts from it, in its sweep,
-    too: where learning_rates gives `name` the rate of that arm, or both that of a third one."""
+def rates_given(c: dict, name: str, size: str):
+    """What learning_rates, if it is a dict, gives an arm or a step at a size: rates, or the name of an arm; () if nothing."""
     given = c.get('learning_rates')
-    given, arm = given if isinstance(given, dict) else {}, arm.removeprefix('steps/')
-    taken, own = (given.get(cell_name(x, size), given.get(x)) for x in (name, arm))
+    return given.get(cell_name(name, size), given.get(name, ())) if isinstance(given, dict) else ()
+
+
+def at_its_rate(c: dict, name: str, arm: str, size: str) -> bool:
+    """Whether `name`, from which an arm or a step starts, trains at the rate of each run that starts from it, those of its sweep
+    included: where learning_rates gives `name` the rate of that arm, or both that of a third one."""
+    arm = arm.removeprefix('steps/')
+    taken, own = (rates_given(c, x, size) for x in (name, arm))
     return isinstance(taken, str) and taken in (arm, cell_name(arm, size), own)
 
 
