@@ -168,12 +168,10 @@ def listing(folder: Path) -> str:
 
 
 def picture(runs: list[dict], out: Path):
-    import matplotlib
+    from matplotlib.figure import Figure  # only here: it takes a second to import
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(8, 5))
+    fig = Figure(figsize=(8, 5))
+    ax = fig.subplots()
     arms = list(dict.fromkeys(r['arm'] for r in runs))
     for r in runs:
         color = f'C{arms.index(r["arm"])}'

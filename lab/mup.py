@@ -107,13 +107,11 @@ def model(cfg):
 
 
 def coordinates(cfg):
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # only here: it takes a second to import
 
     widths = [int(w) for w in cfg.widths]
-    fig, ax = plt.subplots(figsize=(7, 4.5))
+    fig = Figure(figsize=(7, 4.5))
+    ax = fig.subplots()
     print('|dh| per unit of rate after one Adam step' + ''.join(f'{w:>9}' for w in widths) + '   largest/smallest')
     for member in cfg.members.split(','):
         for rule in ('paper',) if member == 'dense' else ('paper', 'none'):

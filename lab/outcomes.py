@@ -24,7 +24,7 @@ COMPARISON = {  # the shape (files.misfit) of comparison.json
     'learning_rates?': ([float], {str: ([float], float, str)}), 'targets?': ([float], {str: ([float], float)}),
     'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str, 'track?': str,
 }  # fmt: skip
-TIMES = {'ms': float, 'arm?': str, 'cell?': (str, None), 'cells?': ([str], None)}
+TIMES = {'ms': float, 'arm?': str, 'cells?': ([str], None)}
 HORIZON = re.compile(r'x[\d.]+(e-\d+)?')  # the size of a run of another length: xSHARE, of max_iters
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
@@ -38,13 +38,13 @@ class Cell:
     rate: Rate
     runs: dict  # seed: record, of the seeds that decide
     values: dict  # seed: figure
-    chooses: str  # the key of the evaluations by which rates and evaluations are chosen
-    reports: str  # that of the values
     ms: float | None  # per step, by bench.py
     mean: stats.Estimate
     params: int
     collapsed: int
     cost: dict  # axis of AXES or 'params': what the run to its end costs
+    chooses: str  # the key of the evaluations by which rates and evaluations are chosen
+    reports: str  # that of the values
     verdict: Verdict | None = None  # against the first arm
     sigma: stats.Estimate | None = None  # of the baseline, from 8 seeds on
     target: float | None = None  # the first of targets
@@ -169,26 +169,14 @@ def cell(c, arm, size, rate, bench, records, sweep=False) -> Cell | None:
         return None
     values = verdicts.figures(c, records, arm, size)[0 if sweep else 1][rate.lr]
     first = next(iter(runs.values()))
-    alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b.get('cell') or b['arm']]}
+    alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b['arm']]}
     timed = lambda r: alone.get(cell_name(r['arm'], r['size']), alone.get(c['arms'].get(r['arm'])))
-    params = first['facts']['params']
     good = [v for v in values.values() if math.isfinite(v)]
     mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
     chooses, reports = verdicts.halves(c, records)
-    x = Cell(
-        arm,
-        size,
-        rate,
-        runs,
-        values,
-        chooses=chooses,
-        reports=chooses if sweep else reports,
-        ms=timed(first),
-        mean=mean,
-        params=params,
-        collapsed=first['facts']['params_collapsed'],
-        cost=dict(params=params),
-    )
+    keys = dict(chooses=chooses, reports=chooses if sweep else reports)
+    params, collapsed = (first['facts'][k] for k in ('params', 'params_collapsed'))
+    x = Cell(arm, size, rate, runs, values, timed(first), mean, params, collapsed, dict(params=params), **keys)
     if arm == next(iter(c['arms'])) and len(good) == len(values) >= protocol.SIGMA_SEEDS:
         x.sigma = protocol.sigma(good)
     for s, r in runs.items():

@@ -39,4 +39,4 @@ def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
             raise UserError(f'bench.py failed: {failed["bench"]} ({out / "bench" / "output.txt"}); or --bench=false')
         rows = [r | dict(arm=a, cells=cells[a]) for r, a in zip(records.read_lines(fresh), cells)]
         write(folder / 'bench.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
-    return {cell: r['ms'] for r in rows for cell in r.get('cells', [r.get('cell')])}
+    return {cell: r['ms'] for r in rows for cell in r.get('cells', ())}

@@ -37,12 +37,8 @@ def leaves(model, beside=None):
         for key, p in own.items():
             if id(p) not in seen:
                 seen.add(id(p))
-                yield (
-                    f'{name}.{key}',
-                    p,
-                    rate if p.dim() >= 2 else 1.0,
-                    1.0 if p.dim() >= 2 else 0.0,
-                )
+                matrix = p.dim() >= 2
+                yield f'{name}.{key}', p, rate if matrix else 1.0, 1.0 if matrix else 0.0
 
 
 def matrices(model, beside=None) -> list:

@@ -134,14 +134,12 @@ def table(models: list[dict], rows: list[dict]) -> str:
 
 def picture(models: list[dict], out: Path):
     """Shapes, one panel per kind of matrix, one colour per checkpoint, a line per block; dotted: a Gaussian matrix."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # only here: it takes a second to import
 
     kinds = list(dict.fromkeys(k for m in models for k in m['kinds']))
     columns = min(4, len(kinds))
-    fig, grid = plt.subplots(-(-len(kinds) // columns), columns, figsize=(4 * columns, 6), squeeze=False, sharex=True)
+    fig = Figure(figsize=(4 * columns, 6))
+    grid = fig.subplots(-(-len(kinds) // columns), columns, squeeze=False, sharex=True)
     for ax in grid.flat[len(kinds) :]:
         ax.axis('off')
     for ax, kind in zip(grid.flat, kinds):

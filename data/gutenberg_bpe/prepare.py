@@ -13,11 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configurator import key, load, overrides, run  # noqa: E402
-from tokens import (
-    download,  # noqa: E402
-    recipes,  # noqa: E402
-    tokenfile,  # noqa: E402
-)
+from tokens import download, recipes, tokenfile  # noqa: E402
 
 TOKENIZER = 'bpe'  # of the data set, for those who ask before it is prepared
 
