@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # as train.py does, before torch is loaded
 
-import configurator  # noqa: F401  first: it has a word for Ctrl-C while torch is loaded
+import configurator  # noqa: F401  first: it answers Ctrl-C while torch is loaded
 
 # isort: split
 import torch

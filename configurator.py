@@ -405,7 +405,7 @@ def overrides(cfg) -> dict:
     return {f.name: v for f in dataclasses.fields(cfg) if (v := getattr(cfg, f.name)) != f.default}
 
 
-def word(kind, e, trace):
+def excepthook(kind, e, trace):
     """For what happens while modules are loaded, before run() is there: Ctrl-C (130 in a shell, as after run()), and a
     disk so full that some of them find no place for a temporary file."""
     if kind is KeyboardInterrupt:
@@ -417,7 +417,7 @@ def word(kind, e, trace):
 
 
 if Path(sys.argv[0]).resolve().is_relative_to(ROOT):  # one of our commands runs, nobody's notebook
-    sys.excepthook = word
+    sys.excepthook = excepthook
 
 
 def no_memory(e: RuntimeError) -> UserError:

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import configurator  # noqa: F401  first: it has a word for Ctrl-C while torch is loaded
+import configurator  # noqa: F401  first: it answers Ctrl-C while torch is loaded
 
 # isort: split
 import numpy as np

@@ -11,7 +11,7 @@ one matrix is their product.
 import sys
 from dataclasses import dataclass
 
-import configurator  # noqa: F401  first: it has a word for Ctrl-C while torch is loaded
+import configurator  # noqa: F401  first: it answers Ctrl-C while torch is loaded
 
 # isort: split
 import torch

@@ -23,7 +23,7 @@ from pathlib import Path
 # read once, when torch is loaded. A thread that waits by spinning takes its core from other jobs of the machine
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
-import configurator  # noqa: F401  first: it has a word for Ctrl-C while torch is loaded
+import configurator  # noqa: F401  first: it answers Ctrl-C while torch is loaded
 
 # isort: split
 import torch

@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import configurator  # noqa: E402, F401  first: it has a word for Ctrl-C while torch is loaded
+import configurator  # noqa: E402, F401  first: it answers Ctrl-C while torch is loaded
 
 # isort: split
 import torch  # noqa: E402
