@@ -146,7 +146,8 @@ class Trainer:
         self.iter = 0  # optimizer steps done
         self.seconds, self.tokens = 0.0, 0  # of training, without evaluations
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0  # since the last line of the log
-        self.best_val_loss, self.best_iter, self.best_is_now = math.inf, 0, False
+        self.best_val_loss, self.best_iter = math.inf, 0
+        self.best_is_now = False  # resuming: ckpt.pt is the best one, too
         self.lowest_a, self.lowest_a_iter = math.inf, 0  # of val_a, which may end a run; figures are of val_b
         self.saved = None  # iteration of the last checkpoint
         self.skipped = 0  # updates left out in a row, up to now
@@ -178,9 +179,9 @@ class Trainer:
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
         # optimizer; the scaler does nothing unless dtype is float16
-        no = 'activation_checkpointing was not tried inside one' if cfg.activation_checkpointing else ''
+        why_not = 'activation_checkpointing was not tried inside one' if cfg.activation_checkpointing else ''
         micro, step = cfg.batch_size * cfg.block_size, cfg.tokens_per_iter / self.world  # tokens of this process
-        self.graphs, self.about_graphs = hardware.graphs(cfg.cuda_graph, self.model, micro, device, self.dtype, no)
+        self.graphs, self.about_graphs = hardware.graphs(cfg.cuda_graph, self.model, micro, device, self.dtype, why_not)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.optimizer = optim.Optimizer(self.model, cfg, step, self.graphs, self.compile, self.dtype)
         self.hooks = hooks(cfg, device, self.compile, quiet=self.rank > 0)
