@@ -161,11 +161,7 @@ def two_grad_A(dy, x, B, g):
     return dZ, dA
 
 
-@op(
-    'two_grad_x',
-    lambda dZ, A: dZ.new_empty(dZ.size(2), A.size(0) * A.size(1)),
-    lambda dZ, A: 2 * dZ[2] * math.prod(A),
-)
+@op('two_grad_x', lambda dZ, A: dZ.new_empty(dZ.size(2), A.size(0) * A.size(1)), lambda dZ, A: 2 * dZ[2] * math.prod(A))
 def two_grad_x(dZ, A):
     """The gradient of x, (T, g a)."""
     g, a, _ = A.shape

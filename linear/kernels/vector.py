@@ -48,11 +48,7 @@ def fits(x, W) -> bool:
 torch.library.define('nanomorph::vector', '(Tensor x, Tensor W, Tensor? b) -> Tensor')
 
 
-@blocks.op(
-    'vector',
-    lambda x, W, b: W.new_empty(*x.shape[:-1], W.size(0)),
-    lambda x, W, b: 2 * math.prod(W),
-)
+@blocks.op('vector', lambda x, W, b: W.new_empty(*x.shape[:-1], W.size(0)), lambda x, W, b: 2 * math.prod(W))
 def vector(x, W, b):
     """x (..., d_in), a single vector, rounded to W's precision; W (d_out, d_in), b (d_out) or none -> W x + b (..., d_out)."""
     if triton is None or not x.is_cuda:
