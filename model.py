@@ -80,7 +80,7 @@ class GPTConfig(linear.Keys):  # which brings the keys of linear/__init__.py and
     def idle(self) -> dict:
         """Keys that are set but mean nothing beside the others."""
         read = linear.keys_of(self.linear)
-        off = set(linear.all_keys()) - set(read)
+        off = set(linear.all_keys()) - set(read) | linear.LAYERS[self.linear].idle(self)
         if self.mlp != 'moe':
             off |= {f.name for f in dataclasses.fields(moe.Experts)} - set(read)
         if not self.mlp_gate:

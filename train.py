@@ -105,6 +105,7 @@ class TrainConfig(
 
     def idle(self):
         off = [*rotate.idle(self), *optim.idle(self), *optimizers.idle(self), *parallel.idle()]
+        off += [] if self.save_checkpoint else ['keep_last']
         return super().idle() | {k: v for k, v in overrides(self).items() if k in off}
 
     def problems(self, sized=None):

@@ -4,8 +4,9 @@ Find the width at which one config costs as much as another one. The command is 
     python transfer.py match config/d12.py -- config/d12_mlp3x_768.py --match=flops --solve=n_embd
 
 Reference and candidate are configs with flags as for train.py, separated by `--`. One key of the candidate takes the
-values of a grid (n_embd by whole heads of unchanged width, hidden units by multiple_of, expansion by 1). Printed are the
-two values nearest to the reference, each with the mismatch that is left, as flags to copy; the better one is marked.
+values of a grid (n_embd by whole heads of unchanged width, n_kv_head of them at a time; hidden units by multiple_of;
+expansion by 1). Printed are the two values nearest to the reference, each with the mismatch that is left, as flags to
+copy; the better one is marked.
 """
 
 import dataclasses
@@ -64,7 +65,8 @@ def teacher_flops(path: str, vocab_size: int, block_size: int, dataset: str) -> 
 def at(cfg, i: int):
     """The candidate at grid point i >= 1."""
     if cfg.solve == 'n_embd':
-        return dataclasses.replace(cfg, n_embd=i * (cfg.n_embd // cfg.n_head), n_head=i)
+        heads = i * (cfg.n_kv_head or 1)  # n_kv_head stays, and must divide them
+        return dataclasses.replace(cfg, n_embd=heads * (cfg.n_embd // cfg.n_head), n_head=heads)
     if cfg.solve == 'expansion':
         return dataclasses.replace(cfg, expansion=i)
     share = 2 / 3 if cfg.mlp == 'swiglu' and cfg.swiglu_match else 1

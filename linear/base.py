@@ -177,6 +177,11 @@ class Layer(nn.Module):
         return list(found.values())
 
     @classmethod
+    def idle(cls, config) -> set:
+        """Names of its own keys that mean nothing beside the others."""
+        return set()
+
+    @classmethod
     def variants(cls, d_in: int, d_out: int) -> list[dict]:
         """The keys to try for a budget, for a largest layer d_in -> d_out with d_in <= d_out."""
         return [{}]

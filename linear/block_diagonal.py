@@ -21,6 +21,7 @@ class BlockDiagonal(Structured):
         pass
 
     sizes = ('structured_share', 'blocks')
+    exact = ('blocks',)
     starts = ('whitened',)
 
     def __init__(self, d_in, d_out, config):

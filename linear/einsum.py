@@ -92,6 +92,7 @@ class Einsum(Structured):
         einsum_shape: tuple = key((), 'the seven integers themselves')
 
     sizes = ('structured_share', 'rank', 'theta', 'einsum_shape')
+    exact = ('rank', 'theta', 'einsum_shape')
     knob = 'rank'
 
     def __init__(self, d_in, d_out, config):
@@ -108,8 +109,8 @@ class Einsum(Structured):
             v = getattr(c, k)
             if v and (len(v) != 7 or k == 'einsum_shape' and not all(i > 0 and float(i).is_integer() for i in v)):
                 fail(k, v, f'must be 7 {kind}', 'order: alpha, beta, gamma, delta, epsilon, phi, rho')
-        if c.theta and c.einsum_shape:
-            raise UserError('theta and einsum_shape: give one of them, both say what the shape is')
+        if len(given := [k for k in ('theta', 'einsum_shape', 'rank') if getattr(c, k)]) > 1:
+            raise UserError(f'{" and ".join(given)}: give one of them, each says what the rank is')
         if c.einsum_shape:
             s = Shape(*map(int, c.einsum_shape))
             for names, d, what in (('abg', d_in, 'inputs'), ('def', d_out, 'outputs')):

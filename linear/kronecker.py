@@ -30,6 +30,7 @@ class Kronecker(Einsum):
         kronecker_terms: int = key(1, 'Kronecker products in the sum', low=1, high=2**31)
 
     sizes = ('structured_share', 'kronecker_shape', 'kronecker_terms')
+    exact = ('kronecker_shape',)
     knob = ''
     starts = ('prune',)
     is_sum = True

@@ -19,6 +19,7 @@ class Monarch(Einsum):
         pass
 
     sizes = ('structured_share', 'blocks')
+    exact = ('blocks',)
     knob = ''
 
     @staticmethod

@@ -156,6 +156,11 @@ class Structured(Layer):
     """
 
     Keys = Keys
+    exact = ('rank',)  # names of keys that say the size themselves, instead of structured_share
+
+    @classmethod
+    def idle(cls, config):
+        return {'structured_share'} if any(getattr(config, k) for k in cls.exact if k in cls.sizes) else set()
 
     def __init__(self, d_in, d_out, config, shapes, inner, depths=None):
         """shapes: of the factors; inner: the width of the vectors that each multiplies; depths: see Layer."""

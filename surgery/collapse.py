@@ -74,8 +74,6 @@ def expand(cfg: ExpandConfig):
     config = dataclasses.replace(model.config, linear='expanded', **keys)
     if found := config.problems():
         raise UserError('\n'.join(found))
-    if not linear.chosen(config):
-        raise UserError(f"linear_layers = '{cfg.linear_layers}': leaves no layer to expand")
     new = expand_model(model, config, cfg.seed)
     print('\n'.join(factors.table(new)))
     write_same(cfg, ckpt, model, new, tokens)

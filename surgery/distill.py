@@ -104,19 +104,20 @@ def distill(model, new, layers: dict, cfg, settings: dict, dataset: str, look):
         checkpoint.save(path, dict(model=kept, model_args={}, done=i + 1, settings=settings))
 
 
-def flops(model, new, layers: dict, cfg) -> int:
-    """FLOPs of a whole distillation, 2 per multiply-add: for each block that learns all old blocks up to it, the new
-    ones before it, and the forward and backward pass of the new block."""
+def costs(model, new, layers: dict, cfg) -> dict:
+    """{flops, tokens} of a whole distillation. FLOPs, 2 per multiply-add: for each block that learns all old blocks up to
+    it, the new ones before it, and the forward and backward pass of the new block. Each block has tokens of its own."""
     T, C = model.config.block_size, model.config.n_embd
     forward = lambda block: 2 * (sum(m.macs() for m in block.modules() if hasattr(m, 'macs')) + 2 * T * C)
     old, made = ([forward(b) for b in m.transformer.h] for m in (model, new))
-    learning = {block_of(s, model.config) for s in layers} - {model.config.n_layer}
-    return (
-        cfg.distill_iters
-        * cfg.distill_batch
-        * T
-        * sum(sum(old[: i + 1]) + sum(made[:i]) + 3 * made[i] for i in learning)
-    )
+    each = cfg.distill_iters * cfg.distill_batch * T  # tokens that a block learns from
+    costs = [sum(old[: i + 1]) + sum(made[:i]) + 3 * made[i] for i in learning(model, layers)]
+    return dict(flops=each * sum(costs), tokens=each * len(costs))
+
+
+def learning(model, layers: dict) -> list:
+    """The blocks that have new layers; the head learns nothing."""
+    return sorted({block_of(s, model.config) for s in layers} - {model.config.n_layer})
 
 
 def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float, float]:

@@ -94,6 +94,8 @@ class FactorizeConfig(with_keys(*SHAPE)):
             found.append('guide_iters: a guide leads a start from scratch, this one has its matrices; leave it out')
         if self.init == 'random' and self.rescale:
             found.append('rescale: a random start has the size that it is meant to have')
+        if not self.distill_iters and (given := {'distill_lr', 'distill_batch'} & set(overrides(self))):
+            found.append(f'{", ".join(sorted(given))}: of a distillation; give distill_iters, or leave it out')
         if self.params:
             try:
                 parameters(self.params)
@@ -123,8 +125,6 @@ def shaped(config, cfg: FactorizeConfig, **choice):
     if idle := {k: v for k, v in new.idle().items() if k in overrides(cfg)}:
         what = ', '.join(f'{k} = {v}' for k, v in idle.items())
         raise UserError(f'without effect for linear = {cfg.linear}: {what}; leave it out')
-    if not linear.chosen(new):
-        raise UserError(f"linear_layers = '{cfg.linear_layers}' and keep_dense = '{cfg.keep_dense}' leave no layer")
     return new
 
 
@@ -457,8 +457,7 @@ def factorize(cfg: FactorizeConfig):
     write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf, tokenizer=ckpt['tokenizer']))
     facts = dict(
         settings=relative(overrides(cfg)),
-        flops=cfg.distill_iters and distill.flops(model, new, layers, cfg),
-        tokens=cfg.distill_iters * cfg.distill_batch * config.block_size * config.n_layer,  # distilled on
+        **distill.costs(model, new, layers, cfg),
         params=new.num_params(),
         params_all=n,
         params_dense_all=dense,

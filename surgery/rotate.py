@@ -59,8 +59,6 @@ def problems(cfg) -> list[str]:
     if cfg.linear != 'expanded':
         return [f"{what}: takes the layers of linear = 'expanded' in turn, this is linear = '{cfg.linear}'"]
     ranks = [min(d) for d in linear.chosen(cfg).values()]
-    if not ranks:
-        return [f"{what}: linear_layers = '{cfg.linear_layers}' and keep_dense = '{cfg.keep_dense}' leave no layer"]
     if cfg.expansion_schedule == 'reset':
         if cfg.expansion_moments == 'map':
             found.append(f'{what}: restarts the moments, so expansion_moments cannot be map; leave it out')

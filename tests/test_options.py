@@ -312,6 +312,8 @@ def test_the_penalty_is_no_part_of_the_evaluation():
 def test_a_key_without_effect_is_said_to_be(run_train, capsys):
     run_train('--expansion=2000', '--gate_budget=0.5', '--swiglu_match=false', '--max_iters=0')
     assert 'without effect here: expansion = 2000, swiglu_match = False, gate_budget = 0.5' in capsys.readouterr().out
+    run_train('--keep_last=2', '--save_checkpoint=false', '--max_iters=0')
+    assert 'without effect here: keep_last = 2' in capsys.readouterr().out
     run_train('--linear=expanded', '--expansion=40', '--max_iters=0')
     assert 'without effect' not in capsys.readouterr().out
 

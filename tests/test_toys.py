@@ -50,7 +50,11 @@ def test_seeds_at_once_train_as_each_does_alone(tmp_path, monkeypatch, flags):
     for k in ('val_loss', 'val_error', 'train_loss'):
         assert a[-1][k] == pytest.approx(b[-1][k], rel=1e-4)
     m = json.loads((tmp_path / 'all' / 's2' / 'manifest.json').read_text())
-    assert m['params_collapsed'] == mnist.costs(load(MnistConfig, [*flags, '--chain=0']))['params'] < m['params']
+    assert (
+        m['params_collapsed']
+        == mnist.costs(load(MnistConfig, [*flags, '--chain=0', '--inner=0']))['params']
+        < m['params']
+    )
     assert a[-1]['val_loss'] < a[0]['val_loss'] and a[-1]['val_loss'] != other[-1]['val_loss']
 
 
@@ -273,6 +277,13 @@ def test_what_is_no_text8_or_too_short_is_named(tmp_path, monkeypatch, fails):
         fails(lambda: letter_counting.strings(cfg), 'is not letters a to z and spaces')
     path.write_bytes(b'a b ' * 12)
     fails(lambda: letter_counting.strings(cfg), 'train_strings = 2 and dev_strings = 1', 'has 2 strings')
+
+
+def test_keys_that_would_have_no_effect_or_leave_the_budget_are_refused(fails):
+    fails(lambda: load(MnistConfig, ['--chain=1', '--inner=30']), 'inner = 30', 'chain = 2')
+    fails(lambda: load(LetterConfig, ['--method=onehot', '--epochs=10']), 'small_epochs = 20: must be at most epochs')
+    assert load(LetterConfig, ['--method=scratch', '--epochs=10']).epochs == 10
+    fails(lambda: load(LetterConfig, ['--train_strings=100']), 'batch_size = 128: must be at most train_strings')
 
 
 @pytest.mark.skipif(

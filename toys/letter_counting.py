@@ -51,6 +51,7 @@ from toys.seeds import (  # noqa: E402
 )
 
 LENGTH, VOCABULARY, CLASSES = 20, 27, 3
+UNTRAINED = 'scratch', 'random_onehot'  # methods without a small model that is trained
 
 
 @dataclass
@@ -73,6 +74,17 @@ class LetterConfig:
     wandb_log: bool = key(False, 'log each seed to wandb')
     wandb_project: str = key('letter-counting', 'wandb project')
     wandb_run_name: str = key('letter-counting', 'wandb run name')
+
+    def problems(self):
+        found = []
+        if self.batch_size > self.train_strings:
+            found.append(f'batch_size = {self.batch_size}: must be at most train_strings ({self.train_strings})')
+        if self.method not in UNTRAINED and self.small_epochs > self.epochs:
+            found.append(
+                f'small_epochs = {self.small_epochs}: must be at most epochs ({self.epochs}), which include those of the'
+                ' small model'
+            )
+        return found
 
 
 # -----------------------------------------------------------------------------
@@ -189,7 +201,7 @@ def phases(cfg) -> list[tuple[int, int]]:
     """[(width, steps)]: the small model, if it is trained, and the large one."""
     per_epoch = cfg.train_strings // cfg.batch_size
     total = cfg.max_iters or cfg.epochs * per_epoch
-    if cfg.method in ('scratch', 'random_onehot'):
+    if cfg.method in UNTRAINED:
         return [(cfg.d_model, total)]
     first = total * cfg.small_epochs // cfg.epochs
     return [(cfg.d_model // 2, first), (cfg.d_model, total - first)]

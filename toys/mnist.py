@@ -85,10 +85,14 @@ class MnistConfig:
     wandb_run_name: str = key('mnist', 'wandb run name')
 
     def problems(self):
-        most = examples(self.dataset) - self.batch_size
-        return (
-            [f'held_out = {self.held_out}: leaves no batch to train on; at most {most}'] if self.held_out > most else []
-        )
+        most, found = examples(self.dataset) - self.batch_size, []
+        if self.held_out > most:
+            found.append(f'held_out = {self.held_out}: leaves no batch to train on; at most {most}')
+        if self.inner and self.chain < 2:
+            found.append(
+                f'inner = {self.inner}: lies between two maps of a chain; give chain = 2 or more, or leave it out'
+            )
+        return found
 
 
 # -----------------------------------------------------------------------------

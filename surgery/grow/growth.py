@@ -55,6 +55,7 @@ from surgery.operation import SurgeryConfig, compare, dense_config, open_model, 
 from tokens import loader
 
 EXACT = 1e-3  # largest logit difference in float32 that a function-preserving growth may cause
+BATCH = 8  # windows of a step of ligo, by the command
 
 # -----------------------------------------------------------------------------
 # the command
@@ -179,8 +180,8 @@ def grow(cfg: GrowConfig):
     fresh = why_fresh(ckpt, old, new, how, cfg.moments)
     if how.width == 'ligo':
         dataset = cfg.dataset or ckpt['config']['dataset']
-        data = loader.Loader(dataset, 'train', old.block_size, 8, old.vocab_size, seed=cfg.seed)
-        weights = ligo.learn(ckpt['model'], old, new, how, lambda step: data.batch(8 * step))
+        data = loader.Loader(dataset, 'train', old.block_size, BATCH, old.vocab_size, seed=cfg.seed)
+        weights = ligo.learn(ckpt['model'], old, new, how, lambda step: data.batch(BATCH * step))
     else:
         weights = grow_weights(ckpt['model'], old, new, how)
     large = assemble(new, weights)
@@ -188,10 +189,13 @@ def grow(cfg: GrowConfig):
     print(f'{model.num_params():,} parameters -> {large.num_params():,}')
     report(cfg, model, large, tokens, EXACT if how.exact else None)
     resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint), tokenizer=ckpt['tokenizer'])
-    resume['transfer']['since'] = ckpt['iter_num']
+    past = resume['transfer']
+    past['since'] = ckpt['iter_num']
+    if how.width == 'ligo' and past['flops'] is not None:
+        past['flops'] += learning_flops(new, BATCH)
     if not fresh:
         resume |= {k: ckpt[k] for k in ('position', 'seconds', 'scaler', 'rng') if k in ckpt}
-        resume['transfer']['seconds'] -= ckpt.get('seconds', 0.0)  # counted on
+        past['seconds'] -= ckpt.get('seconds', 0.0)  # counted on
         resume['optimizer'] = grow_moments(ckpt['optimizer'], old, new, how)
     best = ckpt['best_val_loss'] if how.exact else math.inf
     write(cfg, checkpoint.pack(large, ckpt['config'] | dataclasses.asdict(new), ckpt['iter_num'], best, **resume))
@@ -220,6 +224,12 @@ def history(ckpt: dict, model, how: How, path) -> dict:
         flops=flops,
         seconds=before['seconds'] + ckpt.get('seconds', 0.0),
     )
+
+
+def learning_flops(new, batch_size: int) -> int:
+    """Of ligo: those of the plain large model; the products of the maps, small beside these, are left out."""
+    with torch.device('meta'):
+        return ligo.STEPS * batch_size * new.block_size * GPT(dense_config(new)).flops_per_token()
 
 
 def how_of(cfg) -> How:
@@ -251,10 +261,8 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     if how.width == 'ligo':
         batches = lambda step: data.batch(step * cfg.batch_size)
         weights = ligo.learn(ckpt['model'], old, cfg, how, batches, data.device, quiet=quiet)
-        if past['flops'] is not None:  # of the plain model; the products of the maps, small beside these, are left out
-            with torch.device('meta'):
-                per_token = GPT(dense_config(cfg)).flops_per_token()
-            past['flops'] += ligo.STEPS * cfg.batch_size * cfg.block_size * per_token
+        if past['flops'] is not None:
+            past['flops'] += learning_flops(cfg, cfg.batch_size)
     else:
         weights = grow_weights(ckpt['model'], old, cfg, how)
     load_state(model, weights)

@@ -6,9 +6,10 @@ import pytest
 from conftest import TINY
 
 import linear
-from configurator import UserError
+from configurator import UserError, load
 from lab import match as match_module
 from lab.match import MatchConfig, match
+from train import TrainConfig
 
 SMALL = [*TINY, '--n_embd=64', '--n_head=4']
 
@@ -38,6 +39,16 @@ def test_the_hidden_size_of_unmatched_swiglu_is_two_thirds(capsys):
     flags = ['--mlp=swiglu', '--swiglu_match=false', '--solve=mlp_expansion_factor', '--n_embd=96']
     out = solved(capsys, *SMALL, '--n_embd=96', '--', *SMALL, *flags)
     assert '(hidden 256)' in next(line for line in out.split('\n') if 'nearest' in line)
+
+
+def test_a_width_that_matches_is_one_that_trains(capsys):
+    """n_kv_head stays, so heads come by its number."""
+    shared = ['--n_embd=128', '--n_head=8', '--n_kv_head=4']
+    out = solved(capsys, *SMALL, '--n_embd=144', '--n_head=9', '--', *SMALL, *shared, '--match=flops')
+    found = [line.split(':')[0].split() for line in out.split('\n') if 'mismatch' in line]
+    assert [f[1] for f in found] == ['--n_head=8', '--n_head=12']
+    for flags in found:
+        load(TrainConfig, [*SMALL, *shared, *flags])
 
 
 def test_the_expansion_for_a_budget_of_parameters(capsys):

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, tiny_gpt
 
 import linear
-from configurator import gather
+from configurator import UserError, gather
 from linear.base import Layer
 from linear.factors import Factors
 from model import GPTConfig, model_args
@@ -103,7 +103,8 @@ def test_every_layer_fulfils_the_contract(name):
 
 @pytest.mark.parametrize('name', linear.LAYERS)
 def test_a_checkpoint_says_what_its_layers_read_and_nothing_of_others(name):
-    """Every key set to something: those of other layers are without effect, and are not saved."""
+    """Every key set to something: those of other layers are without effect, and are not saved; nor has a share an effect
+    beside a size."""
     other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5, tuple: lambda v: (4.0, 4.0)}
     keys = {}
     for f in dataclasses.fields(linear.Keys):
@@ -113,8 +114,31 @@ def test_a_checkpoint_says_what_its_layers_read_and_nothing_of_others(name):
     config = GPTConfig(linear=name, **keys)
     mine = set(linear.keys_of(name))
     saved, idle = model_args(config), config.idle()
+    beside = linear.LAYERS[name].idle(config)
     for k in keys:
-        assert (k in saved) == (k in mine) and (k in idle) == (k not in mine), k
+        assert (k in saved) == (k not in idle) == (k in mine - beside), k
+
+
+@pytest.mark.parametrize('name', [n for n in linear.LAYERS if 'structured_share' in linear.keys_of(n)])
+def test_a_share_is_without_effect_exactly_where_another_key_says_the_size(name):
+    sizes = dict(rank=2, blocks=2, theta=(0.5, 0, 0.5, 0, 0.5, 0.5, 0), einsum_shape=(6, 1, 6, 1, 9, 6, 1), density=0.1,
+                 kronecker_shape=(6, 6), kronecker_terms=2)  # fmt: skip
+    numbers = lambda keys: sum(W.numel() for W in linear.LAYERS[name](36, 54, linear.Keys(linear=name, **keys)).factors)
+    for k in [None, *linear.LAYERS[name].sizes[1:]]:
+        given = {k: sizes[k]} if k else {}
+        same = numbers(given | dict(structured_share=0.2)) == numbers(given | dict(structured_share=0.9))
+        assert same == ('structured_share' in GPTConfig(linear=name, structured_share=0.2, **given).idle()), k
+
+
+def test_a_rank_beside_a_shape_that_has_one_is_refused():
+    for shape in (dict(theta=(0.5, 0, 0.5, 0, 0.5, 0.5, 0)), dict(einsum_shape=(6, 1, 6, 1, 9, 6, 1))):
+        with pytest.raises(UserError, match=f'{next(iter(shape))} and rank: give one of them'):
+            linear.LAYERS['einsum'](36, 54, linear.Keys(linear='einsum', rank=3, **shape))
+
+
+def test_a_config_whose_layers_are_all_left_dense_is_refused():
+    for keys in (dict(keep_dense='mlp'), dict(linear_layers='')):
+        assert 'leave no layer' in GPTConfig(linear='btt', **keys).problems()[0]
 
 
 def test_a_key_that_two_layers_declare_apart_is_refused(monkeypatch):

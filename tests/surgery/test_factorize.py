@@ -264,6 +264,8 @@ def test_the_source_is_left_as_it_was(tmp_path, capsys):
         (['--linear=kronecker', '--init=random', '--rescale'], ['rescale']),
         (['--linear=kronecker', '--kronecker_shape=5,7'], ['kronecker_shape = 5,7', 'nearest']),
         (['--linear=low_rank', '--blocks=4'], ['without effect', 'blocks = 4']),
+        (['--linear=low_rank', '--rank=3', '--structured_share=0.5'], ['without effect', 'structured_share = 0.5']),
+        (['--linear=low_rank', '--distill_lr=0.1'], ['distill_lr', 'give distill_iters']),
         (['--linear=low_rank', '--keep_dense=h.*'], ['leave no layer']),
         (['--linear=low_rank', '--params=many'], ["params = 'many'", '81M']),
         (['--linear=low_rank', '--params=20k', '--rank=3'], ['rank', 'params chooses']),
@@ -505,7 +507,7 @@ def test_distillation_is_one_compiled_graph():
     torch.testing.assert_close(compiled(x, x, soft=soft)[1], student(x, x, soft=soft)[1])
 
 
-def test_flops_of_a_distillation_are_those_of_its_blocks():
+def test_flops_and_tokens_of_a_distillation_are_those_of_its_blocks():
     """Block 0: old forward, new three times; block 1: both old ones, new block 0, new block 1 three times."""
     model = tiny_gpt()
     config = dataclasses.replace(model.config, linear='low_rank', rank=3)
@@ -517,12 +519,13 @@ def test_flops_of_a_distillation_are_those_of_its_blocks():
     old = 2 * (sum(m.macs() for m in model.transformer.h[0].modules() if hasattr(m, 'macs')) + 2 * T * C)
     made = 2 * (sum(m.macs() for m in layers.values()) // 2 + 2 * T * C)
     keys = SimpleNamespace(distill_iters=5, distill_batch=4)
-    assert distill.flops(model, new, layers, keys) == 5 * 4 * T * (3 * old + 7 * made) and old != made
+    both = dict(flops=5 * 4 * T * (3 * old + 7 * made), tokens=2 * 5 * 4 * T)
+    assert distill.costs(model, new, layers, keys) == both and old != made
     only = {s: m for s, m in layers.items() if s.startswith('h.1')}
     put_back = {s: layer_of(model, s) for s in layers if s.startswith('h.0')}
     for site, member in put_back.items():
         put(new, site, member)
-    assert distill.flops(model, new, only, keys) == 5 * 4 * T * (3 * old + 3 * made)
+    assert distill.costs(model, new, only, keys) == dict(flops=5 * 4 * T * (3 * old + 3 * made), tokens=5 * 4 * T)
 
 
 def test_second_moments_are_those_of_what_each_layer_takes():

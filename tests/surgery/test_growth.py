@@ -484,6 +484,17 @@ def test_the_command_says_what_it_did_and_its_result_resumes(run_train, tmp_path
     assert not (tmp_path / 'b').exists()
 
 
+def test_the_command_counts_the_flops_of_learned_growth(run_train, tmp_path, monkeypatch):
+    monkeypatch.setattr(ligo, 'learn', lambda weights, old, new, how, *_, **__: grow_weights(weights, old, new, how))
+    small, found = run_train('--max_iters=2', out='small'), {}
+    for method in ('clone', 'ligo'):
+        growth.grow(grow_args(small, tmp_path, '--n_embd=64', f'--method={method}', '--moments=fresh', out=method))
+        found[method] = checkpoint.load(tmp_path / method / 'ckpt.pt')
+    large = checkpoint.build(found['ligo'])
+    learned = ligo.STEPS * growth.BATCH * large.config.block_size * large.flops_per_token()
+    assert found['ligo']['transfer']['flops'] == found['clone']['transfer']['flops'] + learned
+
+
 def run_metrics(out, kind):
     lines = [json.loads(line) for line in open(out / 'metrics.jsonl')]
     return {m['iter']: m['val_loss' if kind == 'eval' else 'loss'] for m in lines if m['kind'] == kind}
