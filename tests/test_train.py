@@ -449,6 +449,14 @@ def test_validation_is_logged_in_two_halves_that_make_the_whole(run_train):
         assert m['val_loss'] == pytest.approx((m['val_a'] + m['val_b']) / 2, abs=1e-6)
 
 
+def test_a_run_whose_validation_is_a_single_window_goes_on_and_has_no_second_half(run_train):
+    one = ('--eval_iters=1', '--batch_size=1')
+    run_train(*one, '--max_iters=2')
+    evals = [m for m in read_metrics(run_train(*one, '--max_iters=4', '--init_from=resume')) if m['kind'] == 'eval']
+    assert [m['iter'] for m in evals] == [0, 2, 4] and all(m['val_a'] == m['val_loss'] for m in evals)
+    assert not any('val_b' in m for m in evals)
+
+
 def test_every_hook_is_called_whatever_the_one_before_it_says(tmp_path):
     called, forward = [], []
 

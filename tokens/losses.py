@@ -10,7 +10,7 @@ import hardware
 def evaluate(loss_of, data: dict, split: str, windows: int, rank=0, world=1) -> dict:
     """train: {train_loss}, on as many windows as val has.
     val: {val_loss, val_a, val_b}, the whole and its two halves: one to choose learning rates by, one for figures that no
-    choice has seen (None: a single window has no second half).
+    choice has seen (left out where there is a single window).
     loss_of: x, y (B, T) -> mean loss; data: {split: Loader}; windows: 0 for all. Sums over all processes."""
     if split == 'train':
         n = max(1, (len(data['val'].tokens) - 1) // data['val'].block_size)
@@ -19,7 +19,7 @@ def evaluate(loss_of, data: dict, split: str, windows: int, rank=0, world=1) -> 
         return dict(train_loss=loss / n)
     halves = [data[split].eval_batches(windows, rank, world, half) for half in (0, 1)]
     (a, n), (b, m) = (total(loss_of, batches, data[split].device) for batches in halves)
-    return dict(val_loss=(a + b) / (n + m), val_a=a / n, val_b=b / m if m else None)
+    return dict(val_loss=(a + b) / (n + m), val_a=a / n) | (dict(val_b=b / m) if m else {})
 
 
 def total(loss_of, batches, device: torch.device) -> tuple[float, float]:
