@@ -419,5 +419,6 @@ def stream(tok: Tokenizer, ids: list, new):
             shown = end
         if end == len(text) and len(ids) > 8:
             ids = ids[-4:]
-            shown = len(tok.decode(ids).decode(errors='replace'))
+            text = tok.decode(ids).decode(errors='replace')
+            shown = len(text)
     yield text[shown:]

@@ -260,6 +260,17 @@ def test_characters_of_several_ids_are_printed_whole(tmp_path):
     assert ''.join(tokenizer.stream(tok, [], iter(tok.encode(long)))) == long
 
 
+def test_a_sample_of_any_length_is_printed_once():
+    for tok in (
+        tokenizer.build(tokenizer.GPT2),
+        tokenizer.build(dict(tokenizer='char', vocab_size=9, itos=[*'abcdefghi'])),
+    ):
+        ids = tok.encode('abcdefghi' * 4)
+        for n in range(1, len(ids)):
+            new = ''.join(tokenizer.stream(tok, ids[:n], iter(ids[n:])))
+            assert new == tok.decode(ids[n:]).decode(), (tok.name, len(ids) - n)
+
+
 def test_an_exported_character_model_refuses_what_it_cannot_write(tmp_path, run, fails):
     pytest.importorskip('transformers')
     data = characters(tmp_path / 'a')
