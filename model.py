@@ -381,16 +381,19 @@ class GPT(nn.Module):
         return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, pad)))[..., : self.config.vocab_size]
 
     def num_params(self, beside=None) -> int:
-        """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count).
-        beside: {name: layer} of the factors beside the model (linear.factors.Factors)."""
-        n = sum(p.numel() for name, p in self.named_parameters() if name != 'transformer.wpe.weight')
-        return n + sum(sum(p.numel() for p in m.parameters()) - m.d_in * m.d_out for m in (beside or {}).values())
+        """Parameters the optimizer moves, factors included, without position embeddings (nanoGPT's count) and without
+        guides, which do not stay. beside: {name: layer} of the factors beside the model (linear.factors.Factors)."""
+        mine = [self, *(beside or {}).values()]
+        named = [(name, p) for m in mine for name, p in m.named_parameters() if name.rpartition('.')[2] != 'guide']
+        n = sum(p.numel() for name, p in named if name != 'transformer.wpe.weight')
+        return n - sum(m.d_in * m.d_out for m in mine[1:])
 
     def num_params_collapsed(self, beside=None) -> int:
         """The same count for the dense model that this one collapses to."""
         members = [m for m in self.modules() if hasattr(m, 'factors')] + [*(beside or {}).values()]
         return self.num_params(beside) + sum(
-            m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name != 'bias') for m in members
+            m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name not in ('bias', 'guide'))
+            for m in members
         )
 
     def flops_per_token(self, T=None) -> int:

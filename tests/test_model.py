@@ -242,3 +242,13 @@ def test_a_guide_is_counted_in_the_flops():
     led, alone = tiny_gpt(guide_iters=9, **keys), tiny_gpt(**keys)
     guides = sum(p.numel() for name, p in led.named_parameters() if name.endswith('guide'))
     assert guides == 2 * 2 * 32 * 128 and led.flops_per_token() - alone.flops_per_token() == 6 * guides
+
+
+@pytest.mark.parametrize('path', ['factored', 'materialised'])
+def test_a_guide_is_none_of_the_parameters_that_stay(path):
+    """So a run counts as many before the guides have faded out as one that is resumed afterwards."""
+    led, alone = (tiny_gpt(linear='btt', linear_layers='mlp+attn', bias=True, guide_iters=n) for n in (9, 0))
+    beside, without = Factors(led, path=path), Factors(alone, path=path)
+    assert led.num_params(beside) == alone.num_params(without)
+    dense = tiny_gpt(bias=True).num_params()
+    assert led.num_params_collapsed(beside) == alone.num_params_collapsed(without) == dense
