@@ -7,7 +7,7 @@ import torch
 
 import checkpoint
 import linear
-from configurator import UserError
+from configurator import UserError, printable
 from model import NANOGPT_KEYS
 from surgery import reader
 from surgery.collapse import TransferConfig
@@ -48,6 +48,9 @@ def export_nanogpt(cfg: TransferConfig):
         )
     theirs = {k: ckpt[k] for k in ('model', 'model_args', 'iter_num', 'best_val_loss', 'config')}
     write(cfg, theirs | dict(optimizer=nanogpts_state(ckpt['optimizer'], model, ckpt['config'])))
+    lacks = dict(hidden_lr=1.0, schedule='cosine', distill_from='')  # keys of its training that nanoGPT does not have
+    if lost := [f'{k} = {v}' for k, off in lacks.items() if (v := ckpt['config'].get(k, off)) != off]:
+        print(f'NOTE: the run had {printable(", ".join(lost))}, which nanoGPT does not know: it goes on without')
     print(
         "to go on there: nanoGPT's train.py --init_from=resume with its folder as --out_dir; its data order is its own"
     )

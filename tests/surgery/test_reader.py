@@ -106,6 +106,17 @@ def test_export_nanogpt_wants_a_dense_run_with_moments(run_train, tmp_path, fail
     assert not (tmp_path / 'n.pt').exists()
 
 
+def test_export_nanogpt_names_what_the_run_goes_on_without(run_train, tmp_path, capsys):
+    export = lambda out: transfer.export_nanogpt(
+        collapse.TransferConfig(str(out / 'ckpt.pt'), str(tmp_path / 'n' / 'ckpt.pt'))
+    )
+    export(run_train('--max_iters=2', '--hidden_lr=0.5', '--schedule=wsd', '--wsd_decay_iters=4'))
+    said = capsys.readouterr().out
+    assert 'NOTE: the run had hidden_lr = 0.5, schedule = wsd, which nanoGPT does not know' in said
+    export(run_train('--max_iters=2', out='plain'))
+    assert 'NOTE: the run had' not in capsys.readouterr().out
+
+
 def test_no_command_says_to_collapse_a_mixture(run_train, tmp_path, fails):
     """Its layers are no matrices: collapsing cannot be done."""
     src = run_train('--max_iters=1', '--linear=btt_moe') / 'ckpt.pt'
