@@ -1,7 +1,8 @@
 """
 Comparisons: from a config to runs, records, verdicts and pages.
 
-    comparison.py    the loop that makes the runs of a comparison
+    comparison.py    a comparison from its config to its tables: check it, run what is missing, write it
+    state.py         where it stands: which runs are over, which can be started
     live.py          what a terminal shows meanwhile
     timing.py        milliseconds per step of its arms
     plan.py          which runs a comparison consists of, what they cost, whether they match

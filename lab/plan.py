@@ -279,87 +279,83 @@ class Missing:
     decide, and what those start from. With looks the baseline's seeds come before those of the arms, and arms get their
     seeds in pairs, until they have a verdict (docs/protocol.md).
 
-    A method asks whether something is over, and puts the runs that it misses into `runs`; so its questions stand in lists,
-    all([...]), of which none is left out."""
+    Its methods say which runs an answer waits for, [] where all are over. i is the index of a plan."""
 
     def __init__(self, cfg, plans: list[Plan], records: dict):
         self.cfg, self.plans, self.records = cfg, plans, records
-        self.runs = {}  # name: Run, of what is missing
-        self.chosen = {}  # index of a plan: its Rate, None while it is not known
         self.c = vars(cfg) | dict(halves=verdicts.halves(vars(cfg), records))
+        self.chosen = {}  # i: see rate; None while that asks for itself
         self.sigma = {}  # size: (figures of the baseline's first seeds, number of arms), once they are there
+        found = []
         for size in dict.fromkeys(p.size for p in plans if p.is_arm):
             arms = [i for i, p in enumerate(plans) if p.is_arm and p.size == size]
-            for i in arms:
-                self.rate(i)
-            done = self.decide(size, arms) if cfg.looks else [i for i in arms if self.seeds(i, cfg.seeds)]
-            for i in done if cfg.tasks else ():
-                self.evaluate(plans[i])
+            waits = self.looks(size, arms) if cfg.looks else {i: self.seeds(i, cfg.seeds) for i in arms}
+            found += [r for i in arms for r in self.rate(i)[1]] + [r for runs in waits.values() for r in runs]
+            found += [r for i in arms if cfg.tasks and not waits[i] for r in self.evaluations(i)]
+        self.runs = self.asked_for(found)
 
-    def decide(self, size: str, arms: list[int]) -> list[int]:
-        """Ask for the seeds of the next looks. Returns the plans that need no more of them."""
-        base, *others = arms
-        if not self.seeds(base, protocol.SIGMA_SEEDS):
-            return []
-        rates = {self.plans[i].arm: self.sweep(i) for i in arms}
-        lr = self.rate(base)
-        found = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][lr]
-        self.sigma[size] = [found[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others) or 1  # of a track
-        self.check(base)
-        found, done = verdicts.judged(self.c, self.records, size, rates), []
-        for i, n in zip(others, verdicts.next_looks(found, protocol.looks_to(self.cfg.seeds)).values()):
-            if self.rate(i) is not None and all(
-                [self.seeds(i, n), self.seeds(base, max(n, protocol.SIGMA_SEEDS)), self.check(i)]
-            ):
-                done.append(i)
-        return [base, *done] if len(done) == len(others) else done
+    def asked_for(self, runs: list[Run]) -> list[Run]:
+        """Each once; of the arms those that --only names."""
+        only = {w.strip() for w in self.cfg.only.split(',')} - {''}
+        arms = {i for i, p in enumerate(self.plans) if p.is_arm and only and not only & {p.arm, p.size, p.name}}
+        return [r for r in dict.fromkeys(runs) if r.plan not in arms]
 
-    def check(self, i: int) -> bool:
-        """Are the seeds of the first look over at the second best rate, too?"""
-        second = self.sweep(i).second
-        return second is None or self.over(i, second, range(1, protocol.FIRST + 1))
-
-    def seeds(self, i: int, n: int) -> bool:
-        """Is the rate known, and are seeds 1 to n over?"""
-        return self.rate(i) is not None and self.over(i, self.rate(i), range(1, n + 1))
-
-    def evaluate(self, p: Plan):
-        """Ask for evaluate.py's measurements of all runs that decide."""
-        i = next(j for j, q in enumerate(self.plans) if (q.arm, q.size) == (f'tasks/{p.arm}', p.size))
-        lr, most = self.rate(self.plans.index(p)), self.cfg.seeds if not self.cfg.looks else SWEEP
-        good = [r for r in self.records.values() if (r['arm'], r['size'], r['lr']) == (p.arm, p.size, lr)]
-        self.over(i, lr, sorted(r['seed'] for r in good if r['state'] == 'finished' and r['seed'] <= most))
+    def absent(self, i: int, lr: float, seeds) -> list[Run]:
+        """Those of the runs of a plan at this rate that are not over."""
+        runs = [self.run(i, lr, seed) for seed in seeds]
+        return [r for r in runs if r.name not in self.records]
 
     def run(self, i: int, lr: float, seed: int) -> Run:
         p = self.plans[i]
         return Run(i, lr, seed, run_name(p.arm, p.size, lr, seed))
 
-    def over(self, i: int, lr: float, seeds) -> bool:
-        """Are the runs of these seeds over?"""
-        p = self.plans[i]
-        absent = [r for r in (self.run(i, lr, s) for s in seeds) if r.name not in self.records]
-        only = [w.strip() for w in self.cfg.only.split(',') if w.strip()]
-        if not only or not p.is_arm or {p.arm, p.size, p.name} & set(only):
-            self.runs |= {r.name: r for r in absent}
-        return not absent
+    def looks(self, size: str, arms: list[int]) -> dict:
+        """{i: the runs that the verdict on an arm waits for: those of the next look}; the baseline waits for all of them."""
+        base, *others = arms
+        if first := self.seeds(base, protocol.SIGMA_SEEDS):
+            return dict.fromkeys(arms, first)
+        rates = {self.plans[i].arm: self.rate(i)[0] for i in arms}
+        of_seed = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][self.rate(base)[0].lr]
+        self.sigma[size] = [of_seed[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others) or 1  # of a track
+        judged = verdicts.judged(self.c, self.records, size, rates)
+        waits = {base: self.second_best(base)}
+        for i, n in zip(others, verdicts.next_looks(judged, protocol.looks_to(self.cfg.seeds)).values()):
+            waits[i] = self.seeds(i, n)
+            if self.rate(i)[0]:
+                waits[i] += self.seeds(base, max(n, protocol.SIGMA_SEEDS)) + self.second_best(i)
+        waits[base] = [r for runs in waits.values() for r in runs]
+        return waits
 
-    def rate(self, i: int) -> float | None:
-        """The learning rate of a plan; None while it is not known, and then what would tell is among the missing."""
-        found = self.sweep(i)
-        return found and found.lr
+    def seeds(self, i: int, n: int) -> list[Run]:
+        """The runs that seeds 1 to n wait for: theirs, or those that give the rate."""
+        rate, runs = self.rate(i)
+        return self.absent(i, rate.lr, range(1, n + 1)) if rate else runs
 
-    def sweep(self, i: int) -> Rate | None:
-        """What is known of the rate of a plan, as rate() has it."""
+    def second_best(self, i: int) -> list[Run]:
+        """The seeds of the first look at the second best rate: they may contradict the choice."""
+        second = self.rate(i)[0].second
+        return [] if second is None else self.absent(i, second, range(1, protocol.FIRST + 1))
+
+    def evaluations(self, i: int) -> list[Run]:
+        """evaluate.py's measurements of all runs of an arm that decide."""
+        p, lr = self.plans[i], self.rate(i)[0].lr
+        tasks = next(j for j, q in enumerate(self.plans) if (q.arm, q.size) == (f'tasks/{p.arm}', p.size))
+        most = SWEEP if self.cfg.looks else self.cfg.seeds
+        good = [r for r in self.records.values() if (r['arm'], r['size'], r['lr']) == (p.arm, p.size, lr)]
+        return self.absent(tasks, lr, sorted(r['seed'] for r in good if r['state'] == 'finished' and r['seed'] <= most))
+
+    def rate(self, i: int) -> tuple[Rate | None, list[Run]]:
+        """(the learning rate of a plan, []), or (None, the runs that give it)."""
         if i not in self.chosen:
-            self.chosen[i] = ...  # asked, and not answered yet
+            self.chosen[i] = None
             self.chosen[i] = self.choose(i)
-        if self.chosen[i] is ...:
+        if not self.chosen[i]:
             raise UserError(
                 f'learning_rates: {self.plans[i].name} takes the rate of an arm that takes its own; give rates'
             )
         return self.chosen[i]
 
-    def choose(self, i: int) -> Rate | None:
+    def choose(self, i: int) -> tuple[Rate | None, list[Run]]:
         cfg, p = self.cfg, self.plans[i]
         given = rates(cfg, p)
         takes = given if isinstance(given, str) else p.arm  # an arm, or a cell ARM@SIZE
@@ -371,36 +367,37 @@ class Missing:
         if isinstance(given, str) and same in ([], [i]):
             raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
         if isinstance(given, str) or same[0] != i:  # another arm's, or its own, chosen at the longest horizon
-            lr = self.rate(same[0])
-            return lr and verdicts.given_rate(lr)
+            rate, runs = self.rate(same[0])
+            return rate and verdicts.given_rate(rate.lr), runs
         if len(given) == 1:
-            return verdicts.given_rate(given[0])
+            return verdicts.given_rate(given[0]), []
         swept = verdicts.figures(self.c, self.records, p.arm, p.size)[0]
         grid, seeds = sorted({*given, *swept}), range(SWEEP + 1, SWEEP + 1 + cfg.sweep_seeds)
-        if not all([self.over(i, rate, seeds) for rate in grid]):
-            return None
+        if runs := [r for lr in grid for r in self.absent(i, lr, seeds)]:
+            return None, runs
         found = verdicts.rate(self.c, self.records, p.arm, p.size)
         if (further := beyond(grid, found.edge)) and len(grid) < len(given) + cfg.extend:
-            self.over(i, further, seeds)
-            return None
-        return found
+            return None, self.absent(i, further, seeds)
+        return found, []
 
-    def needs(self, r: Run) -> list[Run | None]:
-        """The runs whose checkpoints r starts from; None stands for one whose rate is not known yet: what would tell is then
-        among the missing."""
-        found, p = [], self.plans[r.plan]
+    def needs(self, r: Run) -> tuple[list[Run | None], list[Run]]:
+        """(the runs whose checkpoints r starts from, None for one whose rate is not known yet; the runs that give those rates)"""
+        found, more, p = [], [], self.plans[r.plan]
         for name in p.refers_to:
             q = named(self.plans, name, p.size)
             i = self.plans.index(q)
-            same = p.arm.startswith('tasks/') or verdicts.at_its_rate(self.c, name, p.arm, p.size)
-            lr = r.lr if same else self.rate(i)
+            if p.arm.startswith('tasks/') or verdicts.at_its_rate(self.c, name, p.arm, p.size):
+                lr = r.lr
+            else:
+                rate, runs = self.rate(i)
+                lr, more = rate and rate.lr, more + runs
             seed = 1 if self.cfg.shared_steps and not q.is_arm else r.seed
             found.append(None if lr is None else self.run(i, lr, seed))
-        return found
+        return found, self.asked_for(more)
 
 
 def wanted(cfg, plans: list[Plan], records: dict) -> list[Run]:
-    return list(Missing(cfg, plans, records).runs.values())
+    return Missing(cfg, plans, records).runs
 
 
 def settings(cfg) -> dict:

@@ -355,11 +355,11 @@ def test_evaluating_another_task_keeps_what_was_measured_before(run_train, monke
 def test_a_comparison_of_ones_own_stays_apart_from_the_published_ones():
     import compare
     from configurator import load
-    from lab import comparison
+    from lab import state
     from lab.plan import make_plans
 
     cfg = load(compare.CompareConfig, ['config/compare/demo.py', '--name=demo'])
-    assert comparison.Comparison(cfg, make_plans(cfg)).folder == ROOT / 'out' / 'results' / 'demo'
+    assert state.State(cfg, make_plans(cfg)).folder == ROOT / 'out' / 'results' / 'demo'
     for flag in ('--check', '--report'):
         assert load(compare.CompareConfig, [flag]).results == 'results'  # what RESULTS.md is about
     assert load(compare.CompareConfig, ['--report', '--results=out/results']).results == 'out/results'

@@ -15,7 +15,7 @@ from fakes import FAKE, fake_script, found_cells, make_config, start, starts, wa
 import compare
 import optim
 from configurator import load
-from lab import comparison, costs, launch, outcomes, plan, records, report, stats
+from lab import costs, launch, outcomes, plan, records, report, state, stats
 from model import GPTConfig
 from surgery import factorize
 from surgery.grow import growth
@@ -516,7 +516,7 @@ def test_the_logs_of_earlier_commands_show_their_figures():
 
 def test_a_compare_knows_whether_another_one_is_at_work_on_the_comparison(tmp_path):
     """Only the last one drops the checkpoints of steps: the next run of another may start from them."""
-    first, second = (object.__new__(comparison.Comparison) for _ in range(2))
+    first, second = (object.__new__(state.State) for _ in range(2))
     for c in (first, second):
         c.out = tmp_path
     first.enter()
