@@ -32,8 +32,8 @@ def cost_table(c: dict, found: list[Cell]) -> str:
 def arm_row(c: dict, x: Cell, found: list[Cell]) -> dict:
     """{column: text} of an arm; '' where a column says nothing of it, or the same of all arms."""
     base, seed = found[0], next(iter(x.runs))
-    cuts = [leg for leg in x.legs[seed] if 'error' in leg['facts']]
-    distilled = sum(leg['facts'].get('tokens', 0) for leg in x.legs[seed] if 'eval' not in leg)
+    cuts = [leg for leg in x.past[seed].legs if 'error' in leg['facts']]
+    distilled = sum(leg['facts'].get('tokens', 0) for leg in x.past[seed].legs if 'eval' not in leg)
     row = {
         'run': x.name,
         'n': str(len(x.runs)) if len(x.runs) > 1 else '',
@@ -47,7 +47,7 @@ def arm_row(c: dict, x: Cell, found: list[Cell]) -> dict:
     if not c.get('horizons'):
         row['tokens'] = f'{x.cost["tokens"]:,.0f}'
         row['FLOPs in all'] = f'{x.cost["flops"]:.3g}'
-        row['its own'] = f'{x.cost["flops"] - x.before[seed, "flops"]:.3g}'
+        row['its own'] = f'{x.cost["flops"] - x.past[seed].spent["flops"]:.3g}'
     row['distilled on'] = f'{distilled:,}' if distilled else ''
     row['at its loss'] = f'{x.saved:.1%}' if x.saved is not None else ''
     return row | speed_columns(x, base)
@@ -76,7 +76,7 @@ def speed_columns(x: Cell, base: Cell) -> dict:
 def step_rows(c: dict, found: list[Cell]) -> list[dict]:
     """{column: text} of each training that arms start from, of its first seed."""
     reports, first = found[0].reports, {}
-    for leg in (leg for x in found for s in x.legs for leg in x.legs[s]):
+    for leg in (leg for x in found for past in x.past.values() for leg in past.legs):
         if leg['arm'].startswith('steps/') and reports in leg.get('eval', {}):
             which = leg['arm'], leg['size'], leg['lr']
             first[which] = min(first.get(which, leg), leg, key=lambda leg: leg['seed'])

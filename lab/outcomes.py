@@ -2,6 +2,7 @@
 What the runs of each arm came to: from the records of a comparison to its figures and verdicts.
 """
 
+import functools
 import math
 import re
 import statistics
@@ -14,7 +15,7 @@ from files import read_json, read_lines
 from lab import protocol, stats, verdicts
 from lab.protocol import Verdict
 from lab.rates import Rate
-from lab.records import SWEEP, cell_name, of_comparison, references
+from lab.records import SWEEP, ancestors, cell_name, of_comparison, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
 COMPARISON = {  # the shape (files.misfit) of comparison.json
@@ -30,6 +31,15 @@ AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
 
 
 @dataclass
+class Past:
+    """What a run starts from."""
+
+    legs: list  # records of the steps and arms, in the order in which they ran
+    spent: dict  # 'flops' or 'seconds': what those cost
+    growing: dict  # the same of growing itself
+
+
+@dataclass
 class Cell:
     """One arm at one size: what its runs say."""
 
@@ -38,23 +48,19 @@ class Cell:
     rate: Rate
     runs: dict  # seed: record, of the seeds that decide
     values: dict  # seed: figure
-    ms: float | None  # per step, by bench.py
     mean: stats.Estimate
-    params: int
-    collapsed: int
-    cost: dict  # axis of AXES or 'params': what the run to its end costs
+    sigma: stats.Estimate | None  # of the baseline, from 8 seeds on
     chooses: str  # the key of the evaluations by which rates and evaluations are chosen
     reports: str  # that of the values
-    verdict: Verdict | None = None  # against the first arm
-    sigma: stats.Estimate | None = None  # of the baseline, from 8 seeds on
+    ms: float | None  # per step, by bench.py
+    past: dict  # seed: Past
+    tasks: dict  # (task, figure): Estimate
+    # cells() fills in how it compares with the first arm
+    verdict: Verdict | None = None
     target: float | None = None  # the first of targets
     faster: dict = field(default_factory=dict)  # target: {axis: stats.Faster}
     free: dict = field(default_factory=dict)  # the same, without what the arm starts from
-    legs: dict = field(default_factory=dict)  # seed: records of what its run starts from
-    before: dict = field(default_factory=dict)  # (seed, axis): what those cost
-    growing: dict = field(default_factory=dict)  # (seed, axis): what growing itself cost
     saved: float | None = None  # share of the FLOPs of a run of the baseline that ends at the same loss
-    tasks: dict = field(default_factory=dict)  # (task, figure): Estimate
 
     @property
     def lr(self) -> float:
@@ -64,6 +70,22 @@ class Cell:
     def rates(self) -> dict:
         """{rate of the sweep: mean figure}"""
         return self.rate.means
+
+    @property
+    def params(self) -> int:
+        return next(iter(self.runs.values()))['facts']['params']
+
+    @property
+    def collapsed(self) -> int:
+        return next(iter(self.runs.values()))['facts']['params_collapsed']
+
+    @functools.cached_property
+    def cost(self) -> dict:
+        """{'params' or axis of AXES: what the run to its end costs}"""
+        r, found = next((r for r in self.runs.values() if r['state'] == 'finished'), None), dict(params=self.params)
+        for axis in AXES:
+            found[axis] = self.at(r, axis)[-1] + self.own(r, axis)[-1] * (allowed(r) - 1) if r else 0
+        return found
 
     @property
     def timed(self) -> bool:
@@ -78,10 +100,14 @@ class Cell:
         """The different values that the runs have for a fact."""
         return list(dict.fromkeys(str(r['facts'].get(key)) for r in self.runs.values()))
 
+    def before(self, seed: int, axis: str, free: bool = False) -> float:
+        """What was spent before the run's first iteration. free: on growing alone."""
+        past = self.past[seed]
+        return past.growing.get(axis, 0) + (0 if free else past.spent.get(axis, 0))
+
     def at(self, r: dict, axis: str) -> list[float]:
         """What a run has cost on an axis of AXES at each of its evaluations, what it starts from included."""
-        before = self.before.get((r['seed'], axis), 0) + self.growing.get((r['seed'], axis), 0)
-        return [before + x for x in self.own(r, axis)]
+        return [self.before(r['seed'], axis) + x for x in self.own(r, axis)]
 
     def own(self, r: dict, axis: str) -> list[float]:
         """The same of the run itself. Seconds are iterations times bench.py's milliseconds, nan where it did not time the arm."""
@@ -92,17 +118,18 @@ class Cell:
     def curve_to(self, seed: int, axis: str, free: bool = False) -> tuple[list, list]:
         """(costs, losses) of the run of a seed. free: without the cost of what it starts from."""
         r = self.runs[seed]
-        before = self.growing.get((seed, axis), 0) + (0 if free else self.before.get((seed, axis), 0))
-        costs = [x and before + x for x in self.own(r, axis)]  # 0 is the model before training, whatever that cost
+        costs = [
+            x and self.before(seed, axis, free) + x for x in self.own(r, axis)
+        ]  # 0 is the model before training, whatever that cost
         losses = r['eval'][self.reports] if r['state'] == 'finished' else [math.inf] * len(costs)
         return costs, losses
 
     def curves(self, axis: str, free: bool = False) -> list:
         return [self.curve_to(s, axis, free) for s in self.runs]
 
-    def reaches(self, seed: int, axis: str, free: bool = False) -> float:
+    def reaches(self, seed: int, axis: str) -> float:
         """The cost of the run of a seed when it reaches the target; inf and nan as in stats.reached."""
-        return stats.reached(*self.curve_to(seed, axis, free), self.target)
+        return stats.reached(*self.curve_to(seed, axis), self.target)
 
 
 def per_iter(facts: dict, ms: float | None, axis: str) -> float:
@@ -137,8 +164,7 @@ def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
         targets = targets_of(c, x, rival)
         x.target = targets[0] if targets else None
         if rival and x is not rival:
-            for target in targets:
-                speed(x, rival, target)
+            x.faster, x.free = (speed_ups(x, rival, targets, free) for free in (False, True))
         if horizons:
             x.saved = saved(x, list(base.values()))
     return found
@@ -168,40 +194,54 @@ def cell(c, arm, size, rate, bench, records, sweep=False) -> Cell | None:
     if not runs:
         return None
     values = verdicts.figures(c, records, arm, size)[0 if sweep else 1][rate.lr]
-    first = next(iter(runs.values()))
     alone = {cell: b['ms'] for b in bench for cell in b.get('cells') or [b['arm']]}
     timed = lambda r: alone.get(cell_name(r['arm'], r['size']), alone.get(c['arms'].get(r['arm'])))
-    good = [v for v in values.values() if math.isfinite(v)]
-    mean = stats.mean(good) if len(good) == len(values) else stats.Estimate(math.inf, math.nan, math.nan, len(values))
+    figures, n = list(values.values()), len(values)
+    finite = all(map(math.isfinite, figures))
+    has_sigma = finite and n >= protocol.SIGMA_SEEDS and arm == next(iter(c['arms']))
     chooses, reports = verdicts.halves(c, records)
-    keys = dict(chooses=chooses, reports=chooses if sweep else reports)
-    params, collapsed = (first['facts'][k] for k in ('params', 'params_collapsed'))
-    x = Cell(arm, size, rate, runs, values, timed(first), mean, params, collapsed, dict(params=params), **keys)
-    if arm == next(iter(c['arms'])) and len(good) == len(values) >= protocol.SIGMA_SEEDS:
-        x.sigma = protocol.sigma(good)
-    for s, r in runs.items():
-        x.legs[s] = origins(c, records, r)
-        past = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in x.legs[s]]
-        for axis in ('flops', 'seconds'):
-            x.before[s, axis] = sum(p[axis] for p in past)
-            x.growing[s, axis] = grown(r, axis, x.before[s, axis])
-    whole = next((r for r in runs.values() if r['state'] == 'finished'), None)
-    for axis in AXES:
-        x.cost[axis] = x.at(whole, axis)[-1] + x.own(whole, axis)[-1] * (allowed(whole) - 1) if whole else 0
-    measured = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (f'tasks/{arm}', size, rate.lr)]
-    names = {(t, f): None for r in measured for t, got in r['tasks'].items() for f in got['figures'] if f in FIGURES}
-    for t, f in names:
-        there = [r['tasks'].get(t, {}).get('figures', {}) for r in measured]
-        x.tasks[t, f] = stats.mean([got[f] for got in there if f in got])
-    return x
+    return Cell(
+        arm, size, rate, runs, values,
+        mean=stats.mean(figures) if finite else stats.Estimate(math.inf, math.nan, math.nan, n),
+        sigma=protocol.sigma(figures) if has_sigma else None,
+        chooses=chooses,
+        reports=chooses if sweep else reports,
+        ms=timed(next(iter(runs.values()))),
+        past={s: past_of(c, records, r, timed) for s, r in runs.items()},
+        tasks=task_figures(records, arm, size, rate.lr),
+    )  # fmt: skip
+
+
+def past_of(c: dict, records: dict, r: dict, timed) -> Past:
+    """timed(record): bench.py's milliseconds per step."""
+    legs = origins(c, records, r)
+    each = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in legs]
+    before = {axis: sum(cost[axis] for cost in each) for axis in ('flops', 'seconds')}
+    return Past(legs, before, {axis: grown(r, axis, before[axis]) for axis in before})
+
+
+def task_figures(records: dict, arm: str, size: str, lr: float) -> dict:
+    """{(task, figure): its mean over the runs of an arm that were evaluated}"""
+    measured = [r for r in records.values() if (r['arm'], r['size'], r['lr']) == (f'tasks/{arm}', size, lr)]
+    found = {}
+    for task, got in (item for r in measured for item in r['tasks'].items()):
+        for k, v in got['figures'].items():
+            if k in FIGURES:
+                found.setdefault((task, k), []).append(v)
+    return {k: stats.mean(v) for k, v in found.items()}
 
 
 def origins(c: dict, records: dict, r: dict) -> list[dict]:
     """The records of the steps and arms that a run starts from, in the order in which they ran, each once."""
-    name = r['arm'].removeprefix('steps/')
+    return ancestors(r, lambda q: sources(c, records, q))
+
+
+def sources(c: dict, records: dict, r: dict) -> list[dict]:
+    """The records of those whose checkpoints a run starts from itself."""
+    name, steps = r['arm'].removeprefix('steps/'), c.get('steps') or {}
     found = []
-    for source in references({**c['arms'], **(c.get('steps') or {})}[name]):
-        arm = f'steps/{source}' if source in (c.get('steps') or {}) else source
+    for source in references({**c['arms'], **steps}[name]):
+        arm = f'steps/{source}' if source in steps else source
         seed = 1 if c.get('shared_steps') and '/' in arm else r['seed']
         same = [q for q in records.values() if (q['arm'], q['seed']) == (arm, seed) and q['size'] in (r['size'], '')]
         if not same:
@@ -211,8 +251,7 @@ def origins(c: dict, records: dict, r: dict) -> list[dict]:
         else:
             chosen = verdicts.rate(c, records, arm, same[0]['size']) if 'eval' in same[0] else None
             lr = chosen and chosen.lr
-        q = next((q for q in same if q['lr'] == lr), same[-1])
-        found += [o for o in (*origins(c, records, q), q) if o not in found]
+        found.append(next((q for q in same if q['lr'] == lr), same[-1]))
     return found
 
 
@@ -260,14 +299,15 @@ def allowed(r: dict) -> float:
     return r['facts'].get('max_iters', r['eval']['iter'][-1]) / (r['eval']['iter'][-1] or 1)
 
 
-def speed(x: Cell, base: Cell, target: float):
-    """Fill in how many times sooner x reaches the target than the baseline, on each axis."""
+def speed_ups(x: Cell, base: Cell, targets: list, free: bool) -> dict:
+    """{target: {axis: how many times sooner x reaches it than the baseline}}. free: without what they start from."""
+    found = {}
     for axis in ('iter', 'flops', *(['seconds'] if x.timed and base.timed else [])):
-        own = x.curves(axis, free=True), base.curves(axis, free=True)
-        if not all(any(cost > 0 for cost in costs) for curves in own for costs, _ in curves):
-            continue  # a run that went nowhere
-        x.faster.setdefault(target, {})[axis] = stats.faster(x.curves(axis), base.curves(axis), target)
-        x.free.setdefault(target, {})[axis] = stats.faster(*own, target)
+        own = x.curves(axis, free=True) + base.curves(axis, free=True)
+        if all(any(cost > 0 for cost in costs) for costs, _ in own):  # else a run went nowhere
+            for t in targets:
+                found.setdefault(t, {})[axis] = stats.faster(x.curves(axis, free), base.curves(axis, free), t)
+    return found
 
 
 def mismatch(x: Cell, base: Cell, axis: str) -> float:

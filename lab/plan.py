@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from configurator import UserError, load, overrides
 from lab import protocol, verdicts
 from lab.rates import Rate
-from lab.records import SWEEP, cell_name, references, run_name
+from lab.records import SWEEP, ancestors, cell_name, references, run_name
 
 SCRIPTS = {  # what an arm may be trained with, and the schema of its keys
     'train.py': 'TrainConfig',
@@ -148,11 +148,7 @@ def at_horizons(cfg, p: Plan) -> list[Plan]:
 
 def origins(plans: list[Plan], p: Plan) -> list[Plan]:
     """The plans that p starts from, theirs included, each once."""
-    found = []
-    for name in p.refers_to:
-        q = named(plans, name, p.size)
-        found += [o for o in (*origins(plans, q), q) if o not in found]
-    return found
+    return ancestors(p, lambda q: [named(plans, name, q.size) for name in q.refers_to])
 
 
 def named(plans: list[Plan], name: str, size: str) -> Plan:

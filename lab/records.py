@@ -203,6 +203,14 @@ def references(text: str) -> list[str]:
     return list(dict.fromkeys(REFERENCE.findall(text)))
 
 
+def ancestors(x, sources) -> list:
+    """All that x starts from, in the order in which it runs, each once. sources(x): what x starts from itself."""
+    found = []
+    for q in sources(x):
+        found += [o for o in (*ancestors(q, sources), q) if o not in found]
+    return found
+
+
 def cell_name(arm: str, size: str) -> str:
     return f'{arm}@{size}' if size else arm
 

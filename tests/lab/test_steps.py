@@ -52,7 +52,7 @@ def test_shared_steps_serve_all_seeds(steps, tmp_path):
     compare.compare(cfg)
     assert [n for n in starts(tmp_path) if n.startswith('steps')] == ['steps/middle/lr0.01/s1', 'steps/small/lr0.01/s1']
     x = found_cells(tmp_path)['grown']
-    assert x.mean.n == 2 and x.before[1, 'flops'] == x.before[2, 'flops'] == 6000
+    assert x.mean.n == 2 and x.before(1, 'flops') == x.before(2, 'flops') == 6000
 
 
 def test_costs_are_those_of_all_legs_with_the_source_counted_and_free(steps, tmp_path):
@@ -64,10 +64,11 @@ def test_costs_are_those_of_all_legs_with_the_source_counted_and_free(steps, tmp
     grown, target = x['grown'], x['grown'].target
     for s in (1, 2):
         own = stats.reached(grown.own(grown.runs[s], 'flops'), grown.runs[s]['eval']['val_loss'], target)
-        assert grown.reaches(s, 'flops') == own + 6000 == grown.reaches(s, 'flops', True) + 6000
+        free = stats.reached(*grown.curve_to(s, 'flops', free=True), target)
+        assert grown.reaches(s, 'flops') == own + 6000 == free + 6000
     base = [x['scratch'].reaches(s, 'flops') for s in (1, 2)]
     for free, e in ((False, grown.faster[2.2]['flops']), (True, grown.free[2.2]['flops'])):
-        ratios = [b / grown.reaches(s, 'flops', free) for s, b in zip((1, 2), base)]
+        ratios = [b / stats.reached(*grown.curve_to(s, 'flops', free), target) for s, b in zip((1, 2), base)]
         assert e.value == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
     table = (tmp_path / 'results' / 'c' / 'table.md').read_text()
     assert costs.share(grown.faster[2.2]['flops']) in table and costs.share(grown.free[2.2]['flops']) in table
@@ -174,7 +175,7 @@ def test_a_source_trains_at_the_rate_of_each_run_that_starts_from_it(steps, tmp_
     deciding = {f'{name}/lr0.01/s{s}' for name in ('steps/middle', 'steps/small', *arms) for s in (1, 2)}
     assert set(starts(tmp_path)) == tried | deciding
     x = found_cells(tmp_path)
-    assert {r['lr'] for r in x['short'].legs[2]} == {0.01} and x['short'].cost['flops'] == 6_000 + 12_000 + 24_000
+    assert {r['lr'] for r in x['short'].past[2].legs} == {0.01} and x['short'].cost['flops'] == 6_000 + 12_000 + 24_000
     c, found = logged(tmp_path)
     swept = found['twice/lr0.0025/s10001']
     assert [(r['arm'], r['lr']) for r in outcomes.origins(c, found, swept)] == [
