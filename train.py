@@ -246,18 +246,14 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, split: str) -> dict:
         """{train_loss} or {val_loss, val_a, val_b} in nats per token: see tokens/losses.py."""
-        most, seen = self.cfg.eval_iters * self.cfg.batch_size, 0  # windows; 0: all
-        whole = max(1, (len(self.data['val'].tokens) - 1) // self.cfg.block_size)  # those of val; train gets as many
-        of = math.ceil(min(most or whole, whole) / self.cfg.batch_size / self.world)
 
         def loss_of(x, y):
-            nonlocal seen
-            self.progress(split, seen := seen + 1, of)
             with self.autocast:
                 return self.eval_forward(x, y)[1]
 
         self.model.eval()
-        found = losses.evaluate(loss_of, self.data, split, most, self.rank, self.world)
+        windows = self.cfg.eval_iters * self.cfg.batch_size
+        found = losses.evaluate(loss_of, self.data, split, windows, self.rank, self.world, self.progress)
         self.model.train()
         return found
 

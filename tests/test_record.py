@@ -601,8 +601,8 @@ def test_the_batches_of_an_evaluation_are_counted(tmp_path):
     t = Trainer(config(tmp_path, '--eval_iters=3'), torch.device('cpu'))
     seen = []
     t.progress = lambda *where: seen.append(where)
-    t.evaluate('train')
-    assert seen == [('train', n, 3) for n in (1, 2, 3)]
+    t.evaluate('train'), t.evaluate('val')  # each half of val has a batch that is not full
+    assert seen == [('train', n, 3) for n in (1, 2, 3)] + [('val', n, 4) for n in (1, 2, 3, 4)]
 
 
 def test_the_bar_of_a_terminal_has_the_speed(tmp_path, capsys):
