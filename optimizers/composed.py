@@ -27,6 +27,18 @@ ITERATIONS, FIRST = 2, 30  # power iterations: of a step, of a new vector
 
 
 class Composed:
+    """A matrix has a number: its place in the optimizer's stacks, laid end to end. Two layers a and b with factors.0 (8, 4) and
+    factors.1 (4, 8), which are the chains 0 and 1, and a matrix c (4, 8) that is no factor:
+
+        stack     (8, 4)     (4, 8)
+        number    0    1     2    3    4
+        matrix    a.0  b.0   a.1  b.1  c
+        chain     0    1     0    1    -1
+        factors   [[0], [2], [1], [3]]: the matrices of a.0, a.1, b.0, b.1
+
+    With terms (Kronecker) factors has a row for each term of a factor: their bounds add up. Otherwise the matrices of a row are
+    the blocks of one factor (or q, k and v), whose norm is their largest; shorter rows are filled with the number of no matrix, of norm 0."""
+
     name = 'right'  # state: an estimate of the first right singular vector of each matrix
 
     def __init__(self, optimizer, sizes: dict, device):
@@ -47,19 +59,17 @@ class Composed:
             return
         N = len(chains[0])  # one kind of layer: all chains are equally long
         self.shape = len(chains), N, self.terms
-        starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))  # of the stacks, laid end to end
-        total = sum(sizes.values())
-        members = [[] for _ in range(math.prod(self.shape))]  # matrices of each factor (and term)
-        chain = torch.full((total,), -1)  # of each matrix; -1: none
+        starts, total = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0))), sum(sizes.values())
+        factors, chain = [[] for _ in range(math.prod(self.shape))], torch.full((total,), -1)
         for c, tensors in enumerate(chains):
             for i, tensor in enumerate(tensors):
                 for shape, where in optimizer.places[tensor][1]:
-                    found = range(starts[shape] + where.start, starts[shape] + where.stop)
-                    chain[found.start : found.stop] = c
-                    for term, at in enumerate(found):
-                        members[(c * N + i) * self.terms + (term if self.terms > 1 else 0)].append(at)
-        most = max(map(len, members))
-        self.members = torch.tensor([m + [total] * (most - len(m)) for m in members], device=device)  # total: a zero
+                    numbers = range(starts[shape] + where.start, starts[shape] + where.stop)
+                    chain[numbers.start : numbers.stop] = c
+                    for term, number in enumerate(numbers):
+                        factors[(c * N + i) * self.terms + (term if self.terms > 1 else 0)].append(number)
+        most = max(map(len, factors))
+        self.factors = torch.tensor([f + [total] * (most - len(f)) for f in factors], device=device)
         self.chain, self.alone = chain.clamp(min=0).to(device), (chain < 0).to(device)
         self.reach = torch.tensor(self.reach, device=device)
         self.own_step = torch.cat([torch.full((B,), optimizer.scale(*shape)) for shape, B in sizes.items()]).to(device)
@@ -82,7 +92,7 @@ class Composed:
         norms = [norm(stacks[shape], v, ITERATIONS) for shape, v in self.vectors.items()]
         s = self.reach.new_zeros(len(self.chain) + 1)  # of chains whose home is elsewhere: not used here
         s[self.own] = torch.cat([s[:0], *norms])
-        s = s[self.members].amax(1).view(self.shape)
+        s = s[self.factors].amax(1).view(self.shape)
         bound = ((1 + s).prod(1) - s.prod(1)).sum(1)  # (chains)
         step = torch.where(self.alone, self.own_step, (self.reach / bound)[self.chain])
         rates = (step * -optimizer.lr)[self.own].split([len(v) for v in self.vectors.values()])
