@@ -37,7 +37,8 @@ class Composed:
         factors   [[0], [2], [1], [3]]: the matrices of a.0, a.1, b.0, b.1
 
     With terms (Kronecker) factors has a row for each term of a factor: their bounds add up. Otherwise the matrices of a row are
-    the blocks of one factor (or q, k and v), whose norm is their largest; shorter rows are filled with the number of no matrix, of norm 0."""
+    the blocks of one factor (or q, k and v), whose norm is the largest of theirs; shorter rows are filled with the number of no
+    matrix, of norm 0."""
 
     name = 'right'  # state: an estimate of the first right singular vector of each matrix
 
