@@ -20,7 +20,16 @@ def problems(old, new, how: How) -> list[str]:
         return [f'the source has linear = {old.linear}; {linear.plain_first(old.linear)}']
     if old.mlp == 'moe':
         return ['the source has mlp = moe: how experts grow is not known here; grow an MLP of another kind']
-    width, d, D = how.width, old.n_embd, new.n_embd
+    if found := kept_problems(old, new, how):
+        return found
+    if new.n_layer > old.n_layer and not how.depth:
+        return [f'n_layer = {new.n_layer}: the source has {old.n_layer}; say how with {", ".join(DEPTH)}']
+    hidden = [(old.hidden(j), new.hidden(i)) for i, (j, _) in enumerate(how.plan(old, new))]
+    return size_problems(old, new, how, hidden) + method_problems(old, new, how, hidden)
+
+
+def kept_problems(old, new, how: How) -> list[str]:
+    """What growth keeps, and new has otherwise; sizes that would shrink."""
     found = [
         f'{k} = {getattr(new, k)}: the source has {getattr(old, k)}, and growth keeps it'
         for k in KEPT
@@ -33,31 +42,35 @@ def problems(old, new, how: How) -> list[str]:
         found.append(f'attn_scale = {new.attn_scale:g}: the source has {attn[0]:g}, and growth keeps it; 0 takes it')
     if new.logit_scale not in (1.0, logit_scale(old, new, how)):
         found.append(f'logit_scale = {new.logit_scale:g}: growth makes it {logit_scale(old, new, how):g}; 1 takes that')
-
     for k in ('n_embd', 'n_layer'):
         if getattr(new, k) < getattr(old, k):
             found.append(f'{k} = {getattr(new, k)}: below the {getattr(old, k)} of the source')
-    if found:
-        return found
-    if new.n_layer > old.n_layer and not how.depth:
-        return [f'n_layer = {new.n_layer}: the source has {old.n_layer}; say how with {", ".join(DEPTH)}']
+    return found
+
+
+def size_problems(old, new, how: How, hidden: list) -> list[str]:
+    """Whether what becomes larger is what the method makes larger. hidden: [(units of the source, of new)] of each block."""
+    found, kv = [], [(c.n_kv_head or c.n_head, c.n_embd // c.n_head) for c in (old, new)]
     if how.depth and new.n_layer == old.n_layer:
         found.append(f'n_layer = {new.n_layer}: as many as the source has, nothing for {how.depth} to do')
-    plan = how.plan(old, new)
-    hidden = [(old.hidden(j), new.hidden(i)) for i, (j, _) in enumerate(plan)]
-    kv = [(c.n_kv_head or c.n_head, c.n_embd // c.n_head) for c in (old, new)]
-    wider = D > d or any(a != b for a, b in hidden) or kv[0] != kv[1] or old.n_head != new.n_head
-    if wider and not width:
-        found.append(f'n_embd = {D}, hidden = {hidden[0][1]}: wider than the source; say how with {", ".join(WIDTH)}')
-    if width and not wider:
-        found.append(f'n_embd = {D}: nothing becomes wider, nothing for {width} to do')
+    wider = new.n_embd > old.n_embd or any(a != b for a, b in hidden) or kv[0] != kv[1] or old.n_head != new.n_head
+    if wider and not how.width:
+        ways = ', '.join(WIDTH)
+        found.append(f'n_embd = {new.n_embd}, hidden = {hidden[0][1]}: wider than the source; say how with {ways}')
+    if how.width and not wider:
+        found.append(f'n_embd = {new.n_embd}: nothing becomes wider, nothing for {how.width} to do')
     if any(b < a for a, b in hidden):
         found.append(f'mlp_expansion_factor = {new.mlp_expansion_factor}: fewer hidden units than the source has')
+    return found
 
+
+def method_problems(old, new, how: How, hidden: list) -> list[str]:
+    """What the method cannot do between two configs of right sizes."""
+    found, width, d, D = [], how.width, old.n_embd, new.n_embd
     whole = ('clone', 'net2wider', 'spectrum', 'ligo', 'random_lift', 'shuffle', 'double')
     if width in whole and D % d:
         found.append(f'n_embd = {D}: {width} needs a multiple of {d}; lemon takes any width')
-    rows = [n * h for n, h in kv]
+    rows = [(c.n_kv_head or c.n_head) * (c.n_embd // c.n_head) for c in (old, new)]  # of keys, and of values
     if width == 'double' and (rows[1] % rows[0] or any(b % a for a, b in hidden)):
         found.append('double needs multiples of the hidden units and of the key-value rows of the source')
     if width in ('double', 'one_hot', 'spectrum_random'):
