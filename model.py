@@ -390,10 +390,10 @@ class GPT(nn.Module):
 
     def num_params_collapsed(self, beside=None) -> int:
         """The same count for the dense model that this one collapses to."""
-        members = [m for m in self.modules() if hasattr(m, 'factors')] + [*(beside or {}).values()]
+        layers = [m for m in self.modules() if hasattr(m, 'factors')] + [*(beside or {}).values()]
         return self.num_params(beside) + sum(
             m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name not in ('bias', 'guide'))
-            for m in members
+            for m in layers
         )
 
     def flops_per_token(self, T=None) -> int:

@@ -246,14 +246,14 @@ def mlp(cfg):
         for name in ['dense', *cfg.members.split(',')]:
             times, pair, beside, peak = time_pair(name, d, cfg, device)
             ms = statistics.median(times) * 1000
-            members = [beside.get(name, layer) for name, layer in pair.named_children()]
-            n = sum(p.numel() for m in members for p in getattr(m, 'factors', [*m.parameters()]))
+            layers = [beside.get(name, layer) for name, layer in pair.named_children()]
+            n = sum(p.numel() for m in layers for p in getattr(m, 'factors', [*m.parameters()]))
             paths = {'materialised' if name in beside else 'factored' for name, _ in pair.named_children()}
             row = dict(
                 width=d, member=name, share=n / (8 * d * d), ms=ms, ms_min=min(times) * 1000, ms_max=max(times) * 1000,
                 roofline_ms=pair.roofline(cfg.tokens, matmul, copy, beside) * 1000, peak=peak,
                 path='dense' if name.startswith('dense') else '+'.join(sorted(paths)),
-                shapes=[m.describe() if hasattr(m, 'describe') else '' for m in members],
+                shapes=[m.describe() if hasattr(m, 'describe') else '' for m in layers],
                 tokens=cfg.tokens, matmul=matmul, copy=copy, device=hardware.device_name(device),
                 dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__, commit=commit(),
             )  # fmt: skip

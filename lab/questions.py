@@ -57,7 +57,7 @@ class Question:
 
 
 @dataclass
-class Known:
+class Results:
     """What the logs of a comparison say."""
 
     c: dict
@@ -88,17 +88,17 @@ def read_questions(results: Path, known: dict) -> list[Question]:
     return [Question(**q) for q in given]
 
 
-def read(folder: Path) -> Known | None:
+def read(folder: Path) -> Results | None:
     """None without finished runs."""
     c, found = outcomes.load(folder)
     records, bench = read_records(folder), read_lines(folder / 'bench.jsonl')
     swept = sweeps.sweeps(c, records)
     tried = [] if found else sweeps.cells(c, records, bench)
-    return Known(c, found, swept, tried) if found or swept else None
+    return Results(c, found, swept, tried) if found or swept else None
 
 
-def read_known(results: Path) -> dict:
-    """{name: Known} of the comparisons that have finished runs."""
+def read_all(results: Path) -> dict:
+    """{name: Results} of the comparisons that have finished runs."""
     folders = sorted(p.parent for p in results.glob('*/comparison.json'))
     return {folder.name: k for folder in folders if (k := read(folder))}
 
@@ -107,7 +107,7 @@ def read_known(results: Path) -> dict:
 # what the logs add
 
 
-def words(known: list[Known]) -> str:
+def words(known: list[Results]) -> str:
     """How many verdicts there are, and what they say."""
     count = Counter(x.verdict.word for k in known for x, _ in k.judged)
     said = ', '.join(f'{count[w]} {w}' for w in protocol.WORDS if count[w])
@@ -153,7 +153,7 @@ def small_table(q: Question, known: dict) -> str:
     return '\n\n'.join(parts)
 
 
-def undecided(name: str, k: Known) -> str:
+def undecided(name: str, k: Results) -> str:
     """The claims of a comparison that are not decided, what would decide them, and what that costs; '' if none."""
     waiting = [(x, base) for x, base in k.judged if x.verdict.word == protocol.UNDECIDED]
     if not waiting:
@@ -174,7 +174,7 @@ def undecided(name: str, k: Known) -> str:
     return f'{said} To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}.'
 
 
-def decides(k: Known, near: list) -> tuple[str, float]:
+def decides(k: Results, near: list) -> tuple[str, float]:
     """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on; 0 minutes where arms without seeds
     come first, whose cost no log knows."""
     seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in near))
@@ -196,7 +196,7 @@ def decides(k: Known, near: list) -> tuple[str, float]:
     return ' '.join(flags), seconds / 60
 
 
-def waits_for_others(k: Known, size: str) -> bool:
+def waits_for_others(k: Results, size: str) -> bool:
     """Has an arm at this size no seeds that decide yet? Arms take their looks together, so it is trained first."""
     return {x.arm for x in k.found if x.size == size} != set(k.c['arms'])
 
@@ -210,7 +210,7 @@ def alone(r: dict) -> float:
     return r['eval'].get('seconds', [0])[-1] / (r['facts'].get('seeds_at_once') or 1)
 
 
-def device(k: Known) -> str:
+def device(k: Results) -> str:
     name = next(iter(k.found[0].facts('device')), 'a machine')
     return 'a CPU' if name.startswith('cpu') else f'one {name.removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")}'
 
@@ -276,7 +276,7 @@ def section(i: int, q: Question, known: dict) -> str:
     return '\n\n'.join(p for p in parts if p)
 
 
-def listed(name: str, k: Known, setting: str) -> str:
+def listed(name: str, k: Results, setting: str) -> str:
     line = tables.provenance(k.c, k.found or k.tried)
     return f'- [{name}](results/{name}/table.md): {setting}. Verdicts: {words([k])}. {line}'
 

@@ -26,7 +26,7 @@ from configurator import ROOT, UserError
 from files import write
 from lab import figures, forest, questions, sweeps, tables, track
 from lab.costs import cost_table
-from lab.questions import Known
+from lab.questions import Results
 from lab.tables import provenance, rates_tried
 
 
@@ -38,7 +38,7 @@ def table(c: dict, found: list) -> str:
 
 def written_of(results: Path, known: dict) -> dict:
     """{path: text} of what is written from all logs in results/: RESULTS.md, the answers in the README, and the board where
-    there is a track. known: of questions.read_known."""
+    there is a track. known: of questions.read_all."""
     root, asked = results.parent, questions.read_questions(results, known)
     found = {root / 'RESULTS.md': questions.results_md(known, asked)}
     if (readme := root / 'README.md').exists() and asked:
@@ -72,7 +72,7 @@ NO_WORDS = (
 )
 
 
-def page_md(folder: Path, k: Known) -> str:
+def page_md(folder: Path, k: Results) -> str:
     """table.md: all that the logs of a comparison say, and its pictures as far as they are drawn."""
     c, found = k.c, k.found
     parts = [f'# {folder.name}', c.get('note', '').strip()]
@@ -112,7 +112,7 @@ def write_comparison(folder: Path, pictures: bool = True) -> bool:
 
 def write_all(results: Path):
     """Everything that --report writes."""
-    known = questions.read_known(results)
+    known = questions.read_all(results)
     written_of(results, known)  # mistakes in the questions are found before anything is drawn
     with ProcessPoolExecutor() as pool:  # nearly all of the time goes into drawing
         written = pool.map(write_comparison, folders := comparisons(results))
@@ -243,7 +243,7 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 def check(results: Path, pages: list[Path] | None = None) -> list[str]:
     """Where RESULTS.md, the tables and the documents differ from the logs, one message each; [] if nowhere."""
-    wrong, root, known = [], results.parent, questions.read_known(results)
+    wrong, root, known = [], results.parent, questions.read_all(results)
     written = [*written_of(results, known).items()]
     for folder in comparisons(results):
         if k := known.get(folder.name) if folder.parent == results else questions.read(folder):

@@ -239,41 +239,41 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
     n_embd = mup_base the rates are the standard ones; the starts, and attention unless heads are 64 wide, are not.
     """
     bias, head = config.bias and site != 'lm_head', site == 'lm_head'
-    layer = Dense(d_in, d_out, bias=bias)
+    dense = Dense(d_in, d_out, bias=bias)
     rate = structured.width_rate(config)
     std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
     if config.mup_base and head:
         std *= rate
     elif config.mup_base:
         std = 0.0 if residual else structured.gemm_std(d_in, d_out)
-    nn.init.normal_(layer.weight, mean=0.0, std=std)
-    layer.rate, layer.parts = rate, tuple(parts)
+    nn.init.normal_(dense.weight, mean=0.0, std=std)
+    dense.rate, dense.parts = rate, tuple(parts)
     if bias:
-        nn.init.zeros_(layer.bias)
+        nn.init.zeros_(dense.bias)
     if site not in chosen(config):
-        return layer
-    member = LAYERS[config.linear](d_in, d_out, config)
-    member.start(
-        layer.weight.data,
+        return dense
+    layer = LAYERS[config.linear](d_in, d_out, config)
+    layer.start(
+        dense.weight.data,
         std,
         torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32(site.encode())),
         residual or bool(config.mup_base and head),
     )
-    member.lr_scale *= rate
-    member.rate, member.parts = rate, tuple(parts)
-    if config.guide_iters and hasattr(member, 'follow'):
-        member.follow(layer.weight.data)
-    member.bias = layer.bias
-    return member
+    layer.lr_scale *= rate
+    layer.rate, layer.parts = rate, tuple(parts)
+    if config.guide_iters and hasattr(layer, 'follow'):
+        layer.follow(dense.weight.data)
+    layer.bias = dense.bias
+    return layer
 
 
-def choose_path(config, member, tokens: float, path: str | None = None) -> str:
+def choose_path(config, layer, tokens: float, path: str | None = None) -> str:
     """How to train a layer: by the path given, by linear_path, or, for auto, the cheaper way at so many tokens T a step:
     through the factors if T*(macs() + MOVE*moves()) is below T*d_in*d_out + form_macs(); backward doubles both sides."""
     path = path or config.linear_path
-    if not member.is_matrix:  # none could stand for it
+    if not layer.is_matrix:  # none could stand for it
         return 'factored'
     if path != 'auto':
         return path
-    per_token = member.macs() + MOVE * member.moves() - member.d_in * member.d_out
-    return 'factored' if per_token < member.form_macs() / tokens else 'materialised'
+    per_token = layer.macs() + MOVE * layer.moves() - layer.d_in * layer.d_out
+    return 'factored' if per_token < layer.form_macs() / tokens else 'materialised'

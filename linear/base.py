@@ -42,12 +42,12 @@ class Matrix(NamedTuple):
         t = torch.cat(parts, dim=1).reshape([view[a] for a in axes])
         return t.permute([axes.index(a) for a in range(len(axes))]).reshape(self.shape)
 
-    def a_row(self) -> 'Matrix':
+    def per_row(self) -> 'Matrix':
         """The same matrices with a single column: a number for each row."""
         shape = tuple(1 if a in self.cols else n for a, n in enumerate(self.view or self.shape))
         return self._replace(shape=shape, view=())
 
-    def a_column(self) -> 'Matrix':
+    def per_column(self) -> 'Matrix':
         """The same matrices with a single row each, those of split as well: a number for each column."""
         ones = dict.fromkeys(self.rows, 1) | ({self.rows[0]: len(self.split)} if self.split else {})
         shape = tuple(ones.get(a, n) for a, n in enumerate(self.view or self.shape))

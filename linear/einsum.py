@@ -169,7 +169,7 @@ class Einsum(Structured):
 
     @torch.no_grad()
     def from_dense(self, W):
-        """The nearest member in the Frobenius norm: the rank-r SVD of every tile. For a Kronecker sum this is Van Loan &
+        """The nearest W of this kind in the Frobenius norm: the rank-r SVD of every tile. For a Kronecker sum this is Van Loan &
         Pitsianis 1993. Error: the root of the summed squares of the singular values left out."""
         s = self.shape
         tiles = W.detach().double().view(s.f, s.e, s.d, s.g, s.b, s.a).permute(0, 3, 5, 2, 4, 1)

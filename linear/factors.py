@@ -26,13 +26,13 @@ def leaves(model, beside=None):
     for name, m in model.named_modules():
         if isinstance(m, nn.ParameterList):
             continue  # the factors of the module named before
-        member = beside.get(name, m)
-        if hasattr(member, 'factors'):
-            scales = member.lr_scale.expand(len(member.factors)).tolist(), member.decay_scale()
-            for i, (p, lr_scale, decay_scale) in enumerate(zip(member.factors, *scales)):
+        layer = beside.get(name, m)
+        if hasattr(layer, 'factors'):
+            scales = layer.lr_scale.expand(len(layer.factors)).tolist(), layer.decay_scale()
+            for i, (p, lr_scale, decay_scale) in enumerate(zip(layer.factors, *scales)):
                 yield f'{name}.factors.{i}', p, lr_scale, decay_scale
-        own, rate = dict(member.named_parameters(recurse=False)), getattr(member, 'rate', 1.0)
-        if member is not m:  # the bias stays with the formed matrix
+        own, rate = dict(layer.named_parameters(recurse=False)), getattr(layer, 'rate', 1.0)
+        if layer is not m:  # the bias stays with the formed matrix
             own |= {k: p for k, p in m.named_parameters(recurse=False) if k != 'weight'}
         for key, p in own.items():
             if id(p) not in seen:
@@ -92,14 +92,14 @@ class Factors(dict):
                 self.take_out(name, m)
         self.collect()
 
-    def take_out(self, name: str, member):
+    def take_out(self, name: str, layer):
         """Put a plain matrix where the factors were. The bias is the matrix's from now on, the factors have none."""
-        like = member.factors[0]
-        layer = Dense(member.d_in, member.d_out, bias=member.bias is not None, device=like.device, dtype=like.dtype)
-        layer.bias, member.bias, layer.rate, layer.parts = member.bias, None, member.rate, member.parts
+        like = layer.factors[0]
+        plain = Dense(layer.d_in, layer.d_out, bias=layer.bias is not None, device=like.device, dtype=like.dtype)
+        plain.bias, layer.bias, plain.rate, plain.parts = layer.bias, None, layer.rate, layer.parts
         parent, _, child = name.rpartition('.')
-        setattr(self.model.get_submodule(parent), child, layer)
-        self[name] = member
+        setattr(self.model.get_submodule(parent), child, plain)
+        self[name] = layer
 
     def collect(self):
         """To be called after factors were added or removed, or have let a parameter go: forms every W anew."""
@@ -116,12 +116,12 @@ class Factors(dict):
         with torch.set_grad_enabled(bool(self.tensors)):
             self.products = [self.product(m, w.data) for m, w in zip(self.values(), self.weights)]
 
-    def product(self, member, W):
-        if not isinstance(member, structured.Structured):
-            return into(member, W)
+    def product(self, layer, W):
+        if not isinstance(layer, structured.Structured):
+            return into(layer, W)
         cast = self.dtype != torch.float32  # autocast is unknown where there are only shapes (torch's meta device)
         with torch.autocast(W.device.type, self.dtype) if cast else contextlib.nullcontext():
-            return self.into(member, W)
+            return self.into(layer, W)
 
     def pull(self):
         """Chain rule: factor.grad from the W.grad that all micro-batches have summed. Uses up the products."""
@@ -145,9 +145,9 @@ class Factors(dict):
     def state(self) -> dict:
         """The state dict of the model with the factors in place of the matrices that are formed from them."""
         sd = self.model.state_dict()
-        for name, member in self.items():
+        for name, layer in self.items():
             del sd[f'{name}.weight']
-            sd |= {f'{name}.{k}': v for k, v in member.state_dict().items()}
+            sd |= {f'{name}.{k}': v for k, v in layer.state_dict().items()}
         return sd
 
     def flops_per_update(self) -> int:
@@ -155,30 +155,28 @@ class Factors(dict):
         return 6 * sum(m.form_macs() for m in self.values())
 
 
-def into(member, W):
+def into(layer, W):
     """W <- to_dense(), which is returned."""
-    P = member.to_dense()
+    P = layer.to_dense()
     W.copy_(P.detach())
     return P
 
 
 @torch.no_grad()
-def dense_float64(member) -> torch.Tensor:
-    """W of a member, its product formed in float64."""
-    return copy.deepcopy(member).double().to_dense()
+def dense_float64(layer) -> torch.Tensor:
+    """W of a layer, its product formed in float64."""
+    return copy.deepcopy(layer).double().to_dense()
 
 
 def table(model, beside=None) -> list[str]:
     """A line for every kind of layer that is not dense: sites, shape, parameters, way to compute it."""
     kinds, beside = {}, beside or {}
     for name, m in model.named_modules():
-        member = beside.get(name, m)
-        if hasattr(member, 'factors'):
-            n = sum(p.numel() for p in member.factors)
-            share = n / (member.d_in * member.d_out)
+        layer = beside.get(name, m)
+        if hasattr(layer, 'factors'):
+            n = sum(p.numel() for p in layer.factors)
+            share = n / (layer.d_in * layer.d_out)
             path = 'materialised' if name in beside else 'factored'
-            line = (
-                f'{member.d_in} -> {member.d_out}: {member.describe()}, {n:,} parameters ({share:.1%} of dense), {path}'
-            )
+            line = f'{layer.d_in} -> {layer.d_out}: {layer.describe()}, {n:,} parameters ({share:.1%} of dense), {path}'
             kinds.setdefault(line, []).append(name.removeprefix('transformer.'))
     return [f'{s[0]}{f" and {len(s) - 1} more" if s[1:] else ""} {line}' for line, s in kinds.items()]

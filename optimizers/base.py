@@ -232,7 +232,7 @@ class Matrices:
     def layout(self, name: str, k: str):
         """The Matrix by which state k of a tensor is stored: the tensor's own, or one with a number a row or a column."""
         M = self.places[name][0]
-        return M if k in self.averages else M.a_row() if k in self.per_row else M.a_column()
+        return M if k in self.averages else M.per_row() if k in self.per_row else M.per_column()
 
     def states(self, name: str) -> dict:
         """{k: [stacked state of each part]} of a tensor that is whole here."""

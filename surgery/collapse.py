@@ -58,10 +58,10 @@ def expand_model(model, config, seed: int) -> GPT:
     new = twin(model)
     new.config = config
     for site in linear.chosen(config):
-        layer = layer_of(model, site)
-        member = rotate.expansion(layer, config, site, seed)
-        member.bias = layer.bias
-        put(new, site, member)
+        old = layer_of(model, site)
+        layer = rotate.expansion(old, config, site, seed)
+        layer.bias = old.bias
+        put(new, site, layer)
     return new
 
 

@@ -71,14 +71,14 @@ def recall(path, wanted: dict, layers: dict) -> int:
     return done
 
 
-def groups(members, lr: float) -> list[dict]:
+def groups(layers, lr: float) -> list[dict]:
     """Rates relative to the root mean square of a tensor; a zero one counts as GPT-2's 0.02."""
     size = lambda p: p.detach().square().mean().sqrt().item() or 0.02
-    return [dict(params=[p], rate=lr * size(p)) for m in members for p in m.parameters()]
+    return [dict(params=[p], rate=lr * size(p)) for m in layers for p in m.parameters()]
 
 
 def distill(model, new, layers: dict, cfg, settings: dict, dataset: str, look):
-    """Put layers {site: member} into new, a twin of model, and train them. settings: what must be the same to go on;
+    """Put layers {site: layer} into new, a twin of model, and train them. settings: what must be the same to go on;
     look: tokens for the loss."""
     config, device = new.config, look[0].device
     path = progress_path(cfg)
@@ -88,12 +88,12 @@ def distill(model, new, layers: dict, cfg, settings: dict, dataset: str, look):
     )
     autocast = hardware.autocast(device, hardware.choose_dtype('auto', device))
     for i in range(config.n_layer):
-        members = {s: m for s, m in layers.items() if block_of(s, config) == i}
-        for site, member in members.items():
-            put(new, site, member)
-        if i < done or not members:
+        mine = {s: m for s, m in layers.items() if block_of(s, config) == i}
+        for site, layer in mine.items():
+            put(new, site, layer)
+        if i < done or not mine:
             continue
-        first, last = train_block(model, new, i, list(members.values()), data, cfg, autocast)
+        first, last = train_block(model, new, i, list(mine.values()), data, cfg, autocast)
         with torch.no_grad():
             loss = new(*look)[1].item()
         print(
@@ -120,11 +120,11 @@ def learning(model, layers: dict) -> list:
     return sorted({block_of(s, model.config) for s in layers} - {model.config.n_layer})
 
 
-def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float, float]:
+def train_block(model, new, i: int, layers, data, cfg, autocast) -> tuple[float, float]:
     """Train block i of new; (mean error of the first tenth of the steps, of the last)."""
-    for m in members:
+    for m in layers:
         m.requires_grad_(True)
-    adam = torch.optim.Adam(groups(members, cfg.distill_lr), betas=(0.9, 0.95))
+    adam = torch.optim.Adam(groups(layers, cfg.distill_lr), betas=(0.9, 0.95))
     n, errors = cfg.distill_iters, []
     for step in range(n):
         idx, _ = data.batch((i * n + step) * cfg.distill_batch)
@@ -143,7 +143,7 @@ def train_block(model, new, i: int, members, data, cfg, autocast) -> tuple[float
         loss.backward()
         adam.step()
         errors.append(loss.detach())
-    for m in members:
+    for m in layers:
         m.requires_grad_(False)
     tenth = max(1, n // 10)
     return torch.stack(errors[:tenth]).mean().item(), torch.stack(errors[-tenth:]).mean().item()

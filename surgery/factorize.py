@@ -134,18 +134,18 @@ def shaped(config, cfg: FactorizeConfig, **choice):
 
 @torch.no_grad()
 def new_layer(config, site: str, old, init='nearest', C=None, rescale=False):
-    """The member that takes the place of a plain layer, on the CPU; its bias is a copy of the old one's."""
+    """The layer that takes the place of a plain one, on the CPU; its bias is a copy of the old one's."""
     W = old.weight.detach().cpu().float()
-    member = linear.make(config, site, W.size(1), W.size(0), residual=site.endswith('c_proj'))
+    layer = linear.make(config, site, W.size(1), W.size(0), residual=site.endswith('c_proj'))
     if init != 'random':
-        data = (C,) if wants_inputs(member, init) else ()
-        set_to = getattr(member, STARTS[init])
+        data = (C,) if wants_inputs(layer, init) else ()
+        set_to = getattr(layer, STARTS[init])
         set_to(W, *data)
         if rescale:  # all of these are homogeneous
-            set_to(W * (W.norm() / member.to_dense().norm().clamp_min(1e-30)), *data)
+            set_to(W * (W.norm() / layer.to_dense().norm().clamp_min(1e-30)), *data)
     if old.bias is not None:
-        member.bias.copy_(old.bias)
-    return member
+        layer.bias.copy_(old.bias)
+    return layer
 
 
 def errors(W, new) -> tuple[float, float]:
@@ -193,18 +193,18 @@ def walk(model, idx):
 
 
 class Formed(nn.Module):
-    """Stands for a member, and multiplies by its matrix, which it forms each time anew."""
+    """Stands for a layer of factors, and multiplies by its matrix, which it forms each time anew."""
 
-    def __init__(self, member):
+    def __init__(self, layer):
         super().__init__()
-        self.member = member
+        self.layer = layer
 
     def forward(self, x):
-        return nn.functional.linear(x, self.member.to_dense(), self.member.bias)
+        return nn.functional.linear(x, self.layer.to_dense(), self.layer.bias)
 
 
 def fitted(model, layers: dict):
-    """A twin of the model with these layers {site: member}, to be looked at: factors that take more multiplications
+    """A twin of the model with these layers {site: layer}, to be looked at: factors that take more multiplications
     than their matrix (a tensor train of high rank) are multiplied out in it."""
     new = twin(model)
     for site, m in layers.items():
@@ -214,7 +214,7 @@ def fitted(model, layers: dict):
 
 @torch.no_grad()
 def loss_with(model, layers: dict, tokens) -> float:
-    """The loss of model with these layers {site: member} in it."""
+    """The loss of model with these layers {site: layer} in it."""
     return fitted(model, layers)(*tokens)[1].item()
 
 
@@ -241,7 +241,7 @@ def second_moments(model, idx, sites):
 
 
 def replace_all(model, config, cfg: FactorizeConfig, tokens, calibration, device) -> tuple[dict, list, float]:
-    """({site: member on the device}, a row of the table each, the loss before), block by block. tokens: (idx, targets)
+    """({site: layer on the device}, a row of the table each, the loss before), block by block. tokens: (idx, targets)
     for the loss; calibration: idx for second moments, None without."""
     layers, rows, base = {}, [], None
     sites = linear.chosen(config)
@@ -280,8 +280,8 @@ def count(config, dense: int) -> int:
     n = dense
     for (d_in, d_out), times in Counter(linear.chosen(config).values()).items():
         with torch.device('meta'):
-            member = linear.LAYERS[config.linear](d_in, d_out, config)
-        n += times * (sum(p.numel() for p in member.parameters()) - d_in * d_out)
+            layer = linear.LAYERS[config.linear](d_in, d_out, config)
+        n += times * (sum(p.numel() for p in layer.parameters()) - d_in * d_out)
     return n
 
 
@@ -444,8 +444,8 @@ def factorize(cfg: FactorizeConfig):
         shape = {k: getattr(config, k) for k in SHAPE}
         settings = dataclasses.asdict(cfg) | shape | dict(iter_num=ckpt['iter_num'])
         distill.distill(model, new, layers, cfg, settings, dataset, look)
-    for site, member in layers.items():
-        put(new, site, member)
+    for site, layer in layers.items():
+        put(new, site, layer)
     new.requires_grad_(True)
     for line in factors.table(new):
         print(line)

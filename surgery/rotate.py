@@ -132,35 +132,35 @@ def turn(cfg, model, optimizer, it: int):
 def collapse(cfg, factors: Factors, site: str, moments: dict):
     """Drop the factors of W and give their moments to W. W keeps the value that was formed last."""
     name = linear.module_name(site)
-    member = factors.pop(name)
-    taken = [moments.pop(f'{name}.factors.{i}', {}) for i in range(member.depth)]
+    layer = factors.pop(name)
+    taken = [moments.pop(f'{name}.factors.{i}', {}) for i in range(layer.depth)]
     moments.pop(f'{name}.weight', None)  # with step_rule = product W has them, and starts anew as well
     if cfg.expansion_moments == 'map' and all(map(known, taken)):
-        s = moments[f'{name}.weight'] = gather(member, taken)
+        s = moments[f'{name}.weight'] = gather(layer, taken)
         share([s['exp_avg'], s['exp_avg_sq']])
 
 
 def expand(cfg, model, factors: Factors, site: str, moments: dict, seed: int):
     name = linear.module_name(site)
-    member = factors[name] = expansion(layer_of(model, site), cfg, site, seed)
-    share(member.state_dict().values())
+    layer = factors[name] = expansion(layer_of(model, site), cfg, site, seed)
+    share(layer.state_dict().values())
     taken = moments.pop(f'{name}.weight', {})
     if cfg.expansion_moments == 'map' and known(taken):
-        for i, s in enumerate(spread(member, taken, cfg.beta1, cfg.beta2)):
+        for i, s in enumerate(spread(layer, taken, cfg.beta1, cfg.beta2)):
             share([s['exp_avg'], s['exp_avg_sq']])
             moments[f'{name}.factors.{i}'] = s
 
 
 @torch.no_grad()
-def expansion(layer, config, site: str, seed: int) -> Expanded:
+def expansion(plain, config, site: str, seed: int) -> Expanded:
     """The factors of a plain layer. Their product is its present matrix (in float64 to 1e-13) if k is at least its
     rank. The random numbers come from a generator of its own."""
-    member = Expanded(layer.in_features, layer.out_features, config).to(layer.weight)
+    layer = Expanded(plain.in_features, plain.out_features, config).to(plain.weight)
     gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
-    member.start(layer.weight, None, gen)
-    member.lr_scale *= layer.rate
-    member.rate, member.parts = layer.rate, layer.parts
-    return member
+    layer.start(plain.weight, None, gen)
+    layer.lr_scale *= plain.rate
+    layer.rate, layer.parts = plain.rate, plain.parts
+    return layer
 
 
 def share(tensors):
@@ -178,17 +178,17 @@ def known(state: dict) -> bool:
     return bool(state) and state['step'].item() > 0
 
 
-def around(member, j: int):
+def around(layer, j: int):
     """(A, B) with W = A F B for F = factors[j]: the products of the factors above (d_out, .) and below (., d_in) it."""
-    factors = [W.detach() for W in member.factors]
+    factors = [W.detach() for W in layer.factors]
 
     def product(part, n):
         return functools.reduce(torch.matmul, reversed(part)) if part else torch.eye(n).to(factors[0])
 
-    return product(factors[j + 1 :], member.d_out), product(factors[:j], member.d_in)
+    return product(factors[j + 1 :], layer.d_out), product(factors[:j], layer.d_in)
 
 
-def spread(member, state: dict, beta1: float, beta2: float) -> list[dict]:
+def spread(layer, state: dict, beta1: float, beta2: float) -> list[dict]:
     """Moments of W -> moments of its factors W = A F B, whose gradient is A^T G B^T.
     The first moment is linear in G: A^T m B^T. The second takes G's noise as independent from entry to entry and its
     mean from m, as LDAdam does for a change of subspace (Robert et al. 2024, arXiv 2410.16103): bias-corrected,
@@ -198,28 +198,28 @@ def spread(member, state: dict, beta1: float, beta2: float) -> list[dict]:
     mean = state['exp_avg'] / c1
     noise = (state['exp_avg_sq'] / c2 - mean**2).clamp(min=0)
     out = []
-    for j in range(member.depth):
-        A, B = around(member, j)
+    for j in range(layer.depth):
+        A, B = around(layer, j)
         m = A.T @ mean @ B.T
         v = (A**2).T @ noise @ (B**2).T + m**2
         out.append(dict(step=state['step'].clone(), exp_avg=c1 * m, exp_avg_sq=c2 * v))
     return out
 
 
-def gather(member, states: list[dict]) -> dict:
+def gather(layer, states: list[dict]) -> dict:
     """Moments of the factors -> moments of W. First moment: the G whose image A^T G or G B^T is that of the factor on
     the smaller side of W, by least squares; exact where the factors hardly moved over the 1/(1 - beta1) steps that it
     averages. Second moment: an estimate. Summed over the inner width, the last factor's is the sum over each row of G^2
     and the first factor's over each column (exact where the factors in between are orthonormal); W's is their outer
     product over the total, as in Adafactor (Shazeer & Stern 2018, arXiv 1804.04235)."""
-    A, B = around(member, 0)[0], around(member, member.depth - 1)[1]  # (d_out, k), (k, d_in)
+    A, B = around(layer, 0)[0], around(layer, layer.depth - 1)[1]  # (d_out, k), (k, d_in)
     first, last = states[0], states[-1]
-    if member.d_in <= member.d_out:
+    if layer.d_in <= layer.d_out:
         m = last['exp_avg'] @ right_inverse(B.T)
     else:
         m = (first['exp_avg'].T @ right_inverse(A)).T.contiguous()  # as W lies: a fused AdamW refuses anything else
-    rows = last['exp_avg_sq'].sum(1) * (member.d_in / B.square().sum().clamp(min=1e-30))
-    columns = first['exp_avg_sq'].sum(0) * (member.d_out / A.square().sum().clamp(min=1e-30))
+    rows = last['exp_avg_sq'].sum(1) * (layer.d_in / B.square().sum().clamp(min=1e-30))
+    columns = first['exp_avg_sq'].sum(0) * (layer.d_out / A.square().sum().clamp(min=1e-30))
     total = (rows.sum() * columns.sum()).sqrt().clamp(min=1e-30)
     return dict(step=last['step'].clone(), exp_avg=m, exp_avg_sq=torch.outer(rows, columns) / total)
 

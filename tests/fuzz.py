@@ -918,7 +918,7 @@ class Records:
             lambda: log.so_far(2),
             lambda: report.shown(c),
             lambda: report.shown(planned),
-            lambda: report.written_of(self.folder, questions.read_known(self.folder)),
+            lambda: report.written_of(self.folder, questions.read_all(self.folder)),
         ]
         refused = None
         for read in readers:

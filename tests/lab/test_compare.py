@@ -306,7 +306,7 @@ def test_the_check_finds_an_altered_number(tmp_path):
     (results / 'questions.toml').write_text(
         "[[question]]\ntitle = 'Do they?'\nrows = ['expansion_250/*']\ncomparisons = {expansion_250 = 'alone'}\n"
     )
-    for path, text in report.written_of(results, questions.read_known(results)).items():
+    for path, text in report.written_of(results, questions.read_all(results)).items():
         path.write_text(text)
     readme = tmp_path / 'README.md'
     readme.write_text('k2000: 2.0348 <!-- source: results/expansion_250/table.md: k2000 | 5 -->')

@@ -251,7 +251,7 @@ def test_before_any_seed_decides_the_page_shows_the_sweeps(results):
 
 def test_the_commands_that_would_decide_are_right():
     """Those of the published comparisons: they load, and ask for as many seeds as are said to be missing."""
-    known = questions.read_known(report.ROOT / 'results')
+    known = questions.read_all(report.ROOT / 'results')
     commands = [
         line
         for name, k in known.items()
@@ -269,7 +269,7 @@ def test_a_row_shows_the_sweeps_of_arms_without_a_verdict_beside_the_verdicts_of
     found = records.read_records(folder)
     records.write_records(folder, {n: r for n, r in found.items() if r['arm'] != 'unclear' or r['seed'] > SWEEP})
     question = questions.Question('A', rows=['one/*'], comparisons=dict(one=''))
-    lines = questions.small_table(question, questions.read_known(results)).splitlines()
+    lines = questions.small_table(question, questions.read_all(results)).splitlines()
     assert [line for line in lines if 'worse against base' in line]
     assert [line.split(' |')[0] for line in lines if line.startswith('| ') and '---' not in line][2:] == [
         '| arm',

@@ -79,10 +79,10 @@ def test_queries_keys_and_values_are_three_matrices(kind):
     assert [p.size(1) for p in parts] == [32, 16, 16]
     assert torch.equal(matrix.fold(parts), dict(layer.named_parameters())[name])
     model = tiny_gpt(linear='low_rank', linear_layers='attn')
-    (name, member), *_ = Factors(
+    (name, factored), *_ = Factors(
         model, path='materialised'
     ).items()  # and so do the matrix formed from factors and these
-    assert len(model.get_submodule(name).matrices()['weight'].split) == len(member.matrices()['factors.1'].split) == 3
+    assert len(model.get_submodule(name).matrices()['weight'].split) == len(factored.matrices()['factors.1'].split) == 3
 
 
 @pytest.mark.parametrize('name', linear.LAYERS)

@@ -49,12 +49,12 @@ def test_exact_inits_reproduce_the_twin_matrix(init, d_in, d_out, depth):
 @pytest.mark.parametrize('rank', [0, 3])
 def test_factors_of_a_matrix_of_low_rank_learn_beyond_it(flags, rank):
     """Where all factors are zero none gets a gradient: a block that begins as nothing would stay that."""
-    member = linear.make(GPTConfig(n_embd=20, **flags), 'h.0.mlp.c_fc', 20, 36)
+    layer = linear.make(GPTConfig(n_embd=20, **flags), 'h.0.mlp.c_fc', 20, 36)
     W = torch.randn(36, rank, generator=gen()) @ torch.randn(rank, 20, generator=gen(1))
-    member.from_dense(W)
-    assert (member.to_dense() - W).abs().max() < 1e-5
-    last = member.factors[-1]
-    (grad,) = torch.autograd.grad(member.to_dense(), last, torch.randn(36, 20, generator=gen(2)))
+    layer.from_dense(W)
+    assert (layer.to_dense() - W).abs().max() < 1e-5
+    last = layer.factors[-1]
+    (grad,) = torch.autograd.grad(layer.to_dense(), last, torch.randn(36, 20, generator=gen(2)))
     assert torch.linalg.matrix_rank(grad.squeeze(), rtol=1e-4) == min(20, *last.squeeze().shape)
 
 
@@ -133,10 +133,10 @@ def test_roles_not_name_suffixes_decide_the_std():
     model = tiny_gpt(n_embd=128, linear='expanded', linear_layers='mlp+attn', n_layer=3)
     beside = Factors(model)
     assert len(beside) == 3 * 4
-    for name, member in beside.items():
+    for name, layer in beside.items():
         want = 0.02 / math.sqrt(2 * 3) if name.endswith('c_proj') else 0.02
         assert model.get_submodule(name).weight.std().item() == pytest.approx(want, rel=0.1), name
-        assert member.to_dense().std().item() == pytest.approx(want, rel=0.1)
+        assert layer.to_dense().std().item() == pytest.approx(want, rel=0.1)
 
 
 @pytest.mark.parametrize('init', ['orthogonal', 'svd'])
@@ -207,8 +207,8 @@ def test_the_optimizer_moves_every_parameter_and_nothing_dead(keys):
         assert not torch.equal(p, before[name]), f'{name} did not move'
     ids = [id(p) for g in opt.adamw.param_groups for p in g['params']]
     assert len(ids) == len(set(ids)) == len(before)
-    for name, member in opt.factors.items():
-        assert torch.equal(model.get_submodule(name).weight, member.to_dense())
+    for name, layer in opt.factors.items():
+        assert torch.equal(model.get_submodule(name).weight, layer.to_dense())
 
 
 def test_the_optimizer_is_the_only_owner_of_the_factors_beside():
@@ -223,10 +223,10 @@ def test_the_optimizer_is_the_only_owner_of_the_factors_beside():
             x for v in found if isinstance(v, (dict, list, tuple)) for x in (v.values() if isinstance(v, dict) else v)
         ]
     assert len(found) > 100 and not theirs & {id(v) for v in found}
-    members = [weakref.ref(m) for m in opt.factors.values()]
+    layers = [weakref.ref(m) for m in opt.factors.values()]
     del opt
     gc.collect()
-    assert not any(ref() for ref in members)
+    assert not any(ref() for ref in layers)
 
 
 @pytest.mark.parametrize('path', ['auto', 'materialised', 'factored'])
@@ -315,10 +315,10 @@ def test_matched_learning_rate_divides_the_factors_rate():
     opt.set_lr(1.0)
     rates = {id(p): g['lr'] for g in opt.adamw.param_groups for p in g['params']}
     assert opt.factors
-    for member in opt.factors.values():
-        ratio = 1 / member.lr_scale.item()
+    for layer in opt.factors.values():
+        ratio = 1 / layer.lr_scale.item()
         assert ratio > 1.3
-        for W in member.factors:
+        for W in layer.factors:
             assert rates[id(W)] == pytest.approx(1 / ratio)
     assert rates[id(model.transformer.wte.weight)] == 1.0
 

@@ -22,9 +22,9 @@ from surgery import collapse
 from surgery.guide import Guide
 
 # the layers that are one structured matrix
-MEMBERS = {n: L for n, L in LAYERS.items() if issubclass(L, structured.Structured) and L.is_matrix}
-# name, keys: every member as its defaults are, and some in other shapes
-KINDS = [(name, {}) for name in MEMBERS] + [
+STRUCTURED = {n: L for n, L in LAYERS.items() if issubclass(L, structured.Structured) and L.is_matrix}
+# name, keys: every kind as its defaults are, and some in other shapes
+KINDS = [(name, {}) for name in STRUCTURED] + [
     ('low_rank', dict(rank=5)),
     ('block_dense', dict(blocks=3, rank=6)),
     ('monarch', dict(blocks=3)),
@@ -50,7 +50,7 @@ IDS = [f'{n}-{"-".join(map(str, k.values()))}-{s}' for n, k, s in CASES]
 
 def layer(name, size, norm=False, **keys):
     torch.manual_seed(0)
-    m = MEMBERS[name](*size, GPTConfig(linear=name, structured_norm=norm, **keys)).double()
+    m = STRUCTURED[name](*size, GPTConfig(linear=name, structured_norm=norm, **keys)).double()
     m.start(None, 0.02, torch.Generator().manual_seed(1))
     for W in m.factors:  # in general position, also where a start has zeros
         torch.nn.init.normal_(W, std=W.std().item() + 0.1)
@@ -396,7 +396,7 @@ def test_splits_at_the_root_keep_runs_of_eight_features(name, width):
     so that checkpoints of such shapes still load."""
     for size in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
         with torch.device('meta'):
-            s = MEMBERS[name](*size, GPTConfig(linear=name, rank=2)).shape
+            s = STRUCTURED[name](*size, GPTConfig(linear=name, rank=2)).shape
         split = s.d if name == 'tensor_train' else s.f
         assert s.a % 8 == s.e % 8 == 0
         for d, found, run in ((size[0], s.a, s.a), (size[1], split, s.e)):
@@ -408,7 +408,7 @@ def test_splits_at_the_root_keep_runs_of_eight_features(name, width):
 def test_experts_are_split_as_a_block_tensor_train():
     for size in ((192, 576), (128, 128), (1152, 384)):
         with torch.device('meta'):
-            s = MEMBERS['btt'](*size, GPTConfig(linear='btt', rank=1)).shape
+            s = STRUCTURED['btt'](*size, GPTConfig(linear='btt', rank=1)).shape
             A, B = (W.shape for W in LAYERS['btt_moe'](*size, GPTConfig(linear='btt_moe', experts=2)).factors)
         assert (A, B) == ((s.g, 2, s.a, s.f), (s.f, 2, s.g, s.e))
 
@@ -459,7 +459,7 @@ def test_the_least_times_of_the_document_are_the_formulas():
         macs, moves = 768 * 3072, 0
         if name != 'dense':
             with torch.device('meta'):
-                m = MEMBERS[name](768, 3072, GPTConfig(linear=name, **(dict(rank=int(rank)) if rank else {})))
+                m = STRUCTURED[name](768, 3072, GPTConfig(linear=name, **(dict(rank=int(rank)) if rank else {})))
             macs, moves = m.macs(), m.moves()
         assert (flops, moved) == (f'{6 * macs / 7e5:.1f}', f'{6 * (768 + 3072 + moves) / 2.9e3:.1f}')
 
@@ -485,7 +485,7 @@ def test_the_named_members_are_one_family():
 @pytest.mark.parametrize('size', [(768, 768), (768, 3072), (3072, 768)])
 @pytest.mark.parametrize('name, keys', [('monarch', {}), ('btt', dict(rank=1)), ('btt', dict(rank=4)), ('einsum', {})])
 def test_the_output_starts_with_the_variance_of_a_dense_layer(name, keys, size):
-    m = MEMBERS[name](*size, GPTConfig(linear=name, **keys))
+    m = STRUCTURED[name](*size, GPTConfig(linear=name, **keys))
     m.start(None, 0.02, torch.Generator().manual_seed(1))
     x = torch.randn(400, size[0])
     wanted = min(1, math.sqrt(size[1] / size[0]))
@@ -512,7 +512,7 @@ def test_the_output_starts_with_the_variance_of_a_dense_layer_or_what_its_rank_l
     """A dense layer with gemm_std puts out min(1, sqrt(d_out / d_in)); through r features both factors have theirs."""
     d_in, d_out = size
     wanted = min(1, math.sqrt(d_out / d_in))
-    m = MEMBERS[name](*size, GPTConfig(linear=name, **keys))
+    m = STRUCTURED[name](*size, GPTConfig(linear=name, **keys))
     if name in ('low_rank', 'block_dense'):
         k, inner = keys.get('blocks', 1), m.shape.r * m.shape.g
         wanted = min(1, math.sqrt(inner / k / (d_in / k))) * min(1, math.sqrt(d_out / inner))
@@ -526,7 +526,7 @@ def test_the_output_starts_with_the_variance_of_a_dense_layer_or_what_its_rank_l
 @pytest.mark.parametrize('name, keys', [('low_rank', {}), ('tensor_train', dict(tt_cores=3)), ('btt', dict(rank=2)),
                                         ('kronecker', {}), ('monarch', {})])  # fmt: skip
 def test_factors_share_the_size_of_what_they_are_set_to(name, keys):
-    m = MEMBERS[name](24, 96, GPTConfig(linear=name, **keys))
+    m = STRUCTURED[name](24, 96, GPTConfig(linear=name, **keys))
     m.from_dense(torch.randn(96, 24, generator=torch.Generator().manual_seed(0)))
     norms = [W.norm().item() for W in m.factors]
     assert norms == pytest.approx([norms[0]] * len(norms), rel=1e-5)
@@ -545,9 +545,9 @@ def test_factors_share_the_size_of_what_they_are_set_to(name, keys):
     ],
 )
 def test_rates_are_the_papers(shape, size, rates):
-    m = MEMBERS['einsum'](*size, GPTConfig(linear='einsum', einsum_shape=shape))
+    m = STRUCTURED['einsum'](*size, GPTConfig(linear='einsum', einsum_shape=shape))
     assert m.lr_scale.tolist() == pytest.approx(rates)
-    m = MEMBERS['einsum'](*size, GPTConfig(linear='einsum', einsum_shape=shape, structured_lr='none'))
+    m = STRUCTURED['einsum'](*size, GPTConfig(linear='einsum', einsum_shape=shape, structured_lr='none'))
     assert m.lr_scale.tolist() == [1, 1]
 
 
@@ -577,7 +577,7 @@ def test_the_cap_does_nothing_until_a_factor_has_grown():
 
 @pytest.mark.parametrize('decay', ['product', 'factors', 'none'])
 def test_decay_of_the_product_shrinks_it_as_its_dense_twin(decay):
-    m = MEMBERS['btt'](36, 36, GPTConfig(linear='btt', structured_decay=decay)).double()
+    m = STRUCTURED['btt'](36, 36, GPTConfig(linear='btt', structured_decay=decay)).double()
     m.start(None, 0.02, torch.Generator().manual_seed(1))
     before, lr, wd = m.to_dense().norm(), 1e-3, 0.1
     with torch.no_grad():
@@ -592,7 +592,7 @@ def test_decay_of_the_product_shrinks_it_as_its_dense_twin(decay):
 # in a model
 
 
-@pytest.mark.parametrize('name', MEMBERS)
+@pytest.mark.parametrize('name', STRUCTURED)
 @pytest.mark.parametrize('path', ['factored', 'materialised'])
 def test_each_name_alone_trains_and_collapses(name, path):
     from conftest import train_config
@@ -638,7 +638,7 @@ def test_both_paths_take_the_same_steps():
         torch.testing.assert_close(ends[0][k], ends[1][k], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize('name', MEMBERS)
+@pytest.mark.parametrize('name', STRUCTURED)
 def test_compiles_into_one_graph(name):
     torch._dynamo.reset()
     model = tiny_gpt(n_layer=1, linear=name, linear_path='factored', linear_layers='mlp+attn').train()
@@ -654,9 +654,9 @@ def test_compiles_into_one_graph(name):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', MEMBERS)
+@pytest.mark.parametrize('name', STRUCTURED)
 def test_bfloat16_is_as_near_as_the_dense_layers(name):
-    m = MEMBERS[name](256, 512, GPTConfig(linear=name))
+    m = STRUCTURED[name](256, 512, GPTConfig(linear=name))
     m.start(None, 0.02, torch.Generator().manual_seed(1))
     x = torch.randn(64, 256)
     W = m.to_dense().detach()
@@ -709,7 +709,7 @@ def test_bad_shapes_are_refused_with_the_nearest_valid_choice(keys, parts):
 
 def test_a_rank_that_is_too_large_is_not_cut_in_silence():
     with pytest.raises(UserError, match='full rank at'):
-        MEMBERS['btt'](36, 36, GPTConfig(linear='btt', rank=100))
+        STRUCTURED['btt'](36, 36, GPTConfig(linear='btt', rank=100))
 
 
 @pytest.mark.parametrize('path', ['factored', 'materialised'])
@@ -721,13 +721,13 @@ def test_the_share_of_a_guide_falls_as_a_cosine_and_it_comes_from_plain_weights(
     assert torch.equal(model.get_submodule(site).guide, want)
     cfg = train_config(model)
     opt, hook = Optimizer(model, cfg), Guide(cfg)
-    member = opt.factors.get(site) or model.get_submodule(site)
-    assert member.share == 1 and torch.equal(member.to_dense(), want)
+    layer = opt.factors.get(site) or model.get_submodule(site)
+    assert layer.share == 1 and torch.equal(layer.to_dense(), want)
     for k in range(4):
         hook.before_update(model, opt, k)
-        assert member.share.item() == pytest.approx((1 + math.cos(math.pi * (k + 1) / 4)) / 2, abs=1e-6)
-    assert hook.after_update(model, opt, 3) is False and member.guide is not None
-    assert hook.after_update(model, opt, 4) is True and member.guide is None
+        assert layer.share.item() == pytest.approx((1 + math.cos(math.pi * (k + 1) / 4)) / 2, abs=1e-6)
+    assert hook.after_update(model, opt, 3) is False and layer.guide is not None
+    assert hook.after_update(model, opt, 4) is True and layer.guide is None
 
 
 @pytest.mark.parametrize('path', ['factored', 'materialised'])
@@ -819,7 +819,7 @@ def test_small_singular_values_are_shared_alike_by_all_factors(n):
 def test_a_capped_layer_that_is_set_to_a_matrix_computes_that_matrix(name):
     """The cap is lifted to the size of the factors, and a learned gain begins anew."""
     capped, free = (
-        MEMBERS[name](36, 36, GPTConfig(linear=name, structured_norm=norm)).double() for norm in (True, False)
+        STRUCTURED[name](36, 36, GPTConfig(linear=name, structured_norm=norm)).double() for norm in (True, False)
     )
     W = 100 * torch.randn(36, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for m in (capped, free):
@@ -832,12 +832,12 @@ def test_a_capped_layer_that_is_set_to_a_matrix_computes_that_matrix(name):
 
 def test_rates_of_layers_of_three_factors_are_the_papers_too():
     """d_in over the width that a factor multiplies, over the number of factors in its product."""
-    rates = lambda name, **keys: MEMBERS[name](36, 54, GPTConfig(linear=name, **keys)).lr_scale.tolist()
+    rates = lambda name, **keys: STRUCTURED[name](36, 54, GPTConfig(linear=name, **keys)).lr_scale.tolist()
     assert rates('blast', blocks=3, rank=4) == pytest.approx([36 / 12 / 3, 36 / 3 / 3, 36 / 4 / 3])
     assert rates('low_rank_sparse', rank=4) == pytest.approx(
         [36 / 36 / 2, 36 / 4 / 2, 1]
     )  # the values are entries of W
-    m = MEMBERS['tensor_train'](36, 54, GPTConfig(linear='tensor_train', tt_cores=3, rank=4))
+    m = STRUCTURED['tensor_train'](36, 54, GPTConfig(linear='tensor_train', tt_cores=3, rank=4))
     assert m.lr_scale.tolist() == pytest.approx([36 / (r * i) / 3 for r, _, i, _ in (W.shape for W in m.factors)])
 
 
@@ -847,7 +847,7 @@ def test_blast_and_low_rank_sparse_start_with_the_size_that_they_say(name, keys,
     """BLAST with the dense layer's output; low rank plus sparse with that of low rank, and values that are uniform up to
     1 / sqrt(d_in), as in the paper."""
     d_in, d_out = size
-    m, power = MEMBERS[name](*size, GPTConfig(linear=name, **keys)), []
+    m, power = STRUCTURED[name](*size, GPTConfig(linear=name, **keys)), []
     for seed in range(8):
         m.start(None, 0.02, torch.Generator().manual_seed(seed))
         x = torch.randn(200, d_in, generator=torch.Generator().manual_seed(seed))
@@ -866,20 +866,20 @@ def test_a_share_of_the_parameters_is_what_a_layer_takes():
     """structured_share of the dense layer's, to the next rank or number of blocks that fits."""
     fine = ('low_rank', 'block_dense', 'blast', 'low_rank_sparse')  # the others have few sizes to choose from
     for size in ((768, 768), (768, 3072), (3072, 768)):
-        for name, L in MEMBERS.items():
+        for name, L in STRUCTURED.items():
             for share in (1 / 3, 1 / 6):
                 with torch.device('meta'):
                     n = sum(W.numel() for W in L(*size, GPTConfig(linear=name, structured_share=share)).factors)
                 rel = 0.3 if name in fine else 0.5
                 assert n / math.prod(size) == pytest.approx(share, rel=rel), (name, size)
-    m = MEMBERS['low_rank_sparse'](256, 256, GPTConfig(linear='low_rank_sparse', structured_share=0.3, density=0.1))
+    m = STRUCTURED['low_rank_sparse'](256, 256, GPTConfig(linear='low_rank_sparse', structured_share=0.3, density=0.1))
     assert sum(W.numel() for W in m.factors) / 256**2 == pytest.approx(0.3, rel=0.1)  # the sparse part is in it
 
 
 def test_the_rank_of_theta_is_a_power_of_the_smaller_side():
     theta = (0.5, 0, 0.5, 0, 0.5, 0.5, 0.25)
     ranks = [
-        MEMBERS['einsum'](*size, GPTConfig(linear='einsum', theta=theta)).shape.r for size in ((16, 256), (256, 16))
+        STRUCTURED['einsum'](*size, GPTConfig(linear='einsum', theta=theta)).shape.r for size in ((16, 256), (256, 16))
     ]
     assert ranks == [2, 2]
 
@@ -888,7 +888,7 @@ def test_the_rank_of_theta_is_a_power_of_the_smaller_side():
 def test_a_tensor_train_has_balanced_cores_the_nearest_rank_and_the_cost_of_its_product(cores):
     assert tensor_train.balanced(768, 3) == [8, 8, 12] and tensor_train.balanced(768, 4) == [4, 4, 6, 8]
     share = 0.2
-    make = lambda rank: MEMBERS['tensor_train'](
+    make = lambda rank: STRUCTURED['tensor_train'](
         96, 384, GPTConfig(linear='tensor_train', tt_cores=cores, rank=rank, structured_share=share)
     )
     off = lambda m: abs(sum(W.numel() for W in m.factors) - share * 96 * 384)
@@ -902,7 +902,7 @@ def test_a_tensor_train_has_balanced_cores_the_nearest_rank_and_the_cost_of_its_
 
 def test_a_rank_beyond_the_blocks_is_named_in_the_unit_in_which_it_is_given():
     with pytest.raises(UserError, match='rank = 40: .* full rank at 32; use at most 32'):
-        MEMBERS['block_dense'](32, 128, GPTConfig(linear='block_dense', blocks=4, rank=40))
+        STRUCTURED['block_dense'](32, 128, GPTConfig(linear='block_dense', blocks=4, rank=40))
 
 
 @pytest.mark.parametrize('size', [(36, 54), (54, 36)])

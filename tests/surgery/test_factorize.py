@@ -513,8 +513,8 @@ def test_flops_and_tokens_of_a_distillation_are_those_of_its_blocks():
     config = dataclasses.replace(model.config, linear='low_rank', rank=3)
     new = factorize.twin(model)
     layers = {s: new_layer(config, s, layer_of(model, s)) for s in linear.sites(config) if s.startswith('h.')}
-    for site, member in layers.items():
-        put(new, site, member)
+    for site, layer in layers.items():
+        put(new, site, layer)
     T, C = model.config.block_size, model.config.n_embd
     old = 2 * (sum(m.macs() for m in model.transformer.h[0].modules() if hasattr(m, 'macs')) + 2 * T * C)
     made = 2 * (sum(m.macs() for m in layers.values()) // 2 + 2 * T * C)
@@ -523,8 +523,8 @@ def test_flops_and_tokens_of_a_distillation_are_those_of_its_blocks():
     assert distill.costs(model, new, layers, keys) == both and old != made
     only = {s: m for s, m in layers.items() if s.startswith('h.1')}
     put_back = {s: layer_of(model, s) for s in layers if s.startswith('h.0')}
-    for site, member in put_back.items():
-        put(new, site, member)
+    for site, layer in put_back.items():
+        put(new, site, layer)
     assert distill.costs(model, new, only, keys) == dict(flops=5 * 4 * T * (3 * old + 3 * made), tokens=5 * 4 * T)
 
 
@@ -573,10 +573,10 @@ def test_the_error_of_a_block_is_relative_to_what_the_old_one_adds(monkeypatch):
     config = dataclasses.replace(model.config, linear='low_rank', rank=3, linear_layers='mlp+attn')
     layers = {s: new_layer(config, s, layer_of(model, s)) for s in linear.chosen(config) if s.endswith('c_proj')}
     new, rates, step = factorize.twin(model), [], torch.optim.Adam.step
-    for site, member in layers.items():
-        for W in member.factors:
+    for site, layer in layers.items():
+        for W in layer.factors:
             torch.nn.init.zeros_(W)
-        put(new, site, member)
+        put(new, site, layer)
 
     def watched(self):
         rates.append({round(g['lr'] / g['rate'], 9) for g in self.param_groups})

@@ -186,15 +186,15 @@ def test_moments_of_factors_are_those_of_their_gradients(d_in, d_out, depth, ini
     gen = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)
     config = GPTConfig(linear='expanded', expansion=24, expansion_depth=depth, expansion_init=init)
-    member = Expanded(d_in, d_out, config).double()
-    member.start(draw(d_out, d_in), None, gen)
+    layer = Expanded(d_in, d_out, config).double()
+    layer.start(draw(d_out, d_in), None, gen)
     mean, std = draw(d_out, d_in), draw(d_out, d_in).abs()
     t, n = 30, 4000
     state = dict(
         step=torch.tensor(float(t)), exp_avg=(1 - 0.9**t) * mean, exp_avg_sq=(1 - 0.95**t) * (mean**2 + std**2)
     )
-    states = rotate.spread(member, state, 0.9, 0.95)
-    W, factors = member.to_dense(), list(member.factors)
+    states = rotate.spread(layer, state, 0.9, 0.95)
+    W, factors = layer.to_dense(), list(layer.factors)
     exact = torch.autograd.grad(W, factors, mean, retain_graph=True)
     squares = [torch.zeros_like(f) for f in factors]
     for _ in range(n):
@@ -203,7 +203,7 @@ def test_moments_of_factors_are_those_of_their_gradients(d_in, d_out, depth, ini
     for s, m, v in zip(states, exact, squares):
         assert torch.allclose(s['exp_avg'], (1 - 0.9**t) * m, atol=1e-12) and s['step'] == t
         assert ((s['exp_avg_sq'] / (1 - 0.95**t) - v).norm() / v.norm()) < 0.1
-    back = rotate.gather(member, states)
+    back = rotate.gather(layer, states)
     assert torch.allclose(back['exp_avg'], state['exp_avg'], atol=1e-10) and back['step'] == t
     assert all(v.is_contiguous() for s in (*states, back) for v in s.values())  # a fused AdamW refuses others
     v, w = state['exp_avg_sq'], back['exp_avg_sq']
@@ -299,9 +299,9 @@ def test_every_round_draws_another_basis():
     model, opt, cfg, site = t.model, t.optimizer, t.cfg, SITES[0]
     layer, seen = layer_of(model, site), []
     for it in (4, 8):
-        member = rotate.expansion(layer, cfg, site, cfg.seed_model ^ it)
-        seen.append(member.factors[0].detach())
-        assert (member.to_dense() - layer.weight).abs().max() < 1e-5
+        expanded = rotate.expansion(layer, cfg, site, cfg.seed_model ^ it)
+        seen.append(expanded.factors[0].detach())
+        assert (expanded.to_dense() - layer.weight).abs().max() < 1e-5
     assert (seen[0] - seen[1]).abs().max() > 0.01
     drawn, real = [], rotate.expansion
     rotate.expansion = lambda layer, cfg, site, seed: (drawn.append((site, seed)), real(layer, cfg, site, seed))[1]
@@ -319,10 +319,10 @@ def test_rates_under_mup_are_those_of_the_layer_that_stood_there():
     rate = 16 / t.cfg.n_embd
     for _ in range(3):
         (name,) = t.optimizer.factors
-        member = t.optimizer.factors[name]
-        assert member.rate == rate and member.lr_scale.item() == pytest.approx(rate)
+        layer = t.optimizer.factors[name]
+        assert layer.rate == rate and layer.lr_scale.item() == pytest.approx(rate)
         groups = {id(p): g for g in t.optimizer.adamw.param_groups for p in g['params']}
-        assert [groups[id(W)]['lr_scale'] for W in member.factors] == pytest.approx([rate, rate])
+        assert [groups[id(W)]['lr_scale'] for W in layer.factors] == pytest.approx([rate, rate])
         others = [layer_of(t.model, s) for s in SITES if linear.module_name(s) != name]
         assert {groups[id(m.weight)]['lr_scale'] for m in others} == {rate}
         for _ in range(t.cfg.expansion_every):
@@ -335,12 +335,12 @@ def test_rates_follow_the_expansion():
     t = trainer('--expansion_lr=matched', '--expansion_decay=product')
     for _ in range(4):
         t.step()
-    member = t.optimizer.factors[linear.module_name(SITES[1])]
+    expanded = t.optimizer.factors[linear.module_name(SITES[1])]
     groups = {id(p): g for g in t.optimizer.adamw.param_groups for p in g['params']}
-    assert 0.2 < member.lr_scale.item() < 1
-    assert {groups[id(W)]['lr_scale'] for W in member.factors} == {member.lr_scale.item()}
-    decay = t.cfg.weight_decay / (2 * member.lr_scale.item())
-    assert groups[id(member.factors[0])]['weight_decay'] == pytest.approx(decay)
+    assert 0.2 < expanded.lr_scale.item() < 1
+    assert {groups[id(W)]['lr_scale'] for W in expanded.factors} == {expanded.lr_scale.item()}
+    decay = t.cfg.weight_decay / (2 * expanded.lr_scale.item())
+    assert groups[id(expanded.factors[0])]['weight_decay'] == pytest.approx(decay)
     assert groups[id(layer_of(t.model, SITES[0]).weight)]['lr_scale'] == 1.0
 
 
@@ -366,11 +366,11 @@ def test_second_moments_that_are_gathered_sum_to_what_was_spread(d_in, d_out):
     draw = lambda *shape: torch.randn(*shape, generator=gen, dtype=torch.float64)
     W = draw(d_out, d_in)
     W = 3 * W / W.norm(dim=1 if d_in < d_out else 0, keepdim=True)
-    member = Expanded(d_in, d_out, GPTConfig(linear='expanded', expansion=24, expansion_init='orthogonal')).double()
-    member.start(W, None, gen)
+    layer = Expanded(d_in, d_out, GPTConfig(linear='expanded', expansion=24, expansion_init='orthogonal')).double()
+    layer.start(W, None, gen)
     v = draw(d_out, d_in).abs()
     state = dict(step=torch.tensor(30.0), exp_avg=torch.zeros(d_out, d_in).double(), exp_avg_sq=v)
-    w = rotate.gather(member, rotate.spread(member, state, 0.9, 0.95))['exp_avg_sq']
+    w = rotate.gather(layer, rotate.spread(layer, state, 0.9, 0.95))['exp_avg_sq']
     torch.testing.assert_close(w.sum(0), v.sum(0))
     torch.testing.assert_close(w.sum(1), v.sum(1))
 
