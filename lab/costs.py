@@ -16,7 +16,7 @@ def cost_table(c: dict, found: list[Cell]) -> str:
         return ''
     base = found[0]
     rows = [*(arm_row(c, x, found) for x in found), *step_rows(c, found)]
-    text = f'{base.facts("device")[0]}; FLOPs and seconds with those of preparing steps, source free: without'
+    text = f'{base.facts.get("device")}; FLOPs and seconds with those of preparing steps, source free: without'
     if any(r.get('iters') for r in rows):
         text += f'; to {base.reports} {base.target:.4f}'
     if c.get('horizons'):

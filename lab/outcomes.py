@@ -72,12 +72,13 @@ class Cell:
         return self.rate.means
 
     @property
-    def params(self) -> int:
-        return next(iter(self.runs.values()))['facts']['params']
+    def facts(self) -> dict:
+        """Those of the first run."""
+        return next(iter(self.runs.values()))['facts']
 
     @property
-    def collapsed(self) -> int:
-        return next(iter(self.runs.values()))['facts']['params_collapsed']
+    def params(self) -> int:
+        return self.facts['params']
 
     @functools.cached_property
     def cost(self) -> dict:
@@ -95,10 +96,6 @@ class Cell:
     @property
     def name(self) -> str:
         return cell_name(self.arm, self.size)
-
-    def facts(self, key) -> list[str]:
-        """The different values that the runs have for a fact."""
-        return list(dict.fromkeys(str(r['facts'].get(key)) for r in self.runs.values()))
 
     def before(self, seed: int, axis: str, free: bool = False) -> float:
         """What was spent before the run's first iteration. free: on growing alone."""

@@ -211,7 +211,7 @@ def alone(r: dict) -> float:
 
 
 def device(k: Results) -> str:
-    name = next(iter(k.found[0].facts('device')), 'a machine')
+    name = str(k.found[0].facts.get('device'))
     return 'a CPU' if name.startswith('cpu') else f'one {name.removeprefix("NVIDIA ").removesuffix(" 80GB HBM3")}'
 
 

@@ -34,8 +34,6 @@ class State:
         self.failed_write = ''  # why the last write failed
         self.head = None  # of an entry of the board: the first line of its log
 
-    # ------------------------------------------------------------------------- a run: its command, its place
-
     def argv(self, r: Run) -> list[str]:
         p = self.plans[r.plan]
         return [*p.argv, *flags(self.plans, p, r.lr, r.seed)]
@@ -110,9 +108,6 @@ class State:
         found = self.records.get(r.name)
         return bool(found) and (r.plan not in self.sources or r.name in self.there or found['state'] == 'diverged')
 
-    def diverged(self, name: str) -> bool:
-        return self.records.get(name, {}).get('state') == 'diverged'
-
     # ------------------------------------------------------------------------- what is missing
 
     def ready(self) -> list[Run]:
@@ -122,7 +117,7 @@ class State:
             if size not in self.rules:  # said before any seed that decides about an arm is started
                 self.rules[size] = verdicts.rule(vars(self.cfg), figures, arms, f' at {size}' if size else '')
                 say(self.rules[size])
-        todo = list(missing.runs)
+        todo, diverged = list(missing.runs), {name for name, r in self.records.items() if r.get('state') == 'diverged'}
 
         def visit(r: Run):
             if r in seen:
@@ -130,7 +125,7 @@ class State:
             seen.add(r)
             needs, more = missing.needs(r)
             todo.extend(more)
-            if lost := [n.name for n in needs if n and n.seed > records.SWEEP and self.diverged(n.name)]:
+            if lost := [n.name for n in needs if n and n.seed > records.SWEEP and n.name in diverged]:
                 self.lost[r.name] = self.records[lost[0]]
             absent = [n for n in needs if n is None or n.name not in self.there and n.name not in lost]
             for n in filter(None, absent):
@@ -153,8 +148,6 @@ class State:
             self.failed_write = ''
         except (UserError, OSError) as e:
             self.failed_write = str(e)
-
-    # ------------------------------------------------------------------------- who else is at work here
 
     def enter(self):
         """Make the folder, and share a lock with every other compare.py that is at work on this comparison."""

@@ -90,7 +90,7 @@ def table(c: dict, found: list[Cell]) -> str:
                 effect(c, x, mine) if judged else 'baseline' if x is mine else '-',
                 p_text(x.verdict) if judged else '',
                 x.verdict.word if judged else '',
-                f'{x.params:,}' + (f' ({x.collapsed:,})' if x.collapsed != x.params else ''),
+                f'{x.params:,}' + (f' ({n:,})' if (n := x.facts['params_collapsed']) != x.params else ''),
                 f'{x.cost["flops"]:.3g}',
                 '-' if x.ms is None else f'{x.ms:.3g}',
                 f'{off:+.1%}' if x is not mine and abs(off) >= 0.0005 else '',
