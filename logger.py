@@ -4,7 +4,8 @@ The record of a run in its out_dir, one format for every script that trains:
     config.json    every key, resolved
     manifest.json  what ran where: command, git commit, seeds, versions, device, attention kernel, peak memory
     metrics.jsonl  one line per event: {"kind": "train", "iter", "loss", "lr", "grad_norm", "ms", "tokens_per_s", "mfu"}
-                   and {"kind": "eval", "iter", "train_loss", "val_loss", "val_a", "val_b" (its halves), "tokens", "seconds"}
+                   and {"kind": "eval", "iter", "train_loss", "val_loss", "val_a", "val_b" (its halves), "tokens", "flops",
+                   "seconds"}, these three summed over all steps so far, those before a resume included
     meta.json      the vocabulary (with tokenizer.json, if it was trained), to sample a checkpoint without its data set
 
 A new run in a folder that holds one moves it to earlier-1/ (-2/, ...). The terminal gets a progress bar, anything else
@@ -115,7 +116,8 @@ def make_room(out_dir: Path) -> str:
 
 
 def facts(t) -> dict:
-    """What the manifest says of a run of a Trainer."""
+    """What the manifest says of a run of a Trainer. Costs of a step are those of its first one here; `flops`, which it says
+    at its end, has those of all."""
     beside = t.optimizer.factors
     return dict(
         device=hardware.device_name(t.device),
@@ -141,6 +143,7 @@ def ending(t) -> dict:
     return dict(
         peak_memory=hardware.peak_memory(t.device, graphs=t.graphs),
         final_iter=t.iter,
+        flops=t.flops,
         best_val_loss=t.best_val_loss if t.best_val_loss < math.inf else None,
         **dict(out_of_patience=True) if t.out_of_patience else {},
         **dict(interrupted=True) if t.interrupted else {},

@@ -145,7 +145,7 @@ class Trainer:
         self.out_dir = root_path(cfg.out_dir)
         self.accumulation = cfg.gradient_accumulation_steps // self.world  # micro-batches of this process
         self.iter = 0  # optimizer steps done
-        self.seconds, self.tokens = 0.0, 0  # of training, without evaluations
+        self.seconds, self.tokens, self.flops = 0.0, 0, 0  # of training on all devices, without evaluations
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0  # since the last line of the log
         self.best_val_loss, self.best_iter = math.inf, 0
         self.best_is_now = False  # resuming: ckpt.pt is the best one, too
@@ -193,7 +193,8 @@ class Trainer:
             self.optimizer.load_state_dict(moments)
 
     def wrap(self):
-        """Compile, DDP, CUDA graph: all that holds on to the model's modules, so it is made anew where they change."""
+        """Compile, DDP, CUDA graph, what a token costs: all that depends on the model's modules, anew where they change."""
+        self.flops_per_token = self.model.flops_per_token() + sum(hook.flops_per_token for hook in self.hooks)
         self.forward, self.eval_forward = parallel.wrap(self.model, self.device, self.compile)
         self.micro_step = hardware.Replay(self.forward_backward) if self.graphs else self.forward_backward
 
@@ -225,13 +226,14 @@ class Trainer:
             self.loss_count -= self.accumulation
         self.position += cfg.gradient_accumulation_steps * cfg.batch_size
         self.tokens += cfg.tokens_per_iter
+        self.flops += self.flops_per_iter()
         self.iter += 1
         if any([hook.after_update(self.model, self.optimizer, self.iter) for hook in self.hooks]):
             self.wrap()
 
-    @property
-    def flops_per_token(self) -> int:
-        return self.model.flops_per_token() + sum(hook.flops_per_token for hook in self.hooks)
+    def flops_per_iter(self) -> int:
+        """Of the next step, on all devices. A run sums them up, since hooks and another batch size change them."""
+        return self.cfg.tokens_per_iter * self.flops_per_token + self.world * self.optimizer.factors.flops_per_update()
 
     def train_loss(self) -> list[float]:
         """[sum of the losses since the last line of the log, their number], over all processes. Waits for the GPU."""
@@ -266,9 +268,8 @@ class Trainer:
         self.saved = self.iter
         if self.rank and not parallel.sharded(self.model):
             return
-        resume = {
-            k: getattr(self, k) for k in ('position', 'seconds', 'tokens', 'best_iter', 'lowest_a', 'lowest_a_iter')
-        }
+        kept = ('position', 'seconds', 'tokens', 'flops', 'best_iter', 'lowest_a', 'lowest_a_iter')
+        resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
         resume |= dict(transfer=self.history, tokenizer=self.vocabulary)
         if 0 <= loss_sum < math.inf:
@@ -302,6 +303,8 @@ class Trainer:
         self.lowest_a_iter = ckpt.get('lowest_a_iter', self.best_iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
         self.tokens = ckpt.get('tokens', self.iter * checkpoint.tokens_per_iter(ckpt['config']))
+        since = self.history['since'] if self.history else 0  # as if all its steps had cost what the next one does
+        self.flops = ckpt.get('flops', max(0, self.iter - since) * self.flops_per_iter())
         if not self.rank:
             self.loss_sum.fill_(ckpt.get('loss_sum', 0.0))
             self.loss_count = ckpt.get('loss_count', 0)
@@ -340,10 +343,10 @@ def loop(t: Trainer, log: logger.Log) -> bool:
     """Train until max_iters or out of patience; True if a signal ended it before, with its checkpoint saved."""
     cfg, interrupt = t.cfg, hardware.Interrupt(quiet=t.rank > 0)  # finish the step, save, leave
     peak = hardware.peak_flops(t.device, t.dtype)
-    flops = cfg.tokens_per_iter * t.flops_per_token / t.world + t.optimizer.factors.flops_per_update()  # of this device
     t.progress = lambda *where: (log.evaluating(*where), interrupt.leave())
     resumed_at = since = t.iter
-    t0 = mark = time.time()  # t0 and since: start of the interval that the next line of the log times
+    flops = t.flops
+    t0 = mark = time.time()  # t0, since and flops: start of the interval that the next line of the log times
     while True:
         done = t.iter >= cfg.max_iters
         stop = interrupt.agreed(t.device, ask=done or t.iter % cfg.log_interval == 0)
@@ -391,7 +394,7 @@ def loop(t: Trainer, log: logger.Log) -> bool:
                     grad_norm=None if t.skipped else t.optimizer.grad_norm.item(),
                     ms=None if first else ms,
                     tokens_per_s=None if first else cfg.tokens_per_iter / ms * 1000,
-                    mfu=flops / ms * 1000 / peak if peak and not first else None,
+                    mfu=(t.flops - flops) / t.world / (now - t0) / peak if peak and not first else None,
                 )
                 check_finite(loss, t, t.iter - since)
             if first:
@@ -399,14 +402,14 @@ def loop(t: Trainer, log: logger.Log) -> bool:
                 gc.freeze()  # what exists now lives to the end: no half-second pauses to look through it
                 gc.enable()
                 now = time.time()
-            t0, since = now, t.iter  # writing a line is part of the next interval
+            t0, since, flops = now, t.iter, t.flops  # writing a line is part of the next interval
 
 
 def evaluated(t: Trainer, log: logger.Log, found: dict, done: bool, save: bool) -> bool:
     """Log an evaluation, and write the checkpoints that it asks for. Returns whether the run is at its end: done, or out of
     patience. save: whether this iteration has no checkpoint yet."""
     cfg = t.cfg
-    log.metrics(kind='eval', iter=t.iter, **found, tokens=t.tokens, seconds=t.seconds)
+    log.metrics(kind='eval', iter=t.iter, **found, tokens=t.tokens, flops=t.flops, seconds=t.seconds)
     log.say(f'step {t.iter}: train loss {found["train_loss"]:.4f}, val loss {found["val_loss"]:.4f}')
     check_finite(found['val_loss'], t)
     improved = found['val_loss'] < t.best_val_loss

@@ -11,12 +11,15 @@ copy; the better one is marked.
 
 import dataclasses
 import functools
+import itertools
+import math
 import statistics
 from dataclasses import dataclass
 
 import torch
 
 import hardware
+import linear
 from configurator import UserError, key, load, overrides
 from lab.steps import Arm
 from linear.factors import Factors
@@ -40,20 +43,66 @@ class MatchConfig(TrainConfig):
 
 
 def cost(cfg, device) -> float:
-    """What a config costs: parameters (factors included), FLOPs per training token, or milliseconds per step."""
+    """What a config costs: parameters (factors included), FLOPs per training token (the mean over the run), or milliseconds
+    per step."""
     if cfg.match == 'time':
         arm = Arm([], cfg, device, warmup=3)
         for _ in range(cfg.rounds):
             arm.timed_block(cfg.steps)
         return 1000 * statistics.median(arm.times)
-    shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
-    with torch.device('meta'):
-        model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
-        beside = Factors(model, cfg.tokens_per_iter)
     if cfg.match == 'params':
+        model, beside = shapes(rotate.model_config(cfg))
         return model.num_params(beside)
+    iters = max(1, cfg.max_iters)
+    return flops_of(stages(cfg), iters) / iters / cfg.tokens_per_iter
+
+
+def shapes(cfg) -> tuple:
+    """The model of a config and the factors beside it, without numbers."""
+    cfg = dataclasses.replace(cfg, expansion_init='gaussian', expansion_lr='none')  # the others would look at values
+    with torch.device('meta'):
+        model = GPT(cfg)
+        return model, Factors(model, cfg.tokens_per_iter)
+
+
+def stages(cfg) -> list[tuple]:
+    """What the iterations of a run cost: [(how many, FLOPs of each)], and again from the start. All are alike, but those that
+    have a guide, and with rotate those of layers of other sizes."""
     teacher = teacher_flops(cfg.distill_from, cfg.vocab_size, cfg.block_size, cfg.dataset) if cfg.distill_from else 0
-    return model.flops_per_token() + teacher + beside.flops_per_update() / cfg.tokens_per_iter
+
+    def each(cfg):
+        model, beside = shapes(cfg)
+        return cfg.tokens_per_iter * (model.flops_per_token() + teacher) + beside.flops_per_update()
+
+    if cfg.expansion_schedule == 'rotate':
+        of_size, sizes = {}, list(linear.chosen(cfg).values())
+        for i, size in enumerate(sizes):
+            if size not in of_size:
+                of_size[size] = each(rotate.model_config(cfg, i * cfg.expansion_every))
+        return [(cfg.expansion_every, of_size[size]) for size in sizes]
+    cfg = rotate.model_config(cfg)
+    guided = [(cfg.guide_iters, each(cfg))] if cfg.guide_iters else []
+    return [*guided, (math.inf, each(dataclasses.replace(cfg, guide_iters=0)))]
+
+
+def flops_of(stages: list[tuple], iters: int) -> int:
+    """FLOPs of the first iters iterations."""
+    total = 0
+    for n, each in itertools.cycle(stages):
+        total += min(n, iters) * each
+        iters -= min(n, iters)
+        if not iters:
+            return total
+
+
+def iters_within(stages: list[tuple], flops: float) -> int:
+    """The most iterations whose FLOPs are not above flops."""
+    iters = 0
+    for n, each in itertools.cycle(stages):
+        fit = int(min(n, max(0, flops) // each))
+        iters, flops = iters + fit, flops - fit * each
+        if fit < n:
+            return iters
 
 
 @functools.cache  # the teacher is the same all along the grid

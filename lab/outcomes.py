@@ -107,10 +107,8 @@ class Cell:
         return [self.before(r['seed'], axis) + x for x in self.own(r, axis)]
 
     def own(self, r: dict, axis: str) -> list[float]:
-        """The same of the run itself. Seconds are iterations times bench.py's milliseconds, nan where it did not time the arm."""
-        if axis in r['eval'] and axis != 'seconds':
-            return r['eval'][axis]
-        return [i * per_iter(r['facts'], self.ms, axis) for i in r['eval']['iter']]
+        """The same of the run itself."""
+        return costs(r, self.ms, axis)
 
     def curve_to(self, seed: int, axis: str, free: bool = False) -> tuple[list, list]:
         """(costs, losses) of the run of a seed. free: without the cost of what it starts from."""
@@ -127,6 +125,14 @@ class Cell:
     def reaches(self, seed: int, axis: str) -> float:
         """The cost of the run of a seed when it reaches the target; inf and nan as in stats.reached."""
         return stats.reached(*self.curve_to(seed, axis), self.target)
+
+
+def costs(r: dict, ms: float | None, axis: str) -> list[float]:
+    """What a run itself has cost on an axis of AXES at each of its evaluations: as it logged, which older ones did not; these
+    get iterations times what one of them cost. So do all for seconds, by bench.py's milliseconds, nan where it took none."""
+    if axis in r['eval'] and axis != 'seconds':
+        return r['eval'][axis]
+    return [i * per_iter(r['facts'], ms, axis) for i in r['eval']['iter']]
 
 
 def per_iter(facts: dict, ms: float | None, axis: str) -> float:
@@ -262,10 +268,9 @@ def spent(r: dict, ms: float | None, before: float) -> dict:
     where it did not time it; those of a command of transfer.py are as logged."""
     if 'eval' not in r:
         return dict(flops=r['facts']['flops'], seconds=r['facts'].get('seconds', 0))
-    iters = r['eval']['iter'][-1]
     return dict(
-        flops=iters * per_iter(r['facts'], None, 'flops') + grown(r, 'flops', before),
-        seconds=iters * per_iter(r['facts'], ms, 'seconds') + grown(r, 'seconds', 0),
+        flops=costs(r, None, 'flops')[-1] + grown(r, 'flops', before),
+        seconds=costs(r, ms, 'seconds')[-1] + grown(r, 'seconds', 0),
     )
 
 

@@ -169,41 +169,61 @@ def costs(plan: Plan) -> dict:
     tokens = math.prod(getattr(plan.cfg, k) for k in ('max_iters', *PER_STEP))
     if not plan.known:
         return dict(tokens=tokens)
-    params, flops = of_shapes(tuple(a for a in plan.argv if not a.startswith(tuple(f'--{k}=' for k in LENGTH))))
-    return dict(params=params, flops=tokens * flops, tokens=tokens)
+    from lab import match
+
+    params, learned, stages = of_shapes(plan)
+    return dict(params=params, flops=learned + match.flops_of(stages, plan.cfg.max_iters), tokens=tokens)
+
+
+def of_shapes(plan: Plan) -> tuple:
+    """(parameters, FLOPs before the first iteration, match.stages of the iterations) of a training, whatever its length."""
+    return of_argv(tuple(a for a in plan.argv if not a.startswith(tuple(f'--{k}=' for k in LENGTH))))
 
 
 @functools.cache
-def of_shapes(argv: tuple) -> tuple[int, float]:
-    """(parameters, FLOPs per token) of a config."""
+def of_argv(argv: tuple) -> tuple:
     from lab import match
+    from surgery.grow import growth
     from tokens import loader
 
     cfg = load(match.MatchConfig, list(argv))
     if not cfg.vocab_size:
         cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
-    params, flops = (match.cost(dataclasses.replace(cfg, match=axis), None) for axis in ('params', 'flops'))
-    return params, flops
+    grows = cfg.init_from == 'transfer' and growth.how_of(cfg).width == 'ligo'
+    learned = growth.learning_flops(cfg, cfg.batch_size) if grows else 0
+    return match.cost(dataclasses.replace(cfg, match='params'), None), learned, match.stages(cfg)
 
 
 def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
-    """With match = 'flops' an arm whose text has no --max_iters trains until it has used the baseline's FLOPs. Its decay
-    has the baseline's share of the iterations, and so has its warmup, in whole percent; all are rounded down."""
+    """With match = 'flops' an arm whose text has no --max_iters trains until it has used the baseline's FLOPs, with those of
+    what it starts from. Its decay has the baseline's share of the iterations, and so has its warmup, in whole percent; all are
+    rounded down."""
     if cfg.match != 'flops' or cfg.horizons:
         return plans
     found = []
     for p in plans:
         base = next((q for q in plans if q.is_arm and q.size == p.size), plans[0])
-        both = [costs(q).get('flops') for q in (base, p)] if p.is_arm else [None]
-        if None in both or p.arm == base.arm or '--max_iters=' in cfg.arms[p.arm]:
+        fixed = not p.is_arm or p.arm == base.arm or '--max_iters=' in cfg.arms[p.arm]
+        over = math.nan if fixed else amount(cfg, plans, p, {}) - amount(cfg, plans, base, {})
+        if math.isnan(over):
             found.append(p)
             continue
-        iters = int(both[0] * p.cfg.max_iters / both[1] + 1e-9)
+        iters = iters_within(p, costs(p)['flops'] - over)
         share = lambda k, base=base: getattr(base.cfg, k, 0) / base.cfg.max_iters
         lengths = (iters, int(iters * share('lr_decay_iters')), int(iters * round(share('warmup_iters'), 2)))
         argv = [*p.argv, *(f'--{k}={n}' for k, n in zip(LENGTH, lengths) if hasattr(p.cfg, k))]
         found.append(dataclasses.replace(p, argv=argv, cfg=load(type(p.cfg), argv)))
     return found
+
+
+def iters_within(p: Plan, flops: int) -> int:
+    """The most iterations of a training that spend no more."""
+    if hasattr(p.module, 'costs'):
+        return int(flops * p.cfg.max_iters / costs(p)['flops'] + 1e-9)
+    from lab import match
+
+    _, learned, stages = of_shapes(p)
+    return match.iters_within(stages, flops - learned)
 
 
 def amount(cfg, plans: list[Plan], p: Plan, ms: dict) -> float:

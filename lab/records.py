@@ -37,6 +37,7 @@ RECORD = (
 ENTRY = {'run?': (), 'entry': str, 'track': str, 'source': {str: str}}  # the first line of an entry of the board
 CUT = {'params': int, 'rows': [{'error': float}], 'flops?': float, 'tokens?': float}  # what factorize says of itself
 EVAL = {'tasks': {str: {'figures': {str: float}}}}
+LEARNT = {'flops': float}  # what grow says of itself
 GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss_before', 'loss_after')
 
 
@@ -73,16 +74,16 @@ def record(folder: Path, about: dict, settings: dict) -> dict | None:
 
 
 def surgery(folder: Path, about: dict, settings: dict) -> dict | None:
-    """Of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what factorize says of itself
-    (parameters, the FLOPs of its distillation, the mean error over matrices)."""
-    made = folder / 'ckpt.pt'
+    """Of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what it says of itself: the FLOPs
+    of what grow learns (ligo) and of factorize's distillation, whose tokens, the parameters, the mean error over matrices."""
+    made, shape = folder / 'ckpt.pt', dict(factorize=CUT, grow=LEARNT).get(settings['command'])
     try:
         seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime
-        said = read_json(folder / 'ckpt.json', CUT) if settings['command'] == 'factorize' else {}
+        said = read_json(folder / 'ckpt.json', shape) if shape else {}
     except (OSError, UserError):
         return None
     facts = dict(seconds=round(seconds, 2), flops=said.get('flops', 0), tokens=said.get('tokens', 0))
-    if said:
+    if 'rows' in said:
         facts |= dict(params=said['params'], error=statistics.mean(r['error'] for r in said['rows']))
     return about | dict(state='finished', settings=settings, facts=facts)
 

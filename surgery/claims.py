@@ -18,6 +18,7 @@ from optimizers import OPTIMIZERS
 
 FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig)}
 MOST = 2**48  # iterations or windows; more than anyone trains, and exact in a float
+FLOPS = 2**120  # whole numbers, as a run adds them up; more than anyone spends
 ROPE = 2**20  # longest context whose table of angles is built; no tensor in the file speaks for it
 WIDEST = 1000  # hidden units over n_embd
 
@@ -26,8 +27,8 @@ WHOLE = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bo
 
 # values that are no key of GPTConfig: type, and the largest that makes sense; none is negative
 NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), lowest_a=(float, math.inf), lowest_a_iter=(int, MOST),
-               position=(int, MOST), seconds=(float, MOST), tokens=(int, MOST), loss_sum=(float, MOST),
-               loss_count=(int, MOST))  # fmt: skip
+               position=(int, MOST), seconds=(float, MOST), tokens=(int, MOST), flops=(int, FLOPS),
+               loss_sum=(float, MOST), loss_count=(int, MOST))  # fmt: skip
 CONFIG = dict(dataset=str, batch_size=int, gradient_accumulation_steps=int, seed_data=int, expansion_schedule=str,
               expansion_every=int)  # fmt: skip
 
@@ -54,7 +55,7 @@ def number(path, name: str, value, kind=float, most=math.inf):
     whole = isinstance(v, int) or isinstance(v, float) and (kind is float or v.is_integer())
     if isinstance(v, bool) or not whole:
         fail(path, f'{name} = {shown(v)}: must be of type {kind.__name__}')
-    if not 0 <= v <= most or isinstance(v, int) and v > 2**64:
+    if not 0 <= v <= most or isinstance(v, int) and v > FLOPS:
         fail(path, f'{name} = {shown(v)}: must be between 0 and {most:g}')
     return kind(v)
 
@@ -198,7 +199,7 @@ def check_past(past, path):
         if k not in past:
             fail(path, f'transfer has no {k}')
         if not (k == 'flops' and past[k] is None):
-            past[k] = number(path, f'transfer.{k}', past[k])
+            past[k] = number(path, f'transfer.{k}', past[k], *((int, FLOPS) if k == 'flops' else ()))
 
 
 def check_resume(ckpt: dict, model, path):

@@ -11,7 +11,18 @@ from configurator import UserError, key
 from linear import factors
 from model import GPT
 from surgery import rotate
-from surgery.operation import SurgeryConfig, dense_config, layer_of, open_model, put, report, twin, with_keys, write
+from surgery.operation import (
+    SurgeryConfig,
+    dense_config,
+    layer_of,
+    open_model,
+    past,
+    put,
+    report,
+    twin,
+    with_keys,
+    write,
+)
 
 
 class TransferConfig(SurgeryConfig):  # a class of this file, so that --help prints the head of this file
@@ -120,4 +131,4 @@ def write_same(cfg, ckpt, model, new, tokens):
     report(cfg, model, new, tokens)
     config = ckpt['config'] | dataclasses.asdict(new.config)
     best, record = ckpt['best_val_loss'], ckpt['tokenizer']
-    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], best, tokenizer=record))
+    write(cfg, checkpoint.pack(new, config, ckpt['iter_num'], best, tokenizer=record, **past(ckpt)))

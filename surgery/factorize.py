@@ -50,7 +50,7 @@ from linear import factors
 from logger import relative
 from model import joined
 from surgery import distill
-from surgery.operation import block_of, layer_of, open_model, put, report, twin, with_keys, write
+from surgery.operation import block_of, layer_of, open_model, past, put, report, twin, with_keys, write
 from tokens import loader
 
 CALIBRATION = 8192  # training tokens that --init=whitened looks at
@@ -454,10 +454,13 @@ def factorize(cfg: FactorizeConfig):
     report(cfg, model, fitted(new, layers), tokens, limit=None)
     new.cpu()
     settings = dict(dataset=dataset) | ckpt['config'] | dataclasses.asdict(new.config)
-    write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf, tokenizer=ckpt['tokenizer']))
+    costs, before = distill.costs(model, new, layers, cfg), past(ckpt)
+    if 'flops' in before:
+        before['flops'] += costs['flops']
+    write(cfg, checkpoint.pack(new, settings, ckpt['iter_num'], math.inf, tokenizer=ckpt['tokenizer'], **before))
     facts = dict(
         settings=relative(overrides(cfg)),
-        **distill.costs(model, new, layers, cfg),
+        **costs,
         params=new.num_params(),
         params_all=n,
         params_dense_all=dense,

@@ -107,6 +107,11 @@ def write(cfg: SurgeryConfig, ckpt: dict):
     print(f'wrote {out}; ' + (f'nanoGPT cannot read it, because of {keys}' if beyond else 'nanoGPT can read it, too'))
 
 
+def past(ckpt: dict) -> dict:
+    """What a checkpoint says of the training behind it, which is behind what is made of it, too."""
+    return {k: ckpt[k] for k in ('transfer', 'seconds', 'flops') if k in ckpt}
+
+
 # -----------------------------------------------------------------------------
 # configs, and single layers by the names of linear.sites
 

@@ -42,8 +42,10 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from configurator import UserError, key
+from configurator import UserError, key, overrides, root_path
+from files import write_json
 from linear.factors import load_state
+from logger import relative
 from model import GPT, GPTConfig, rope_table
 from optimizers import OPTIMIZERS
 from optimizers.muon import Muon
@@ -191,14 +193,17 @@ def grow(cfg: GrowConfig):
     resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint), tokenizer=ckpt['tokenizer'])
     past = resume['transfer']
     past['since'] = ckpt['iter_num']
-    if how.width == 'ligo' and past['flops'] is not None:
-        past['flops'] += learning_flops(new, BATCH)
+    learned = learning_flops(new, BATCH) if how.width == 'ligo' else 0
+    if past['flops'] is not None:
+        past['flops'] += learned
     if not fresh:
-        resume |= {k: ckpt[k] for k in ('position', 'seconds', 'scaler', 'rng') if k in ckpt}
+        resume |= {k: ckpt[k] for k in ('position', 'seconds', 'flops', 'scaler', 'rng') if k in ckpt}
         past['seconds'] -= ckpt.get('seconds', 0.0)  # counted on
+        past['flops'] = past['flops'] and past['flops'] - ckpt.get('flops', 0)
         resume['optimizer'] = grow_moments(ckpt['optimizer'], old, new, how)
     best = ckpt['best_val_loss'] if how.exact else math.inf
     write(cfg, checkpoint.pack(large, ckpt['config'] | dataclasses.asdict(new), ckpt['iter_num'], best, **resume))
+    write_json(root_path(cfg.out).with_suffix('.json'), dict(settings=relative(overrides(cfg)), flops=learned))
     if not fresh:
         print(
             f'to go on from its iteration: python train.py CONFIG --init_from=resume --out_dir={Path(cfg.out).parent}'
@@ -211,11 +216,13 @@ def grow(cfg: GrowConfig):
 
 def history(ckpt: dict, model, how: How, path) -> dict:
     """What a checkpoint of a grown model says of where it comes from: FLOPs and seconds of all training before the
-    growth, the source's own sources included (none: not recorded), and the iteration at which it grew."""
+    growth, the source's own sources included (none: not recorded), and the iteration at which it grew. A source that does not
+    say what it has spent (an older one, nanoGPT's) gets its iterations times what one of them would cost."""
     before = ckpt.get('transfer') or dict(since=0, flops=0, seconds=0.0)
-    tokens, flops = checkpoint.tokens_per_iter(ckpt['config']), None
-    if tokens and before['flops'] is not None:
-        flops = before['flops'] + (ckpt['iter_num'] - before['since']) * tokens * model.flops_per_token()
+    tokens, own = checkpoint.tokens_per_iter(ckpt['config']), ckpt.get('flops')
+    if own is None and tokens:
+        own = (ckpt['iter_num'] - before['since']) * tokens * model.flops_per_token()
+    flops = None if None in (own, before['flops']) else before['flops'] + own
     return dict(
         source=str(path),
         source_iter=ckpt['iter_num'],
