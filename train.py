@@ -232,7 +232,7 @@ class Trainer:
             self.wrap()
 
     def flops_per_iter(self) -> int:
-        """Of the next step, on all devices. A run sums them up, since hooks and another batch size change them."""
+        """Of the next step, on all devices, without what a hook does once. A run sums them up: hooks and a resume change them."""
         return self.cfg.tokens_per_iter * self.flops_per_token + self.world * self.optimizer.factors.flops_per_update()
 
     def train_loss(self) -> list[float]:

@@ -158,11 +158,13 @@ def named(plans: list[Plan], name: str, size: str) -> Plan:
 
 
 def costs(plan: Plan) -> dict:
-    """{params, flops, tokens} of a whole run, from the shapes alone; without params and flops where a checkpoint gives them."""
+    """{params, flops, tokens} of a whole run, from the shapes alone; without params and flops where a checkpoint gives them,
+    and without flops where it has a past that is no step, or is a command that learns."""
     if hasattr(plan.module, 'costs'):
         return plan.module.costs(plan.cfg)
     if not plan.trains:
-        return dict(params=0, flops=0, tokens=0)
+        learns = getattr(plan.cfg, 'distill_iters', 0) or 'ligo' in getattr(plan.cfg, 'method', '').split('+')
+        return dict(params=0, tokens=0) | ({} if learns else dict(flops=0))
     from tokens import loader
 
     loader.prepare(plan.cfg.dataset)  # once, before many runs would
@@ -172,6 +174,8 @@ def costs(plan: Plan) -> dict:
     from lab import match
 
     params, learned, stages = of_shapes(plan)
+    if plan.cfg.transfer_from and not plan.cfg.transfer_from.startswith('{'):
+        return dict(params=params, tokens=tokens)
     return dict(params=params, flops=learned + match.flops_of(stages, plan.cfg.max_iters), tokens=tokens)
 
 

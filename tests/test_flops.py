@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
 import hardware
-from configurator import load
+from configurator import UserError, load
 from lab import match, outcomes, plan, records
 from logger import read_metrics
 from train import TrainConfig, Trainer
@@ -37,8 +38,8 @@ def test_they_are_those_that_torch_counts_at_every_step(flags, tmp_path):
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             t.step()
         each.append(t.flops - before)
-        moved = t.iter % 2 == 0 and flags is ROTATED  # which multiplies matrices of its own, once in a while
-        assert each[-1] == counter.get_total_flops() or moved
+        turned = flags is ROTATED and t.iter % 2 == 0 or flags is FORMED and t.iter == 3  # forms W once more
+        assert each[-1] == counter.get_total_flops() or turned
     assert (len(set(each)) > 1) == (flags in (GUIDED, ROTATED))
     cfg = load(
         match.MatchConfig, [*TINY, '--gradient_accumulation_steps=2', f'--vocab_size={t.cfg.vocab_size}', *flags]
@@ -80,7 +81,7 @@ def test_another_batch_and_a_teacher_count_for_the_steps_that_had_them(run_train
     how = growth.parse('clone', 0, 0)
     assert growth.history(checkpoint.load(out / 'ckpt.pt'), model, how, 'x')['flops'] == a + b
     for moments in ('move', 'fresh'):  # counted once, by the run that goes on or as its past
-        flags = [f'--checkpoint={out}/ckpt.pt', '--method=clone', '--n_embd=64', '--windows=1', '--device=cpu']
+        flags = [f'--checkpoint={out}/ckpt.pt', '--method=clone', '--n_embd=64', '--windows=1']
         growth.grow(load(growth.GrowConfig, [*flags, f'--moments={moments}', f'--out={tmp_path}/large/ckpt.pt']))
         large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
         assert large['transfer']['flops'] + large.get('flops', 0) == a + b
@@ -168,6 +169,28 @@ def test_what_an_arm_starts_from_and_what_its_growth_learns_are_in_its_plan():
     assert of['learned'].cfg.max_iters == (2000 * step - small - learned) // step > 0
     whole = [plan.amount(cfg, plans, of[arm], {}) for arm in arms]
     assert whole[0] == 2000 * step and all(0 <= whole[0] - n < step for n in whole[1:])
+
+
+@pytest.mark.parametrize(
+    'steps, arm',
+    [
+        (
+            {'large': 'transfer.py grow --checkpoint=out/base/ckpt.pt --method=ligo --n_embd=64'},
+            '--transfer_from={large}',
+        ),
+        ({}, '--transfer_from=a/small.pt'),
+    ],
+)
+def test_a_plan_whose_past_cannot_be_counted_has_no_flops(steps, arm):
+    from compare import CompareConfig
+
+    text = f'--n_embd=64 --init_from=transfer --transfer_method=clone {arm}'
+    cfg = CompareConfig(common=' '.join(TINY), arms=dict(base='', a=text), steps=steps, match='flops')
+    plans = plan.at_equal_flops(cfg, plan.make_plans(cfg))
+    of = {p.arm: p for p in plans}
+    assert math.isnan(plan.amount(cfg, plans, of['a'], {})) and of['a'].cfg.max_iters == 10
+    with pytest.raises(UserError, match='a: flops is known only after its steps'):
+        plan.check_match(cfg, plans, {})
 
 
 def test_a_record_says_the_flops_of_what_grow_learned(run_train, tmp_path, monkeypatch):

@@ -503,7 +503,7 @@ def test_processes_start_with_one_model_and_draw_dropouts_of_their_own(tmp_path,
 def test_without_always_save_checkpoint_only_a_lower_loss_and_the_end_are_saved(always, expected):
     saved, quiet = [], lambda *_, **__: None
     t = types.SimpleNamespace(
-        cfg=TrainConfig(always_save_checkpoint=always), iter=0, tokens=0, seconds=0.0, best_val_loss=9.0,
+        cfg=TrainConfig(always_save_checkpoint=always), iter=0, tokens=0, flops=0, seconds=0.0, best_val_loss=9.0,
         best_iter=0, lowest_a=math.inf, lowest_a_iter=0, save=saved.append,
     )  # fmt: skip
     log = types.SimpleNamespace(metrics=quiet, say=quiet)
