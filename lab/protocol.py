@@ -27,6 +27,7 @@ POWER = 0.8
 FIRST, STEP = 4, 2  # seeds at the first look, and from look to look
 SIGMA_SEEDS = 8  # of the baseline, before any arm is judged
 WORST = 1e30  # the figure of a run that diverged, where ranks decide
+MOST = 10**5  # seeds, which is to say none
 CORRELATION = 0.3  # of the sweep's seeds, above which arms are paired
 BY_WORTH, BETTER, NO_GAIN, WORSE, UNDECIDED = WORDS = (
     'better by worth', 'better', 'no gain that matters', 'worse', 'undecided',
@@ -231,10 +232,13 @@ def judge(
                 found[arm] = replace(found[arm], **change)
                 p_zero, p_gain = min(p_zero, p0), min(p_gain, p1)
         ps.append((p_zero, p_gain))
-    for (arm, v), p_zero, p_gain in zip(found.items(), *stats.step_down(np.reshape(ps, (-1, 2))).T):
+    adjusted = stats.step_down(np.reshape(ps, (-1, 2)))
+    left = ALPHA / max(1, int((adjusted > ALPHA).any(-1).sum()))  # of each arm that Holm's method still counts
+    for (arm, v), p_zero, p_gain in zip(found.items(), *adjusted.T):
         low, high = clip(v.low, v.high, v.value, p_zero, p_gain, gain)
         which = WORDS[int(word(low, high, gain))]
-        more = more_seeds(v, low, high, gain) if which == UNDECIDED and v.how else None
+        undecided = which == UNDECIDED and v.how
+        more = more_seeds(v, arms[arm], base, gain, left, looks, center) if undecided else None
         value, low, high = (math.expm1(y) if center == 'log' else float(y) for y in (v.value, low, high))
         value, low, high = (math.copysign(math.inf, y) if abs(y) > WORST / 2 else y for y in (value, low, high))
         v = found[arm] = replace(v, word=which, value=value, low=low, high=high, p=float(p_zero), more=more)
@@ -261,13 +265,30 @@ def looked_at(values, base, gain: float, looks: tuple | None, alpha: float, cent
         yield dict(value=e.value, low=e.low, high=e.high, n=n, base_n=m, how=how), p_zero, p_gain
 
 
-def more_seeds(v: Verdict, low: float, high: float, worth: float) -> int | None:
-    """Seeds per arm to add until the interval, shrinking with the root of their number, excludes 0 or -worth, whichever
-    lies further from the effect: if effect and spread stay as they are. None where there is no such number."""
-    half = max(high - v.value, v.value - low)
-    further = max(abs(v.value), abs(v.value + worth))
-    seeds = v.n * (half / further) * (half / further) if further else math.inf
-    return max(1, math.ceil(seeds) - v.n) if math.isfinite(seeds) else None
+def more_seeds(v: Verdict, arm, base, worth: float, alpha: float, looks: tuple | None, center: str) -> int | None:
+    """Seeds per arm to add until the interval of error rate alpha excludes 0 or -worth, whichever lies further from the
+    effect: if effect and spreads stay as they are. Seeds of an arm do not shrink the baseline's share of the noise before
+    they outnumber the baseline's, and later looks have lower bounds. A comparison without looks goes on with looks. None
+    where there is no such number."""
+    t, further, pairs = stats.scipy_stats().t, max(abs(v.value), abs(v.value + worth)), v.how == 'paired'
+    step, steps = STEP if looks else 1, looks or looks_to(max(v.n, SIGMA_SEEDS))
+    levels = stats.bounds(fractions(steps, 1 if pairs else SIGMA_SEEDS), (alpha,))[:, 0]
+    a, b = (np.asarray(y[:n], float) for y, n in ((arm, v.n), (base, v.base_n)))
+    a, b = (np.log(a), np.log(b)) if center == 'log' else (a, b)
+    noise = (np.var(a - b, ddof=1), 0.0) if pairs else (np.var(a, ddof=1), np.var(b, ddof=1))
+    ranks = max(v.high - v.value, v.value - v.low) / t.isf(alpha / 2, np.inf) / math.sqrt(1 / v.n + 1 / v.base_n)
+
+    def enough(n):
+        m, level = n if pairs else max(n, v.base_n), levels[min(bisect.bisect_left(steps, n), len(steps) - 1)]
+        if center == 'median':  # with the root of the information
+            return ranks * t.isf(level / 2, np.inf) * math.sqrt(1 / n + 1 / m) < further
+        own, other = noise[0] / n, noise[1] / m
+        df = n - 1 if pairs or not own + other else (own + other) ** 2 / (own**2 / (n - 1) + other**2 / (m - 1))
+        return t.isf(level / 2, df if pairs else cautious(df, min(n, m))) * math.sqrt(own + other) < further
+
+    seeds = range(v.n + step, MOST, step)
+    i = bisect.bisect_left(seeds, True, key=enough) if v.n > 1 else len(seeds)
+    return seeds[i] - v.n if i < len(seeds) else None
 
 
 def contradicts(chosen, second) -> bool:

@@ -158,9 +158,10 @@ def undecided(name: str, k: Results) -> str:
     waiting = [(x, base) for x, base in k.judged if x.verdict.word == protocol.UNDECIDED]
     if not waiting:
         return ''
-    more = lambda v: v.note or (f'about {v.more} more seeds' if v.more else '')
+    more = lambda v: v.note or (tables.to_add(k.c, v).rstrip(',') if v.more else '')
     parts = [f'`{x.name}`' + (f' ({more(x.verdict)})' if more(x.verdict) else '') for x, _ in waiting]
-    near = [(x, base) for x, base in waiting if x.verdict.n + (x.verdict.more or 0) <= TOO_MANY]
+    most = k.c['seeds'] if k.c.get('looks') else TOO_MANY  # a plan ends where it ends
+    near = [(x, base) for x, base in waiting if x.verdict.n + (x.verdict.more or 0) <= most]
     config, said = ROOT / 'config' / 'compare' / f'{name}.py', f'`{name}`: {", ".join(parts)}.'
     if not near:
         return f'{said} Less noise or a larger `worth` is needed.'

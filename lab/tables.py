@@ -49,11 +49,16 @@ def p_text(v: Verdict) -> str:
     return '' if not v.how else '<0.0001' if v.p < 1e-4 else f'{v.p:.2g}'
 
 
-def waits(v: Verdict) -> str:
+def waits(c: dict, v: Verdict) -> str:
     """Why a verdict is undecided, and what would decide."""
-    return '; '.join(
-        w for w in (v.note, f'about {v.more} more seed{"s" * (v.more != 1)} would decide' if v.more else '') if w
-    )
+    return '; '.join(w for w in (v.note, f'{to_add(c, v)} would decide' if v.more else '') if w)
+
+
+def to_add(c: dict, v: Verdict) -> str:
+    """How many seeds would decide. The plan does not grow because of a look, so it may have fewer."""
+    seeds = f'about {v.more} more seed{"s" * (v.more != 1)}'
+    most = c['seeds'] - v.n if c.get('looks') else v.more
+    return seeds if v.more <= most else f'{seeds}, of which the plan has {max(0, most) or "none"},'
 
 
 def sentence(c: dict, x: Cell, base: Cell) -> str:
@@ -69,7 +74,7 @@ def sentence(c: dict, x: Cell, base: Cell) -> str:
     seeds = f'p {p_text(v)}, {v.n} seeds against {v.base_n} ({v.how})' if v.how else f'{v.n} seed{"s" * (v.n != 1)}'
     figure = effect(c, x, base)
     said = ', '.join([f'{x.name}: **{v.word}**', *([figure] if figure != '-' else []), seeds])
-    return ': '.join(w for w in (said, '; '.join(w for w in (means, waits(v)) if w)) if w)
+    return ': '.join(w for w in (said, '; '.join(w for w in (means, waits(c, v)) if w)) if w)
 
 
 def table(c: dict, found: list[Cell]) -> str:
@@ -202,7 +207,7 @@ def summary(c: dict, found: list[Cell]) -> list[list[str]]:
             rows.append(
                 [
                     claim,
-                    f'**{v.word}**' + ('' if c.get('looks') else ' °') + (f' ({waits(v)})' if waits(v) else ''),
+                    f'**{v.word}**' + ('' if c.get('looks') else ' °') + (f' ({waits(c, v)})' if waits(c, v) else ''),
                     f'{x.reports} {effect(c, x, base)}',
                     p_text(v),
                     both,

@@ -567,15 +567,32 @@ def test_the_worth_of_a_ratio_is_that_of_its_logarithm():
     assert words == [BY_WORTH, BETTER]
 
 
-def test_undecided_asks_for_the_seeds_that_exclude_the_further_of_0_and_worth():
-    """The interval shrinks with the root of the seeds until it no longer holds the bound that is further away."""
-    v = Verdict(UNDECIDED, -0.002, -0.012, 0.008, 0.5, 4, 8, 'Welch')
-    assert protocol.more_seeds(v, v.low, v.high, 0.01) == math.ceil(4 * (0.010 / 0.008) ** 2) - 4
-    v = Verdict(UNDECIDED, -0.009, -0.029, 0.011, 0.5, 4, 8, 'Welch')
-    assert protocol.more_seeds(v, v.low, v.high, 0.01) == math.ceil(4 * (0.020 / 0.009) ** 2) - 4
-    assert protocol.more_seeds(v, v.low, math.inf, 0.01) is None
-    v = Verdict(UNDECIDED, 1e-200, -1.0, 1.0, 0.5, 4, 8, 'Welch')
-    assert protocol.more_seeds(v, v.low, v.high, 0.0) is None  # more than a float can hold
+@pytest.mark.parametrize('spread, effect', [((0.1, 1), -0.8), ((1, 1), -0.3), ((1, 0.1), -1.0)])
+@pytest.mark.parametrize('pairs', [(), ('a',)])
+def test_undecided_asks_for_the_seeds_with_which_the_same_figures_would_decide(spread, effect, pairs):
+    """Also where the noise is the baseline's, whose eight seeds are there already: seeds of the arm then help little."""
+    looks, worth = protocol.looks_to(120), 0.9
+    normal = lambda n, scale: (z := scipy.stats.norm.ppf((np.arange(n) + 0.5) / n)) / z.std(ddof=1) * scale
+
+    def words(n):
+        m = n if pairs else max(n, 8)
+        arm, base = effect + normal(n, spread[0]), normal(m, spread[1])[:: -1 if pairs else 1]
+        v = Verdict(UNDECIDED, effect, -9.0, 9.0, 1.0, n, m, 'paired' if pairs else 'Welch')
+        k, part = looks.index(n), protocol.fractions(looks, 1 if pairs else 8)
+        e = protocol.interval(arm, base, stats.bounds(part, (ALPHA,))[k, 0], pairs=bool(pairs))
+        return WORDS[int(protocol.word(e.low, e.high, worth))], protocol.more_seeds(
+            v, arm, base, worth, ALPHA, looks, 'mean'
+        )
+
+    word, more = words(4)
+    assert word == UNDECIDED and more % 2 == 0
+    assert words(4 + more)[0] != UNDECIDED and (more == 2 or words(2 + more)[0] == UNDECIDED)
+
+
+def test_an_effect_that_no_seeds_would_decide_asks_for_none():
+    arm, base = np.tile([-1.0, 1.0], 3), np.tile([-1.0, 1.0], 4)
+    assert protocol.judge(dict(a=arm), base, 1e-9, protocol.looks_to(6))['a'].more is None
+    assert protocol.judge(dict(a=arm[:1]), base[:1], 1.0)['a'].more is None  # one seed has no spread
 
 
 def test_what_an_uncertain_rate_costs_is_in_the_unit_of_the_figure():

@@ -264,6 +264,19 @@ def test_the_commands_that_would_decide_are_right():
         assert cfg.looks and cfg.seeds >= protocol.SIGMA_SEEDS and not cfg.problems()
 
 
+def test_no_command_is_said_to_decide_what_the_plan_of_a_comparison_does_not(results):
+    """Its looks end at `seeds`: the command that goes on trains no more than those."""
+    folder = results / 'one'
+    c = json.loads((folder / 'comparison.json').read_text())
+    for plan, ends in ((8, '(about 2 more seeds)'), (5, 'of which the plan has 1). Less noise')):
+        (folder / 'comparison.json').write_text(json.dumps(c | dict(looks=True, seeds=plan)))
+        k = questions.read(folder)
+        k.found = [x for x in k.found if x.arm in ('base', 'unclear')]
+        v = k.found[-1].verdict
+        v.word, v.n, v.more, v.note = protocol.UNDECIDED, 4, 2, ''
+        assert ends in questions.undecided('one', k)
+
+
 def test_a_row_shows_the_sweeps_of_arms_without_a_verdict_beside_the_verdicts_of_others(results, mean):
     folder = results / 'one'
     found = records.read_records(folder)

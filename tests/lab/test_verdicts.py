@@ -126,7 +126,7 @@ def test_an_arm_that_stays_undecided_ends_with_the_plan_and_names_the_seeds(judg
         [f'base/lr0.01/s{s}' for s in range(1, 9)] + [f'arm/lr0.01/s{s}' for s in range(1, 7)]
     )
     table = (tmp_path / 'results' / 'c' / 'table.md').read_text()
-    assert f'about {v.more} more seed' in table
+    assert f'about {v.more} more seeds, of which the plan has none, would decide' in table
 
 
 def test_seeds_are_paired_only_where_the_sweep_shows_that_they_go_together(judged, launcher, tmp_path):
