@@ -60,7 +60,7 @@ def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
     if c.get('looks') and isinstance(given, str):
         other, _, at = given.partition('@')
         found = rate(c, records, other, at or size)
-        return found and given_rate(found.lr)
+        return found and given_rate(found.lr, found.edge if found.edge in ('low', 'high') else '')
     sweep, deciding = figures(c, records, arm, size)
     if not sweep and c.get('horizons'):
         others = {r['size'] for r in records.values() if r['arm'] == arm and r['seed'] > SWEEP}
@@ -88,9 +88,9 @@ def at_its_rate(c: dict, name: str, arm: str, size: str) -> bool:
     return isinstance(taken, str) and taken in (arm, cell_name(arm, size), own)
 
 
-def given_rate(lr: float) -> Rate:
-    """Nothing to choose."""
-    return Rate(lr, '', 'given', None, 0, math.nan, {})
+def given_rate(lr: float, edge: str = '') -> Rate:
+    """Nothing to choose. edge: the end of those tried at which the arm lies whose rate it is."""
+    return Rate(lr, edge, 'given', None, 0, math.nan, {})
 
 
 def best(sweep: dict) -> Rate:

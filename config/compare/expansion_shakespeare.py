@@ -31,5 +31,5 @@ shared_rate = 1e-3  # of expansive networks
 sweep_seeds = 2
 seeds = 5
 looks = False  # from before docs/protocol.md: all seeds at once, the rate of the lowest mean
-worth = 0.01  # nats; a fifth of the gain that the work reports
+worth = 0.01  # nats; two fifths of the gain that the work reports
 match = 'tokens'

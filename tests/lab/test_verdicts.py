@@ -311,3 +311,20 @@ def test_a_part_may_be_run_first_and_rates_may_come_from_another_size(judged, la
     assert x['arm@large'].lr == x['arm@small'].lr == pytest.approx(0.015, rel=0.15)
     assert not [n for n in launcher.runs if '@large' in n and int(n.split('/s')[-1]) > SWEEP]  # no sweep there
     assert any('nobody: no such arm' in p for p in dataclasses.replace(cfg, only='nobody').problems())
+
+
+def test_a_rate_taken_from_an_arm_that_has_it_at_the_end_of_those_tried_decides_no_more_than_there(
+    judged, launcher, tmp_path
+):
+    """What keeps a word from the one keeps it from the other: neither was tried beyond."""
+    arms = {name: ARMS[name] for name in ('base', 'worse')}
+    sizes = {'small': '', 'large': ''}
+    rates = dict(
+        learning_rates={'base': GRID, 'worse': (0.005, 0.01), 'base@large': 'base@small', 'worse@large': 'worse@small'}
+    )
+    compare.compare(judged(arms=arms, sizes=sizes, extend=0, **rates))
+    found = found_cells(tmp_path)
+    assert found['worse@small'].rate.edge == found['worse@large'].rate.edge == 'high'
+    for size in sizes:
+        v = found[f'worse@{size}'].verdict
+        assert v.word == protocol.UNDECIDED and 'at the high end' in v.note
