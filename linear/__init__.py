@@ -217,7 +217,10 @@ def problems(config) -> list[str]:
     if not LAYERS[config.linear].is_matrix and config.linear_path == 'materialised':
         found.append(f'linear_path = materialised: linear = {config.linear} is no matrix; use factored or auto')
     if not found and not chosen(config):
-        found.append(f"linear_layers = '{config.linear_layers}' and keep_dense = '{config.keep_dense}' leave no layer")
+        found.append(
+            f"linear_layers = '{config.linear_layers}' and keep_dense = '{config.keep_dense}' leave no layer to linear ="
+            f' {config.linear}; name some in linear_layers, as mlp+attn, or use linear = dense'
+        )
     return found or LAYERS[config.linear].problems(config, chosen(config))
 
 

@@ -56,20 +56,16 @@ learning_rates['k2000'] = (1.6e-3, 2.5e-3, 4e-3, 6.4e-3)
 # two more for dense: the parabola through the others had its vertex at 1.17e-2, where training is not stable any more
 # (results/README.md)
 learning_rates['dense@w192'] = (1.6e-3, *_near[:3], 8e-3, 1e-2, 1.26e-2, 1.6e-2)
-_wide = (
-    6.4e-3,
-    1e-2,
-    1.6e-2,
-)  # at 192 three rates around the best one at 128; compare.py adds more where an edge is best
+# at 192 three rates around the best one at 128; compare.py adds more where an edge is best
 learning_rates |= {f'{arm}@w192': _near[1:] for arm in ('monarch', 'btt_rank1', 'btt_rank4', 'block_diagonal')}
-learning_rates |= {f'{arm}@w192': _wide for arm in ('block_dense', 'kronecker', 'tensor_train')}
+learning_rates |= dict.fromkeys(('block_dense@w192', 'kronecker@w192', 'tensor_train@w192'), (6.4e-3, 1e-2, 1.6e-2))
 learning_rates |= {'k2000@w192': (6.4e-4, 9.74e-4, 1.56e-3, 2.5e-3), 'moe@w192': _near[:3]}
 # 256 takes the rates of 192 where runs stay stable at them. Under AdamW those of monarch, btt_rank4 and kronecker spiked
 # (results/README.md), so these have a sweep of their own, dense and k2000 as well, and 384 takes the rates of 256. Under Muon
 # low_rank spiked; 4e-3 was level with its best rate at 192 and far from divergence.
-_wider = dict(dense=(4e-3, 6.4e-3, 1e-2), k2000=(4e-4, 6.4e-4, 1e-3))
-_wider |= dict.fromkeys(('monarch', 'btt_rank4', 'kronecker'), (1.6e-3, 2.5e-3, 4e-3))
-learning_rates |= {f'{arm}@w256': _wider.get(arm, f'{arm}@w192') for arm in arms}
+_at_256 = dict(dense=(4e-3, 6.4e-3, 1e-2), k2000=(4e-4, 6.4e-4, 1e-3))
+_at_256 |= dict.fromkeys(('monarch', 'btt_rank4', 'kronecker'), (1.6e-3, 2.5e-3, 4e-3))
+learning_rates |= {f'{arm}@w256': _at_256.get(arm, f'{arm}@w192') for arm in arms}
 learning_rates |= {f'{arm}@w384': f'{arm}@w256' for arm in arms}
 learning_rates |= {f'{arm}@muon_{size}': (4e-3, 8e-3, 1.6e-2) for arm in arms for size in ('w128', 'w192')}
 # one more for kronecker: with 3.2e-2 and 6.4e-2, which compare.py added, the best was still the highest
