@@ -12,7 +12,7 @@
 # tensor_train would cost 2.7 times the FLOPs of dense at 128; rank 8 costs the same as dense there.
 #
 # The sizes muon_* are the same widths with the matrices of the blocks under Muon, at the rate of the rest. k2000 is an
-# expansion: products of larger matrices. `worth` was set before any word: dense gains 0.45 from 128 to 192 wide, on 3.9
+# expansion: products of larger matrices. `worth` was set before any verdict: dense gains 0.45 from 128 to 192 wide, on 3.9
 # times the FLOPs, so 10% of the FLOPs are worth 0.03.
 
 claim = 'On the FLOPs of the dense run, each at its own best rate, {arm} has a lower loss on Gutenberg than {baseline}'

@@ -9,7 +9,7 @@
 # three seeds per rate and four that decide. The arm "dense" trains the source for as many more tokens. Arms see other data
 # than the source did at its start. In "distilled" each new block first learns to imitate the old one.
 #
-# Rates are a factor of 2 apart, around the best ones of the earlier run. `worth`, set before any word: from 95M to 81M
+# Rates are a factor of 2 apart, around the best ones of the earlier run. `worth`, set before any verdict: from 95M to 81M
 # the nearest products lost 0.17 there, so a tenth of that.
 
 claim = 'Trained on for as many tokens, {arm} has a lower loss than {baseline}, the nearest Kronecker products'
