@@ -84,15 +84,16 @@ class Optimizer:
 
     On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
     them: it is captured once as a CUDA graph and replayed. fixed_grads: gradients stay at one address each, as a
-    captured backward pass needs it; they are zeroed instead of dropped. compile, dtype: how W is formed of factors.
+    captured backward pass needs it; they are zeroed instead of dropped. compile: how W is formed of factors and what another
+    optimizer does element by element. dtype: in which W is formed.
     """
 
     def __init__(self, model, cfg, tokens=math.inf, fixed_grads=False, compile=False, dtype=torch.float32):
         self.model, self.cfg, self.fixed_grads, self.grad_norm = model, cfg, fixed_grads, None
-        compile = compile and all(p.is_cuda for p in model.parameters())
+        self.compile = compile and all(p.is_cuda for p in model.parameters())
         # the rule needs W, whatever is cheaper; a whole W has no place in shares of it
         path = 'materialised' if cfg.step_rule == 'product' else 'factored' if parallel.sharded(model) else None
-        self.factors = Factors(model, tokens, compile, dtype, path)
+        self.factors = Factors(model, tokens, self.compile, dtype, path)
         self.build()
 
     def build(self):
@@ -110,7 +111,7 @@ class Optimizer:
         self.leaves, self.matrices = {name: p for name, p, *_ in leaves}, None
         if kind := optimizers.OPTIMIZERS[self.cfg.optimizer]:
             blocks = [found for found in self.factors.matrices() if found[0].startswith('transformer.h.')]
-            self.matrices = kind(blocks, self.leaves | self.factors.formed(), self.cfg, self.capturable)
+            self.matrices = kind(blocks, self.leaves | self.factors.formed(), self.cfg, self.capturable, self.compile)
         moved = set(self.matrices.moves if self.matrices else ())
         self.build_adamw([leaf for leaf in leaves if leaf[0] not in moved])
         if self.cfg.step_rule == 'product':  # what follows W needs no gradient of its own

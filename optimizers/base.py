@@ -4,8 +4,9 @@ The contract of a matrix optimizer: it moves the matrices of the blocks, AdamW m
 An optimizer is one file of this folder with one class derived from Matrices, and one line in OPTIMIZERS of __init__.py.
 The class says which state it keeps, how it averages gradients (`average`), in which direction a matrix moves (`direction`),
 and how far at unit rate (`scale`). Everything else is here: matrices of equal shape lie in one stack (B, m, n),
-whatever tensors they are parts of, so that a step is a few batched products. Nothing here waits for the GPU, and state and
-rate stay where they are, as a captured update needs it.
+whatever tensors they are parts of, so that a step is a few batched products. What goes element by element is compiled on a
+GPU: averages and step take one pass each. Nothing here waits for the GPU, and state and rate stay where they are, as a
+captured update needs it.
 
 Where a process has shares of the tensors (parallel = fsdp), averages are shares, too. For its direction each matrix is put
 together in one process, its home; what it moves by goes back in shares. The other state stays at home.
@@ -49,21 +50,18 @@ class Momentum(Keys):
 class Matrices:
     """Moves tensors that are matrices, or batches of them.
 
-    Attributes for `direction`:
-        cfg     the training config
-        moves   names of the parameters that are moved
-        state   {(m, n): {name: tensor (B, m, n), (B, m, 1) or (B, 1, n)}} of the matrices that are whole here
-
-    The others, for the code below; a tensor here is a parameter, or the W that factors form (step_rule = product):
-        tensors   {name: tensor} of what has a direction
-        decays    {factor on weight_decay: [parameter]}
+    Attributes:
+        cfg       the training config
+        moves     names of the parameters that are moved
+        tensors   {name: tensor} of what has a direction: a parameter, or the W that factors form (step_rule = product)
+        averaged  {name of a tensor: {average: as the tensor lies}}
+        state     {(m, n): {name: tensor (B, m, 1) or (B, 1, n)}} of the matrices that are whole here: all that is no average
+        others    the names in state
         places    {name of a tensor: (its Matrix, where its matrices lie in the stacks)}, see lay()
         here      those of places whose tensors are whole here: all, unless there are shares
-        targets   {(m, n): (views of tensors, their places in the stack)}: the matrices that can be changed where they lie
-        viewed    the names of their tensors
         exchange  parallel.Exchange of shares, or None
-        shares    {name: {average: share}}, where there are shares
-        others    names of the state that is no average
+        views     {name of a tensor: views of its matrices}, where these can be changed as they lie
+        decays    {name of a parameter: factor on weight_decay}
     """
 
     Keys = Keys  # the config keys that it reads: this dataclass, or one derived from it
@@ -74,15 +72,15 @@ class Matrices:
     bounded = False  # True: no direction has a spectral norm far above 1, as step_rule = composed needs it
     precision = None  # of products; none: bfloat16 on a GPU that has it, float32 elsewhere
 
-    def __init__(self, layers, parameters: dict, cfg, capturable=False):
+    def __init__(self, layers, parameters: dict, cfg, capturable=False, compile=False):
         """layers: [(name, layer, {key: Matrix})]. parameters: {name: tensor}, at least those of the layers; of a layer whose W
         is formed of factors W as well, as NAME.weight."""
         self.cfg, self.layers, self.decays = cfg, layers, {}
         for name, layer, found in layers:
             scales = decay_scales(layer)
-            for k in found:
-                self.decays.setdefault(scales.get(k, 1.0) / cfg.hidden_lr, []).append(parameters[f'{name}.{k}'])
-        self.moves = [f'{name}.{k}' for name, _, found in layers for k in found]
+            self.decays |= {f'{name}.{k}': scales.get(k, 1.0) / cfg.hidden_lr for k in found}
+        self.moves = list(self.decays)
+        self.parameters = {name: parameters[name] for name in self.moves}
         self.product = product.Product(layers, parameters) if cfg.step_rule == 'product' else None
         self.tensors, of = {}, {}  # of: {name: Matrix}
         for name, _, found in self.product.as_dense(layers) if self.product else layers:
@@ -90,33 +88,34 @@ class Matrices:
                 self.tensors[f'{name}.{k}'], of[f'{name}.{k}'] = parameters[f'{name}.{k}'], M
         self.device = device = next(iter(self.tensors.values())).device if self.tensors else torch.device('cpu')
         self.places, all_sizes = lay(of)
-        self.here, sizes, self.exchange, self.shares = self.places, all_sizes, None, {}
+        self.here, sizes, self.exchange = self.places, all_sizes, None
         if any(map(parallel.is_share, self.tensors.values())):
             where = homes(layers, parallel.world(next(iter(self.tensors.values()))))
             self.exchange = parallel.Exchange(list(self.tensors.values()), where)
             names = list(self.tensors)
             self.here, sizes = lay({names[i]: of[names[i]] for i in self.exchange.mine})
-            self.shares = {name: {k: torch.zeros_like(p) for k in self.averages} for name, p in self.tensors.items()}
-        self.state = {shape: self.start(B, *shape, device) for shape, B in sizes.items()}
-        self.lr = torch.zeros((), device=device) if capturable else 0.0
+        self.averaged = {name: {k: torch.zeros_like(p) for k in self.averages} for name, p in self.tensors.items()}
+        self.state = {s: {k: torch.zeros(B, s[0], 1, device=device) for k in self.per_row} for s, B in sizes.items()}
+        self.lr = torch.zeros((), device=device) if capturable or compile else 0.0  # a new float would compile anew
+        self.argument, self.move = (torch.compile(f, dynamic=True) if compile else f for f in (self.argument, move))
         self.rule = Composed(self, all_sizes, device) if cfg.step_rule == 'composed' else None
         self.others = self.per_row
         if self.rule and self.rule.chains:
             self.others = *self.per_row, self.rule.name
             for shape, vectors in self.rule.vectors.items():
                 self.state[shape][self.rule.name] = vectors
-        self.targets, self.viewed = ({}, set()) if self.exchange else self.find_targets()
+        self.views = {} if self.exchange else self.find_views()
 
     # ------------------------------------------------------------------------- what an optimizer says
 
     def average(self, G, state: dict):
-        """G: gradients, which may be overwritten. state: their averages. Returns what `direction` takes. Element by element, as
-        G may be any share of a tensor."""
+        """G: gradients, to be left as they are. state: their averages, which are updated. Returns a new tensor, what `direction`
+        takes. Element by element, as G may be any share of a tensor."""
         raise NotImplementedError(f'{type(self).__name__}.average')
 
     def direction(self, U, state: dict):
-        """U (B, m, n): what `average` gave, which may be overwritten; of shares it is rounded to self.dtype. state: of these
-        matrices, without averages. Returns (B, m, n), of any dtype: what is subtracted from the matrices at lr * scale = 1."""
+        """U (B, m, n): what `average` gave, rounded to self.dtype; it may be overwritten. state: of these matrices, without
+        averages. Returns (B, m, n), of any dtype: what is subtracted from the matrices at lr * scale = 1."""
         raise NotImplementedError(f'{type(self).__name__}.direction')
 
     def scale(self, m: int, n: int) -> float:
@@ -152,25 +151,28 @@ class Matrices:
 
     @torch.no_grad()
     def step(self):
-        grads = [p.grad for p in self.tensors.values()]
-        if self.exchange:  # sent in the dtype of products: Newton-Schulz rounds to it anyway
-            own = ({k: parallel.local(v) for k, v in share.items()} for share in self.shares.values())
-            grads = [self.average(parallel.local(g).clone(), a).to(self.dtype) for g, a in zip(grads, own)]
-        stacks = self.stack(grads)
-        rates = self.rule.rates(self) if self.rule else {}
-        for scale, tensors in self.decays.items():
-            if scale and self.cfg.weight_decay:
-                mine = [parallel.local(t) for t in tensors]
-                torch._foreach_mul_(mine, 1 - self.lr * (scale * self.cfg.weight_decay))
-        for shape, G in stacks.items():
-            state = self.state[shape]
-            U = G if self.exchange else self.average(G, state)
-            G.copy_(self.direction(U, state))
-            G.mul_(rates[shape] if self.rule else self.lr * -self.scale(*shape))
-        for views, slices in self.targets.values():
-            torch._foreach_add_(views, [stacks[shape][where] for shape, where in slices])
-        names = [name for name in self.here if name not in self.viewed]
-        changes = [M.fold([stacks[shape][where] for shape, where in places]) for M, places in map(self.here.get, names)]
+        own = [{k: parallel.local(v) for k, v in found.items()} for found in self.averaged.values()]
+        stacks = self.stack([self.argument(parallel.local(p.grad), a) for p, a in zip(self.tensors.values(), own)])
+        steps = {shape: self.direction(U, self.state[shape]) for shape, U in stacks.items()}
+        if self.rule:  # a rate for each matrix
+            rates = self.rule.rates(self)
+            steps = {shape: s * rates[shape] for shape, s in steps.items()}
+            rates = dict.fromkeys(steps, 1.0)
+        else:
+            rates = {shape: self.lr * -self.scale(*shape) for shape in steps}
+        keep = {s: 1 - self.lr * (s * self.cfg.weight_decay) for s in set(self.decays.values())}
+        for name in self.moves:
+            if name not in self.views:
+                parallel.local(self.parameters[name]).mul_(keep[self.decays[name]])
+        names, changes = [], []
+        for name, (M, places) in self.here.items():
+            if name in self.views:
+                for view, (shape, where) in zip(self.views[name], places):
+                    self.move(view, steps[shape][where], rates[shape], keep[self.decays[name]])
+            else:
+                names.append(name)
+                dtype = self.tensors[name].dtype
+                changes.append(M.fold([steps[shape][where].to(dtype) * rates[shape] for shape, where in places]))
         if self.exchange:
             names, changes = self.tensors, self.exchange.scatter(changes)
         formed = {}  # of each W that factors form: its change
@@ -182,10 +184,14 @@ class Matrices:
         if self.product:
             self.product.follow(formed, self.dtype)
 
+    def argument(self, G, state):
+        """Of `direction`. It is rounded before it is sent or laid into a stack: there it will be anyway."""
+        return self.average(G, state).to(self.dtype)
+
     def stack(self, tensors) -> dict:
         """{(m, n): (B, m, n)} of tensors, or shares, that stand in the order of self.tensors: a copy of what is whole here."""
         if self.exchange:
-            tensors = [t.float() for t in self.exchange.gather([parallel.local(t) for t in tensors])]
+            tensors = self.exchange.gather([parallel.local(t) for t in tensors])
         parts = {}
         for t, (M, places) in zip(tensors, self.here.values()):
             for part, (shape, _) in zip(M.unfold(t.detach()), places):
@@ -197,22 +203,14 @@ class Matrices:
         """Of products."""
         return self.precision or fastest(self.device)
 
-    def find_targets(self) -> tuple[dict, set]:
-        """targets and viewed. Cores of tensor trains are not among them, as their matrices are copies; nor is a formed W, whose
-        factors move."""
-        found, viewed = {}, set()
-        for name, p in self.tensors.items():
-            if self.product and name in self.product.weights:
-                continue
-            M, places = self.places[name]
-            parts = M.unfold(p.detach())
-            if all(v.untyped_storage().data_ptr() == p.untyped_storage().data_ptr() for v in parts):
-                viewed.add(name)
-                for v, place in zip(parts, places):
-                    views, slices = found.setdefault(place[0], ([], []))
-                    views.append(v)
-                    slices.append(place)
-        return found, viewed
+    def find_views(self) -> dict:
+        """Cores of tensor trains are not among them, as their matrices are copies; nor is a formed W, whose factors move."""
+        formed = self.product.weights if self.product else {}
+        found = {
+            name: self.places[name][0].unfold(p.detach()) for name, p in self.tensors.items() if name not in formed
+        }
+        lies = lambda v, p: v.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
+        return {name: views for name, views in found.items() if all(lies(v, self.tensors[name]) for v in views)}
 
     def set_lr(self, lr: float):
         """lr: of learning_rate's schedule."""
@@ -224,43 +222,33 @@ class Matrices:
 
     # ------------------------------------------------------------------------- state
 
-    def start(self, B: int, m: int, n: int, device) -> dict:
-        """State of B matrices that were never moved: zeros."""
-        state = {k: torch.zeros(B, m, n, device=device) for k in (() if self.exchange else self.averages)}
-        return state | {k: torch.zeros(B, m, 1, device=device) for k in self.per_row}
-
     def layout(self, name: str, k: str):
-        """The Matrix by which state k of a tensor is stored: the tensor's own, or one with a number a row or a column."""
+        """The Matrix by which state k of a tensor is stored, with a number for each row or column of its matrices."""
         M = self.places[name][0]
-        return M if k in self.averages else M.per_row() if k in self.per_row else M.per_column()
+        return M.per_row() if k in self.per_row else M.per_column()
 
-    def states(self, name: str) -> dict:
-        """{k: [stacked state of each part]} of a tensor that is whole here."""
-        places = self.here[name][1]
-        keys = self.state[places[0][0]]
-        return {k: [self.state[shape][k][where] for shape, where in places] for k in keys}
+    def parts(self, name: str, k: str) -> list:
+        """[state k of each part] of a tensor that is whole here."""
+        return [self.state[shape][k][where] for shape, where in self.here[name][1]]
 
     def state_dict(self) -> dict:
-        """{parameter name: {name of state: tensor, as the parameter lies}}: copies. Every process that has shares calls this."""
-        found = {
-            name: {k: self.layout(name, k).fold(parts).contiguous() for k, parts in self.states(name).items()}
-            for name in self.here
-        }
-        if not self.exchange:
-            return found
-        shares = {name: {k: v.clone() for k, v in share.items()} for name, share in self.shares.items()}
+        """{name of a tensor: {name of state: tensor, an average as the tensor lies}}: copies. Every process that has shares calls
+        this."""
+        found = {name: {k: v.clone() for k, v in own.items()} for name, own in self.averaged.items()}
         for i, name in enumerate(self.tensors):
-            for k in self.others:  # small, so all have all of it
-                v = found[name][k] if name in found else torch.empty(self.layout(name, k).shape, device=self.device)
-                shares[name][k] = self.exchange.copy(v, i)
-        return shares
+            for k in self.others:
+                M = self.layout(name, k)
+                v = M.fold(self.parts(name, k)) if name in self.here else torch.empty(M.shape, device=self.device)
+                found[name][k] = self.exchange.copy(v.contiguous(), i) if self.exchange else v.contiguous()
+        return found
 
     @torch.no_grad()
     def load(self, name: str, entry: dict | None):
         """Set the state of a tensor; without an entry it stays as it starts. UserError if it is another optimizer's."""
         if entry is None:
             return
-        wanted = {k: tuple(self.layout(name, k).shape) for k in (*self.averages, *self.others)}
+        wanted = {k: tuple(v.shape) for k, v in self.averaged[name].items()}
+        wanted |= {k: tuple(self.layout(name, k).shape) for k in self.others}
         given = {k: tuple(v.shape) for k, v in entry.items()}
         if wanted != given:
             raise UserError(
@@ -268,20 +256,24 @@ class Matrices:
                 f' {name}, this needs {tell(wanted)}; resume with the optimizer that it was trained with, or start a new'
                 ' run from its weights'
             )
-        for k, share in self.shares.get(name, {}).items():
-            share.copy_(parallel.share(entry[k], share))
-        for k, parts in self.states(name).items() if name in self.here else ():
-            for mine, new in zip(parts, self.layout(name, k).unfold(entry[k])):
+        for k, v in self.averaged[name].items():
+            v.copy_(parallel.share(entry[k], v))
+        for k in self.others if name in self.here else ():
+            for mine, new in zip(self.parts(name, k), self.layout(name, k).unfold(entry[k])):
                 mine.copy_(new)
 
     def restart(self, name: str):
         """The state of a tensor as at the start, in place."""
-        for share in self.shares.get(name, {}).values():
-            parallel.local(share).zero_()
-        for k, parts in self.states(name).items() if name in self.here else ():
-            if k in (*self.averages, *self.per_row):
-                for part in parts:
-                    part.zero_()
+        for v in self.averaged[name].values():
+            parallel.local(v).zero_()
+        for k in self.per_row if name in self.here else ():
+            for part in self.parts(name, k):
+                part.zero_()
+
+
+def move(p, step, rate, keep):
+    """p <- keep p + rate step."""
+    p.mul_(keep).add_(step.to(p.dtype) * rate)
 
 
 def lay(matrices: dict) -> tuple:

@@ -41,7 +41,7 @@ class Muon(Matrices):
     def average(self, G, state):
         M, mu = state['momentum'], self.cfg.momentum
         M.lerp_(G, 1 - mu)
-        return G.lerp_(M, mu)
+        return torch.lerp(G, M, mu)
 
     def direction(self, U, state):
         return orthogonalize(U, self.dtype)

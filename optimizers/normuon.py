@@ -19,8 +19,9 @@ class NorMuon(Muon):
     bounded = False  # it changes the norm of each row
 
     def direction(self, U, state):
-        X = super().direction(U, state).to(U.dtype)  # O (B, m, n)
-        norm, v = X.norm(dim=(1, 2), keepdim=True), state['row_mean']
+        v = state['row_mean']
+        X = super().direction(U, state).to(v.dtype)  # O (B, m, n)
+        norm = X.norm(dim=(1, 2), keepdim=True)
         v.lerp_(X.square().mean(2, keepdim=True), 1 - BETA2)
         X = X / (v.sqrt() + 1e-10)
         return X * (norm / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-10))

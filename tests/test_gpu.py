@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, losses
+from conftest import ROOT, losses, tiny_gpt, train_config
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
@@ -17,6 +17,7 @@ from linear import LAYERS, make, moe
 from linear.dense import Dense
 from linear.kernels import attend, blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric, vector
 from model import GPT, GPTConfig, rope_table
+from optim import Optimizer
 from sample import lower
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
@@ -58,6 +59,28 @@ def run(*flags, graph=True, steps=8):
         out.append(t.take_train_loss())
     assert bool(t.optimizer.graphs) == graph
     return out, t
+
+
+@pytest.mark.parametrize('kind, layer', [('muon', 'expanded'), ('normuon', 'btt'), ('muon', 'tensor_train')])
+def test_a_compiled_and_captured_update_of_matrices_is_the_eager_one(kind, layer):
+    torch.set_float32_matmul_precision('highest')
+    found = []
+    for compile in (False, True):
+        model = tiny_gpt(linear=layer, linear_layers='mlp+attn').cuda()
+        opt = Optimizer(model, train_config(model, optimizer=kind, grad_clip=0.0), compile=compile)
+        opt.matrices.precision = torch.float32
+        if not compile:
+            opt.capture = lambda: None
+        gen = torch.Generator('cuda').manual_seed(0)
+        for lr in (1e-2, 5e-3, 2e-3, 1e-3, 5e-4):  # captured at the third step
+            opt.set_lr(lr)
+            for p in opt.weights:
+                p.grad = torch.randn(p.shape, generator=gen, device='cuda')
+            opt.step()
+        assert bool(opt.graphs) == compile
+        found.append({**opt.leaves, **{f'{n}.{k}': v for n, s in opt.state_dict().items() for k, v in s.items()}})
+    for name, v in found[0].items():
+        torch.testing.assert_close(v, found[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])

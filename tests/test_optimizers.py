@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -602,12 +603,15 @@ def test_restart_forgets_in_place():
     gradients(opt, torch.Generator().manual_seed(0))
     opt.step()
     name, other = list(opt.matrices.tensors)[:2]
-    stacks = [v for s in opt.matrices.state.values() for v in s.values()]
+    held = lambda: [
+        v for found in (opt.matrices.averaged, opt.matrices.state) for s in found.values() for v in s.values()
+    ]
+    before = held()
     opt.restart([name, 'transformer.wte.weight'])
     state = opt.state_dict()
     assert all((v == 0).all() for n in (name, 'transformer.wte.weight') for v in state[n].values())
     assert all((v != 0).any() for v in state[other].values())
-    assert all(a is b for a, b in zip(stacks, [v for s in opt.matrices.state.values() for v in s.values()]))
+    assert all(a is b for a, b in zip(before, held(), strict=True))
 
 
 # -----------------------------------------------------------------------------
@@ -730,7 +734,7 @@ def test_where_unfolding_copies_the_step_arrives_all_the_same():
     """Cores of a train are permuted on the way; and a stack of many tensors is written back to each."""
     model = tiny_gpt(linear='tensor_train', tt_cores=3, linear_layers='mlp+attn')
     opt = optimizer(model, weight_decay=0.0)
-    assert len(opt.matrices.viewed) < len(opt.matrices.tensors)
+    assert len(opt.matrices.views) < len(opt.matrices.tensors)
     before = {n: p.detach().clone() for n, p in opt.matrices.tensors.items()}
     gradients(opt, torch.Generator().manual_seed(0))
     opt.step()
@@ -739,6 +743,29 @@ def test_where_unfolding_copies_the_step_arrives_all_the_same():
         for a, b, g in zip(M.unfold(before[n]), M.unfold(p.detach()), M.unfold(p.grad)):
             want = orthogonalize(g) * (0.2 * math.sqrt(max(a.shape[1:])) * 1e-2)
             torch.testing.assert_close(a - b, want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind, layer', [('muon', 'expanded'), ('normuon', 'btt'), ('muon', 'tensor_train')])
+def test_a_compiled_update_is_that_of_an_eager_one(kind, layer, monkeypatch):
+    """Without the compiler's code, which takes long to build on a CPU; tests/test_gpu.py has that."""
+    traced = functools.partial(torch.compile, backend='aot_eager')
+    found = []
+    for compile in (False, True):
+        opt = optimizer(tiny_gpt(linear=layer, linear_layers='mlp+attn'), optimizer=kind)
+        if compile:
+            monkeypatch.setattr(torch, 'compile', traced)
+            blocks = [b for b in opt.factors.matrices() if b[0].startswith('transformer.h.')]
+            opt.matrices = optimizers.OPTIMIZERS[kind](blocks, opt.leaves | opt.factors.formed(), opt.cfg, compile=True)
+            assert opt.matrices.move is not base.move
+        gen = torch.Generator().manual_seed(0)
+        for lr in (1e-2, 5e-3, 2e-3):
+            opt.set_lr(lr)
+            gradients(opt, gen)
+            opt.step()
+        found.append({**opt.leaves, **{f'{n}.{k}': v for n, s in opt.state_dict().items() for k, v in s.items()}})
+    assert found[0].keys() == found[1].keys()
+    for name, v in found[0].items():
+        torch.testing.assert_close(v, found[1][name], msg=name)
 
 
 def test_trainer_says_who_moves_what(run_train, capsys):

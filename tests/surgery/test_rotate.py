@@ -172,7 +172,9 @@ def test_memory_of_a_rotation_under_another_optimizer(rule):
     t.step()
     opt = t.optimizer
     gradients = [*t.model.parameters(), *opt.factors.tensors]
-    state = [v for part in (opt.adamw.state, opt.matrices.state) for s in part.values() for v in s.values() if v.dim()]
+    state = [
+        v for part in (opt.adamw.state, opt.matrices.averaged) for s in part.values() for v in s.values() if v.dim()
+    ]
     held = [*t.model.parameters(), *(p for m in opt.factors.values() for p in m.parameters()), *gradients, *state]
     counted = sum(v.numel() * v.element_size() for v in [*held, *opt.factors.products])
     assert counted == rotate.footprint(t.model, opt.factors, 'muon', rule)
