@@ -5,7 +5,7 @@ results/questions.toml holds what is said by hand, a [[question]] each:
 
     title        the question
     claim        what its source claims, in Markdown
-    answer       one sentence
+    answer       one sentence, for the tables; what follows an empty line stands in RESULTS.md only
     figure       a picture, seen from results/; without it the forest of the question's comparisons
     times        a bench.jsonl, seen from results/: the figure shows its step times
     caption      of the figure
@@ -31,6 +31,7 @@ from lab.forest import OLD, judged
 from lab.records import read_records
 
 COMMENT = re.compile(r'\s*(<!-- .*? -->)', re.S)
+LONGEST = 300  # characters of an answer's sentence
 TOO_MANY = 60  # seeds to add; beyond that less noise or another design is cheaper
 
 
@@ -45,6 +46,10 @@ class Question:
     text: str = ''
     rows: list = field(default_factory=list)
     comparisons: dict = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        return self.answer.strip().partition('\n\n')[0]
 
     @property
     def name(self) -> str:
@@ -85,6 +90,11 @@ def read_questions(results: Path, known: dict) -> list[Question]:
             raise UserError(f'{path}, question {i}: {", ".join(odd)}: must have title; keys: {", ".join(sorted(keys))}')
         if odd := [n for n in q.get('comparisons', ()) if n not in known]:
             raise UserError(f'{path}, {q["title"]}: {", ".join(odd)}: no such comparison in {results.name}/')
+        if (n := len(COMMENT.sub('', Question(**q).sentence))) > LONGEST:
+            raise UserError(
+                f'{path}, {q["title"]}: the answer has {n} characters, at most {LONGEST} fit in the table; begin with a sentence,'
+                ' and put the rest after an empty line'
+            )
     return [Question(**q) for q in given]
 
 
@@ -241,8 +251,8 @@ def overview(questions: list[Question], known: dict) -> str:
     """The table of all answers. Their sources stand below it."""
     rows, sources = [], []
     for i, q in enumerate(questions, 1):
-        sources += COMMENT.findall(q.answer)
-        answer = ' '.join(COMMENT.sub('', q.answer).split())
+        sources += COMMENT.findall(q.sentence)
+        answer = ' '.join(COMMENT.sub('', q.sentence).split())
         rows.append([f'[{i}. {q.title}](RESULTS.md#{anchor(i, q)})', answer, words([known[n] for n in q.comparisons])])
     lines = tables.markdown(['question', 'answer so far', 'verdicts of its comparisons'], rows)
     said = '; '.join(dict.fromkeys(c.removeprefix('<!-- source: ').removesuffix(' -->') for c in sources))

@@ -121,6 +121,22 @@ def test_a_question_is_a_section_with_its_rows_and_what_would_decide(results, me
     assert '| [1. Is it better?](RESULTS.md#1-is-it-better) | No: worse ends at' in readme
 
 
+def test_the_table_has_the_first_sentence_of_an_answer_and_refuses_a_long_one(results):
+    text = (
+        QUESTION.format(figure='it')
+        .replace("'No: worse ends at it.", "'''\nNo.\n\nMore of it.")
+        .replace("5 -->'", "5 -->'''")
+    )
+    (results / 'questions.toml').write_text(text)
+    (results.parent / 'README.md').write_text(f'{questions.START}\n{questions.END}\n')
+    report.write_all(results)
+    assert '| No. |' in (results.parent / 'README.md').read_text()
+    assert 'No.\n\nMore of it.' in (results.parent / 'RESULTS.md').read_text()
+    (results / 'questions.toml').write_text(text.replace('\nNo.', '\n' + 60 * 'no no '))
+    with pytest.raises(UserError, match='Is it better.*the answer has 360 characters, at most 300'):
+        report.write_all(results)
+
+
 def test_a_picture_stays_as_it_was_where_only_names_of_clips_are_others(tmp_path):
     paths = [tmp_path / name for name in ('same.svg', 'other.svg', 'gone.svg')]
     clip = '<clipPath id="p{0}"/><path clip-path="url(#p{0})" d="{1}"/>'.format
