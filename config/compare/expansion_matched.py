@@ -1,0 +1,23 @@
+# What sets the best rate of an expanded model? By theory two factors with k = 2000 move W about 3 times as far as the same rate
+# moves W itself (effective_lr_ratio in linear/expanded.py), but the best rates differ by much less. Here the factors' rate is
+# divided by that ratio (expansion_lr = matched), and the best rate is sought again. If the MLPs set it, it rises by the ratio.
+# If all else sets it, it stays, and the loss says whether the MLPs want the lower rate.
+#
+#   python compare.py config/compare/expansion_matched.py --cluster=pool --jobs=6
+#
+# The setting is that of optimizers_shakespeare.py under AdamW: 250 iterations, the rate falls to 0. About 90 runs of seconds
+# each on a GPU.
+
+include('optimizers_shakespeare.py')
+
+claim = "Each at its own best rate, with AdamW's steps of W matched to those of a dense W, {arm} has a lower loss than {baseline}"
+_k = 'config/expansive_shakespeare.py --expansion='
+arms = dict(
+    dense='config/shakespeare_char.py',
+    k2000=f'{_k}2000',
+    k2000_matched=f'{_k}2000 --expansion_lr=matched',
+    k10000=f'{_k}10000',
+    k10000_matched=f'{_k}10000 --expansion_lr=matched',
+)
+sizes = {}
+learning_rates = (1e-3, 2e-3, 4e-3)
