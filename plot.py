@@ -14,6 +14,7 @@ has not ended counts as running if it wrote to its log in the last ten minutes.
 """
 
 import math
+import os
 import statistics
 import sys
 import time
@@ -43,6 +44,16 @@ def best_loss(r: dict) -> float:
     return min(m['val_loss'] for m in r['evals'])
 
 
+def told_apart(runs: list[dict]) -> list[dict]:
+    """The runs, where arms of one name lie in different places with the end of the path in the name."""
+    places = {}
+    for r in runs:
+        places.setdefault(r['arm'], {})[r['place']] = None
+    above = {arm: os.path.commonpath([p.parent for p in there]) for arm, there in places.items() if len(there) > 1}
+    name = lambda r: str(r['place'].relative_to(above[r['arm']])) if r['arm'] in above else r['arm']
+    return [r | dict(arm=name(r)) for r in runs]
+
+
 def mean_std(values: list[float]) -> str:
     """Mean, and the sample standard deviation where there are several."""
     if not all(map(math.isfinite, values)):
@@ -65,7 +76,7 @@ def table(runs: list[dict]) -> str:
         rows.append(
             f'{arm:16} {len(mine):2} {m["params"]:12,} {m["params_collapsed"]:12,} {rate:>7}'
             f' {mean_std([b["val_loss"] for b in best]):>16} {statistics.median(b["iter"] for b in best):8.0f}'
-            f' {mean_std([r["evals"][-1]["val_loss"] for r in mine]):>16}'
+            f' {mean_std([math.inf if r["diverged"] else r["evals"][-1]["val_loss"] for r in mine]):>16}'
         )
     return '\n'.join(rows)
 
@@ -199,7 +210,8 @@ def main():
     if not any((input_path(n) / 'metrics.jsonl').exists() for n in names):
         print(printable('\n\n'.join(listing(input_path(n)) for n in names)))
         return
-    runs = [r for n in names for r in read_runs(input_path(n))]
+    folders = {input_path(n).resolve(): input_path(n) for n in names}  # each once
+    runs = told_apart([r for folder in folders.values() for r in read_runs(folder)])
     if cfg.best:
         print(min(runs, key=best_loss)['name'])
         return

@@ -156,9 +156,10 @@ def is_run(folder: Path) -> bool:
 
 
 def read_runs(folder: Path) -> list[dict]:
-    """The runs of a folder for plots and lists: {name, arm, rate, evals, train, manifest}; evals and train are lines as
-    train.py logs them. The out_dir of a run holds one run, named as the folder without its final -sSEED. A folder of
-    results/ holds the runs of its metrics.jsonl; if an arm has several learning rates, they are part of the name."""
+    """The runs of a folder for plots and lists: {name, arm, place, rate, diverged, evals, train, manifest}; evals and train
+    are lines as train.py logs them. The out_dir of a run holds one run, named as the folder without its final -sSEED. A folder
+    of results/ holds the runs of its metrics.jsonl; if an arm has several learning rates, they are part of the name. place: a
+    path that only seeds of one arm share."""
     nothing = f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/'
     if is_run(folder):
         lines = read_metrics(folder)
@@ -170,7 +171,9 @@ def read_runs(folder: Path) -> list[dict]:
         )
         rate = read_json(folder / 'config.json', CONFIG | {'learning_rate': float})['learning_rate']
         arm = re.sub(r'-s\d+$', '', folder.name)
-        return [dict(name=str(folder), arm=arm, evals=evals, train=train, manifest=manifest, rate=rate)]
+        diverged = not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines)
+        of_arm = dict(arm=arm, place=folder.resolve().with_name(arm), rate=rate, manifest=manifest)
+        return [dict(name=str(folder), evals=evals, train=train, diverged=diverged, **of_arm)]
     found = [r for r in read_records(folder).values() if {'iter', 'val_loss'} <= r.get('eval', {}).keys()]
     if not found:
         raise UserError(nothing)
@@ -179,11 +182,14 @@ def read_runs(folder: Path) -> list[dict]:
     for r in found:
         rates.setdefault(cell(r), set()).add(r['lr'])
     lines = lambda columns: [dict(zip(columns, row)) for row in zip(*columns.values())]
+    arm = lambda r: cell(r) if len(rates[cell(r)]) == 1 else f'{cell(r)}-{r["lr"]:g}'
     return [
         dict(
             name=r['run'],
             rate=r['lr'],
-            arm=cell(r) if len(rates[cell(r)]) == 1 else f'{cell(r)}-{r["lr"]:g}',
+            arm=arm(r),
+            place=folder.resolve() / arm(r),
+            diverged=r['state'] == 'diverged',
             evals=lines(r['eval']),
             train=lines(r['train']),
             manifest=r['facts'],

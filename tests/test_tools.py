@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -384,7 +385,8 @@ def two_seeds(last=(2.0, 2.2), best=(1.5, 1.9)):
     """Two runs of one arm, each with its lowest loss before its last."""
     return [
         dict(
-            name=f'out/a-s{i}', arm='a', rate=1e-3, train=[], manifest=dict(params=9, params_collapsed=5, device='cpu'),
+            name=f'out/a-s{i}', arm='a', place=Path('out/a'), rate=1e-3, diverged=False, train=[],
+            manifest=dict(params=9, params_collapsed=5, device='cpu'),
             evals=[dict(iter=0, val_loss=4.0), dict(iter=10, val_loss=b), dict(iter=20, val_loss=v)],
         )
         for i, (b, v) in enumerate(zip(best, last))
@@ -399,6 +401,26 @@ def test_the_table_of_plot_has_best_and_last_losses_with_the_spread_of_their_see
         and row.endswith(spread(2.0, 2.2))
         and row.split()[:6] == ['a', '2', '9', '5', '0.001', '1.7000']
     )
+
+
+def test_runs_of_one_name_in_different_folders_are_no_seeds_of_one_arm(monkeypatch, capsys, tmp_path):
+    """compare.py calls a run ARM/lrRATE/sSEED; comparisons share names of arms."""
+    names = ('dense/lr0.01/s1', 'monarch/lr0.01/s1', 'a/x-s1', 'a/x-s2', 'b/x')
+    folders = [tmp_path / name for name in names]
+    for folder in folders:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fuzz.a_run(folder)
+    monkeypatch.setattr('sys.argv', ['plot.py', *map(str, [*folders, folders[-1]]), '--out='])
+    plot.main()
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [['dense/lr0.01/s1', '1'], ['monarch/lr0.01/s1', '1'], ['a/x', '2'], ['b/x', '1']]
+
+
+def test_the_table_of_plot_says_that_a_run_diverged_although_no_evaluation_saw_it():
+    runs = two_seeds()
+    runs[1]['diverged'] = True
+    row = plot.table(runs).splitlines()[1].split()
+    assert row[-1] == 'diverged' and row[5] == '1.7000'
 
 
 def test_best_is_the_run_with_the_lowest_loss(monkeypatch, tmp_path, capsys):
