@@ -125,7 +125,7 @@ class Jobs:
     def begin(self, folder: Path, full: list[str]) -> list[str]:
         """Before a run starts: note what it is, and whether it goes on from a checkpoint. Returns its command."""
         runs = self.started[folder] = self.asked[folder]
-        write_json(folder / 'argv.json', self.state.argv(runs[0]))
+        self.state.note(runs[0], folder)
         ckpt = folder / 'ckpt.pt'
         if self.state.plans[runs[0].plan].trains and ckpt.exists() and not launch.holder(folder):
             try:

@@ -24,7 +24,10 @@ FACTS = (
 REFERENCE = re.compile(r'\{([^{}/@ |]+)\}')  # in the text of an arm or a step: the checkpoint of another one
 
 # the shapes (files.misfit) of a record: of a run, of a preparing step that trained nothing, of an evaluation
-ALL = dict(run=str, arm=str, size=str, lr=float, seed=int, state={'finished', 'diverged'}) | {'settings?': dict}
+ALL = dict(run=str, arm=str, size=str, lr=float, seed=int, state={'finished', 'diverged'}) | {
+    'settings?': dict,
+    'from?': {str: str},
+}
 TIMED = {'device?': str, 'started?': str, 'seconds?': float, 'flops?': (float, None), 'tokens?': float, 'error?': float}
 COSTS = {'params': int, 'params_collapsed': int, 'processes': int, 'tokens_per_iter': float, 'flops_per_token': float,
          'flops_per_update': float, 'max_iters?': int, 'transfer?': {'flops?': (float, None), 'growing?': float}}  # fmt: skip

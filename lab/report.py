@@ -7,6 +7,7 @@ results/<name>/ holds
     metrics.jsonl    a line per run: {"run": "dense/lr0.001/s1", "arm", "size", "lr", "seed", "state": "finished" or
                      "diverged", "settings": config keys that are not defaults, "facts": of the manifest, "ms": median,
                      "eval": {"iter": [...], "val_loss": [...], ...}, "train": {"iter": [...], "loss": [...]}};
+                     "from": of a run that starts from others {NAME: run, checksum of its settings};
                      the arm of a preparing step is steps/NAME (a command of transfer.py has facts only), that of an
                      evaluation tasks/ARM, with "tasks": {task: {"figures": {...}, ...}}
     bench.jsonl      step times of the arms, taken alone and in turns (bench.py), where that was possible

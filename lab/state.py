@@ -5,12 +5,14 @@ missing, comparison.py runs it.
 
 import dataclasses
 import fcntl
+import json
 import os
 import sys
+import zlib
 from pathlib import Path
 
 from configurator import UserError, load, root_path
-from files import read_json
+from files import read_json, write_json
 from lab import launch, records, verdicts
 from lab.plan import Missing, Plan, Run, difference, flags, settings, wanted
 
@@ -30,6 +32,7 @@ class State:
         self.there = {}  # name of a run: its checkpoint, which others may start from
         self.lost = {}  # name of a run of a sweep: the record of what it starts from, which diverged
         self.settings = {}  # (plan, rate, seed): see run_settings
+        self.missing = None  # what is missing by these records
         self.rules = {}  # size: what a claim will need, in words
         self.failed_write = ''  # why the last write failed
         self.head = None  # of an entry of the board: the first line of its log
@@ -50,6 +53,34 @@ class State:
     def checkpoint(self, r: Run) -> Path:
         best = self.plans[r.plan].is_arm and self.cfg.at == 'best'
         return self.out / r.name / ('best.pt' if best else 'ckpt.pt')
+
+    def origin(self, r: Run) -> dict | None:
+        """{name: the run from whose checkpoint r starts under that name, and a checksum of its settings and of what it starts from
+        itself}; None while the rate of one is not known. A run is not what it was where this has changed."""
+        found = {}
+        for name, n in zip(self.plans[r.plan].refers_to, self.missing.needs(r)[0]):
+            if n is None:
+                return None
+            told = json.dumps([self.run_settings(n), self.checkpoint(n).name, self.origin(n)], sort_keys=True)
+            found[name] = f'{n.name} {zlib.crc32(told.encode()):08x}'
+        return found
+
+    def note(self, r: Run, folder: Path):
+        """Write beside a run what it is, before it starts."""
+        write_json(folder / 'argv.json', self.argv(r))
+        if self.plans[r.plan].refers_to:
+            write_json(folder / 'from.json', self.origin(r))
+
+    def check_origin(self, r: Run, was: dict, where: Path):
+        """Raises UserError if a run, of which `where` says what it started from, would start from something else now."""
+        now = self.origin(r)
+        for name in now or ():
+            if was.get(name, '') != now[name]:
+                (a, _, _), (b, _, _) = (text.partition(' ') for text in (was.get(name, ''), now[name]))
+                raise UserError(
+                    f'{where} holds {r.name}, which started from {a or "nothing"}; now it would start from'
+                    f' {b if a != b else "one of that name with other settings"}; choose another --name, or delete that folder'
+                )
 
     # ------------------------------------------------------------------------- what is there
 
@@ -75,6 +106,7 @@ class State:
         about = dict(run=r.name, arm=p.arm, size=p.size, lr=r.lr, seed=r.seed)
         if r.name in self.lost:  # a rate at which the source diverges is none for what starts from it
             self.records[r.name] = self.lost[r.name] | about | dict(settings=self.run_settings(r))
+            self.records[r.name].pop('from', None)
             return True
         try:
             argv = read_json(self.job_folder(r) / 'argv.json', [str])
@@ -86,6 +118,9 @@ class State:
                 f'{folder} holds a run with other settings ({difference(have, mine)}); choose another --name, or delete'
                 ' that folder'
             )
+        if (noted := folder / 'from.json').exists():  # an older run does not say
+            about['from'] = read_json(noted, {str: str})
+            self.check_origin(r, about['from'], folder)
         if launch.holder(self.job_folder(r)):
             return False
         read = records.READERS.get(p.script, records.record)
@@ -113,6 +148,11 @@ class State:
     def ready(self) -> list[Run]:
         """What can be started now: missing runs, or where their checkpoints are not there the runs that make these."""
         missing, seen, found = Missing(self.cfg, self.plans, self.records), set(), []
+        self.missing = missing
+        for name, r in self.records.items():
+            for i, p in enumerate(self.plans):
+                if 'from' in r and (r['arm'], r['size']) == (p.arm, p.size):
+                    self.check_origin(Run(i, r['lr'], r['seed'], name), r['from'], self.folder / 'metrics.jsonl')
         for size, (figures, arms) in missing.sigma.items():
             if size not in self.rules:  # said before any seed that decides about an arm is started
                 self.rules[size] = verdicts.rule(vars(self.cfg), figures, arms, f' at {size}' if size else '')

@@ -92,5 +92,7 @@ def test_a_plan_with_no_seeds_or_endless_ones_is_named(tmp_path, fails, seeds):
 def test_a_seed_that_diverged_has_its_place_in_the_table():
     evals = lambda loss: [dict(iter=0, val_loss=loss)]
     manifest = dict(params=9, params_collapsed=5)
-    runs = [dict(arm='a', rate=0.01, evals=evals(v), manifest=manifest) for v in (2.0, math.nan, math.inf)]
+    runs = [
+        dict(arm='a', rate=0.01, evals=evals(v), manifest=manifest, diverged=False) for v in (2.0, math.nan, math.inf)
+    ]
     assert plot.table(runs).splitlines()[1].endswith('diverged')

@@ -47,6 +47,21 @@ def test_steps_run_once_for_every_seed_and_before_what_starts_from_them(steps, t
     assert starts(tmp_path) == dict.fromkeys(names, 1)
 
 
+def test_a_run_whose_source_has_changed_since_is_not_taken_for_a_new_one(steps, tmp_path, fails):
+    """Its own settings name the source only: {small}."""
+    cfg = steps(keep_checkpoints=True)
+    compare.compare(cfg)
+    assert records.read_records(tmp_path / 'results' / 'c')['grown/lr0.01/s1']['from'].keys() == {'small'}
+    compare.compare(dataclasses.replace(cfg, at='best'))  # of a step the last checkpoint counts all the same
+    rate = dataclasses.replace(cfg, learning_rates=dict(small=(2e-2,)))
+    parts = 'metrics.jsonl holds', 'started from steps/small/lr0.01/s1', 'from steps/small/lr0.02/s1;'
+    fails(lambda: compare.compare(rate), *parts)
+    step = dataclasses.replace(cfg, steps=STEPS | dict(small='--batch_size=1 --level=2'))
+    shutil.rmtree(tmp_path / 'results')
+    shutil.rmtree(tmp_path / 'out' / 'c' / 'steps' / 'small')  # as the message on its own settings says
+    fails(lambda: compare.compare(step), 's1, which started from steps/small/lr0.01/s1; now', 'with other settings')
+
+
 def test_shared_steps_serve_all_seeds(steps, tmp_path):
     cfg = steps(seeds=2, shared_steps=True)
     compare.compare(cfg)
