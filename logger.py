@@ -94,7 +94,7 @@ def read_metrics(out_dir: Path) -> list[dict]:
 def make_room(out_dir: Path) -> str:
     """Move the record of an earlier run to out_dir/earlier-N, a folder like any run's; what to say of it. A run that
     compare.py starts again in its own folder, because it broke, is the same one: there only checkpoints go."""
-    more = sorted([*out_dir.glob('ckpt-*.pt'), *out_dir.glob('shards-*')])
+    more = sorted([p for kind in ('ckpt-*.pt', 'best-*.pt', 'shards-*') for p in out_dir.glob(kind)])
     found = [p for p in [*(out_dir / name for name in RECORD), *more] if p.exists()]
     try:
         if launched(out_dir):
@@ -157,7 +157,16 @@ def take_folder(t) -> str:
         return make_room(t.out_dir)
     if t.best_is_now and t.cfg.save_checkpoint and t.saved_as == 'ckpt.pt':
         copy(t.out_dir / 'ckpt.pt', t.out_dir / 'best.pt')  # a kill between the two writes left an older one
-    return f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
+    text = f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
+    if t.best_before:
+        it, loss = t.best_before
+        text += (
+            f'\nNOTE: evaluations see other text than before: the lowest val loss, {loss:.4f} until now, counts anew'
+        )
+        if (t.out_dir / 'best.pt').exists() and t.cfg.save_checkpoint:
+            os.replace(t.out_dir / 'best.pt', t.out_dir / f'best-{it}.pt')
+            text += f'; best.pt of before is best-{it}.pt'
+    return text
 
 
 def kept(t, stopped: bool, again='go on with --init_from=resume') -> str:

@@ -149,6 +149,7 @@ class Trainer:
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0  # since the last line of the log
         self.best_val_loss, self.best_iter = math.inf, 0
         self.best_is_now = False  # resuming: ckpt.pt is the best one, too
+        self.best_before = None  # resuming, and evaluations see other text now: (best_iter, best_val_loss) of before
         self.lowest_a, self.lowest_a_iter = math.inf, 0  # of val_a, which may end a run; figures are of val_b
         self.saved = None  # iteration of the last checkpoint
         self.skipped = 0  # updates left out in a row, up to now
@@ -245,6 +246,13 @@ class Trainer:
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
         return value / count if count else None
 
+    def measure(self, config: dict) -> tuple:
+        """What an evaluation of a run with this config looks at: (data set, windows of this one). Where a config of another
+        program does not say, as here."""
+        of = lambda k: v if isinstance(v := config.get(k), type(getattr(self.cfg, k))) else getattr(self.cfg, k)
+        most = (len(self.data['val'].tokens) - 1) // self.cfg.block_size
+        return of('dataset'), min(of('eval_iters') * of('batch_size') or most, most)
+
     @torch.no_grad()
     def evaluate(self, split: str) -> dict:
         """{train_loss} or {val_loss, val_a, val_b} in nats per token: see tokens/losses.py."""
@@ -299,9 +307,12 @@ class Trainer:
         self.iter, self.position, self.best_val_loss = ckpt['iter_num'], ckpt['position'], ckpt['best_val_loss']
         self.seconds = ckpt.get('seconds', 0.0)
         self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older checkpoints do not say
-        self.lowest_a = ckpt.get('lowest_a', self.best_val_loss)
-        self.lowest_a_iter = ckpt.get('lowest_a_iter', self.best_iter)
+        self.lowest_a, self.lowest_a_iter = ckpt.get('lowest_a', math.inf), ckpt.get('lowest_a_iter', self.iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
+        if self.measure(ckpt['config']) != self.measure(vars(self.cfg)):  # losses on other text cannot be compared
+            self.best_before = self.best_iter, self.best_val_loss
+            self.best_val_loss, self.best_iter = math.inf, self.iter
+            self.lowest_a, self.lowest_a_iter = math.inf, self.iter
         self.tokens = ckpt.get('tokens', self.iter * checkpoint.tokens_per_iter(ckpt['config']))
         since = self.history['since'] if self.history else 0  # as if all its steps had cost what the next one does
         self.flops = ckpt.get('flops', max(0, self.iter - since) * self.flops_per_iter())

@@ -227,6 +227,21 @@ def test_best_is_kept_when_the_loss_rises_again(run_train):
     assert last['best_val_loss'] == good['best_val_loss'] < losses(out, 'eval')[15]
 
 
+def test_the_lowest_loss_counts_anew_where_evaluations_see_other_text(run_train, monkeypatch, capsys):
+    """Else no loss on harder text would ever be the best one, and patience would end the run."""
+    monkeypatch.setattr(Trainer, 'evaluate', lambda self, split: both(split, 2.0 + 0.1 * (self.iter or 9)))
+    out = run_train('--max_iters=4', '--eval_interval=2')
+    assert 'other text' not in capsys.readouterr().out
+    run_train('--max_iters=6', '--eval_interval=2', '--init_from=resume', '--batch_size=2', '--eval_iters=4')
+    assert 'other text' not in capsys.readouterr().out and checkpoint.load(out / 'best.pt')['iter_num'] == 2
+    more = '--init_from=resume', '--eval_iters=3', '--patience=2', '--always_save_checkpoint=false'
+    run_train('--max_iters=10', '--eval_interval=2', *more)
+    said = capsys.readouterr().out
+    assert 'the lowest val loss, 2.2000 until now, counts anew; best.pt of before is best-2.pt' in said
+    assert 'no lower val_a than that of iteration 6' in said
+    assert [checkpoint.load(out / f)['iter_num'] for f in ('best.pt', 'best-2.pt', 'ckpt.pt')] == [6, 2, 8]
+
+
 def test_a_nan_loss_ends_with_code_3_and_spares_the_checkpoint(run_train, tmp_path, fails):
     out = run_train('--max_iters=5')
     before = (out / 'ckpt.pt').read_bytes()
