@@ -256,19 +256,13 @@ def read_text(path: Path, most: int) -> str:
     return text.decode('utf-8-sig')
 
 
-def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
-    """argv split into config files and {key: text}. --key=value, --key value, and --key for a boolean."""
-    files, flags, rest = [], {}, list(argv)
+def spelled(argv: list[str], fields: dict) -> list[str]:
+    """argv with each flag as --key=value, whichever way it is written: --key value, --key for a boolean, - for _ in a name."""
+    found, rest = [], list(argv)
     while rest:
         arg = rest.pop(0)
-        if arg == '--':
-            raise UserError(
-                "'--' stands between the configs of bench.py and of transfer.py match; here is one config only"
-            )
-        if not arg.startswith('--'):
-            if arg.startswith('-'):
-                raise UserError(f"'{brief(arg)}': a flag is written --key=value; --help lists the keys")
-            files.append(input_path(arg))
+        if not arg.startswith('--') or arg == '--':
+            found.append(arg)
             continue
         name, eq, text = arg[2:].partition('=')
         name = name.replace('-', '_')
@@ -278,11 +272,27 @@ def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
                 text = rest.pop(0)
             elif boolean:
                 text = 'true'
-            elif name not in fields:
-                text = ''  # load() says so
-            else:
+            elif name in fields:  # of another one load() says that it is unknown
                 raise UserError(f'--{name} has no value; write --{name}=VALUE')
-        flags[name] = text
+        found.append(f'--{name}={text}')
+    return found
+
+
+def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
+    """argv split into config files and {key: text}; see spelled."""
+    files, flags = [], {}
+    for arg in spelled(argv, fields):
+        if arg == '--':
+            raise UserError(
+                "'--' stands between the configs of bench.py and of transfer.py match; here is one config only"
+            )
+        if arg.startswith('--'):
+            name, _, text = arg[2:].partition('=')
+            flags[name] = text
+        elif arg.startswith('-'):
+            raise UserError(f"'{brief(arg)}': a flag is written --key=value; --help lists the keys")
+        else:
+            files.append(input_path(arg))
     return files, flags
 
 

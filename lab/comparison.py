@@ -12,7 +12,7 @@ from pathlib import Path
 
 import checkpoint
 import evaluate
-from configurator import ROOT, UserError, root_path
+from configurator import ROOT, UserError, root_path, spelled
 from files import read_json, write_json
 from lab import launch, outcomes, records, report, stats, timing, track
 from lab.live import Live
@@ -38,7 +38,7 @@ def compare(cfg, files=()):
     if cfg.looks and (planned := earlier_plan(state.folder)) not in (None, cfg.seeds):
         print(f'NOTE: the plan was seeds = {planned}; where it is changed after a look, 5% is no promise any more')
     described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
-    write_json(state.folder / 'comparison.json', described | dict(command=said()))
+    write_json(state.folder / 'comparison.json', described | dict(command=said(cfg)))
 
     missing = Jobs(state)
     start = lambda full, folder, slot: engine(missing.begin(folder, full), folder, slot)
@@ -189,7 +189,8 @@ def earlier_plan(folder: Path) -> int | None:
     return c.get('seeds') if c.get('looks') and records.read_records(folder) else None
 
 
-def said() -> str:
+def said(cfg) -> str:
     """The command without the flags that say where it ran."""
     where = ('--cluster', '--jobs', '--only', '--minutes', '--partition', '--results', '--out', '--keep')
-    return shlex.join(['python', 'compare.py', *(a for a in sys.argv[1:] if not a.startswith(where))])
+    argv = spelled(sys.argv[1:], {f.name: f for f in dataclasses.fields(cfg)})
+    return shlex.join(['python', 'compare.py', *(a for a in argv if not a.startswith(where))])

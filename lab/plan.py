@@ -14,7 +14,7 @@ import math
 import shlex
 from dataclasses import dataclass
 
-from configurator import UserError, load, overrides
+from configurator import UserError, load, overrides, spelled
 from lab import protocol, verdicts
 from lab.rates import Rate
 from lab.records import SWEEP, ancestors, cell_name, references, run_name
@@ -106,15 +106,18 @@ def make(cfg, arm: str, size: str, text: str, more: str = '', before: list | Non
         script, *command = shlex.split(text) if text.startswith(('transfer.py ', 'evaluate.py ')) else [cfg.script]
         module = importlib.import_module(script.removesuffix('.py').replace('/', '.'))
         if script == 'transfer.py':
-            argv, schema = command, module.COMMANDS.get(command[0], (None,))[0]
+            schema = module.COMMANDS.get(command[0], (None,))[0]
             if not schema:
                 raise UserError(f"'{text}': must be a command of transfer.py: {', '.join(module.COMMANDS)}")
+            argv = [command[0], *alike(command[1:], schema)]
             resolved = load(schema, [*argv[1:], '--out=ckpt.pt'])
         elif script == 'evaluate.py':
-            argv, resolved = command, load(module.EvalConfig, command)
+            argv = alike(command, module.EvalConfig)
+            resolved = load(module.EvalConfig, argv)
         else:
-            argv = [*shlex.split(cfg.common), *shlex.split(more), *shlex.split(text)]
-            resolved = load(getattr(module, SCRIPTS[script]), argv)
+            schema = getattr(module, SCRIPTS[script])
+            argv = alike([*shlex.split(cfg.common), *shlex.split(more), *shlex.split(text)], schema)
+            resolved = load(schema, argv)
     except UserError as e:
         raise UserError('\n'.join(f'{cell_name(arm, size)}: {line}' for line in str(e).split('\n'))) from None
     except (ValueError, AttributeError, TypeError):  # an open quote, no text
@@ -123,6 +126,11 @@ def make(cfg, arm: str, size: str, text: str, more: str = '', before: list | Non
     if before is not None and (odd := [name for name in p.refers_to if name not in before]):
         raise UserError(f'{p.name}: {{{odd[0]}}}: must name a step or an arm listed before it; {before or "none"}')
     return p
+
+
+def alike(argv: list[str], schema) -> list[str]:
+    """Flags as they are looked for in this file: --key=value."""
+    return spelled(argv, {f.name: f for f in dataclasses.fields(schema)})
 
 
 def evaluation(cfg, p: Plan) -> Plan:
@@ -207,7 +215,8 @@ def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
     found = []
     for p in plans:
         base = next((q for q in plans if q.is_arm and q.size == p.size), plans[0])
-        fixed = not p.is_arm or p.arm == base.arm or '--max_iters=' in cfg.arms[p.arm]
+        own = alike(shlex.split(cfg.arms[p.arm]), p.cfg) if p.is_arm else []
+        fixed = not p.is_arm or p.arm == base.arm or any(a.startswith('--max_iters=') for a in own)
         over = math.nan if fixed else amount(cfg, plans, p, {}) - amount(cfg, plans, base, {})
         if math.isnan(over):
             found.append(p)

@@ -13,7 +13,7 @@ from fakes import fake_script, found_cells, make_config  # noqa: F401
 
 import compare
 from configurator import load
-from lab import launch, outcomes, plan, protocol, records, report, tables, verdicts
+from lab import comparison, launch, outcomes, plan, protocol, records, report, tables, verdicts
 from lab.records import SWEEP
 
 ARMS = dict(
@@ -286,6 +286,17 @@ def test_arms_stop_by_themselves_at_the_flops_of_the_baseline(judged, launcher, 
     count = len(launcher.runs)
     compare.compare(dataclasses.replace(cfg, arms=cfg.arms | dict(wide='--batch_size=8 --level=1.5 --max_iters=5')))
     assert len(launcher.runs) == count  # the same runs, whoever names the number
+
+
+def test_flags_of_an_arm_count_however_they_are_written(monkeypatch):
+    """What train.py takes as --max_iters=7: else the arm would be trained longer than it says, and shapes out of a checkpoint
+    would be guessed."""
+    arms = dict(base='', own='--linear=low_rank --max-iters 7', cut='--init_from {base} --linear low_rank')
+    cfg = compare.CompareConfig(common=' '.join(TINY), arms=arms, match='flops')
+    _, own, cut = plan.at_equal_flops(cfg, plan.make_plans(cfg))
+    assert own.cfg.max_iters == 7 and own.known and not cut.known
+    monkeypatch.setattr('sys.argv', ['compare.py', 'c.py', '--jobs', '4', '--seeds', '8', '--bench=false'])
+    assert comparison.said(cfg) == 'python compare.py c.py --seeds=8 --bench=false'
 
 
 def test_warmup_and_decay_keep_their_share_of_the_iterations():
