@@ -164,18 +164,30 @@ def rates(cfg):
 def show(cfg):
     try:
         rows = files.read_lines(input_path(cfg.out))
-        rows[0]['device'], [(r['member'], r['width'], r['lr'], r['val_loss']) for r in rows]
+        rows[0], [[r[k] for k in ('device', 'member', 'width', 'lr', 'val_loss', 'iters', 'base')] for r in rows]
     except (UserError, OSError, ValueError, LookupError, TypeError) as e:
         raise UserError(f"out = '{cfg.out}': not a file that rates wrote ({e})") from None
-    lrs = sorted({r['lr'] for r in rows})
-    print(f'{rows[0]["device"]}; val loss after {rows[0]["iters"]} iterations; rates at width {rows[0]["base"]}')
-    print(f'{"member":12} {"width":>6} ' + ''.join(f'{lr:>9g}' for lr in lrs) + '  best rate')
+    alike = {}  # rates adds to a file: what it ran with other keys is another table
+    for r in rows:
+        alike.setdefault((r['device'], r['iters'], r['base'], r.get('n_layer')), []).append(r)
+    print('\n\n'.join(map(table, alike.values())))
+
+
+def table(rows: list[dict]) -> str:
+    """Of rows that differ in member, width and rate."""
+    lrs, first = sorted({r['lr'] for r in rows}), rows[0]
+    blocks = f'{first["n_layer"]} blocks; ' if 'n_layer' in first else ''
+    lines = [f'{first["device"]}; {blocks}val loss after {first["iters"]} iterations; rates at width {first["base"]}']
+    lines.append(f'{"member":12} {"width":>6} ' + ''.join(f'{lr:>9g}' for lr in lrs) + '  best rate')
     for member in dict.fromkeys(r['member'] for r in rows):
         for width in sorted({r['width'] for r in rows if r['member'] == member}):
             mine = {r['lr']: r['val_loss'] for r in rows if (r['member'], r['width']) == (member, width)}
             best = min((lr for lr in mine if math.isfinite(mine[lr])), key=mine.get, default=math.nan)  # all diverged
             cells = ''.join(f'{mine[lr]:9.4f}' if lr in mine else f'{"-":>9}' for lr in lrs)
-            print(f'{member:12} {width:6} {cells}  {best:g}{" (edge)" if best in (lrs[0], lrs[-1]) else ""}')
+            lines.append(
+                f'{member:12} {width:6} {cells}  {best:g}{" (edge)" if best in (min(mine), max(mine)) else ""}'
+            )
+    return '\n'.join(lines)
 
 
 def main(args: list[str]):

@@ -205,6 +205,19 @@ def test_a_rate_that_diverged_is_never_the_best(tmp_path, capsys):
     assert row == ['dense', '64', '3.0000', '2.0000', '2.5000', 'nan', '0.002']
 
 
+def test_runs_of_other_keys_in_one_file_are_another_table_and_an_edge_is_that_of_the_rates_tried(tmp_path, capsys):
+    line = dict(member='dense', width=64, base=64, iters=10, n_layer=2, device='cpu', lr=1e-3, val_loss=3.0)
+    lines = [line, line | dict(lr=2e-3, val_loss=2.9), line | dict(iters=500, val_loss=1.0), line | dict(n_layer=4, val_loss=2.0),
+             *(line | dict(member='btt', lr=lr, val_loss=v) for lr, v in ((1e-3, 3.0), (2e-3, 2.0), (4e-3, 2.5)))]  # fmt: skip
+    (tmp_path / 'rates.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in lines))
+    mup.show(mup.MupConfig(out=str(tmp_path / 'rates.jsonl')))
+    short, long, deep = capsys.readouterr().out.split('\n\n')
+    assert '2 blocks; val loss after 10 ' in short and 'after 500 ' in long and '4 blocks' in deep
+    dense, btt = short.splitlines()[2:]
+    assert dense.split() == ['dense', '64', '3.0000', '2.9000', '-', '0.002', '(edge)'] and btt.split()[-1] == '0.002'
+    assert long.splitlines()[-1].split()[2] == '1.0000'
+
+
 def test_sizes_are_of_the_change_since_the_start():
     """At a rate of nothing nothing changes, whatever the outputs are."""
     found = mup.sizes(BASE, BASE, steps=1, lr=1e-30)

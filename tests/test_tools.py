@@ -340,9 +340,10 @@ def test_evaluating_another_task_keeps_what_was_measured_before(run_train, monke
     out = run_train('--max_iters=1')
     monkeypatch.setitem(evaluate.TASKS, 'again', evaluate.TASKS['val'])
 
-    def go(*more):
-        evaluate.evaluate(load(evaluate.EvalConfig, [f'--checkpoint={out}/ckpt.pt', '--device=cpu', *more]))
-        return json.loads((out / 'eval.json').read_text())
+    def go(*more, report=out / 'eval.json'):
+        keys = [f'--checkpoint={out}/ckpt.pt', f'--out={report}', '--device=cpu', *more]
+        evaluate.evaluate(load(evaluate.EvalConfig, keys))
+        return json.loads(report.read_text())
 
     first = go('--limit=1')
     both = go('--limit=1', '--tasks=again')
@@ -351,6 +352,10 @@ def test_evaluating_another_task_keeps_what_was_measured_before(run_train, monke
     assert go('--limit=2')['limit'] == 2  # other figures: the old report is moved, not lost
     assert json.loads((out / 'eval.1.json').read_text()) == both
     assert 'it is called eval.1.json now' in capsys.readouterr().out
+    elsewhere = out.with_name('e.json')
+    go('--limit=1', report=elsewhere)
+    run_train('--max_iters=1', '--learning_rate=1')  # other weights in the same place, of the same size and iteration
+    assert list(go('--limit=1', '--tasks=again', report=elsewhere)['tasks']) == ['again']
 
 
 def test_a_comparison_of_ones_own_stays_apart_from_the_published_ones():
