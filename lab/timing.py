@@ -10,22 +10,26 @@ from pathlib import Path
 from configurator import ROOT, UserError
 from files import write
 from lab import launch, records
-from lab.plan import Plan
+from lab.plan import LENGTH, Plan, settings
 
 
 def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
     """{cell: ms per step}, every arm and step alone on the machine and in turns, what has the same shapes once. Kept in
     <results>/<name>/bench.jsonl. Left out is what takes its shapes or a teacher from a checkpoint."""
-    cells = {}  # flags: cells
+    cells, resolved = {}, {}  # flags: cells; flags: what they say, which changes where a config file does
     for p in plans:
         if p.known:
             fixed = [a for a in p.argv if not a.startswith(('--init_from=transfer', '--transfer_')) or not p.refers_to]
             # a step takes as long at every horizon
             length = ('--max_iters=', '--lr_decay_iters=') if cfg.horizons else ()
-            cells.setdefault(' '.join(a for a in fixed if not a.startswith(length)), []).append(p.name)
+            arm = ' '.join(a for a in fixed if not a.startswith(length))
+            cells.setdefault(arm, []).append(p.name)
+            keys = {k: v for k, v in settings(p.cfg).items() if not k.startswith(('init_from', 'transfer_', *LENGTH))}
+            resolved.setdefault(arm, keys)
     rows = records.read_lines(folder / 'bench.jsonl')
-    if [r.get('arm') for r in rows] != list(cells):
-        fresh = out / f'bench-{zlib.crc32(json.dumps(list(cells)).encode())}.jsonl'
+    old = [(r.get('arm'), r.get('settings', resolved.get(r.get('arm')))) for r in rows]  # an older row does not say
+    if old != list(resolved.items()):
+        fresh = out / f'bench-{zlib.crc32(json.dumps(resolved).encode())}.jsonl'
         command = [sys.executable, str(ROOT / 'bench.py')]
         for i, arm in enumerate(cells):
             command += [*(['--'] if i else []), *arm.split(), *([] if i else [f'--out={fresh}'])]
@@ -37,6 +41,6 @@ def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
         )  # fmt: skip
         if failed:
             raise UserError(f'bench.py failed: {failed["bench"]} ({out / "bench" / "output.txt"}); or --bench=false')
-        rows = [r | dict(arm=a, cells=cells[a]) for r, a in zip(records.read_lines(fresh), cells)]
+        rows = [r | dict(arm=a, cells=cells[a], settings=resolved[a]) for r, a in zip(records.read_lines(fresh), cells)]
         write(folder / 'bench.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
     return {cell: r['ms'] for r in rows for cell in r.get('cells', ())}

@@ -16,7 +16,7 @@ from fakes import fake_script, found_cells, make_config, start, starts, wait_for
 
 import compare
 from configurator import UserError, load
-from lab import launch, outcomes, plan, questions, records, report, tables, verdicts
+from lab import launch, outcomes, plan, questions, records, report, tables, timing, verdicts
 from logger import read_metrics
 
 
@@ -270,6 +270,27 @@ def test_runs_of_other_settings_are_not_mixed_in(config, fails, tmp_path):
     fails(lambda: compare.compare(other), 'other settings', 'level = 1.9 there, 1.8 here', '--name')
     shutil.rmtree(tmp_path / 'results')
     fails(lambda: compare.compare(other), 'other settings', 'delete that folder')
+
+
+def test_steps_are_timed_again_where_a_config_file_says_something_else(tmp_path, monkeypatch):
+    """Its name in the arm is the same."""
+    path, timed = tmp_path / 'x.py', []
+
+    def bench(todo, *rest, **options):
+        for _, _, command in todo():
+            out = next(a for a in command if a.startswith('--out=')).removeprefix('--out=')
+            timed.append(out)
+            Path(out).write_text(json.dumps(dict(ms=float(len(timed)))) + '\n')
+
+    monkeypatch.setattr(launch, 'run_all', bench)
+    cfg = compare.CompareConfig(common=' '.join(TINY), arms=dict(base=str(path)))
+    for factor, ms in ((4, 1.0), (4, 1.0), (3, 2.0), (4, 1.0)):  # those of the first call are still there
+        path.write_text(f'mlp_expansion_factor = {factor}')
+        assert timing.steps(cfg, plan.make_plans(cfg), tmp_path, tmp_path, None) == dict(base=ms)
+    row = json.loads((tmp_path / 'bench.jsonl').read_text())
+    del row['settings']  # as older ones are
+    (tmp_path / 'bench.jsonl').write_text(json.dumps(row | dict(ms=9.0)) + '\n')
+    assert timing.steps(cfg, plan.make_plans(cfg), tmp_path, tmp_path, None) == dict(base=9.0) and len(timed) == 2
 
 
 @pytest.mark.parametrize(
