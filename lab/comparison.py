@@ -16,9 +16,10 @@ from configurator import ROOT, UserError, root_path, spelled
 from files import read_json, write_json
 from lab import launch, outcomes, records, report, stats, timing, track
 from lab.live import Live
-from lab.plan import Missing, Run, at_equal_flops, check_match, difference, make_plans, wanted
+from lab.plan import Missing, Run, at_equal_flops, check_match, difference, make_plans, settings, wanted
 from lab.records import PUBLISHED, REFERENCE
-from lab.state import State, say
+from lab.state import State, check_edition, say
+from tokens import loader
 
 
 def compare(cfg, files=()):
@@ -76,7 +77,12 @@ def check_possible(state: State):
         evaluate.read_source(task)
     if cfg.match == 'time' and cfg.script != 'train.py':
         raise UserError("match = 'time': only arms of train.py are timed; match = 'tokens' and read the seconds")
-    for name, r in records.of_comparison(state.folder, vars(cfg)).items():
+    there = records.of_comparison(state.folder, vars(cfg))
+    named = {settings(p.cfg).get('dataset'): p.cfg.dataset for p in state.plans if p.trains and p.script == 'train.py'}
+    for key, dataset in named.items() if there else ():  # key: None for the default
+        loader.prepare(dataset)
+        check_edition(there, key, loader.read_meta(dataset).get('edition'), loader.data_dir(dataset))
+    for name, r in there.items():
         for i, p in enumerate(state.plans):
             if (r['arm'], r['size']) != (p.arm, p.size):
                 continue

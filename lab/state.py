@@ -11,7 +11,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from configurator import UserError, load, root_path
+from configurator import UserError, brief, load, root_path
 from files import read_json, write_json
 from lab import launch, records, verdicts
 from lab.plan import Missing, Plan, Run, difference, flags, settings, wanted
@@ -127,6 +127,7 @@ class State:
         found = read(folder, about, mine)
         if not found:
             return False
+        check_edition(self.records, mine.get('dataset'), found['facts'].get('data_edition'), folder)
         if r.plan in self.sources and found['state'] == 'finished':
             if not self.checkpoint(r).exists():
                 return False
@@ -214,6 +215,18 @@ def resolved(p: Plan, argv: list[str]) -> dict:
     if p.script != 'transfer.py':
         return settings(load(type(p.cfg), argv))
     return dict(command=argv[0]) | settings(load(type(p.cfg), [*argv[1:], '--out=ckpt.pt']))
+
+
+def check_edition(there: dict, dataset: str | None, edition: str | None, where):
+    """Raises UserError if a run among the records was trained on another edition of the data set, as `where` has: losses on
+    two texts do not compare. Of what does not say its edition nothing is known."""
+    for r in there.values():
+        was = r['facts'].get('data_edition')
+        if edition and was and was != edition and r.get('settings', {}).get('dataset') == dataset:
+            raise UserError(
+                f'{where}: the edition of the data is {brief(edition)!r}, {r["run"]} was trained on {brief(was)!r}; prepare that'
+                ' one, or choose another --name'
+            )
 
 
 def drop(folder: Path):

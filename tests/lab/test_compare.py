@@ -16,8 +16,10 @@ from fakes import fake_script, found_cells, make_config, start, starts, wait_for
 
 import compare
 from configurator import UserError, load
-from lab import launch, outcomes, plan, questions, records, report, tables, timing, verdicts
+from lab import comparison, launch, outcomes, plan, questions, records, report, state, tables, timing, verdicts
+from lab.plan import Run
 from logger import read_metrics
+from tokens import loader
 
 
 @pytest.mark.parametrize('cluster', ['local', pytest.param('pool', marks=pytest.mark.slow)])
@@ -249,8 +251,6 @@ def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):
 def test_arms_of_a_seed_see_the_same_batches_and_the_schedule_keeps_its_shape():
     import torch
 
-    from tokens import loader
-
     cfg = compare.CompareConfig(
         arms=dict(a=' '.join(TINY), b=' '.join([*TINY, '--linear=expanded', '--learning_rate=4e-2']))
     )
@@ -270,6 +270,34 @@ def test_runs_of_other_settings_are_not_mixed_in(config, fails, tmp_path):
     fails(lambda: compare.compare(other), 'other settings', 'level = 1.9 there, 1.8 here', '--name')
     shutil.rmtree(tmp_path / 'results')
     fails(lambda: compare.compare(other), 'other settings', 'delete that folder')
+
+
+def test_runs_on_another_edition_of_the_data_are_not_mixed_in(tmp_path, fails):
+    """Of a machine that could not fetch the same text, or of the published baseline of a track."""
+    arms, where = (
+        dict(base='', other='--linear=low_rank'),
+        dict(results=str(tmp_path / 'results'), out=str(tmp_path / 'out')),
+    )
+    cfg = compare.CompareConfig(common=' '.join(TINY), arms=arms, name='c', looks=False, bench=False, **where)
+    s = state.State(cfg, plan.make_plans(cfg))
+    r = Run(0, s.plans[0].cfg.learning_rate, 1, 'base/lr0.01/s1')
+    facts = dict.fromkeys(
+        ('params', 'params_collapsed', 'processes', 'tokens_per_iter', 'flops_per_token', 'flops_per_update'), 1
+    )
+    about = dict(run=r.name, arm='base', size='', lr=r.lr, seed=1, state='finished', settings=s.run_settings(r))
+    curves = dict(ms=None, eval=dict(iter=[0], val_loss=[4.0]), train={})
+    for edition, ok in (
+        (loader.read_meta('shakespeare_char')['edition'], True),
+        (None, True),
+        ('plays of another', False),
+    ):
+        found = about | curves | dict(facts=facts | (dict(data_edition=edition) if edition else {}))
+        records.write_records(s.folder, {r.name: found})
+        check = lambda: comparison.check_possible(s)
+        check() if ok else fails(check, 'data/shakespeare_char: the edition', r.name, 'plays of another', '--name')
+    fails(
+        lambda: state.check_edition({r.name: found}, 'shakespeare_char', 'x', 'out/c/other'), 'out/c/other: the edition'
+    )
 
 
 def test_steps_are_timed_again_where_a_config_file_says_something_else(tmp_path, monkeypatch):
