@@ -114,6 +114,8 @@ class EvalConfig:
                 found.append(f"tasks: there is no '{name}', only {', '.join(TASKS)}{hint}")
         if not self.names():
             found.append(f'tasks: name at least one of {", ".join(TASKS)}')
+        if self.dataset and 'val' not in self.names():
+            found.append(f'dataset = {self.dataset}: is for the task val; add it to tasks, or leave it out')
         if self.window and self.stride > self.window:
             found.append(f'stride = {self.stride}: is above window = {self.window}, tokens would be left out')
         return found

@@ -39,6 +39,10 @@ class PlotConfig:
         ' whether that comes from the rate',
     )
 
+    def problems(self):
+        asked = [k for k in ('rates', 'best', 'story') if getattr(self, k)]
+        return [f'{", ".join(asked)}: are asked for together; give one of them'] if len(asked) > 1 else []
+
 
 def best_loss(r: dict) -> float:
     return min(m['val_loss'] for m in r['evals'])
@@ -203,11 +207,15 @@ def main():
     args = sys.argv[1:]
     cfg = load(PlotConfig, [a for a in args if a.startswith('--')])
     names = [a for a in args if not a.startswith('--')] or ['out']
+    if cfg.rates and len(names) > 1:
+        raise UserError(f'rates: draws the sweep of one comparison, not of {len(names)}; name one folder')
     if cfg.rates:
         for path in rates_pictures(input_path(names[0]), root_path(cfg.out)):
             print(f'wrote {path}')
         return
     if not any((input_path(n) / 'metrics.jsonl').exists() for n in names):
+        if cfg.best or cfg.story:
+            raise UserError(f'{", ".join(names)}: no runs; best and story look at the folders of runs, name these')
         print(printable('\n\n'.join(listing(input_path(n)) for n in names)))
         return
     folders = {input_path(n).resolve(): input_path(n) for n in names}  # each once

@@ -147,11 +147,17 @@ def at_horizons(cfg, p: Plan) -> list[Plan]:
     shares = cfg.horizons.get(p.arm, ()) if isinstance(cfg.horizons, dict) else cfg.horizons
     found = []
     for share in sorted(shares or (1,), reverse=True):
-        keys = [k for k in ('max_iters', 'lr_decay_iters') if hasattr(p.cfg, k)]
-        argv = [*p.argv, *(f'--{k}={max(1, round(share * getattr(p.cfg, k)))}' for k in keys if share != 1)]
+        whole = dict(max_iters=iters(p), lr_decay_iters=getattr(p.cfg, 'lr_decay_iters', None))
+        keys = {k: max(1, round(share * n)) for k, n in whole.items() if n is not None and share != 1}
+        argv = [*p.argv, *(f'--{k}={n}' for k, n in keys.items())]
         size = f'x{share:g}' if share != 1 else ''
         found.append(dataclasses.replace(p, size=size, argv=argv, cfg=load(type(p.cfg), argv)))
     return found
+
+
+def iters(p: Plan) -> int:
+    """The iterations of a training. max_iters = 0 stands for all epochs where a script has such."""
+    return p.cfg.max_iters or (p.module.steps(p.cfg) if hasattr(p.module, 'steps') else 0)
 
 
 def origins(plans: list[Plan], p: Plan) -> list[Plan]:
@@ -221,9 +227,9 @@ def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
         if math.isnan(over):
             found.append(p)
             continue
-        iters = iters_within(p, costs(p)['flops'] - over)
-        share = lambda k, base=base: getattr(base.cfg, k, 0) / base.cfg.max_iters
-        lengths = (iters, int(iters * share('lr_decay_iters')), int(iters * round(share('warmup_iters'), 2)))
+        fit = iters_within(p, costs(p)['flops'] - over) or 1  # 0 may stand for all epochs
+        share = lambda k, base=base: getattr(base.cfg, k, 0) / iters(base)
+        lengths = (fit, int(fit * share('lr_decay_iters')), int(fit * round(share('warmup_iters'), 2)))
         argv = [*p.argv, *(f'--{k}={n}' for k, n in zip(LENGTH, lengths) if hasattr(p.cfg, k))]
         found.append(dataclasses.replace(p, argv=argv, cfg=load(type(p.cfg), argv)))
     return found
@@ -232,7 +238,7 @@ def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
 def iters_within(p: Plan, flops: int) -> int:
     """The most iterations of a training that spend no more."""
     if hasattr(p.module, 'costs'):
-        return int(flops * p.cfg.max_iters / costs(p)['flops'] + 1e-9)
+        return int(flops * iters(p) / costs(p)['flops'] + 1e-9)
     from lab import match
 
     _, learned, stages = of_shapes(p)
@@ -267,7 +273,7 @@ def check_match(cfg, plans: list[Plan], ms: dict):
             if math.isnan(off):
                 problems.append(f"{p.name}: {cfg.match} is known only after its steps; match = 'tokens', or {by_name}")
             elif abs(off) > 0.01:
-                mend = f'--max_iters={round(p.cfg.max_iters / (1 + off))} would match; or ' * (cfg.match != 'params')
+                mend = f'--max_iters={round(iters(p) / (1 + off))} would match; or ' * (cfg.match != 'params')
                 problems.append(f'{p.name}: {cfg.match} is {off:+.1%} off {base.name}; {mend}{by_name}')
             if differ:
                 problems.append(f'{p.name}: has another {", ".join(differ)} than {base.name}; {by_name}')

@@ -129,6 +129,7 @@ CASES = [
     ('evaluate.py --checkpoint={tmp}', 'neither best.pt or ckpt.pt nor a Hugging Face model'),
     ('evaluate.py --checkpoint={ckpt} --tasks=lambda', "did you mean 'lambada'"),
     ('evaluate.py --checkpoint={ckpt} --tasks=,', 'name at least one of'),
+    ('evaluate.py --checkpoint={ckpt} --tasks=lambada --dataset=shakespeare', 'dataset = shakespeare: is for the task val'),
     ('evaluate.py --checkpoint={ckpt} --window=64', "window = 64: the model's block_size is 32"),
     ('evaluate.py --checkpoint={ckpt} --window=8 --stride=9', 'tokens would be left out'),
     ('evaluate.py --checkpoint={ckpt} --dataset=nowhere', "dataset = 'nowhere'"),
@@ -162,6 +163,9 @@ CASES = [
     ('plot.py nowhere', 'holds no runs'),
     ('plot.py {tmp}/~ --rates', 'comparison'),
     ('plot.py --best=perhaps', 'must be of type bool'),
+    ('plot.py {tmp} {tmp} --rates', 'rates: draws the sweep of one comparison, not of 2'),
+    ('plot.py {tmp} --best', 'no runs; best and story look at the folders of runs'),
+    ('plot.py {tmp} --best --story', 'best, story: are asked for together'),
     ('plot.py --colour=red', "unknown key 'colour'"),
     # data
     ('data/shakespeare_char/prepare.py --vocab_size=3', "unknown key 'vocab_size'"),

@@ -207,6 +207,10 @@ def phases(cfg) -> list[tuple[int, int]]:
     return [(cfg.d_model // 2, first), (cfg.d_model, total - first)]
 
 
+def steps(cfg) -> int:
+    return sum(n for _, n in phases(cfg))
+
+
 def flops_per_string(d: int) -> int:
     return example_flops(Transformer(d), torch.zeros(1, LENGTH, dtype=torch.long))
 

@@ -299,6 +299,18 @@ def test_flags_of_an_arm_count_however_they_are_written(monkeypatch):
     assert comparison.said(cfg) == 'python compare.py c.py --seeds=8 --bench=false'
 
 
+def test_all_epochs_of_a_toy_are_as_many_iterations_as_they_are():
+    """max_iters = 0 says all epochs there: half of it is no single step, and no reason to fail."""
+    cfg = compare.CompareConfig(script='toys/mnist.py', arms=dict(base='', wide='--chain=2'), horizons=(0.5, 1))
+    assert [p.cfg.max_iters for p in plan.make_plans(cfg)] == [0, 200, 0, 200]
+    cfg = dataclasses.replace(cfg, horizons=(), match='flops')
+    base, wide = plan.at_equal_flops(cfg, plan.make_plans(cfg))
+    each = [plan.costs(p)['flops'] / plan.iters(p) for p in (base, wide)]
+    assert wide.cfg.max_iters == math.floor(400 * each[0] / each[1] + 1e-9) < 400 == plan.iters(base)
+    letters = compare.CompareConfig(script='toys/letter_counting.py', arms=dict(base='', grown='--method=onehot'))
+    assert [plan.iters(p) for p in plan.make_plans(letters)] == [50 * (10000 // 128)] * 2
+
+
 def test_warmup_and_decay_keep_their_share_of_the_iterations():
     base = ' '.join([*TINY, '--max_iters=1041', '--lr_decay_iters=1041', '--warmup_iters=52'])
     cfg = compare.CompareConfig(common=base, arms=dict(base='', low='--linear=low_rank'), match='flops')
