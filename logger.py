@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 import hardware
-from configurator import ROOT, UserError, key, overrides, printable
+from configurator import ROOT, UserError, brief, key, overrides, printable
 from files import copy, launched, read_json, read_lines, remove_stale, write, write_json
 from tokens.loader import data_dir
 
@@ -158,6 +158,9 @@ def take_folder(t) -> str:
     if t.best_is_now and t.cfg.save_checkpoint and t.saved_as == 'ckpt.pt':
         copy(t.out_dir / 'ckpt.pt', t.out_dir / 'best.pt')  # a kill between the two writes left an older one
     text = f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
+    if t.data_before:
+        text += f'\nNOTE: {t.cfg.dataset} has other tokens than before ({t.sizes()}, it had {printable(brief(t.data_before))}): the place'
+        text += f' in the data, window {t.position:,}, is one of another order, and what was seen may come again'
     if t.best_before:
         it, loss = t.best_before
         text += (

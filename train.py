@@ -149,6 +149,7 @@ class Trainer:
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0  # since the last line of the log
         self.best_val_loss, self.best_iter = math.inf, 0
         self.best_is_now = False  # resuming: ckpt.pt is the best one, too
+        self.data_before = None  # resuming, and the data set has been prepared otherwise: its sizes() of before
         self.best_before = None  # resuming, and evaluations see other text now: (best_iter, best_val_loss) of before
         self.lowest_a, self.lowest_a_iter = math.inf, 0  # of val_a, which may end a run; figures are of val_b
         self.saved = None  # iteration of the last checkpoint
@@ -246,6 +247,10 @@ class Trainer:
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
         return value / count if count else None
 
+    def sizes(self) -> dict:
+        """{split: tokens of the data set}"""
+        return {split: len(data.tokens) for split, data in self.data.items()}
+
     def measure(self, config: dict) -> tuple:
         """What an evaluation of a run with this config looks at: (data set, windows of this one). Where a config of another
         program does not say, as here."""
@@ -279,7 +284,7 @@ class Trainer:
         kept = ('position', 'seconds', 'tokens', 'flops', 'best_iter', 'lowest_a', 'lowest_a_iter')
         resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
-        resume |= dict(transfer=self.history, tokenizer=self.vocabulary)
+        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.sizes())
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
@@ -309,7 +314,11 @@ class Trainer:
         self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older checkpoints do not say
         self.lowest_a, self.lowest_a_iter = ckpt.get('lowest_a', math.inf), ckpt.get('lowest_a_iter', self.iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
-        if self.measure(ckpt['config']) != self.measure(vars(self.cfg)):  # losses on other text cannot be compared
+        was, now = ckpt.get('data'), self.sizes()  # older checkpoints do not say
+        if ckpt['config'].get('dataset') == self.cfg.dataset and isinstance(was, dict) and was != now:
+            self.data_before = was
+        other = self.data_before and was.get('val') != now['val']
+        if other or self.measure(ckpt['config']) != self.measure(vars(self.cfg)):  # losses on two texts do not compare
             self.best_before = self.best_iter, self.best_val_loss
             self.best_val_loss, self.best_iter = math.inf, self.iter
             self.lowest_a, self.lowest_a_iter = math.inf, self.iter

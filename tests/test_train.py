@@ -26,6 +26,7 @@ from optim import lr_at
 from surgery import collapse
 from surgery.hook import Hook
 from tokens import loader
+from tokens.download import write_dataset
 from train import TrainConfig, Trainer, hooks, train
 
 EXPANDED = ('--linear=expanded', '--expansion=40')
@@ -240,6 +241,26 @@ def test_the_lowest_loss_counts_anew_where_evaluations_see_other_text(run_train,
     assert 'the lowest val loss, 2.2000 until now, counts anew; best.pt of before is best-2.pt' in said
     assert 'no lower val_a than that of iteration 6' in said
     assert [checkpoint.load(out / f)['iter_num'] for f in ('best.pt', 'best-2.pt', 'ckpt.pt')] == [6, 2, 8]
+
+
+def test_a_data_set_that_was_prepared_otherwise_since_is_named(run_train, tmp_path, capsys):
+    """Its name is the same; the order of its windows depends on their number."""
+    data = lambda n, m: write_dataset(
+        tmp_path / 'mine', [0, 1] * n, [0, 1] * m, vocab_size=2, itos=['a', 'b'], tokenizer='char'
+    )
+    data(500, 100)
+    flags = f'--dataset={tmp_path}/mine', '--eval_iters=0', '--max_iters=2'
+    run_train(*flags), run_train(*flags, '--init_from=resume')
+    assert 'other tokens' not in capsys.readouterr().out
+    data(600, 100)
+    run_train(*flags, '--init_from=resume')
+    said = capsys.readouterr().out
+    assert "{'train': 1200, 'val': 200}, it had {'train': 1000, 'val': 200}" in said and 'other text' not in said
+    data(500, 100), run_train(*flags, '--init_from=resume', '--max_iters=4')
+    assert 'other tokens' not in capsys.readouterr().out  # that run had nothing to save
+    data(500, 90), run_train(*flags, '--init_from=resume', '--max_iters=6')
+    said = capsys.readouterr().out
+    assert 'window 16, is one of another order' in said and 'evaluations see other text' in said
 
 
 def test_a_nan_loss_ends_with_code_3_and_spares_the_checkpoint(run_train, tmp_path, fails):

@@ -197,7 +197,7 @@ def grow(cfg: GrowConfig):
     if past['flops'] is not None:
         past['flops'] += learned
     if not fresh:
-        resume |= {k: ckpt[k] for k in ('position', 'seconds', 'tokens', 'flops', 'scaler', 'rng') if k in ckpt}
+        resume |= {k: ckpt[k] for k in ('position', 'data', 'seconds', 'tokens', 'flops', 'scaler', 'rng') if k in ckpt}
         past['seconds'] -= ckpt.get('seconds', 0.0)  # counted on
         past['flops'] = past['flops'] and past['flops'] - ckpt.get('flops', 0)
         resume['optimizer'] = grow_moments(ckpt['optimizer'], old, new, how)

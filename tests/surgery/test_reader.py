@@ -113,6 +113,9 @@ def test_export_nanogpt_names_what_the_run_goes_on_without(run_train, tmp_path, 
     export(run_train('--max_iters=2', '--hidden_lr=0.5', '--schedule=wsd', '--wsd_decay_iters=4'))
     said = capsys.readouterr().out
     assert 'NOTE: the run had hidden_lr = 0.5, schedule = wsd, which nanoGPT does not know' in said
+    reset = '--linear=expanded', '--expansion_schedule=reset', '--expansion_every=1'  # a dense model, and restarts
+    export(run_train('--max_iters=2', *reset, out='reset'))
+    assert 'NOTE: the run had expansion_schedule = reset, which' in capsys.readouterr().out
     export(run_train('--max_iters=2', out='plain'))
     assert 'NOTE: the run had' not in capsys.readouterr().out
 
