@@ -5,6 +5,7 @@ compare.py is the command.
 
 import dataclasses
 import importlib.util
+import json
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import checkpoint
 import evaluate
-from configurator import ROOT, UserError, root_path, spelled
+from configurator import ROOT, UserError, brief, root_path, spelled
 from files import read_json, write_json
 from lab import launch, outcomes, records, report, stats, timing, track
 from lab.live import Live
@@ -36,8 +37,9 @@ def compare(cfg, files=()):
     jobs = cfg.jobs or (4 * len(launch.gpus()) or min(8, os.cpu_count() or 1))
     engine = launch.engine(cfg.cluster, jobs, state.out / 'submitit', cfg.minutes, cfg.partition)
     time_and_match(state, jobs)
-    if cfg.looks and (planned := earlier_plan(state.folder)) not in (None, cfg.seeds):
-        print(f'NOTE: the plan was seeds = {planned}; where it is changed after a look, 5% is no promise any more')
+    planned = earlier_plan(state.folder) if cfg.looks else {}
+    if was := ', '.join(f'{k} = {brief(v)}' for k, v in planned.items() if v != plan_of(cfg)[k]):
+        print(f'NOTE: the plan was {was}; where it is changed after a look, 5% is no promise any more')
     described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
     write_json(state.folder / 'comparison.json', described | dict(command=said(cfg)))
 
@@ -186,13 +188,22 @@ KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 
         'track')  # fmt: skip
 
 
-def earlier_plan(folder: Path) -> int | None:
-    """The seeds that an earlier call planned with, once there are runs."""
+PLANNED = ('seeds', 'worth', 'center', 'metric', 'at', 'targets')  # and how many arms there are
+
+
+def plan_of(c) -> dict:
+    """What of a comparison the promise of the protocol rests on, as JSON holds it."""
+    c = json.loads(json.dumps(vars(c) if not isinstance(c, dict) else c))
+    return {k: c[k] for k in PLANNED if k in c} | dict(arms=', '.join(c['arms']))
+
+
+def earlier_plan(folder: Path) -> dict:
+    """That of an earlier call, once there are runs."""
     try:
         c = read_json(folder / 'comparison.json', outcomes.COMPARISON)
     except UserError:
-        return None
-    return c.get('seeds') if c.get('looks') and records.read_records(folder) else None
+        return {}
+    return plan_of(c) if c.get('looks') and records.read_records(folder) else {}
 
 
 def said(cfg) -> str:

@@ -261,7 +261,11 @@ def test_a_change_of_the_plan_after_a_look_is_said(judged, launcher, capsys):
     compare.compare(judged(arms=arms, learning_rates=()))
     assert 'NOTE: the plan' not in capsys.readouterr().out
     compare.compare(judged(arms=arms, learning_rates=(), seeds=20))
-    assert 'NOTE: the plan was seeds = 12' in capsys.readouterr().out
+    assert 'NOTE: the plan was seeds = 12;' in capsys.readouterr().out
+    compare.compare(judged(arms=arms, learning_rates=(), seeds=20, worth=0.2, at='best'))  # a verdict to one's liking
+    assert 'NOTE: the plan was worth = 0.02, at = last;' in capsys.readouterr().out
+    compare.compare(judged(arms=arms | dict(more=''), learning_rates=(), seeds=20, worth=0.2, at='best', bench=False))
+    assert 'NOTE: the plan was arms = base, arm;' in capsys.readouterr().out
 
 
 def test_what_is_printed_before_the_runs_says_when_the_plan_is_too_small():
