@@ -30,6 +30,7 @@ import math
 import os
 import pickletools
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -183,6 +184,14 @@ def dense(v) -> bool:
     if not isinstance(v, torch.Tensor) or v.layout != torch.strided or v.is_quantized or v.is_nested or v.is_meta:
         return False
     return v.numel() * v.element_size() <= v.untyped_storage().nbytes()
+
+
+def checksum(tensors: dict) -> str:
+    """Of a state dict, to tell a model from another one that lay at the same path."""
+    crc = 0
+    for t in tensors.values():
+        crc = zlib.crc32(t.detach().contiguous().flatten().view(torch.uint8).numpy(), crc)
+    return f'crc32 {crc:08x}'
 
 
 def first_line(e: Exception) -> str:

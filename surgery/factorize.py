@@ -442,7 +442,8 @@ def factorize(cfg: FactorizeConfig):
     new.config = config
     if cfg.distill_iters:
         shape = {k: getattr(config, k) for k in SHAPE}
-        settings = dataclasses.asdict(cfg) | shape | dict(iter_num=ckpt['iter_num'])
+        which = dict(iter_num=ckpt['iter_num'], weights=checkpoint.checksum(ckpt['model']))
+        settings = dataclasses.asdict(cfg) | shape | which
         distill.distill(model, new, layers, cfg, settings, dataset, look)
     for site, layer in layers.items():
         put(new, site, layer)

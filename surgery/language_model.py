@@ -4,7 +4,6 @@ Hugging Face's transformers. evaluate.py scores texts with it.
 """
 
 import dataclasses
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -57,21 +56,13 @@ def our_model(path: Path) -> tuple[torch.nn.Module, LM]:
         facts=dict(
             kind='nanoMorph' if 'format' in ckpt else 'nanoGPT',
             iter_num=ckpt['iter_num'],
-            weights=checksum(ckpt['model']),
+            weights=checkpoint.checksum(ckpt['model']),
             params=params,
             params_collapsed=collapsed,
             tokenizer=tok.name,
         ),
         **interface(tok),
     )
-
-
-def checksum(tensors: dict) -> str:
-    """Of a state dict, to tell a model from one that lay at the same path before."""
-    crc = 0
-    for t in tensors.values():
-        crc = zlib.crc32(t.detach().contiguous().flatten().view(torch.uint8).numpy(), crc)
-    return f'crc32 {crc:08x}'
 
 
 def interface(tok: tokenizer.Tokenizer) -> dict:
@@ -97,7 +88,7 @@ def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:
         block_size=getattr(c, 'max_position_embeddings', None),
         facts=dict(
             kind=f'transformers {printable(c.model_type)}',
-            weights=checksum(model.state_dict()),
+            weights=checkpoint.checksum(model.state_dict()),
             params=(params := without_positions(model)),
             params_collapsed=params,
             tokenizer=name,

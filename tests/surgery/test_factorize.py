@@ -439,6 +439,9 @@ def test_an_interrupted_distillation_goes_on_to_the_same_end(tmp_path, trained, 
     monkeypatch.setattr(distill, 'train_block', lambda m, n, i, *r: trained_now.append(i) or train_block(m, n, i, *r))
     other = [f for f in DISTILL if 'batch' not in f]
     fails(lambda: run_factorize(tmp_path, trained, *other), 'was begun with distill_batch = 4', 'delete it')
+    with monkeypatch.context() as m:  # as if another run had left its checkpoint there
+        m.setattr(checkpoint, 'checksum', lambda tensors: 'crc32 0')
+        fails(lambda: run_factorize(tmp_path, trained, *DISTILL), 'was begun with weights = crc32', 'delete it')
     new, _ = run_factorize(tmp_path, trained, *DISTILL)
     assert trained_now == [1] and not (tmp_path / 'new' / 'ckpt.distill.pt').exists()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), new.parameters()))
