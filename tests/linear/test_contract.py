@@ -105,7 +105,7 @@ def test_every_layer_fulfils_the_contract(name):
 def test_a_checkpoint_says_what_its_layers_read_and_nothing_of_others(name):
     """Every key set to something: those of other layers are without effect, and are not saved; nor has a share an effect
     beside a size."""
-    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v * 0.5, tuple: lambda v: (4.0, 4.0)}
+    other = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v / 2 or 0.5, tuple: lambda v: (4.0, 4.0)}
     keys = {}
     for f in dataclasses.fields(linear.Keys):
         if f.name in linear.all_keys() and f.name not in linear.CHOOSING:
