@@ -17,7 +17,7 @@ from configurator import ROOT, UserError, brief, root_path, spelled
 from files import read_json, write_json
 from lab import launch, outcomes, records, report, stats, timing, track
 from lab.live import Live
-from lab.plan import Missing, Run, at_equal_flops, check_match, difference, make_plans, settings, wanted
+from lab.plan import Missing, Run, at_equal_flops, check_match, difference, make_plans, notes, settings, wanted
 from lab.records import PUBLISHED, REFERENCE
 from lab.state import State, check_edition, say
 from tokens import loader
@@ -103,6 +103,8 @@ def time_and_match(state: State, jobs: int):
         print('NOTE: no GPU here: a config that chooses its preset by GPU is matched here without, run there with one')
     if cfg.match != 'time':  # before the time is spent
         check_match(cfg, state.plans, {})
+    for note in notes(cfg, state.plans):
+        print(note, flush=True)
     if cfg.script == 'train.py' and (cfg.bench or cfg.match == 'time'):
         cluster = cfg.cluster.replace('pool', 'local')
         threads = max(1, (os.cpu_count() or 1) // jobs)  # as the runs have

@@ -293,7 +293,7 @@ def last_words(folder: Path, code: int) -> str:
 def stop_all(running: dict):
     """Ask every run once to save and leave, and wait for it. A second Ctrl-C does not wait."""
     if running:
-        print(f'\nstopping {len(running)} runs; they save their state first (Ctrl-C again: do not wait)', flush=True)
+        print(f'\nstopping {len(running)} runs; they save first what they keep (Ctrl-C again: do not wait)', flush=True)
     asked = set()
     while alive := [(name, stop) for name, (_, poll, stop) in running.items() if poll() is None]:
         for name, stop in alive:

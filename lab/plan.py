@@ -281,6 +281,20 @@ def check_match(cfg, plans: list[Plan], ms: dict):
         raise UserError('\n'.join(problems))
 
 
+def notes(cfg, plans: list[Plan]) -> list[str]:
+    """What a user may not expect of the schedules: min_lr goes with the rate that is tried."""
+    found = {}
+    for p in plans:
+        share = getattr(p.cfg, 'min_lr', 0) / p.cfg.learning_rate if p.trains and p.cfg.learning_rate else 0
+        if share > protocol.ANNEALED and getattr(p.cfg, 'decay_lr', False) and rates(cfg, p) != [p.cfg.learning_rate]:
+            found.setdefault(f'{share:.0%}', []).append(p.name)
+    return [
+        f'NOTE: {", ".join(names)}: min_lr is {share} of learning_rate in the config, so it is {share} of every rate that is'
+        ' tried: the rate hardly comes down; about 10% is usual'
+        for share, names in found.items()
+    ]
+
+
 def rates(cfg, plan: Plan) -> list[float] | str:
     """The rates to sweep, one if there is nothing to choose, or the arm whose best rate it takes."""
     if not plan.trains:

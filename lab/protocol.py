@@ -23,6 +23,7 @@ from lab import stats
 from lab.rates import Rate
 
 ALPHA = 0.05  # of a comparison: all its arms, looks and both sides
+ANNEALED = 0.11  # of the peak rate, where a run ends: min_lr is a tenth of it in nanoGPT
 POWER = 0.8
 FIRST, STEP = 4, 2  # seeds at the first look, and from look to look
 SIGMA_SEEDS = 8  # of the baseline, before any arm is judged

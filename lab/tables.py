@@ -171,13 +171,10 @@ def marks(c: dict, found: list[Cell]) -> list[str]:
     if found[0].chooses == found[0].reports:
         lacks.append('rate, stopping and figure are from one validation set')
     at = {x.name: s for x in found if c.get('script', 'train.py') == 'train.py' and (s := left(x)) is not None}
-    if any(s > ANNEALED for s in at.values()):
+    if any(s > protocol.ANNEALED for s in at.values()):
         shares = ', '.join(f'{name} {s:.1%}' for name, s in at.items())
         lacks.append(f'not annealed: the share of the peak rate where the figure was taken is {shares}')
     return [f'by an earlier rule, judged anew by its figures: {"; ".join(lacks)}', *notes]
-
-
-ANNEALED = 0.11  # min_lr is a tenth of the peak rate in nanoGPT
 
 
 def left(x: Cell) -> float | None:

@@ -38,6 +38,19 @@ def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, 
     assert not list((tmp_path / 'out').rglob('*.pt'))  # checkpoints of what is over, which nothing starts from
 
 
+def test_a_sweep_takes_min_lr_along_and_says_where_that_leaves_the_rate_high():
+    cfg = compare.CompareConfig(
+        common=' '.join([*TINY, '--learning_rate=1e-3', '--min_lr=1e-4']),
+        arms=dict(base='', high='--min_lr=5e-4', flat='--decay_lr=false --min_lr=1e-3'),
+        learning_rates=(1e-3, 4e-3),
+    )
+    plans = plan.make_plans(cfg)
+    assert '--min_lr=0.0004' in plan.flags(plans, plans[0], 4e-3, 1)
+    (note,) = plan.notes(cfg, plans)
+    assert note.startswith('NOTE: high: min_lr is 50% of learning_rate') and '50% of every rate' in note
+    assert plan.notes(dataclasses.replace(cfg, learning_rates=()), plans) == []
+
+
 def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
     sizes = {n: f'--batch_size={4 * 2**i} --level={3 * 2 ** (-0.1 * i)}' for i, n in enumerate('abcd')}
     cfg = config(arms=dict(base='', other='--best_rate=0.02'), sizes=sizes, seeds=2)
