@@ -157,7 +157,8 @@ def take_folder(t) -> str:
         return make_room(t.out_dir)
     if t.best_is_now and t.cfg.save_checkpoint and t.saved_as == 'ckpt.pt':
         copy(t.out_dir / 'ckpt.pt', t.out_dir / 'best.pt')  # a kill between the two writes left an older one
-    text = f'resuming {relative(str(t.out_dir))} from iteration {t.iter}'
+    over = f': the end, max_iters = {t.cfg.max_iters}; a larger one goes on' if t.iter >= t.cfg.max_iters else ''
+    text = f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}'
     if t.data_before:
         text += f'\nNOTE: {t.cfg.dataset} has other tokens than before ({t.sizes()}, it had {printable(brief(t.data_before))}): the place'
         text += f' in the data, window {t.position:,}, is one of another order, and what was seen may come again'
@@ -170,6 +171,10 @@ def take_folder(t) -> str:
             os.replace(t.out_dir / 'best.pt', t.out_dir / f'best-{it}.pt')
             text += f'; best.pt of before is best-{it}.pt'
     return text
+
+
+def size(n: int) -> str:
+    return f'{n / 1e6:.2f}M' if n >= 1e6 else f'{n:,}'
 
 
 def kept(t, stopped: bool, again='go on with --init_from=resume') -> str:
@@ -280,8 +285,8 @@ class Log:
         tokens = facts['tokens_per_iter']
         flops = tokens * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
         self.say(
-            f'{facts["params"] / 1e6:.2f}M parameters'
-            + (f' ({facts["params_collapsed"] / 1e6:.2f}M collapsed)' if cfg.linear != 'dense' else '')
+            f'{size(facts["params"])} parameters'
+            + (f' ({size(facts["params_collapsed"])} collapsed)' if cfg.linear != 'dense' else '')
             + f', {tokens:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
             + f' x {facts["processes"]}, {facts["dtype"]}, attention {facts["attention"]}'
         )

@@ -144,7 +144,8 @@ def test_resuming_names_every_key_that_changed_and_what_it_means(go, capsys):
     assert 'NOTE: an iteration has 32 tokens now, it had 64' in said and 'from iteration 2' in said
     capsys.readouterr()
     go('--max_iters=4', '--init_from=resume', *flags)
-    assert 'changed since' not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'changed since' not in said and 'from iteration 4: the end, max_iters = 4; a larger one goes on' in said
 
 
 @pytest.mark.parametrize('flag', ['--seed_data=7', '--data_order=random'])
