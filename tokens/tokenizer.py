@@ -151,6 +151,8 @@ def load(path: Path, ckpt: dict) -> Tokenizer:
         need = 'add the files of its tokenizer'
         if not path.is_dir():
             pickle = loader.data_dir(dataset if loader.is_plain(dataset) else '<dataset>') / 'meta.pkl'
+            if not pickle.exists():  # nanoGPT's folder is elsewhere
+                pickle = Path('/path/to/nanoGPT', *pickle.parts[-3:])
             need = 'put the meta.json of its data set beside it; ' + loader.from_pickle(
                 pickle, path.with_name('meta.json')
             )

@@ -328,6 +328,7 @@ def test_no_vocabulary_is_looked_for_where_a_checkpoint_points_to(tmp_path, name
     with pytest.raises(UserError) as e:
         tokenizer.load(path, ckpt)
     assert "data/<dataset>/meta.pkl'" in str(e.value) and "'; y" not in str(e.value)
+    assert '/path/to/nanoGPT/data' in str(e.value)  # no meta.pkl is here, so none is named that is not there
     by_hash = {k: v for k, v in tokenizer.of_json('bpe', text, 2).items() if k != 'json'}
     with pytest.raises(UserError, match='put the one with sha256'):
         tokenizer.load(path, ckpt | dict(tokenizer=by_hash))
