@@ -136,7 +136,7 @@ def title(name: str, readers: list) -> tuple[str, str]:
     if name in (f.name for f in dataclasses.fields(structured.Keys)):
         return '', 'structured layers'
     who = ', '.join(readers)
-    return (f'{who}: ', f'linear = {who}') if who else ('', 'linear layers')
+    return '', f'linear = {who}' if who else 'linear layers'
 
 
 Keys = gather(Common, LAYERS, title)  # of all layers, flat; GPTConfig inherits it
