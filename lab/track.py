@@ -132,14 +132,15 @@ The runs of dense are there already; all entries are compared with them.
 ## Enter
 
 1. For a new layer write one file, `linear/own/<name>.py` (make the folder), with one class;
-   [CONTRIBUTING.md](../CONTRIBUTING.md) says what it has. The name of the file is then a value of `linear`.
+   [CONTRIBUTING.md](../CONTRIBUTING.md#add-a-way-to-parameterize-a-linear-layer) says what it has, and which tests check it. The
+   name of the file is then a value of `linear`; `python train.py config/shakespeare_char.py --linear=<name>` tries it.
 2. Write `config/track/<name>.py`, with this text (the other track is `config/track/gpu.py`):
 
         include('small.py')
         arms['<name>'] = '--linear=<name> --linear_layers=mlp+attn'
 
-3. `python compare.py config/track/<name>.py` sweeps, trains, judges and prints. After an interruption run it again. The log
-   begins with the text of your two files.
+3. `python compare.py config/track/<name>.py` sweeps, trains, judges and prints: about 20 runs, of the time in the column
+   `seconds`. After an interruption run it again. The log begins with the text of your two files.
 4. Move `out/results/track/small/<name>/` to `results/track/small/`, run `python compare.py --report`, commit both files, that
    folder and this page.
 

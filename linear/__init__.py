@@ -117,7 +117,7 @@ class Common:
     keep_dense: str = key('', 'layers to leave dense all the same, such as h.0.*; as linear_layers')
     linear_path: str = key(
         'auto',
-        'form W once per step (materialised), push activations through the factors (factored), or the cheaper',
+        'form W once per step (materialised), push activations through the factors (factored), or the cheaper on a GPU',
         choices=('auto', 'materialised', 'factored'),
     )
     fuse_mlp: bool = key(

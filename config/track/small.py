@@ -4,8 +4,8 @@
 #   python compare.py config/track/low_rank.py       an entry
 #
 # Tiny Shakespeare by characters, 3 layers, 64 wide: 400 steps of 768 tokens (307,200 of the million there are), warm-up 5%,
-# cosine to 0. Only the loss at these tokens is compared. All runs are on a CPU in float32. On a quiet laptop a run takes
-# some seconds on one core, and an entry of about 20 runs one to three minutes (estimated).
+# cosine to 0. Only the loss at these tokens is compared. All runs are on a CPU in float32. The runs on
+# the board took 15 to 58 seconds each on shared cores (column "seconds"); an entry has about 20, two at a time.
 #
 # The baseline came first: eight seeds have a standard deviation of 0.0131 (results/track/small/dense). With that, eight
 # seeds of an entry find a gain of 0.0245 with 80%. So `worth` is 0.025 and `seeds` is 8.
