@@ -70,6 +70,10 @@ def setting(path, name: str, value, where: str):
     except (ValueError, TypeError, OverflowError, RuntimeError):
         fail(path, f'{where} has {name} = {shown(value)}: must be of type {type_name(f.type)}')
     if wrong := violations(f, v):
+        if name == 'linear' and isinstance(v, str) and v.isidentifier():  # of a layer that its author has, perhaps
+            raise UserError(
+                f'{path}: {where} has linear = {shown(v)}, and no such layer is here; put its file into linear/own/'
+            )
         fail(path, f'{where} has {name} = {shown(value)}: {wrong}')
     if not all(math.isfinite(n) for n in (v if isinstance(v, tuple) else [v]) if isinstance(n, float)):
         fail(path, f'{where} has {name} = {shown(value)}: must be finite')

@@ -349,3 +349,12 @@ def test_random_states_of_other_numbers_of_processes_are_refused():
     claims.check_rng(dict(cpu=[state] * 2, cuda=[None, None]), 'x.pt')
     with pytest.raises(UserError, match='rng has 2 states of the CPU and 1 of CUDA'):
         claims.check_rng(dict(cpu=[state] * 2, cuda=[None]), 'x.pt')
+
+
+def test_a_checkpoint_of_a_layer_that_is_not_here_is_not_called_damaged():
+    from surgery import claims
+
+    with pytest.raises(UserError, match='linear = mine, and no such layer is here; put its file into linear/own/'):
+        claims.setting('x.pt', 'linear', 'mine', 'model_args')
+    with pytest.raises(UserError, match='damaged'):
+        claims.setting('x.pt', 'linear', 'm\nine', 'model_args')
