@@ -352,8 +352,6 @@ def test_random_states_of_other_numbers_of_processes_are_refused():
 
 
 def test_a_checkpoint_of_a_layer_that_is_not_here_is_not_called_damaged():
-    from surgery import claims
-
     with pytest.raises(UserError, match='linear = mine, and no such layer is here; put its file into linear/own/'):
         claims.setting('x.pt', 'linear', 'mine', 'model_args')
     with pytest.raises(UserError, match='damaged'):
