@@ -148,6 +148,10 @@ def test_resuming_names_every_key_that_changed_and_what_it_means(go, capsys):
     assert 'changed since' not in said and 'from iteration 4: the end, max_iters = 4; a larger one goes on' in said
 
 
+def test_the_head_of_a_run_counts_a_small_model_exactly():
+    assert [logger.size(n) for n in (10560, 999999, 10_650_000)] == ['10,560', '999,999', '10.65M']
+
+
 @pytest.mark.parametrize('flag', ['--seed_data=7', '--data_order=random'])
 def test_another_order_of_the_data_is_refused_when_resuming(go, fails, flag):
     out = go('--max_iters=2')

@@ -119,6 +119,11 @@ def test_a_checkpoint_says_what_its_layers_read_and_nothing_of_others(name):
         assert (k in saved) == (k not in idle) == (k in mine - beside), k
 
 
+def test_help_names_the_readers_of_a_key_in_its_heading_alone():
+    rank = {f.name: f for f in dataclasses.fields(linear.Keys)}['rank'].metadata
+    assert rank['group'].startswith('linear = einsum, low_rank, ') and 'low_rank' not in rank['help']
+
+
 @pytest.mark.parametrize('name', [n for n in linear.LAYERS if 'structured_share' in linear.keys_of(n)])
 def test_a_share_is_without_effect_exactly_where_another_key_says_the_size(name):
     sizes = dict(rank=2, blocks=2, theta=(0.5, 0, 0.5, 0, 0.5, 0.5, 0), einsum_shape=(6, 1, 6, 1, 9, 6, 1), density=0.1,
