@@ -263,7 +263,8 @@ class Optimizer:
         if odd := sorted(set(state) ^ self.stateful()):
             raise UserError(
                 f'the optimizer state does not fit the model and step_rule: {len(odd)} names differ, first {odd[0]}; resume'
-                ' with those that it was trained with, or start a new run from its weights'
+                ' with those that it was trained with, or start a new run from its weights: --init_from=FOLDER/ckpt.pt and'
+                ' another --out_dir'
             )
         full = self.adamw.state_dict()
         mine = lambda name, p: {k: parallel.share(v, p) for k, v in (state[name] or without_moments(p)).items()}
@@ -273,7 +274,7 @@ class Optimizer:
                 raise UserError(
                     f'optimizer = {self.cfg.optimizer}: the checkpoint has {", ".join(entry)} for {name}, this needs the'
                     ' moments of AdamW; resume with the optimizer that it was trained with, or start a new run from its'
-                    ' weights'
+                    ' weights: --init_from=FOLDER/ckpt.pt and another --out_dir'
                 )
         self.adamw.load_state_dict(full)
         for name in self.matrices.tensors if self.matrices else ():

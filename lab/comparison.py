@@ -150,7 +150,8 @@ class Jobs:
         folder = self.state.out / name
         self.state.read_back()
         if all(map(self.state.over, self.started[folder])):  # more may be wanted there by now
-            say(f'{name}: done')
+            left = {*wanted(self.state.cfg, self.state.plans, self.state.records), *self.state.ready()}
+            say(f'{name}: done, {len(left)} known to come')
             return ''
         if code is None:
             return ''

@@ -251,10 +251,11 @@ class Matrices:
         wanted |= {k: tuple(self.layout(name, k).shape) for k in self.others}
         given = {k: tuple(v.shape) for k, v in entry.items()}
         if wanted != given:
+            sizes = wanted.keys() == given.keys()
             raise UserError(
-                f'optimizer = {self.cfg.optimizer}, step_rule = {self.cfg.step_rule}: the checkpoint has {tell(given)} for'
-                f' {name}, this needs {tell(wanted)}; resume with the optimizer that it was trained with, or start a new'
-                ' run from its weights'
+                f'optimizer = {self.cfg.optimizer}, step_rule = {self.cfg.step_rule}: the checkpoint has'
+                f' {tell(given, sizes)} for {name}, this needs {tell(wanted, sizes)}; resume with the optimizer that it was'
+                ' trained with, or start a new run from its weights: --init_from=FOLDER/ckpt.pt and another --out_dir'
             )
         for k, v in self.averaged[name].items():
             v.copy_(parallel.share(entry[k], v))
@@ -316,5 +317,5 @@ def fastest(device) -> torch.dtype:
     return torch.bfloat16 if device.type == 'cuda' and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def tell(shapes: dict) -> str:
-    return ', '.join(f'{k} {shape}' for k, shape in shapes.items()) or 'nothing'
+def tell(shapes: dict, sizes: bool) -> str:
+    return ', '.join(f'{k} {shape}' if sizes else k for k, shape in shapes.items()) or 'nothing'

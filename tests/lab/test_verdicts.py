@@ -89,7 +89,7 @@ def test_from_the_sweep_over_the_vertex_and_looks_in_pairs_to_a_word(judged, lau
     order = [n for n in launcher.runs if int(n.split('/s')[-1]) <= SWEEP]
     assert [n.split('/')[0] for n in order[:8]] == ['base'] * 8
     out = capsys.readouterr().out
-    assert out.index('sigma') < out.index(f'better/lr{x["better"].lr:g}/s1: done')
+    assert out.index('sigma') < out.index(f'better/lr{x["better"].lr:g}/s1: done, ')
     # figures are of the half that chose nothing
     assert x['base'].values[1] == x['base'].runs[1]['eval']['val_b'][-1]
     sweep = records.read_records(tmp_path / 'results' / 'c')[f'base/lr0.01/s{SWEEP + 1}']

@@ -85,6 +85,16 @@ def test_queries_keys_and_values_are_three_matrices(kind):
     assert len(model.get_submodule(name).matrices()['weight'].split) == len(factored.matrices()['factors.1'].split) == 3
 
 
+@pytest.mark.parametrize('name', LAYERS)
+def test_a_factor_with_a_row_for_each_output_has_queries_keys_and_values_apart(name):
+    """Else an optimizer of matrices would take the three for one (split=self.parts)."""
+    m = made(name)
+    m.parts = (18, 18, 18)
+    for key, matrix in m.matrices().items():
+        (whole,) = matrix._replace(split=()).unfold(dict(m.named_parameters())[key])
+        assert whole.shape[:2] != (1, m.d_out) or matrix.split == m.parts, key
+
+
 @pytest.mark.parametrize('name', linear.LAYERS)
 def test_every_layer_fulfils_the_contract(name):
     m, L = made(name), linear.LAYERS[name]
