@@ -251,13 +251,6 @@ class Trainer:
         """{split: tokens of the data set}"""
         return {split: len(data.tokens) for split, data in self.data.items()}
 
-    def measure(self, config: dict) -> tuple:
-        """What an evaluation of a run with this config looks at: (data set, windows of this one). Where a config of another
-        program does not say, as here."""
-        of = lambda k: v if isinstance(v := config.get(k), type(getattr(self.cfg, k))) else getattr(self.cfg, k)
-        most = (len(self.data['val'].tokens) - 1) // self.cfg.block_size
-        return of('dataset'), min(of('eval_iters') * of('batch_size') or most, most)
-
     @torch.no_grad()
     def evaluate(self, split: str) -> dict:
         """{train_loss} or {val_loss, val_a, val_b} in nats per token: see tokens/losses.py."""
@@ -314,11 +307,8 @@ class Trainer:
         self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older checkpoints do not say
         self.lowest_a, self.lowest_a_iter = ckpt.get('lowest_a', math.inf), ckpt.get('lowest_a_iter', self.iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
-        was, now = ckpt.get('data'), self.sizes()  # older checkpoints do not say
-        if ckpt['config'].get('dataset') == self.cfg.dataset and isinstance(was, dict) and was != now:
-            self.data_before = was
-        other = self.data_before and was.get('val') != now['val']
-        if other or self.measure(ckpt['config']) != self.measure(vars(self.cfg)):  # losses on two texts do not compare
+        self.data_before, other_text = start.other_data(ckpt, self.cfg, self.sizes())
+        if other_text:  # losses on two texts do not compare
             self.best_before = self.best_iter, self.best_val_loss
             self.best_val_loss, self.best_iter = math.inf, self.iter
             self.lowest_a, self.lowest_a_iter = math.inf, self.iter

@@ -130,6 +130,21 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
     return cfg
 
 
+def other_data(ckpt: dict, cfg, sizes: dict) -> tuple[dict | None, bool]:
+    """Of a run that goes on, with sizes {split: tokens} of its data set: (the sizes of before, if the set has been prepared otherwise
+    since; whether evaluations see other text than before). Checkpoints of old, or of another program, may not say."""
+    was, config = ckpt.get('data'), ckpt['config']
+    same = config.get('dataset') == cfg.dataset and isinstance(was, dict)
+    before = was if same and was != sizes else None
+
+    def seen(config: dict) -> tuple:  # data set, and windows of this one
+        of = lambda k: v if isinstance(v := config.get(k), type(getattr(cfg, k))) else getattr(cfg, k)
+        most = (sizes['val'] - 1) // cfg.block_size
+        return of('dataset'), min(of('eval_iters') * of('batch_size') or most, most)
+
+    return before, bool(before and was.get('val') != sizes['val']) or seen(config) != seen(vars(cfg))
+
+
 def say_changes(cfg, ckpt: dict, path, quiet=False):
     """Name every key that a resumed run changes. UserError where the place in the data would mean nothing."""
     drop = ('init_', 'transfer_', 'other_vocabulary', 'out_dir', 'eval_only', 'note', 'wandb_', 'vocab_size')
