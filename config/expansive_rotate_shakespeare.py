@@ -1,6 +1,6 @@
-# One expansion at a time: as expansive_shakespeare.py, but only one of the MLP matrices is a product of two factors.
-# After each turn its factors are multiplied, and the next matrix is expanded from its present value. In a run each
-# matrix has four turns.
+# One expansion at a time: as expansive_shakespeare.py, but only one MLP matrix at a time is a product of two factors.
+# After its turn the factors are multiplied, and the next matrix is expanded from its current value. Each matrix has
+# four turns in a run.
 #
 #   python train.py config/expansive_rotate_shakespeare.py
 #   python train.py config/expansive_rotate_shakespeare.py --expansion_moments=map     Adam's moments carried over

@@ -3,8 +3,8 @@
 #   python train.py config/shakespeare_muon.py
 #   python train.py config/shakespeare_muon.py --linear=btt --out_dir=out/shakespeare-muon-btt      any layer
 #
-# What to expect: a step takes 1.16 times as long on an H200 (docs/optimizers.md). In 250 iterations Muon lowers the loss of
-# the dense model by more than any structure does under AdamW (results/README.md). The rates of 5,000 iterations are not tuned.
+# A step takes 1.16 times as long as under AdamW on an H200 (docs/optimizers.md). In 250 iterations Muon lowers the loss of the
+# dense model more than any structure does under AdamW (RESULTS.md). The learning rate for 5,000 iterations is not tuned.
 
 include('shakespeare_char.py')
 

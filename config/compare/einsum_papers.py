@@ -1,12 +1,11 @@
-# The structures of einsum_gutenberg as their papers train them (Qiu et al. 2024, arXiv 2406.06248): with a norm on queries and
-# keys in all arms, with the size of the factors capped ("normalised"), and with the FLOPs that a structure saves spent on width.
+# The structures of einsum_gutenberg as their papers train them (Qiu et al. 2024, arXiv 2406.06248): QK norm in all arms, the RMS
+# of the factors capped ("normalised"), and the FLOPs that a structure saves spent on width.
 #
 #   python compare.py config/compare/einsum_papers.py --cluster=pool --jobs=4
 #
-# Data, FLOPs and dense are those of einsum_gutenberg at 192, AdamW. There, without norm and cap, runs of btt and monarch spike at
-# lower rates than dense does, and a structure spends what it saves on tokens. Here two arms do that as well; the _wide ones are
-# 256 wide and see 10% (btt) and 22% (monarch) more tokens than dense. About 90 runs, 26 minutes of an H200. `worth` is that of
-# einsum_gutenberg.
+# Data, FLOPs, `worth` and dense are those of einsum_gutenberg at 192, AdamW. There, without norm and cap, runs of btt and monarch
+# spike at lower rates than dense, and a structure spends the FLOPs that it saves on tokens. Here two arms do that, too. The _wide
+# arms are 256 wide and see 10% (btt) and 22% (monarch) more tokens than dense. About 90 runs, 26 minutes of an H200.
 
 claim = (
     'Trained as in its paper and on the FLOPs of the dense run, each at its own best rate, {arm} has a lower loss on Gutenberg'

@@ -1,7 +1,7 @@
-# What sets the best rate of an expanded model? By theory two factors with k = 2000 move W about 3 times as far as the same rate
-# moves W itself (effective_lr_ratio in linear/expanded.py), but the best rates differ by much less. Here the factors' rate is
-# divided by that ratio (expansion_lr = matched), and the best rate is sought again. If the MLPs set it, it rises by the ratio.
-# If all else sets it, it stays, and the loss says whether the MLPs want the lower rate.
+# What sets the best rate of an expanded model? By theory two factors with k = 2000 change W about 3 times as much as the same
+# rate changes W itself (effective_lr_ratio in linear/expanded.py), but the best rates differ by much less. Here the rate of the
+# factors is divided by that ratio (expansion_lr = matched), and the sweep is repeated. If the MLPs set the best rate, it rises
+# by the ratio. If the other parameters set it, it stays, and the loss says whether the MLPs need a lower rate.
 #
 #   python compare.py config/compare/expansion_matched.py --cluster=pool --jobs=6
 #

@@ -3,11 +3,9 @@
 #
 #   python compare.py config/compare/expansion_shakespeare.py --cluster=pool --jobs=8
 #
-# These are 85 runs, each of which keeps an H100 busy for two or three seconds. Starting and compiling takes longer, so
-# --cluster=pool runs several processes at once, and each does many runs. Where scipy or bokeh are not installed, only
-# the logs are written, and `python compare.py --report` makes the tables on another machine. Copy
-# out/results/expansion_shakespeare from a rented machine in any case: with it the same command goes on, on any machine
-# with a GPU, without repeating a run.
+# These are 85 runs, two or three seconds of an H100 each. Starting and compiling takes longer, so --cluster=pool runs
+# several processes at once, and each does many runs. Copy out/results/expansion_shakespeare from a rented machine: with it
+# the same command continues on any machine with a GPU, without repeating a run.
 
 claim = (
     'With its learning rate tuned as well as the dense one, {arm} has a lower loss than {baseline} on Tiny Shakespeare'

@@ -1,5 +1,5 @@
-# Does `stack` still save 21% of the FLOPs when source and target both train under Muon? A model of 6 layers from scratch, and
-# stacked from one of 3, under AdamW and under Muon: a size here is an optimizer. Gutenberg in a vocabulary of its own.
+# Does `stack` still save 21% of the FLOPs when source and target both train under Muon? A model of 6 layers, from scratch and
+# stacked from one of 3, under AdamW and under Muon (a size here is an optimizer). Gutenberg in a vocabulary of its own.
 #
 #   python compare.py config/compare/growth_muon.py --cluster=pool --jobs=2
 #   python compare.py config/compare/growth_muon.py --cluster=pool --jobs=2 --looks=false --sweep_seeds=1 --seeds=1
@@ -7,22 +7,22 @@
 # About 118 runs, 12 minutes of an H200 (results/prices.md). The second command is a first look with one seed, 26 runs in 3
 # minutes; the first one goes on from there.
 #
-# scratch trains for 1,440 steps, one pass over the text; a source of 3 layers for a quarter of them. `stack` then gets what is
-# left of the FLOPs of scratch. stack_79 gets 21% less in all and is the claim itself: "no gain that matters" says that stacking
-# saves about 21%, "better" (by worth) more, "worse" less. The share is where the line through both, loss against the logarithm
-# of all FLOPs, has the loss of scratch. All of these end at a rate of 0 (cosine). scratch and `stack` are swept under each
-# optimizer, stack_79 takes the rate of `stack`. A source has a constant rate after its warm-up, as it grows before it would
-# decay: that of the run that starts from it, in the sweep, too. Growing moves the averages of gradients with the weights
-# (AdamW's two, Muon's one), or refuses.
+# scratch trains for 1,440 steps, one pass over the text; a source of 3 layers trains for a quarter of them. `stack` then gets the
+# rest of the FLOPs of scratch. stack_79 gets 21% less in all, and tests the claim: "no gain that matters" means that stacking
+# saves about 21%, "better" (by worth) more, "worse" less. The FLOPs saved are where the line through both, loss against the
+# logarithm of all FLOPs, has the loss of scratch. All of these end at a rate of 0 (cosine). scratch and `stack` are swept under
+# each optimizer; stack_79 takes the rate of `stack`. A source has a constant rate after its warm-up, because it grows before it
+# would decay: the rate of the run that starts from it, in the sweep, too. Growing moves the averages of gradients with the
+# weights (AdamW's two, Muon's one).
 #
-# The 21% are of growth_small.py and growth_depth.py: 256 wide, 59M tokens in 3,600 steps of 16,384, AdamW at the rate of
-# scratch for all, down to a tenth of it, biases, a warm-up of 100 steps; FLOPs were read off where the grown run passed the last
-# loss of scratch, before its end. Here: 192 wide, heads of 32, 47M tokens in steps of 32,768, warm-up 72, no biases, and a run
-# counts at its end only. The same as there: 6 and 3 layers, the source's share of the steps and of all FLOPs (15%).
+# The 21% come from growth_small.py and growth_depth.py. There: 256 wide, 59M tokens in 3,600 steps of 16,384, AdamW at the rate of
+# scratch for all, decayed to a tenth, biases, a warm-up of 100 steps; FLOPs until the grown run passed the last loss of scratch,
+# before its own end. Here: 192 wide, heads of 32, 47M tokens in steps of 32,768, a warm-up of 72, no biases; a run counts only at
+# its end. The same in both: 6 and 3 layers, the source's part of the steps and of all FLOPs (15%).
 #
-# To expect: over 2,102 steps scratch had its best rates near 1e-2 under AdamW, unstable above that, and 2.5e-2 under Muon, where
-# it ended 0.12 lower (einsum_gutenberg.py). If AdamW does as in growth_small, `stack` ends about 0.06 below scratch and stack_79
-# level with it. For Muon nothing is known. `worth` is about what 6% of the FLOPs bought scratch in growth_small.
+# What to expect: over 2,102 steps the best rate of scratch was near 1e-2 under AdamW, unstable above that, and 2.5e-2 under Muon,
+# where it ended 0.12 lower (einsum_gutenberg.py). If AdamW does as in growth_small, `stack` ends about 0.06 below scratch, and
+# stack_79 equal to it. For Muon nothing is known. `worth` is about what 6% of the FLOPs bought scratch in growth_small.
 
 claim = 'Its source included, {arm} ends with a lower loss on Gutenberg than {baseline}'
 note = (

@@ -6,11 +6,10 @@
 #   python compare.py --show=results/growth_small                                 the log of an earlier run of it, one seed
 #
 # The rates of scratch are swept at full length; all other arms take its best rate. Sources are trained for a quarter of
-# the iterations (-early: a tenth). Their rate is constant, because they are grown before it would have decayed. They
-# have half the width (narrow), half the depth (shallow), a third of the depth (third), or half the depth, itself
-# stacked from one layer (staged). random is narrow as it was initialised, without training. The arm "alone" is the
-# small model, trained with the FLOPs of scratch. The best final loss of scratch is the target to which the others are
-# timed.
+# the iterations (-early: a tenth). Their rate is constant, because they grow before it would decay. They have half the
+# width (narrow), half the depth (shallow), a third of the depth (third), or half the depth, itself stacked from one layer
+# (staged). random is narrow at its initialisation, without training. The arm "alone" is the small model, trained with
+# the FLOPs of scratch. The target loss of all others is the best final loss of scratch.
 
 claim = 'After as many tokens, {arm} has a lower loss than {baseline}'
 name = 'growth_small_seeds'  # results/growth_small has the earlier run

@@ -1,13 +1,13 @@
-# Does growing in depth pay when the rate stays constant until late, so that a source can grow late? A model of 6 layers from
-# stacked sources of 1, 2 and 3 layers, under a warmup-stable-decay schedule, on the FLOPs of the model from scratch, the
+# Does growing in depth pay if the source grows late? A warmup-stable-decay schedule allows that, as its rate is constant until
+# the end. A model of 6 layers is stacked from sources of 1, 2 and 3 layers, with the FLOPs of the model from scratch, the
 # source's included. Gutenberg in a vocabulary of its own, 256 wide.
 #
 #   python compare.py config/compare/growth_wsd.py --cluster=pool --jobs=4
 #
-# scratch trains for 3,600 steps. A source trains at the constant rate; then the grown model gets the FLOPs that are left, and
-# decays over its last 720 steps. stack: half the layers, a quarter of the steps, as in growth_small. The _late ones spend
-# half of all FLOPs on the source. scratch and stack are swept, sources take the rate of scratch, the other arms that of
-# stack. About 90 runs, 40 minutes of an H100 (results/prices.md).
+# scratch trains for 3,600 steps. A source trains at the constant rate. Then the grown model gets the rest of the FLOPs; its rate
+# decays over the last 720 steps. stack: half the layers, a quarter of the steps, as in growth_small. The _late arms spend half
+# of all FLOPs on the source. scratch and stack are swept; sources take the rate of scratch, the other arms that of stack.
+# About 90 runs, 40 minutes of an H100 (results/prices.md).
 
 claim = 'On the FLOPs of the run from scratch, its source included, {arm} has a lower loss on Gutenberg than {baseline}'
 note = '6 layers, 256 wide, BPE of 4,096, 59M tokens from scratch; warm-up 100, constant rate, linear to 0 over the last 720 steps.'

@@ -1,5 +1,5 @@
-# As kronecker_gutenberg.py, for the 95M of Krony-PT's larger model (half of the parameters of each MLP), and with Kronecker
-# products in the attention instead of the MLPs: is it in the MLPs? Its paper prefers the pruned start to the nearest products.
+# As kronecker_gutenberg.py, for the 95M of Krony-PT's larger model (half of the parameters of each MLP). One arm has Kronecker
+# products in the attention instead of the MLPs: are the MLPs to blame? The paper prefers the pruned start to the nearest products.
 #
 #   python compare.py config/compare/kronecker_gutenberg_95m.py --cluster=pool --jobs=5
 #

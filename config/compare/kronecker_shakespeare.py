@@ -1,11 +1,11 @@
-# Do fewer parameters overfit less? Krony-PT says so of 4.3M parameters beside 10.7M on Tiny Shakespeare. nanoGPT's model, and
-# the same with every MLP matrix a Kronecker product; three lengths of training, each annealed to 0, each arm at its own best rate
-# at each length.
+# Do fewer parameters overfit less? Krony-PT says so of 4.3M parameters against 10.7M on Tiny Shakespeare. nanoGPT's model is compared
+# with the same model with every MLP matrix a Kronecker product, at three lengths of training. The rate falls to 0; each arm
+# has its own best rate at each length.
 #
 #   python compare.py config/compare/kronecker_shakespeare.py --cluster=pool --jobs=8
 #
-# About 130 runs of 5 to 25 s on a GPU. Overfitting is a loss that rises from one length to the next. A narrower dense model with
-# as many parameters is the third arm: is it the products, or just the size?
+# About 130 runs of 5 to 25 s on a GPU. Overfitting means that the loss rises from one length to the next. The third arm, a narrower
+# dense model with as many parameters, shows whether the products matter or only the size.
 
 claim = 'Each at its own best rate, {arm} has a lower loss on Tiny Shakespeare than {baseline}'
 note = (

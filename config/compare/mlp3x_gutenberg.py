@@ -3,7 +3,7 @@
 #   python compare.py config/compare/mlp3x_gutenberg.py --cluster=pool --jobs=1
 #
 # A job for H100s: 4 minutes a run; 27 runs of the sweep and at least 20 that decide (results/prices.md plans fewer). Equal
-# tokens; FLOPs and seconds to the target are in the table. The model of the work's code takes its own sweep, too.
+# tokens; FLOPs and seconds to the target are in the table. The model of the work's code has its own sweep, too.
 
 claim = 'From the same 100M tokens, each at its own best rate, {arm} has a lower loss on Gutenberg than {baseline}'
 note = (

@@ -4,10 +4,10 @@
 #
 #   python compare.py config/compare/mnist_mlp.py          mnist_mlp_seed.py: both at the author's rate
 #
-# The training images are split into 55,000 and 5,000. The rates are chosen on the 5,000, and the figures are those of
-# the test set. The published results (results/mnist_mlp, results/mnist_cnn) are from before that: they train on all
-# 60,000, and the test set chose the rates, too. All random seeds of an arm train in one process. All arms and rates
-# take a few minutes on a GPU (estimated).
+# The training images are split into 55,000 and 5,000. The 5,000 choose the rates; the errors are those of the test set. The
+# published results (results/mnist_mlp, results/mnist_cnn) are older: they train on all 60,000, and the test set chose
+# the rates, too. All random seeds of an arm train in one process. All arms and rates take a few minutes on a GPU
+# (estimated).
 
 script = 'toys/mnist.py'
 claim = 'On MNIST, with its learning rate tuned as well, {arm} makes fewer test errors than {baseline}'

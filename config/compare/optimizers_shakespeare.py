@@ -1,12 +1,12 @@
-# Does what a structure gains survive a better optimizer? nanoGPT's Shakespeare model for 250 iterations, every MLP matrix
-# parameterized in eight ways, under AdamW and under Muon; each arm at its own best rate, the rate falls to 0.
+# Does a structure still gain under a better optimizer? nanoGPT's Shakespeare model for 250 iterations, every MLP matrix
+# parameterized in eight ways, under AdamW and under Muon. Each arm has its own best rate; the rate falls to 0.
 #
 #   python compare.py config/compare/optimizers_shakespeare.py --cluster=pool --jobs=6
 #
 # About 450 runs of seconds each on a GPU. A size here is an optimizer: every arm is compared with dense under the same
 # one. Under muon the matrices of the blocks have 4 times the rate of the rest (hidden_lr), and learning_rate is that of
-# the rest. optimizers_ratio.py says that dense wants the same rate for both: muon_x1. The rates of the sweep show what a
-# shared rate would have said.
+# the rest. In muon_x1 both have the same rate, which optimizers_ratio.py found best for dense. The sweep shows what a shared
+# rate would give.
 
 import torch
 
