@@ -121,39 +121,37 @@ def head(folder: Path, now: dict) -> dict:
 HEAD = """# The board
 
 Which way to parameterize, initialise or optimize linear layers gives a lower loss than dense layers, from the same tokens?
-`python compare.py --report` writes this page from the logs in [results/](../results/README.md), and `--check` compares it
-with them. Entries that lose stay on it.
+`python compare.py --report` writes this page from the logs in [results/](../results/README.md). Entries that lose stay on it.
 
-A **track** fixes data, tokens, batch and size of the model: `small` for a laptop's CPU, `gpu` for one H100. An **entry**
-changes only keys of linear layers and of what optimizes their matrices; anything else is refused. It is judged against
-dense by [protocol.md](protocol.md): its own sweep of learning rates, then 4, 6 or 8 random seeds, until its verdict is certain.
-The runs of dense are there already; all entries are compared with them.
+A **track** fixes data, tokens, batch and size of the model: `small` for a laptop's CPU, `gpu` for one H100. An **entry** may
+change only keys of linear layers and of the optimizer of their matrices. It is compared with the dense runs of the track by
+[protocol.md](protocol.md): it has its own sweep of learning rates, then 4, 6 or 8 random seeds, until it has a verdict.
 
 ## Enter
 
-1. For a new layer write one file, `linear/own/<name>.py` (make the folder), with one class;
-   [CONTRIBUTING.md](../CONTRIBUTING.md#add-a-way-to-parameterize-a-linear-layer) says what it has, and which tests check it. The
-   name of the file is then a value of `linear`; `python train.py config/shakespeare_char.py --linear=<name>` tries it.
-2. Write `config/track/<name>.py`, with this text (the other track is `config/track/gpu.py`):
+1. For a new layer write one file, `linear/own/<name>.py` (make the folder), with one class as
+   [CONTRIBUTING.md](../CONTRIBUTING.md#add-a-way-to-parameterize-a-linear-layer) describes. Try it with
+   `python train.py config/shakespeare_char.py --linear=<name>`.
+2. Write `config/track/<name>.py` with this text (`gpu.py` for the other track):
 
         include('small.py')
         arms['<name>'] = '--linear=<name> --linear_layers=mlp+attn'
 
-3. `python compare.py config/track/<name>.py` sweeps, trains, judges and prints: about 20 runs, of the time in the column
-   `seconds`. After an interruption run it again. The log begins with the text of your two files.
-4. Move `out/results/track/small/<name>/` to `results/track/small/`, run `python compare.py --report`, commit both files, that
-   folder and this page.
+3. Run `python compare.py config/track/<name>.py`: about 20 runs, each for about the time in the column `seconds`. After an
+   interruption run it again. The log begins with the text of your two files.
+4. Move `out/results/track/small/<name>/` to `results/track/small/`, run `python compare.py --report`, and commit both files,
+   that folder and this page.
 
 ## Read
 
-The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. The verdicts are
-those of [protocol.md](protocol.md); `worth` is the smallest gain that matters. Entries stand in the order of their effects.
-Only each entry against dense is tested, not that order: an untrue verdict stands at 5% of the entries or fewer. All entries
-share the seeds of dense. If these happened to be good ones, every entry looks worse than it is.
+The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. Verdicts are those of
+[protocol.md](protocol.md); `worth` is the smallest gain that matters. Entries are sorted by effect, but each is tested against
+dense only, not against its neighbours. At most 5% of the entries have a false verdict, on average. All entries share the seeds
+of dense. If these are lucky, every entry looks worse than it is.
 
-`FLOPs` are those of training, over those of dense. Where `linear_path = 'auto'` forms the matrix they are nearly those of
-dense. `parameters` are those that are trained. `seconds` are the median over runs, with whatever else the machine did: for
-information, they cannot be compared. A star at the commit: the code had changes beyond it; the log begins with them.
+`FLOPs` are those of training, divided by those of dense. If `linear_path = 'auto'` forms the matrix, they are nearly those of
+dense. `parameters` are those that are trained. `seconds` is the median over runs. Other work on the machine counts in it, so do not
+compare it. A star at the commit means that the code had uncommitted changes; the log begins with them.
 """
 
 
