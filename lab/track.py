@@ -132,7 +132,7 @@ change only keys of linear layers and of the optimizer of their matrices. It is 
 1. For a new layer write one file, `linear/own/<name>.py` (make the folder), with one class as
    [CONTRIBUTING.md](../CONTRIBUTING.md#add-a-way-to-parameterize-a-linear-layer) describes. Try it with
    `python train.py config/shakespeare_char.py --linear=<name>`.
-2. Write `config/track/<name>.py` with this text (`gpu.py` for the other track):
+2. Write `config/track/<name>.py` with this text (the other track is `config/track/gpu.py`):
 
         include('small.py')
         arms['<name>'] = '--linear=<name> --linear_layers=mlp+attn'
