@@ -151,7 +151,7 @@ class Jobs:
         self.state.read_back()
         if all(map(self.state.over, self.started[folder])):  # more may be wanted there by now
             left = {*wanted(self.state.cfg, self.state.plans, self.state.records), *self.state.ready()}
-            say(f'{name}: done, {len(left)} known to come')
+            say(f'{name}: done, {len(left)} left so far')
             return ''
         if code is None:
             return ''
