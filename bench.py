@@ -23,7 +23,6 @@ median time per step over the blocks with its range, the ratio to the first arm 
 blocks), tokens/s, MFU and peak memory. --out writes the figures of each arm to a file, as one JSON line.
 """
 
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ import torch
 
 import hardware
 from configurator import UserError, key, load, overrides, root_path, run
-from files import write
+from files import write_lines
 from lab import (
     bench_ablate,
     bench_fit,
@@ -101,7 +100,7 @@ def main():
         rows = [r | dict(peak_memory=None) for r in rows]
     print(table(rows))
     if bench.out:
-        write(root_path(bench.out), ''.join(json.dumps(relative(r)) + '\n' for r in rows).encode())
+        write_lines(root_path(bench.out), relative(rows))
 
 
 if __name__ == '__main__':

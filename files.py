@@ -68,6 +68,15 @@ def write_json(path: Path, value):
     write(path, (json.dumps(value, indent=1) + '\n').encode())
 
 
+def write_lines(path: Path, rows: list, separators=None):
+    """A JSON object a line, as read_lines() takes them. separators: of json.dumps."""
+    write(path, ''.join(json.dumps(row, separators=separators) + '\n' for row in rows).encode())
+
+
+def add_line(path: Path, row: dict):
+    write(path, (path.read_bytes() if path.exists() else b'') + json.dumps(row).encode() + b'\n')
+
+
 def copy(src: Path, dst: Path):
     """dst becomes src's content, atomically; a hard link where the file system has them, for save() never writes
     into an existing file."""

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import hardware
 from configurator import ROOT, UserError, brief, key, overrides, printable
-from files import copy, launched, read_json, read_lines, remove_stale, write, write_json
+from files import copy, launched, read_json, read_lines, remove_stale, write, write_json, write_lines
 from tokens.loader import data_dir
 
 RECORD = (  # of a run in its out_dir
@@ -241,7 +241,7 @@ class Log:
             resumed=earlier,
         )
         write_json(out_dir / 'manifest.json', self.manifest)
-        write(out_dir / 'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in keep).encode())
+        write_lines(out_dir / 'metrics.jsonl', keep)
         self.file = open(out_dir / 'metrics.jsonl', 'a', buffering=1)
 
     def so_far(self, start: int) -> tuple[list, list]:

@@ -10,7 +10,6 @@ here (no GPU, another layer) is left out. Memory is the allocator's peak, for st
 
 import contextlib
 import gc
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 
 import hardware
 from configurator import UserError, key, load, root_path
-from files import write
+from files import write_lines
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig
@@ -182,7 +181,7 @@ def ablate(argv: list[str]):
             rows[-1]['peak_memory'] = None
         print(line(rows[-1], head=len(rows) == 1), flush=True)
         if cfg.out:  # after each row: what is measured is kept, however this ends
-            write(root_path(cfg.out), ''.join(json.dumps(relative(r)) + '\n' for r in rows).encode())
+            write_lines(root_path(cfg.out), relative(rows))
         del arm, t
         gc.collect()
         if device.type == 'cuda':

@@ -11,7 +11,6 @@ once. Each row has its roofline: the time for its FLOPs at the matmul rate plus 
 both rates are measured right before.
 """
 
-import json
 import math
 import statistics
 import time
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 import hardware
 import linear
 from configurator import UserError, input_path, key, printable, root_path
-from files import read_lines, write
+from files import read_lines, write_lines
 from linear import LAYERS
 from linear.dense import Dense
 from linear.factors import Factors
@@ -264,7 +263,7 @@ def mlp(cfg):
             print(line(row), flush=True)
             rows.append(row)
             if cfg.out:  # after each row: what is measured is kept, however this ends
-                write(root_path(cfg.out), ''.join(json.dumps(r) + '\n' for r in rows).encode())
+                write_lines(root_path(cfg.out), rows)
 
 
 COMMANDS = dict(structures=(StructuresConfig, structures), mlp=(MLPBenchConfig, mlp))

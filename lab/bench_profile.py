@@ -12,7 +12,6 @@ float32), however many kernels touch them today. A step can't be shorter than th
 would be if all were empty.
 """
 
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import hardware
 from configurator import UserError, input_path, key, printable, root_path
-from files import read_lines, write
+from files import add_line, read_lines
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
 from lab.steps import settings
@@ -192,8 +191,7 @@ def bench(cfg: ProfileConfig):
     print(table(row))
     print(f'trace: {relative(str(root_path(cfg.trace)))}')
     if cfg.out:
-        out = root_path(cfg.out)
-        write(out, (out.read_bytes() if out.exists() else b'') + json.dumps(relative(row)).encode() + b'\n')
+        add_line(root_path(cfg.out), relative(row))
 
 
 def table(r: dict) -> str:

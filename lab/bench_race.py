@@ -13,7 +13,6 @@ command on each.
 
 import copy
 import gc
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 import hardware
 import optim
 from configurator import UserError, key, load, overrides, root_path
-from files import write
+from files import write_lines
 from lab.bench_nanogpt import NanoGPT
 from lab.bench_profile import ready, show
 from lab.costs import columns
@@ -77,7 +76,7 @@ def race(argv: list[str]):
                 flush=True,
             )
             if first.out:
-                write(root_path(first.out), ''.join(json.dumps(relative(r)) + '\n' for r in rows).encode())
+                write_lines(root_path(first.out), relative(rows))
     print(table(rows))
 
 

@@ -13,7 +13,6 @@ its precision: it may not be further from float32. Draws of dropout would differ
 import contextlib
 import dataclasses
 import importlib
-import json
 import pkgutil
 import re
 import statistics
@@ -25,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hardware
 from configurator import key, root_path
-from files import write
+from files import add_line
 from lab.bench_ablate import SWITCHES
 from lab.bench_profile import ready, show
 from lab.costs import columns
@@ -106,8 +105,7 @@ def same(cfg: SameConfig) -> dict | None:
     )  # fmt: skip
     print(table(row))
     if cfg.out:
-        out = root_path(cfg.out)
-        write(out, (out.read_bytes() if out.exists() else b'') + json.dumps(relative(row)).encode() + b'\n')
+        add_line(root_path(cfg.out), relative(row))
     return row
 
 

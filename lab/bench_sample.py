@@ -9,7 +9,6 @@ The model has random weights; it is sampled as sample.py does it, from a prompt 
 the time to read weights and cache once per token at the copy rate, which is measured right after.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 
 import hardware
 from configurator import key, root_path
-from files import write
+from files import add_line
 from lab import bench_nanogpt
 from lab.bench_layers import rates
 from lab.bench_profile import measured, ready, traced
@@ -109,6 +108,5 @@ def bench(cfg: SampleBenchConfig) -> dict:
         f' reading weights and cache allows {limit:,.0f}'
     )
     if cfg.out:
-        path = root_path(cfg.out)
-        write(path, (path.read_bytes() if path.exists() else b'') + json.dumps(row).encode() + b'\n')
+        add_line(root_path(cfg.out), row)
     return row

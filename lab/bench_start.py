@@ -10,7 +10,6 @@ backward pass is compiled). The first start may compile what the others find in 
 """
 
 import contextlib
-import json
 import os
 import shlex
 import subprocess
@@ -23,7 +22,7 @@ import torch
 
 import hardware
 from configurator import ROOT, UserError, key, load, root_path
-from files import write
+from files import write_lines
 from lab.bench_profile import ready
 from lab.costs import columns
 from lab.steps import settings
@@ -85,7 +84,7 @@ def start(argv: list[str]):
             rows.append(dict(start=i + 1, **seconds(flags, env)))
             print('\n'.join(columns([line(rows[-1])])[0 if i == 0 else 1 :]), flush=True)
             if cfg.out:  # after each start: what is measured is kept, however this ends
-                write(root_path(cfg.out), ''.join(json.dumps(relative(r | facts)) + '\n' for r in rows).encode())
+                write_lines(root_path(cfg.out), [relative(r | facts) for r in rows])
     print(f'{facts["device"]}, torch {facts["torch"]}')
 
 

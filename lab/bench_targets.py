@@ -11,7 +11,6 @@ cache; nothing is timed meanwhile. "at 90%" is what a row would be if our step t
 where a target lies beyond that, it takes the target's place.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -26,7 +25,7 @@ import torch
 
 import hardware
 from configurator import ROOT, UserError, key, overrides, printable, root_path
-from files import read_lines, write
+from files import read_lines, write_lines
 from lab.bench_nanogpt import code
 from lab.bench_parts import BUSY, COSTS, LAYERS, PARTS, alone, in_turns, is_theirs, micro_batch, samples
 from lab.bench_profile import KINDS, ready, show
@@ -260,7 +259,7 @@ def measure(cfg, part: str):
     torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
     for found in PARTS[part].measure(cfg, missing(cfg, part), device):
         lines = measured(cfg) + [relative(r | dict(part=part, flags=relative(cfg.flags))) for r in found]
-        write(root_path(cfg.out), ''.join(json.dumps(r) + '\n' for r in lines).encode())
+        write_lines(root_path(cfg.out), lines)
         for r in found:
             print(f'{part}: {r["arm"]} {r["ms"]:.2f} ms', flush=True)
 

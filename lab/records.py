@@ -5,14 +5,13 @@ A run's arm is the name of an arm; steps/NAME for a preparing step, whose checkp
 what evaluate.py measured of a run of that arm. lab/report.py lists the keys of a record.
 """
 
-import json
 import math
 import re
 import statistics
 from pathlib import Path
 
 from configurator import ROOT, UserError, brief
-from files import read_json, read_lines, write
+from files import read_json, read_lines, write_lines
 from logger import CONFIG, MANIFEST, read_metrics
 
 OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
@@ -204,8 +203,7 @@ def read_runs(folder: Path) -> list[dict]:
 def write_records(folder: Path, records: dict, head: dict | None = None):
     """{name: record} to the metrics.jsonl of a folder, in the order of their names; head: a line before them."""
     lines = ([head] if head else []) + [records[k] for k in sorted(records)]
-    text = ''.join(json.dumps(line, separators=(',', ':')) + '\n' for line in lines)
-    write(folder / 'metrics.jsonl', text.encode())
+    write_lines(folder / 'metrics.jsonl', lines, separators=(',', ':'))
 
 
 def references(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from configurator import ROOT, UserError
-from files import write
+from files import write_lines
 from lab import launch, records
 from lab.plan import LENGTH, Plan, settings
 
@@ -42,5 +42,5 @@ def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
         if failed:
             raise UserError(f'bench.py failed: {failed["bench"]} ({out / "bench" / "output.txt"}); or --bench=false')
         rows = [r | dict(arm=a, cells=cells[a], settings=resolved[a]) for r, a in zip(records.read_lines(fresh), cells)]
-        write(folder / 'bench.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
+        write_lines(folder / 'bench.jsonl', rows)
     return {cell: r['ms'] for r in rows for cell in r.get('cells', ())}

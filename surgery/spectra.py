@@ -12,7 +12,6 @@ the Gaussian, and how the largest and the root mean square singular value compar
 """
 
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import torch
 import checkpoint
 import files
 from configurator import UserError, key, root_path
-from files import write
 from surgery import reader
 
 GRID = (torch.arange(256, dtype=torch.float64) + 0.5) / 256  # relative indices at which shapes are compared
@@ -169,7 +167,7 @@ def spectra(cfg: SpectraConfig):
             for kind, blocks in m['kinds'].items()
             for depth, s, n in blocks
         ]
-        write(root_path(cfg.data), ''.join(json.dumps(line) + '\n' for line in lines).encode())
+        files.write_lines(root_path(cfg.data), lines)
     if cfg.out:
         picture(models, root_path(cfg.out))
         print(f'wrote {root_path(cfg.out)}')
