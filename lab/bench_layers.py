@@ -24,7 +24,6 @@ import linear
 from configurator import UserError, input_path, key, printable, root_path
 from files import read_lines, write_lines
 from linear import LAYERS
-from linear.dense import Dense
 from linear.factors import Factors
 from linear.kernels import fused
 from logger import commit
@@ -129,16 +128,11 @@ class Pair(torch.nn.Module):
     def roofline(self, tokens, matmul, copy, beside) -> float:
         """Seconds: FLOPs at the matmul rate plus bytes at the copy rate. Bytes: what each of the products of forward
         and backward reads and writes, and GELU's, in bfloat16. beside: the Factors of this pair."""
-        flops, features = beside.flops_per_update(), 5 * self.c_fc_out()
+        flops, features = beside.flops_per_update(), 5 * self.c_fc.d_out
         for m in (self.c_fc, self.c_proj):
-            moves = m.moves() if hasattr(m, 'moves') else 0
-            d_in, d_out = (m.in_features, m.out_features) if isinstance(m, Dense) else (m.d_in, m.d_out)
             flops += 6 * m.macs() * tokens
-            features += 3 * (d_in + d_out) + 3 * moves
+            features += 3 * (m.d_in + m.d_out + m.moves())
         return flops / matmul + 2 * features * tokens / copy
-
-    def c_fc_out(self):
-        return getattr(self.c_fc, 'out_features', None) or self.c_fc.d_out
 
 
 def seconds(f, repeats, device) -> list[float]:
@@ -252,7 +246,7 @@ def mlp(cfg):
                 width=d, member=name, share=n / (8 * d * d), ms=ms, ms_min=min(times) * 1000, ms_max=max(times) * 1000,
                 roofline_ms=pair.roofline(cfg.tokens, matmul, copy, beside) * 1000, peak=peak,
                 path='dense' if name.startswith('dense') else '+'.join(sorted(paths)),
-                shapes=[m.describe() if hasattr(m, 'describe') else '' for m in layers],
+                shapes=[m.describe() for m in layers],
                 tokens=cfg.tokens, matmul=matmul, copy=copy, device=hardware.device_name(device),
                 dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__, commit=commit(),
             )  # fmt: skip

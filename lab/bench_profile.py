@@ -26,7 +26,6 @@ from files import add_line, read_lines
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
 from lab.steps import settings
-from linear.dense import Dense
 from logger import commit, relative
 from model import Norm
 from train import TrainConfig, Trainer
@@ -128,10 +127,8 @@ def floor(t: Trainer, matmul: float, copy: float) -> dict:
     found = dict.fromkeys(KINDS, 0.0)
     for m in t.model.modules():
         if hasattr(m, 'macs'):
-            d_in, d_out = (m.in_features, m.out_features) if isinstance(m, Dense) else (
-                getattr(m, 'd_in', n), getattr(m, 'd_out', n))  # fmt: skip
-            inner = m.moves() if hasattr(m, 'moves') else 0
-            found['matmul'] += product(m.macs(), d_in + d_out + inner, sum(p.numel() for p in m.parameters()))
+            features = m.d_in + m.d_out + m.moves() if hasattr(m, 'moves') else 2 * n  # mlp = moe takes and gives n
+            found['matmul'] += product(m.macs(), features, sum(p.numel() for p in m.parameters()))
         if isinstance(m, Norm):  # residual add included: x and a branch in, x and the norm out; back the same, and x
             found['norms'] += T * n * ((4 + e + 4 + e) + (4 + e + 4 + 4 + e)) / copy
     if c.tie_head:
