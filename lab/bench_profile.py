@@ -13,7 +13,6 @@ would be if all were empty.
 """
 
 import re
-import time
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +22,9 @@ from torch.profiler import ProfilerActivity, profile
 import hardware
 from configurator import UserError, input_path, key, printable, root_path
 from files import add_line, read_lines
+from lab import steps
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
-from lab.steps import settings
 from logger import commit, relative
 from model import Norm
 from train import TrainConfig, Trainer
@@ -174,16 +173,11 @@ def bench(cfg: ProfileConfig):
     t = Trainer(cfg, device)
     for _ in range(cfg.warmup):
         t.step()
-    hardware.sync(device)
-    t0 = time.perf_counter()
-    for _ in range(cfg.steps):
-        t.step()
-    hardware.sync(device)
-    step = (time.perf_counter() - t0) / cfg.steps  # the profiler slows the processor down
+    step = steps.seconds(t, cfg.steps) / cfg.steps  # the profiler slows the processor down
     found = roofline(t, cfg.steps, root_path(cfg.trace), *rates(device, t.dtype), launch(device))
     row = dict(
         ms=1000 * step, **found, device=hardware.device_name(device), dtype=str(t.dtype).removeprefix('torch.'),
-        compiled=t.compile, graphs=t.graphs, torch=torch.__version__, commit=commit(), config=settings(cfg),
+        compiled=t.compile, graphs=t.graphs, torch=torch.__version__, commit=commit(), config=steps.settings(cfg),
     )  # fmt: skip
     print(table(row))
     print(f'trace: {relative(str(root_path(cfg.trace)))}')

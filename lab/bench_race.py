@@ -14,7 +14,6 @@ command on each.
 import copy
 import gc
 import math
-import time
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +22,10 @@ import hardware
 import optim
 from configurator import UserError, key, load, overrides, root_path
 from files import write_lines
+from lab import steps
 from lab.bench_nanogpt import NanoGPT
 from lab.bench_profile import ready, show
 from lab.costs import columns
-from lab.steps import settings
 from logger import commit, relative
 from train import TrainConfig, Trainer
 
@@ -83,8 +82,8 @@ def race(argv: list[str]):
 def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
     """The figures of a training of so many seconds."""
     t = (NanoGPT if cfg.nanogpt else Trainer)(copy.copy(cfg), device)
-    block(t, ONCE)
-    timed = block(t, TIMED)
+    steps.seconds(t, ONCE)
+    timed = steps.seconds(t, TIMED)
     step = timed / TIMED
     t.cfg.wsd_decay_iters, n = (
         round(t.cfg.wsd_decay_iters * seconds / step / t.cfg.lr_decay_iters),
@@ -95,7 +94,7 @@ def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
         raise UserError(f'seconds = {seconds:g}: {ONCE + TIMED} steps of {1000 * step:.3g} ms take longer; give more')
     if found := optim.problems(t.cfg):
         raise UserError(f'seconds = {seconds:g}, {n} steps: {found[0]}')
-    trained = ONCE * step + timed + block(t, n - ONCE - TIMED)
+    trained = ONCE * step + timed + steps.seconds(t, n - ONCE - TIMED)
     row = dict(
         arm='nanoGPT: ' * bool(cfg.nanogpt) + name,
         seconds=seconds,
@@ -109,7 +108,7 @@ def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
         dtype=str(t.dtype).removeprefix('torch.'),
         torch=torch.__version__,
         commit=commit(),
-        config=settings(cfg),
+        config=steps.settings(cfg),
     )
     compiled = t.compile
     del t
@@ -119,16 +118,6 @@ def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
     if device.type == 'cuda':
         torch.cuda.empty_cache()
     return row
-
-
-def block(t, steps: int) -> float:
-    """Seconds of so many steps."""
-    hardware.sync(t.device)
-    t0 = time.perf_counter()
-    for _ in range(steps):
-        t.step()
-    hardware.sync(t.device)
-    return time.perf_counter() - t0
 
 
 def table(rows: list[dict]) -> str:

@@ -23,6 +23,16 @@ class TimingConfig(TrainConfig):
     out: str = key('', 'file for the figures, a JSON line per arm; empty: none')
 
 
+def seconds(t, steps: int) -> float:
+    """Of so many steps of a trainer."""
+    hardware.sync(t.device)
+    t0 = time.perf_counter()
+    for _ in range(steps):
+        t.step()
+    hardware.sync(t.device)
+    return time.perf_counter() - t0
+
+
 class Arm:
     def __init__(self, argv: list[str], cfg, device, warmup: int, make=Trainer):
         mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out', 'nanogpt', 'only'))
@@ -41,13 +51,7 @@ class Arm:
 
     def block(self, steps: int) -> float:
         """Seconds per step."""
-        device = self.trainer.device
-        hardware.sync(device)
-        t0 = time.perf_counter()
-        for _ in range(steps):
-            self.trainer.step()
-        hardware.sync(device)
-        return (time.perf_counter() - t0) / steps
+        return seconds(self.trainer, steps) / steps
 
     def timed_block(self, steps: int):
         device = self.trainer.device

@@ -10,7 +10,7 @@ from conftest import ROOT, TINY
 
 import bench
 from configurator import load
-from lab import bench_race
+from lab import bench_race, steps
 from lab.bench_nanogpt import NanoGPT
 from lab.bench_race import RaceConfig
 from tokens.loader import Loader
@@ -39,7 +39,7 @@ def race_on_a_clock(monkeypatch):
         monkeypatch.setattr(of, 'evaluate', timed_evaluation)
 
     slow(Trainer, 2), slow(NanoGPT, 4)
-    monkeypatch.setattr(bench_race, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(steps, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(bench_race, 'ONCE', 2)
     monkeypatch.setattr(bench_race, 'TIMED', 3)
 
