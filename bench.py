@@ -81,8 +81,7 @@ def main():
     bench = load(BenchConfig, arms[0])
     if bench.show:
         return bench_profile.show(bench.show, table, 'bench.py')
-    if bench.out:
-        bench_profile.ready(root_path(bench.out))
+    bench_profile.ready(bench.out)
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
     for c in configs[1:]:
         if mine := {'steps', 'rounds', 'warmup', 'out', 'show'} & set(overrides(c)):

@@ -160,7 +160,7 @@ def ablate(argv: list[str]):
         raise UserError(
             f'only: no row is called {", ".join(map(repr, sorted(unknown)))}; choose from {", ".join(SWITCHES)}'
         )
-    ready(*([root_path(cfg.out)] if cfg.out else []))
+    ready(cfg.out)
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
     base, rows = Arm(argv, cfg, device, cfg.warmup), []

@@ -76,9 +76,9 @@ def measured(events, device) -> tuple[dict, dict, float]:
     return times, numbers, busy / 1e6
 
 
-def ready(*paths):
-    """UserError where a file cannot be written: before minutes are spent on what it is for."""
-    for path in paths:
+def ready(*files: str):
+    """UserError where a file cannot be written: before minutes are spent on what it is for. '': none is wanted."""
+    for path in map(root_path, filter(None, files)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             new = not path.exists()
@@ -168,7 +168,7 @@ def roofline(t, steps: int, path, matmul: float, copy: float, one: float) -> dic
 
 
 def bench(cfg: ProfileConfig):
-    ready(root_path(cfg.trace), *([root_path(cfg.out)] if cfg.out else []))
+    ready(cfg.trace or '.', cfg.out)  # there is always a trace
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     t = Trainer(cfg, device)
     for _ in range(cfg.warmup):

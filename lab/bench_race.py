@@ -61,8 +61,7 @@ def race(argv: list[str]):
             raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
-    if first.out:
-        ready(root_path(first.out))
+    ready(first.out)
     device, rows = hardware.choose_device(first.device, first.deterministic), []
     for cfg, name in zip(configs, arms):
         for seconds in cfg.seconds:

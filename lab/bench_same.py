@@ -88,7 +88,7 @@ def differences(run, exact, tail: int) -> dict:
 def same(cfg: SameConfig) -> dict | None:
     if cfg.show:
         return show(cfg.show, lambda lines: '\n\n'.join(map(table, lines)), 'bench.py same')
-    ready(*([root_path(cfg.out)] if cfg.out else []))
+    ready(cfg.out)
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     eager = dataclasses.replace(cfg, compile=False, cuda_graph=False, fuse_mlp=False)
     runs = dict(fast=followed(cfg, device))

@@ -46,7 +46,7 @@ class SampleBenchConfig(TrainConfig):
 
 
 def bench(cfg: SampleBenchConfig) -> dict:
-    ready(*(root_path(p) for p in (cfg.trace, cfg.out) if p))
+    ready(cfg.trace, cfg.out)
     device = hardware.choose_device(cfg.device)
     dtype = hardware.choose_dtype(cfg.dtype, device)
     torch.manual_seed(1337)

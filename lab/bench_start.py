@@ -73,7 +73,7 @@ def environment():
 
 def start(argv: list[str]):
     cfg = load(StartConfig, argv)
-    ready(*([root_path(cfg.out)] if cfg.out else []))
+    ready(cfg.out)
     facts = dict(
         device=hardware.device_name(hardware.choose_device(cfg.device)), torch=torch.__version__, commit=commit(),
         config=settings(cfg),

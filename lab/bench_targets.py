@@ -303,7 +303,7 @@ def compile_all(cfg, parts: list[str]):
 def targets(cfg: TargetsConfig):
     if cfg.show:
         return show(cfg.show, tables, 'bench.py targets')
-    ready(root_path(cfg.out))
+    ready(cfg.out)
     if cfg.part:
         return measure(cfg, cfg.part)
     check_file(cfg, hardware.device_name(hardware.choose_device('auto')))
