@@ -14,13 +14,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-import torch
-
 from configurator import key
 from lab.costs import columns
-from linear.factors import Factors, matrices
+from linear.factors import matrices
 from linear.kernels import head
-from model import GPT
 from surgery import distill, rotate
 from tokens import loader
 from train import TrainConfig
@@ -117,11 +114,7 @@ def forward_pass(c) -> float:
 def count(cfg, path=None, teacher=None) -> Count:
     """Of a config whose vocab_size is known. path: instead of its linear_path. teacher: the model of its distill_from."""
     follow = cfg.step_rule == 'product'  # every W is formed, and the factors have no gradients
-    path = 'materialised' if follow else path
-    shapes_only = dict(expansion_init='gaussian', expansion_lr='none')  # the others would look at values
-    with torch.device('meta'):
-        model = GPT(dataclasses.replace(rotate.model_config(cfg), **shapes_only))
-        beside = Factors(model, cfg.tokens_per_iter, path=path)
+    model, beside = rotate.shapes(rotate.model_config(cfg), 'materialised' if follow else path)
     network = sum(p.numel() for p in model.parameters())
     block = sum(p.numel() for p in model.transformer.h[0].parameters())
     products = sum(m.d_in * m.d_out for m in beside.values())

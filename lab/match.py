@@ -16,14 +16,10 @@ import math
 import statistics
 from dataclasses import dataclass
 
-import torch
-
 import hardware
 import linear
 from configurator import UserError, key, load, overrides
 from lab.steps import Arm
-from linear.factors import Factors
-from model import GPT
 from surgery import distill, rotate
 from tokens import loader
 from train import TrainConfig
@@ -51,18 +47,10 @@ def cost(cfg, device) -> float:
             arm.timed_block(cfg.steps)
         return 1000 * statistics.median(arm.times)
     if cfg.match == 'params':
-        model, beside = shapes(rotate.model_config(cfg))
+        model, beside = rotate.shapes(rotate.model_config(cfg))
         return model.num_params(beside)
     iters = max(1, cfg.max_iters)
     return flops_of(stages(cfg), iters) / iters / cfg.tokens_per_iter
-
-
-def shapes(cfg) -> tuple:
-    """The model of a config and the factors beside it, without numbers."""
-    cfg = dataclasses.replace(cfg, expansion_init='gaussian', expansion_lr='none')  # the others would look at values
-    with torch.device('meta'):
-        model = GPT(cfg)
-        return model, Factors(model, cfg.tokens_per_iter)
 
 
 def stages(cfg) -> list[tuple]:
@@ -71,7 +59,7 @@ def stages(cfg) -> list[tuple]:
     teacher = teacher_flops(cfg.distill_from, cfg.vocab_size, cfg.block_size, cfg.dataset) if cfg.distill_from else 0
 
     def each(cfg):
-        model, beside = shapes(cfg)
+        model, beside = rotate.shapes(cfg)
         return cfg.tokens_per_iter * (model.flops_per_token() + teacher) + beside.flops_per_update()
 
     if cfg.expansion_schedule == 'rotate':

@@ -94,6 +94,14 @@ def model_config(cfg, it: int = 0):
     return dataclasses.replace(cfg, linear='dense') if cfg.expansion_schedule == 'reset' else cfg
 
 
+def shapes(cfg, path: str | None = None) -> tuple:
+    """(the model of a config, the factors beside it), without numbers. path: instead of its linear_path."""
+    cfg = dataclasses.replace(cfg, expansion_init='gaussian', expansion_lr='none')  # the others would look at values
+    with torch.device('meta'):
+        model = GPT(cfg)
+        return model, Factors(model, cfg.tokens_per_iter, path=path)
+
+
 def resumed(ckpt: dict) -> dict:
     """The keys that a resumed run needs and model_args lack: model_args describe the model of one iteration."""
     config = ckpt['config']
@@ -258,11 +266,7 @@ def describe(cfg, model, factors: Factors) -> list[str]:
     turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
     if cfg.expansion_schedule == 'reset':
         return [f'{turns}: at each the moments of the last and of the next one start anew; nothing is expanded']
-    with torch.device('meta'):  # shapes only: the other starts would look at values
-        every = GPT(dataclasses.replace(cfg, expansion_init='gaussian', expansion_lr='none'))
-        none = GPT(dataclasses.replace(cfg, linear='dense'))
-        beside = Factors(every, path='materialised')
-    pairs = (model, factors), (every, beside), (none, {})
+    pairs = (model, factors), shapes(cfg, 'materialised'), shapes(dataclasses.replace(cfg, linear='dense'))
     one, every, none = (f'{footprint(*pair, cfg.optimizer, cfg.step_rule) / 2**20:,.1f} MiB' for pair in pairs)
     return [
         f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
