@@ -10,16 +10,15 @@ computes the rest again. The peaks in the committed logs lie within a tenth of t
 says which are compared). A teacher (distill_from) is on every GPU, whole and in float32, and its logits stay beside the model's.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 from configurator import key
 from lab.costs import columns
+from lab.match import sized
 from linear.factors import matrices
 from linear.kernels import head
 from surgery import distill, rotate
-from tokens import loader
 from train import TrainConfig
 
 USABLE = 0.92  # of a GPU's memory: the driver, workspaces of libraries and holes between blocks take the rest
@@ -150,13 +149,6 @@ def count(cfg, path=None, teacher=None) -> Count:
         scores=logits * (1 if parts else 2),
         teacher=sum(4 * p.numel() for p in teacher.parameters()) if teacher else 0,
         teaching=forward_pass(teacher.config) + taught if teacher else 0,
-    )
-
-
-def sized(cfg):
-    """cfg with the vocabulary of its data set, where it names none."""
-    return dataclasses.replace(
-        cfg, vocab_size=cfg.vocab_size or loader.padded_vocabulary(loader.read_meta(cfg.dataset))
     )
 
 

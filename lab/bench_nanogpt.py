@@ -22,7 +22,7 @@ import torch
 
 import hardware
 from configurator import UserError, brief, input_path, key, overrides
-from lab import bench_fit
+from lab.match import sized
 from lab.steps import TimingConfig
 from linear.factors import Factors, leaves
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
@@ -78,7 +78,7 @@ class NanoGPT:
 
     def __init__(self, cfg, device: torch.device):
         loader.prepare(cfg.dataset)
-        self.cfg = cfg = bench_fit.sized(cfg)
+        self.cfg = cfg = sized(cfg)
         self.tokens = loader.open_tokens(cfg.dataset, 'train', cfg.block_size, cfg.vocab_size)
         self.path = loader.data_dir(cfg.dataset) / 'train.bin'
         self.flat = self.path.exists() and loader.read_meta(cfg.dataset).get('dtype') != 'uint32'  # as it reads them

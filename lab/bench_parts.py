@@ -22,6 +22,7 @@ from lab import bench_fit, bench_sample, bench_start
 from lab.bench_layers import MLPBenchConfig, rates, time_pair
 from lab.bench_nanogpt import ArmConfig, NanoGPT
 from lab.bench_profile import launch, roofline
+from lab.match import sized
 from lab.steps import Arm
 from logger import commit
 from train import TrainConfig, Trainer
@@ -84,7 +85,7 @@ def alone(cfg, arms, device):
 
 def micro_batch(flags: list[str], memory: float) -> tuple[int, float]:
     """A power of two, and the peak that bench.py fit counts for it."""
-    c = bench_fit.sized(load(TrainConfig, flags))
+    c = sized(load(TrainConfig, flags))
     n, most = bench_fit.count(c), TOKENS // c.block_size
     most = min(most, n.largest('one GPU', 1, False, False, c, bench_fit.USABLE * memory * 2**30))
     if not most:

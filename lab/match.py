@@ -99,6 +99,12 @@ def teacher_flops(path: str, vocab_size: int, block_size: int, dataset: str) -> 
     return distill.teacher_flops(distill.open_teacher(cfg), cfg)
 
 
+def sized(cfg):
+    """cfg with the vocabulary of its data set, where it names none."""
+    n = cfg.vocab_size or loader.padded_vocabulary(loader.read_meta(cfg.dataset))
+    return dataclasses.replace(cfg, vocab_size=n)
+
+
 def at(cfg, i: int):
     """The candidate at grid point i >= 1."""
     if cfg.solve == 'n_embd':
@@ -148,10 +154,7 @@ def match(argv: list[str]):
     reference = load(MatchConfig, argv[:cut])
     if mine := {'match', 'solve', 'steps', 'rounds'} & set(overrides(reference)):
         raise UserError(f'{", ".join(sorted(mine))}: belongs to the candidate, behind the --')
-    configs = []
-    for c in (reference, candidate):
-        n = c.vocab_size or loader.padded_vocabulary(loader.read_meta(c.dataset))
-        configs.append(dataclasses.replace(c, vocab_size=n))
+    configs = sized(reference), sized(candidate)
     if candidate.solve == 'expansion' and candidate.linear != 'expanded':
         raise UserError('solve = expansion: the candidate has linear = dense; add --linear=expanded')
     if isinstance(candidate.mlp_expansion_factor, tuple) and candidate.solve == 'mlp_expansion_factor':

@@ -202,11 +202,8 @@ def of_shapes(plan: Plan) -> tuple:
 def of_argv(argv: tuple) -> tuple:
     from lab import match
     from surgery.grow import growth
-    from tokens import loader
 
-    cfg = load(match.MatchConfig, list(argv))
-    if not cfg.vocab_size:
-        cfg = dataclasses.replace(cfg, vocab_size=loader.padded_vocabulary(loader.read_meta(cfg.dataset)))
+    cfg = match.sized(load(match.MatchConfig, list(argv)))
     grows = cfg.init_from == 'transfer' and growth.how_of(cfg).width == 'ligo'
     learned = growth.learning_flops(cfg, cfg.batch_size) if grows else 0
     return match.cost(dataclasses.replace(cfg, match='params'), None), learned, match.stages(cfg)
