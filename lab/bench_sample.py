@@ -23,7 +23,7 @@ from lab.bench_layers import rates
 from lab.bench_profile import measured, ready, traced
 from lab.costs import columns
 from logger import commit
-from model import GPT, GPTConfig
+from model import GPT
 from sample import lower
 from surgery.collapse import to_run
 from train import TrainConfig
@@ -53,7 +53,7 @@ def bench(cfg: SampleBenchConfig) -> dict:
     if cfg.nanogpt:
         model = bench_nanogpt.make(cfg)[0].to(device).eval()
     else:
-        model = to_run(GPT(GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}))).to(device)
+        model = to_run(GPT(cfg)).to(device)
         if dtype != torch.float32:
             lower(model, dtype)
     if cfg.compile:

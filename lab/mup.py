@@ -12,7 +12,6 @@ config).
 `rates` trains a small GPT on Shakespeare, all its matrices in one parameterization; rates are those at --base width.
 """
 
-import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def sizes(n: int, base: int, steps=8, lr=4e-3, **keys) -> dict[str, tuple[float,
     torch.manual_seed(0)
     defaults = dict(n_embd=n, n_head=4, n_layer=2, vocab_size=256, block_size=16, mup_base=base, bias=True)
     config = TrainConfig(**defaults | keys, learning_rate=lr, weight_decay=0.0, grad_clip=0.0)
-    model = GPT(GPTConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(GPTConfig)})).train()
+    model = GPT(config).train()
     optimizer = Optimizer(model, config)
     optimizer.set_lr(lr)
     x, y = torch.randint(256, (2, 4, 16), generator=torch.Generator().manual_seed(1))
