@@ -16,8 +16,8 @@ from lab.plan import wanted
 class Live:
     """The table that shows where a comparison stands, redrawn in place on a terminal."""
 
-    def __init__(self, comparison):
-        self.c, self.lines, self.last, self.t0 = comparison, 0, 0.0, time.time()
+    def __init__(self, state):
+        self.state, self.lines, self.last, self.t0 = state, 0, 0.0, time.time()
 
     def __call__(self, running: dict):
         if not sys.stdout.isatty() or time.time() - self.last < 1:
@@ -31,25 +31,25 @@ class Live:
         self.lines = len(lines)
 
     def text(self, running: dict) -> str:
-        c, rows = self.c, []
-        settings = vars(c.cfg) | dict(halves=verdicts.halves(vars(c.cfg), c.records))
-        missing = {*wanted(c.cfg, c.plans, c.records), *c.ready()}
-        for i, p in enumerate(c.plans):
-            over = [r for r in c.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
-            chosen = verdicts.rate(settings, c.records, p.arm, p.size) if p.is_arm else None
-            decided = verdicts.figures(settings, c.records, p.arm, p.size)[1] if chosen else {}
+        s, rows = self.state, []
+        settings = vars(s.cfg) | dict(halves=verdicts.halves(vars(s.cfg), s.records))
+        missing = {*wanted(s.cfg, s.plans, s.records), *s.ready()}
+        for i, p in enumerate(s.plans):
+            over = [r for r in s.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
+            chosen = verdicts.rate(settings, s.records, p.arm, p.size) if p.is_arm else None
+            decided = verdicts.figures(settings, s.records, p.arm, p.size)[1] if chosen else {}
             figures = list(decided.get(chosen.lr, {}).values()) if chosen else []
             rows.append(
                 f'{p.name:24} {len(over):3} over, {sum(r.plan == i for r in missing):3} known to come'
                 + (f', best rate so far {chosen.lr:g}' if chosen and len(chosen.means) > 1 else '')
-                + (f', {c.cfg.metric} {sum(figures) / len(figures):.4f} (n={len(figures)})' if figures else '')
+                + (f', {s.cfg.metric} {sum(figures) / len(figures):.4f} (n={len(figures)})' if figures else '')
             )
         for name in running:
-            rows.append(f'  {name:30} {last_line(c.out / name)}')
+            rows.append(f'  {name:30} {last_line(s.out / name)}')
         minutes, seconds = divmod(int(time.time() - self.t0), 60)
-        rules = [line for text in c.rules.values() for line in text.splitlines()]
+        rules = [line for text in s.rules.values() for line in text.splitlines()]
         return '\n'.join(
-            [*rules, *rows, f'{minutes}:{seconds:02} running' + (f'; {c.failed_write}' if c.failed_write else '')]
+            [*rules, *rows, f'{minutes}:{seconds:02} running' + (f'; {s.failed_write}' if s.failed_write else '')]
         )
 
 
