@@ -17,7 +17,7 @@ from configurator import ROOT, UserError, brief, root_path, spelled
 from files import read_json, write_json
 from lab import launch, outcomes, records, report, stats, timing, track
 from lab.live import Live
-from lab.plan import Missing, Run, at_equal_flops, check_match, difference, make_plans, notes, settings, wanted
+from lab.plan import Run, at_equal_flops, check_match, difference, make_plans, notes, settings
 from lab.records import PUBLISHED, REFERENCE
 from lab.state import State, check_edition, say
 from tokens import loader
@@ -51,7 +51,7 @@ def compare(cfg, files=()):
         raise UserError(f'{state.failed_write}; the runs are safe in {state.out}; the same command goes on')
     if state.records:
         show(state)
-    if not failed and not cfg.only and (waiting := wanted(cfg, plans, state.records)):
+    if not failed and not cfg.only and (waiting := state.missing.runs):
         failed[waiting[0].name] = (
             f'{len(waiting)} runs cannot start: what this one starts from has the rate of an arm that waits for it; in'
             ' learning_rates give the step the name of the arm that is swept and starts from it, or rates'
@@ -150,8 +150,7 @@ class Jobs:
         folder = self.state.out / name
         self.state.read_back()
         if all(map(self.state.over, self.started[folder])):  # more may be wanted there by now
-            left = {*wanted(self.state.cfg, self.state.plans, self.state.records), *self.state.ready()}
-            say(f'{name}: done, {len(left)} left so far')
+            say(f'{name}: done, {len(self.state.known_to_come())} left so far')
             return ''
         if code is None:
             return ''
@@ -163,8 +162,7 @@ class Jobs:
 def command(state: State, folder: Path, runs: list[Run]) -> list[str]:
     """What makes these runs, which differ in their seeds alone."""
     r, p = runs[0], state.plans[runs[0].plan]
-    needs = Missing(state.cfg, state.plans, state.records).needs(r)[0] if p.refers_to else []
-    paths = {name: str(state.checkpoint(n)) for name, n in zip(p.refers_to, needs)}
+    paths = {name: str(state.checkpoint(n)) for name, n in zip(p.refers_to, state.missing.needs(r)[0])}
     argv = [REFERENCE.sub(lambda m: paths[m[1]], a) for a in state.argv(r)]
     out = {'transfer.py': f'--out={folder}/ckpt.pt', 'evaluate.py': f'--out={folder}/eval.json'}
     argv.append(out.get(p.script, f'--out_dir={folder}'))

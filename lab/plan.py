@@ -442,10 +442,6 @@ class Missing:
         return found, self.asked_for(more)
 
 
-def wanted(cfg, plans: list[Plan], records: dict) -> list[Run]:
-    return Missing(cfg, plans, records).runs
-
-
 def settings(cfg) -> dict:
     """What makes a run the run it is: its keys that are no defaults."""
     return json.loads(json.dumps({k: v for k, v in overrides(cfg).items() if k not in NOT_SETTINGS}))

@@ -14,7 +14,7 @@ from pathlib import Path
 from configurator import UserError, brief, load, root_path
 from files import read_json, write_json
 from lab import launch, records, verdicts
-from lab.plan import Missing, Plan, Run, difference, flags, settings, wanted
+from lab.plan import Missing, Plan, Run, difference, flags, settings
 
 
 class State:
@@ -94,7 +94,7 @@ class State:
             news += len(fresh)
         if news or self.failed_write:
             self.write()
-        if self.sources and not self.cfg.keep_checkpoints and not wanted(self.cfg, self.plans, self.records):
+        if self.sources and not self.cfg.keep_checkpoints and not self.missing.runs:
             if not any(launch.holder(lock.parent) for lock in self.out.rglob('lock')) and self.alone():
                 arms = {self.plans[i].arm for i in self.sources}
                 for name in [name for name, r in self.records.items() if r['arm'] in arms]:
@@ -177,6 +177,9 @@ class State:
         for r in todo:  # visiting a run may add the sweep of what it starts from
             visit(r)
         return found
+
+    def known_to_come(self) -> set[Run]:
+        return {*self.ready(), *self.missing.runs}
 
     # ------------------------------------------------------------------------- what is written
 
