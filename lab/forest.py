@@ -6,14 +6,7 @@ import math
 
 from lab import protocol
 from lab.figures import colors, tidy, unit
-
-OLD = '°'  # marks a comparison from before docs/protocol.md
-
-
-def judged(found: list) -> list:
-    """[(cell, its baseline)] of the cells that have a verdict."""
-    base = {x.size: next(y for y in found if y.size == x.size) for x in found}
-    return [(x, base[x.size]) for x in found if x.verdict and x is not base[x.size]]
+from lab.tables import OLD, judged
 
 
 def effect(c: dict, x, base) -> tuple[float, float, float]:

@@ -66,7 +66,7 @@ def write_page(title: str, c: dict, found: list, out: Path):
 def claims(c: dict, found: list) -> str:
     return '\n'.join(
         f'<p>{html.escape(claim)}: {to_bold(html.escape(word))}, {html.escape(effect)}, {seeds} seeds</p>'
-        for claim, word, effect, _, seeds in tables.summary(c, found)
+        for claim, word, effect, seeds in tables.summary(c, found)
     )
 
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from configurator import ROOT, UserError
 from files import read_lines
 from lab import outcomes, protocol, sweeps, tables
-from lab.forest import OLD, judged
 from lab.records import read_records
+from lab.tables import OLD, judged
 
 COMMENT = re.compile(r'\s*(<!-- .*? -->)', re.S)
 LONGEST = 300  # characters of an answer's sentence

@@ -10,6 +10,14 @@ from lab import protocol
 from lab.outcomes import Cell, mismatch, scaling
 from lab.protocol import Verdict
 
+OLD = '°'  # marks a comparison from before docs/protocol.md
+
+
+def judged(found: list[Cell]) -> list[tuple[Cell, Cell]]:
+    """[(cell, its baseline)] of the cells that have a verdict."""
+    base = {x.size: next(y for y in found if y.size == x.size) for x in found}
+    return [(x, base[x.size]) for x in found if x.verdict and x is not base[x.size]]
+
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """Columns that hold nothing are left out."""
@@ -81,27 +89,27 @@ def table(c: dict, found: list[Cell]) -> str:
     """The whole comparison in Markdown: a table, a sentence per arm, notes."""
     rows, said, notes = [], [], marks(c, found)
     for x in found:
-        mine = next(y for y in found if y.size == x.size)
-        judged = x is not mine and x.verdict
+        base = next(y for y in found if y.size == x.size)
+        v = x.verdict if x is not base else None
         rate = f'{x.lr:g}' + (f' of {len(x.rates)}' if len(x.rates) > 1 else '')
         rate += f', **{x.rate.edge} end**' if x.rate.edge in ('low', 'high') else ''
-        off = mismatch(x, mine, c['match'])
+        off = mismatch(x, base, c['match'])
         rows.append(
             [
                 x.name,
                 str(len(x.values)),
                 rate,
                 center(c, x),
-                effect(c, x, mine) if judged else 'baseline' if x is mine else '-',
-                p_text(x.verdict) if judged else '',
-                x.verdict.word if judged else '',
+                effect(c, x, base) if v else 'baseline' if x is base else '-',
+                p_text(v) if v else '',
+                v.word if v else '',
                 f'{x.params:,}' + (f' ({n:,})' if (n := x.facts['params_collapsed']) != x.params else ''),
                 f'{x.cost["flops"]:.3g}',
                 '-' if x.ms is None else f'{x.ms:.3g}',
-                f'{off:+.1%}' if x is not mine and abs(off) >= 0.0005 else '',
+                f'{off:+.1%}' if x is not base and abs(off) >= 0.0005 else '',
             ]
         )
-        said += [sentence(c, x, mine)] if judged else []
+        said += [sentence(c, x, base)] if v else []
         if abs(off) > 0.01:
             notes.append(f'{x.name} is not matched in {c["match"]}: {c["mismatch"].get(x.arm, "no reason given")}')
     which = dict(mean='mean ± std', median='median', log='geometric mean')[c.get('center', 'mean')]
@@ -194,22 +202,14 @@ def left(x: Cell) -> float | None:
 
 
 def summary(c: dict, found: list[Cell]) -> list[list[str]]:
-    """The rows of RESULTS.md: claim, verdict, effect, p, seeds."""
+    """Claim, verdict, effect and seeds of each arm, for the page."""
     rows = []
-    for x in found:
-        base = next(y for y in found if y.size == x.size)
-        if x is not base and (v := x.verdict):
-            both = f'{len(x.values)}' if len(x.values) == len(base.values) else f'{len(x.values)}, {len(base.values)}'
-            claim = c['claim'].replace('{arm}', x.name).replace('{baseline}', base.name)
-            rows.append(
-                [
-                    claim,
-                    f'**{v.word}**' + ('' if c.get('looks') else ' °') + (f' ({waits(c, v)})' if waits(c, v) else ''),
-                    f'{x.reports} {effect(c, x, base)}',
-                    p_text(v),
-                    both,
-                ]
-            )
+    for x, base in judged(found):
+        both = f'{len(x.values)}' if len(x.values) == len(base.values) else f'{len(x.values)}, {len(base.values)}'
+        claim = c['claim'].replace('{arm}', x.name).replace('{baseline}', base.name)
+        why = f' ({waits(c, x.verdict)})' if waits(c, x.verdict) else ''
+        word = f'**{x.verdict.word}**' + ('' if c.get('looks') else f' {OLD}') + why
+        rows.append([claim, word, f'{x.reports} {effect(c, x, base)}', both])
     return rows
 
 
