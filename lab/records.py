@@ -43,6 +43,13 @@ LEARNT = {'flops': float}  # what grow says of itself
 GROWTH = ('source_iter', 'method', 'flops', 'growing', 'logit_difference', 'loss_before', 'loss_after')
 
 
+def logged(folder: Path) -> tuple[list[dict], list[dict], bool]:
+    """(evaluations, lines of training, whether a loss was not finite) of the log of a run."""
+    lines = read_metrics(folder)
+    evals, train = ([m for m in lines if m['kind'] == kind] for kind in ('eval', 'train'))
+    return evals, train, not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines)
+
+
 # how the record of a run is read from its folder, None if it is not over; about: {run, arm, size, lr, seed}
 
 
@@ -54,9 +61,7 @@ def record(folder: Path, about: dict, settings: dict) -> dict | None:
         last_iter = read_json(folder / 'config.json', CONFIG)['max_iters']
     except UserError:
         return None
-    lines = read_metrics(folder)
-    evals, train = ([m for m in lines if m['kind'] == kind] for kind in ('eval', 'train'))
-    diverged = not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines)
+    evals, train, diverged = logged(folder)
     early = manifest.get('out_of_patience', False)
     if not diverged and not (evals and (early or evals[-1]['iter'] >= last_iter) and manifest.get('finished')):
         return None
@@ -164,8 +169,7 @@ def read_runs(folder: Path) -> list[dict]:
     path that only seeds of one arm share."""
     nothing = f'{folder} holds no evaluations; give the out_dir of a run, or a folder of results/'
     if is_run(folder):
-        lines = read_metrics(folder)
-        evals, train = ([m for m in lines if m['kind'] == kind] for kind in ('eval', 'train'))
+        evals, train, diverged = logged(folder)
         if not evals:
             raise UserError(nothing)
         manifest = read_json(
@@ -173,7 +177,6 @@ def read_runs(folder: Path) -> list[dict]:
         )
         rate = read_json(folder / 'config.json', CONFIG | {'learning_rate': float})['learning_rate']
         arm = re.sub(r'-s\d+$', '', folder.name)
-        diverged = not all(math.isfinite(m.get('loss', m.get('val_loss'))) for m in lines)
         of_arm = dict(arm=arm, place=folder.resolve().with_name(arm), rate=rate, manifest=manifest)
         return [dict(name=str(folder), evals=evals, train=train, diverged=diverged, **of_arm)]
     found = [r for r in read_records(folder).values() if {'iter', 'val_loss'} <= r.get('eval', {}).keys()]
