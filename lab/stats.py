@@ -1,8 +1,9 @@
 """
 Statistics of runs: what a handful of seeds can say, with intervals that mean what they state.
 
-Every function takes plain lists, a value per seed. Intervals are two-sided. tests/lab/test_stats.py and test_protocol.py simulate them: 95% cover the truth in 95% of cases. What the rule
-of a comparison needs (docs/protocol.md) takes arrays with the seeds on the last axis.
+Every function takes plain lists, a value per seed. Intervals are two-sided. tests/lab/test_stats.py and test_protocol.py
+simulate them: 95% cover the truth in 95% of cases. What the rule of a comparison needs (docs/protocol.md) takes arrays with the
+seeds on the last axis.
 """
 
 import functools
@@ -47,13 +48,13 @@ class Estimate:
         return self.high < value or value < self.low
 
 
-def mean(values, level: float = LEVEL) -> Estimate:
+def mean(values) -> Estimate:
     """Mean with Student's t-interval."""
     x = np.asarray(values, float)
     n, m = len(x), float(np.mean(x))
     if n < 2:
         return Estimate(m, math.nan, math.nan, n)
-    half = scipy_stats().t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n)
+    half = scipy_stats().t.ppf((1 + LEVEL) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n)
     return Estimate(m, m - half, m + half, n)
 
 
@@ -83,9 +84,8 @@ def same_loss(ends: list[tuple[float, float]], loss: float) -> float | None:
 class PowerLaw:
     """loss = scale * compute^-exponent."""
 
-    exponent: Estimate
+    exponent: Estimate  # from so many sizes
     scale: float
-    sizes: int
 
 
 def power_law(compute, losses) -> PowerLaw | None:
@@ -98,7 +98,7 @@ def power_law(compute, losses) -> PowerLaw | None:
     fit = s.linregress(np.log(compute), np.log(losses))
     half = s.t.ppf((1 + LEVEL) / 2, len(compute) - 2) * fit.stderr
     exponent = Estimate(-fit.slope, -fit.slope - half, -fit.slope + half, len(compute))
-    return PowerLaw(exponent, math.exp(fit.intercept), len(compute))
+    return PowerLaw(exponent, math.exp(fit.intercept))
 
 
 def pareto(points) -> list[int]:
@@ -260,7 +260,7 @@ class Faster:
         return f'{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]'
 
 
-def faster(arm, base, target: float, level: float = LEVEL, resamples: int = 4000, seed: int = 0) -> Faster:
+def faster(arm, base, target: float, resamples: int = 4000) -> Faster:
     """Speed-up of an arm to a preset loss: geometric mean of the baseline's costs over that of the arm's, with the
     studentized bootstrap of both arms' seeds on the logarithm (Efron & Tibshirani 1993, section 16.2); with fewer than
     four seeds in an arm Welch's t. arm, base: a curve (costs, losses) per seed. A seed that never gets there counts with
@@ -280,18 +280,15 @@ def faster(arm, base, target: float, level: float = LEVEL, resamples: int = 4000
     value, low, high = b.mean() - a.mean(), -math.inf, math.inf
     if min(len(a), len(b)) > 1:
         _, se, df = welch(b, a)
-        t = scipy_stats().t.ppf((1 - level) / 2, df)
+        t = scipy_stats().t.ppf((1 - LEVEL) / 2, df)
         quantiles = (t, -t)
         if min(len(a), len(b)) > 3:
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(0)
             ra, rb = (x[rng.integers(len(x), size=(resamples, len(x)))] for x in (a, b))
             d, spread, _ = welch(rb, ra)
             use = spread > 1e-9 * se
-            quantiles = (
-                np.quantile((d[use] - value) / spread[use], [(1 - level) / 2, (1 + level) / 2])
-                if use.any()
-                else quantiles
-            )
+            if use.any():
+                quantiles = np.quantile((d[use] - value) / spread[use], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         low, high = value - quantiles[1] * se, value - quantiles[0] * se
     low, high = -math.inf if open_low else low, math.inf if open_high else high
     value = math.nan if open_low or open_high else math.exp(value)

@@ -128,7 +128,7 @@ def table(c: dict, found: list[Cell]) -> str:
         b = law.exponent.format('.4f')
         notes.append(
             f'{arm} {kind}'.strip()
-            + f': {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {b} over {law.sizes} sizes'
+            + f': {c["metric"]} = {law.scale:.4g} * FLOPs^-b with b = {b} over {law.exponent.n} sizes'
         )
     parts = [markdown(head, rows), '\n'.join(f'- {s}' for s in said), speeds(found), '\n'.join(f'- {n}' for n in notes)]
     return '\n\n'.join(part for part in parts if part) + '\n'

@@ -60,7 +60,7 @@ def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
     c, found = outcomes.load(folder)
     assert [x.name for x in found] == [f'{arm}@{n}' for n in 'abcd' for arm in ('base', 'other')]
     law = outcomes.scaling(c, found)['base', ''][2]
-    assert law.exponent.value == pytest.approx(0.1, abs=0.002) and law.sizes == 4
+    assert law.exponent.value == pytest.approx(0.1, abs=0.002) and law.exponent.n == 4
     assert law.exponent.format('.4f') in (folder / 'table.md').read_text()
     for name in ('loss_a.svg', 'pareto_a.svg', 'scaling.svg', 'index.html'):
         assert (folder / name).stat().st_size > 5000
