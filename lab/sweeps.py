@@ -129,19 +129,18 @@ def multiples(c: dict, mine: list[Sweep]):
     rows = math.ceil(len(mine) / columns)
     fig, axes = figure(columns, rows, width=2.7, height=2.5 + 0.7 / rows)
     low, high = limits(mine)
-    ticks = sorted({lr for s in mine for lr in s.figures})
+    rates = sorted({lr for s in mine for lr in s.figures})
+    ticks = rates if len(rates) < 7 else rates[::2]
     color, at, level = colors(c), shared(c, mine), diamond(mine[0])[1]
     for ax, s in zip(axes.flat, mine):
         ax.set_xscale('log')
         ax.set_ylim(low, high)
-        edge = (ticks[-1] / ticks[0]) ** 0.06
-        ax.set_xlim(min(ticks[0], at) / edge, max(ticks[-1], at) * edge)
+        edge = (rates[-1] / rates[0]) ** 0.06
+        ax.set_xlim(min(rates[0], at) / edge, max(rates[-1], at) * edge)
         ax.axvline(at, color='#555555', ls='--', lw=1)
         ax.axhline(level, color='#222222', ls=':', lw=1)
         draw(ax, s, color[s.arm], high)
-        ax.set_xticks(
-            ticks if len(ticks) < 7 else ticks[::2], [f'{t:g}' for t in (ticks if len(ticks) < 7 else ticks[::2])]
-        )
+        ax.set_xticks(ticks, [f'{t:g}' for t in ticks])
         ax.minorticks_off()
         ax.tick_params(axis='x', labelsize=7, rotation=40)
         on, own = gaps(c, mine, s)
