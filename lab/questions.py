@@ -200,11 +200,8 @@ def decides(k: Results, near: list) -> tuple[str, float]:
     everything = len(cells) == len(k.found)
     flags = ['--looks=true', f'--seeds={seeds}', *(['--sweep_seeds=3'] if k.c['learning_rates'] else [])]
     flags += [] if everything else [f'--only={",".join(cells)}']
-    seconds = 0.0
-    for x in cells.values():
-        runs = seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
-        seconds += runs * longest(x)
-    return ' '.join(flags), seconds / 60
+    runs = lambda x: seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
+    return ' '.join(flags), sum(runs(x) * longest(x) for x in cells.values()) / 60
 
 
 def waits_for_others(k: Results, size: str) -> bool:
@@ -298,10 +295,9 @@ def results_md(known: dict, questions: list[Question]) -> str:
     named = {n for q in questions for n in q.comparisons}
     if others := {n: k for n, k in known.items() if n not in named}:
         claim = lambda c: c['claim'].replace('{arm}', 'an arm').replace('{baseline}', next(iter(c['arms'])))
-        rest = Question('Others', comparisons={n: claim(k.c) or k.c['note'] for n, k in others.items()})
         rows = [f'{n}/{x.name}' for n, k in others.items() for x, _ in k.judged]
         table = small_table(Question('Others', rows=rows), known)
-        lines = '\n'.join(listed(n, k, rest.comparisons[n].rstrip('.')) for n, k in others.items())
+        lines = '\n'.join(listed(n, k, (claim(k.c) or k.c['note']).rstrip('.')) for n, k in others.items())
         waiting = [f'- {line}' for n, k in others.items() if (line := undecided(n, k))]
         parts.append('\n\n'.join(p for p in ('## Others', table, '\n'.join(waiting), lines) if p) + '\n')
     return '\n'.join(parts)
