@@ -35,7 +35,7 @@ import configurator  # noqa: F401  first: it answers Ctrl-C while torch is loade
 import torch
 
 import hardware
-from configurator import UserError, key, load, overrides, root_path, run
+from configurator import key, load, root_path, run
 from files import write_lines
 from lab import (
     bench_ablate,
@@ -50,7 +50,7 @@ from lab import (
     mup,
 )
 from lab.bench_nanogpt import ArmConfig, NanoGPT
-from lab.steps import Arm, table
+from lab.steps import Arm, apart, check_arms, table
 from logger import relative
 from train import Trainer
 
@@ -70,24 +70,19 @@ class BenchConfig(ArmConfig):
 
 
 def main():
-    arms, argv = [[]], sys.argv[1:]
+    argv = sys.argv[1:]
     if argv and argv[0] in OWN_ARGUMENTS:
         return OWN_ARGUMENTS[argv[0]](argv[1:])
     if argv and argv[0] in COMMANDS:
         schema, command = COMMANDS[argv[0]]
         return command(load(schema, argv[1:]))
-    for a in argv:
-        arms.append([]) if a == '--' else arms[-1].append(a)
+    arms = apart(argv)
     bench = load(BenchConfig, arms[0])
     if bench.show:
         return bench_profile.show(bench.show, table, 'bench.py')
     bench_profile.ready(bench.out)
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
-    for c in configs[1:]:
-        if mine := {'steps', 'rounds', 'warmup', 'out', 'show'} & set(overrides(c)):
-            raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
-    if hardware.rank_world()[1] > 1:
-        raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
+    check_arms(configs, {'steps', 'rounds', 'warmup', 'out', 'show'})
     device = hardware.choose_device(bench.device, bench.deterministic)
     torch._dynamo.config.recompile_limit = max(64, 4 * len(arms))  # the arms share the code of forward
     timed = [Arm(a, c, device, bench.warmup, NanoGPT if c.nanogpt else Trainer) for a, c in zip(arms, configs)]

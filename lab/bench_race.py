@@ -20,7 +20,7 @@ import torch
 
 import hardware
 import optim
-from configurator import UserError, key, load, overrides, root_path
+from configurator import UserError, key, load, root_path
 from files import write_lines
 from lab import steps
 from lab.bench_nanogpt import NanoGPT
@@ -49,18 +49,12 @@ class RaceConfig(TrainConfig):
 
 
 def race(argv: list[str]):
-    arms = [[]]
-    for a in argv:
-        arms.append([]) if a == '--' else arms[-1].append(a)
+    arms = steps.apart(argv)
     configs = [load(RaceConfig, a) for a in arms]
     first = configs[0]
     if first.show:
         return show(first.show, table, 'bench.py race')
-    for c in configs[1:]:
-        if mine := {'out', 'show'} & set(overrides(c)):
-            raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
-    if hardware.rank_world()[1] > 1:
-        raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
+    steps.check_arms(configs, {'out', 'show'})
     ready(first.out)
     device, rows = hardware.choose_device(first.device, first.deterministic), []
     for cfg, name in zip(configs, arms):
@@ -84,11 +78,8 @@ def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
     steps.seconds(t, ONCE)
     timed = steps.seconds(t, TIMED)
     step = timed / TIMED
-    t.cfg.wsd_decay_iters, n = (
-        round(t.cfg.wsd_decay_iters * seconds / step / t.cfg.lr_decay_iters),
-        round(seconds / step),
-    )
-    t.cfg.max_iters = t.cfg.lr_decay_iters = n
+    t.cfg.wsd_decay_iters = round(t.cfg.wsd_decay_iters * seconds / step / t.cfg.lr_decay_iters)
+    t.cfg.max_iters = t.cfg.lr_decay_iters = n = round(seconds / step)
     if n < ONCE + TIMED:
         raise UserError(f'seconds = {seconds:g}: {ONCE + TIMED} steps of {1000 * step:.3g} ms take longer; give more')
     if found := optim.problems(t.cfg):

@@ -23,6 +23,23 @@ class TimingConfig(TrainConfig):
     out: str = key('', 'file for the figures, a JSON line per arm; empty: none')
 
 
+def apart(argv: list[str]) -> list[list[str]]:
+    """The flags of each arm: `--` stands between them."""
+    arms = [[]]
+    for a in argv:
+        arms.append([]) if a == '--' else arms[-1].append(a)
+    return arms
+
+
+def check_arms(configs: list, keys: set):
+    """UserError where an arm but the first has one of these keys, which are for all, or where there are several processes."""
+    for c in configs[1:]:
+        if mine := keys & set(overrides(c)):
+            raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
+    if hardware.rank_world()[1] > 1:
+        raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
+
+
 def seconds(t, steps: int) -> float:
     """Of so many steps of a trainer."""
     hardware.sync(t.device)
