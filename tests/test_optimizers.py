@@ -563,7 +563,7 @@ def test_a_run_grows_with_its_state_and_says_where_it_cannot(run_train, capsys, 
     command('grow', f'--checkpoint={small}', '--method=clone', '--n_embd=64', f'--out={deep}')
     assert '--hidden_lr=0.707 keeps the pace' in capsys.readouterr().out
     how, old = parse('clone', 0, 0), tiny_gpt().config
-    say = lambda **keys: growth.say_grown(old, dataclasses.replace(old, n_embd=64), how, '', 0.0, keys, 'noise')
+    say = lambda **keys: growth.say_grown(old, dataclasses.replace(old, n_embd=64), how, '', keys, 'noise')
     for keys, pace in ((dict(muon_scale='original'), None), (dict(optimizer='signs'), None), (dict(), '0.5')):
         say(**dict(optimizer='adamw' if pace else 'muon') | keys)
         said = capsys.readouterr().out  # at the original scale there is nothing to undo; of others nothing is known

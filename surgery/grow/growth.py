@@ -129,7 +129,7 @@ def why_fresh(ckpt: dict, old, new, how: How, moments: str, run=None) -> str:
     return f'{name} = fresh' if moments == 'fresh' else why
 
 
-def say_grown(old, new, how: How, fresh: str, dropout: float, config: dict, noise_key: str):
+def say_grown(old, new, how: How, fresh: str, config: dict, noise_key: str):
     """What the user should know about the grown model before training it. fresh: see why_fresh. config: of the run that goes on.
     noise_key: what the key of the noise is called there."""
     sizes = [('n_embd', old.n_embd, new.n_embd), ('n_head', old.n_head, new.n_head)]
@@ -139,7 +139,7 @@ def say_grown(old, new, how: How, fresh: str, dropout: float, config: dict, nois
         if getattr(old, k) != getattr(new, k):
             print(f'set by growth: {k} = {getattr(new, k):g}')
     print('moments: ' + (f'fresh ({fresh})' if fresh else "the optimizer's, grown with the weights"))
-    if how.width and how.rule.symmetric and not how.noise and not dropout and new.n_embd % old.n_embd == 0:
+    if how.width and how.rule.symmetric and not how.noise and not new.dropout and new.n_embd % old.n_embd == 0:
         cure = f'--{noise_key}=0.3 or dropout' if how.rule.noise else 'dropout, or another method'
         print(f'WARNING: the copies are equal and stay so in training: no capacity is gained; use {cure}')
     n = new.n_embd / old.n_embd
@@ -187,7 +187,7 @@ def grow(cfg: GrowConfig):
     else:
         weights = grow_weights(ckpt['model'], old, new, how)
     large = assemble(new, weights)
-    say_grown(old, new, how, fresh, new.dropout, ckpt['config'], 'noise')
+    say_grown(old, new, how, fresh, ckpt['config'], 'noise')
     print(f'{model.num_params():,} parameters -> {large.num_params():,}')
     report(cfg, model, large, tokens, EXACT if how.exact else None)
     resume = dict(transfer=history(ckpt, model, how, cfg.checkpoint), tokenizer=ckpt['tokenizer'])
@@ -278,7 +278,7 @@ def start(model, cfg, ckpt: dict, data, quiet: bool):
     past['growing'] = time.time() - t0  # seconds
     past['seconds'] += past['growing']
     if not quiet:
-        say_grown(old, cfg, how, fresh, cfg.dropout, vars(cfg), 'transfer_noise')
+        say_grown(old, cfg, how, fresh, vars(cfg), 'transfer_noise')
         T = min(old.block_size, cfg.block_size)  # RoPE lets it grow
         x, y = (t[:, :T].to(data.device) for t in real_tokens(cfg, cfg.dataset))
         precision = torch.get_float32_matmul_precision()

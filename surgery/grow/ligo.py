@@ -12,7 +12,7 @@ from surgery.operation import dense_config
 STEPS, LR = 100, 3e-3
 
 
-def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR, quiet=False) -> dict:
+def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, quiet=False) -> dict:
     """The large model's state dict, its copying learned for `steps` steps of Adam on the language-modelling loss.
 
     Wang et al. 2023 (arXiv 2303.00980): W' = B (sum_j w_j W_j) A^T. B = [I; B2] for each axis of each layer, one for
@@ -23,7 +23,7 @@ def learn(small: dict, old, new, how, batches, device='cpu', steps=STEPS, lr=LR,
     large = Large(small, old, new, how, device)
     model = GPT(dense_config(new)).to(device).eval()
     with torch.enable_grad():
-        adam = torch.optim.Adam([*large.maps.values(), *large.mixes.values()], lr=lr)
+        adam = torch.optim.Adam([*large.maps.values(), *large.mixes.values()], lr=LR)
         for step in range(steps):
             _, loss = torch.func.functional_call(model, large.weights(), batches(step))
             adam.zero_grad()
