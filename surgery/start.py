@@ -84,12 +84,11 @@ def read(cfg) -> tuple:
     """(path, checkpoint) that init_from names; ('', None) for scratch."""
     if cfg.init_from == 'scratch':
         return '', None
-    if cfg.init_from == 'resume':
-        path, ckpt = latest(root_path(cfg.out_dir))
-    else:
+    if cfg.init_from != 'resume':
         path = cfg.transfer_from if cfg.init_from == 'transfer' else cfg.init_from
-        ckpt = reader.load(path)
-    if cfg.init_from == 'resume' and not {'optimizer', 'position', 'scaler', 'rng'} <= set(ckpt):
+        return path, reader.load(path)
+    path, ckpt = latest(root_path(cfg.out_dir))
+    if not {'optimizer', 'position', 'scaler', 'rng'} <= set(ckpt):
         why = f' ({ckpt["unresumable"]})' if 'unresumable' in ckpt else ''
         raise UserError(
             f'{path} has weights but no optimizer state to resume from{why}; to start from its weights:'
@@ -119,14 +118,14 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
     if found := cfg.problems(sized=True):
         raise UserError('\n'.join(found))
     if cfg.init_from == 'resume':
-        say_changes(cfg, ckpt, path, quiet)
-    if cfg.init_from == 'resume' and 'format' not in ckpt and not quiet:
-        print(
-            f'a run of nanoGPT goes on at its iteration {ckpt["iter_num"]}, best val loss {ckpt["best_val_loss"]:.4f}; its'
-            f' order of the data is not known: this one starts at window {ckpt["position"]:,} of its own order,'
-            ' which is as many tokens as were consumed',
-            flush=True,
-        )
+        say_changes(cfg, ckpt, quiet)
+        if 'format' not in ckpt and not quiet:
+            print(
+                f'a run of nanoGPT goes on at its iteration {ckpt["iter_num"]}, best val loss {ckpt["best_val_loss"]:.4f};'
+                f' its order of the data is not known: this one starts at window {ckpt["position"]:,} of its own order,'
+                ' which is as many tokens as were consumed',
+                flush=True,
+            )
     return cfg
 
 
@@ -145,7 +144,7 @@ def other_data(ckpt: dict, cfg, sizes: dict) -> tuple[dict | None, bool]:
     return before, bool(before and was.get('val') != sizes['val']) or seen(config) != seen(vars(cfg))
 
 
-def say_changes(cfg, ckpt: dict, path, quiet=False):
+def say_changes(cfg, ckpt: dict, quiet: bool):
     """Name every key that a resumed run changes. UserError where the place in the data would mean nothing."""
     drop = ('init_', 'transfer_', 'other_vocabulary', 'out_dir', 'eval_only', 'note', 'wandb_', 'vocab_size')
     was, now = ckpt['config'], dataclasses.asdict(cfg)
@@ -181,17 +180,17 @@ def listed(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def data_vocabulary(cfg, ckpt: dict | None, path, rank=0, world=1) -> dict:
+def data_vocabulary(cfg, ckpt: dict | None, path, rank: int, world: int) -> dict:
     """Prepare the data set, in one process, and give its vocabulary (tokenizer.py). Raises UserError if its ids mean
     something else in the checkpoint to start from: before hours of preparation, where the recipe declares its tokens."""
     resume = cfg.init_from == 'resume'
     model = tokenizer.of_checkpoint(input_path(str(path)), ckpt) if ckpt else {}
-    remedy = 'prepare the data set as it was, or start a new run' if resume else (
-        'take data in its tokens, or add --other_vocabulary=true where ids shall get other meanings'
-    )  # fmt: skip
+    mend = 'prepare the data set as it was' if resume else 'take data in its tokens'
     was = ckpt['config'].get('dataset') if ckpt else None
     if loader.is_plain(was) and was != cfg.dataset:
-        remedy = f'use --dataset={was}, its own, or {remedy.split(", or ")[1]}'
+        mend = f'use --dataset={was}, its own'
+    other = 'start a new run' if resume else 'add --other_vocabulary=true where ids shall get other meanings'
+    remedy = f'{mend}, or {other}'
     what = f'init_from = {path}' if cfg.init_from != 'transfer' else f'transfer_from = {path}'
     own = loader.recipe_tokenizer(cfg.dataset)
     kinds = {model.get('tokenizer'), own} - {'', None, 'huggingface'}
@@ -234,7 +233,7 @@ def build(cfg, ckpt: dict | None, data, quiet=False) -> tuple:
     return model, None, 0, ckpt.get('transfer') if resume else None
 
 
-def take_model_keys(cfg, ckpt: dict, path, quiet=False):
+def take_model_keys(cfg, ckpt: dict, path, quiet: bool):
     """cfg with the architecture of a checkpoint, as nanoGPT does; dropout stays, block_size may shrink. Resuming, or
     going on from factors, takes the parameterization as well; starting from a plain model lets cfg choose another."""
     args = checkpoint.read_args(ckpt, path)
