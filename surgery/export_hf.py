@@ -104,7 +104,6 @@ def hf_tokenizer(record: dict, path: Path):
 
 
 def export_hf(cfg: TransferConfig):
-
     out = root_path(cfg.out)
     found = {p.name for p in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
     if foreign := sorted(found - EXPORTED):

@@ -317,8 +317,9 @@ def misfit(config, model, init: str) -> float:
     """The relative error of the largest matrix in the middle."""
     sites = linear.chosen(config)
     largest = [s for s, d in sites.items() if d == max(sites.values(), key=math.prod)]
-    old = layer_of(model, largest[len(largest) // 2])
-    new = new_layer(config, largest[len(largest) // 2], old, init)
+    site = largest[len(largest) // 2]
+    old = layer_of(model, site)
+    new = new_layer(config, site, old, init)
     return errors(old.weight.detach().cpu(), new.to_dense().detach())[0]
 
 
