@@ -30,7 +30,6 @@ class LM:
     block_size: int | None  # None: the model knows no limit
     encode: Callable  # text -> token ids
     decode: Callable  # token ids -> bytes
-    vocabulary: int  # ids the tokenizer uses
     first: list  # what is put before a running text: the id of <|endoftext|>, or nothing
     prefix: list = field(default_factory=list)  # what the tokenizer wants before every text, GPT-2's nothing
     unknown: Callable = lambda text, ids: 0  # (text, its ids) -> how many ids stand for what the tokenizer cannot write
@@ -67,7 +66,7 @@ def our_model(path: Path) -> tuple[torch.nn.Module, LM]:
 
 def interface(tok: tokenizer.Tokenizer) -> dict:
     """The fields of LM that a tokenizer gives."""
-    return {k: getattr(tok, k) for k in ('encode', 'decode', 'vocabulary', 'first', 'prefix', 'unknown', 'record')}
+    return {k: getattr(tok, k) for k in ('encode', 'decode', 'first', 'prefix', 'unknown', 'record')}
 
 
 def hf_model(folder: Path) -> tuple[torch.nn.Module, LM]:

@@ -141,7 +141,7 @@ def toy(vocab=7, window=8):
     def logits(idx):
         return table[idx].cumsum(1)
 
-    return LM(logits, vocab, window, encode=None, decode=None, vocabulary=vocab, first=[], window=window)
+    return LM(logits, vocab, window, encode=None, decode=None, first=[], window=window)
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 100])
@@ -443,7 +443,7 @@ def test_damaged_texts_get_one_line(data, task, content, message):
         path.write_bytes(300 * bz2.compress(bytes(10**6)))
     else:
         path.write_bytes(content)
-    lm = LM(lambda idx: None, 256, 8, lambda text: list(text.encode()), bytes, 256, [], window=8)
+    lm = LM(lambda idx: None, 256, 8, lambda text: list(text.encode()), bytes, [], window=8)
     with pytest.raises(UserError, match=message) as e:
         evaluate.TASKS[task](lm, EvalConfig(checkpoint='x'))
     assert '\n' not in str(e.value)
@@ -520,7 +520,7 @@ def test_the_known_edition_of_a_file_is_told_from_another_one(data, monkeypatch,
 def test_an_ending_has_a_token_even_where_the_tokenizer_joins_it_to_the_context():
     """All of the text as one token: it is the target, and what is before it the context."""
     joined = lambda text: [len(text)] if text.endswith('end') else [1] * len(text)
-    lm = evaluate.LM(None, 99, 8, joined, None, 99, [], prefix=[7])
+    lm = evaluate.LM(None, 99, 8, joined, None, [], prefix=[7])
     assert evaluate.encode_pair(lm, 'abc', ' end') == ([7], [7])
     whole = lambda text: [1, 2] if text == 'ab' else [1, 9]  # as many tokens as the context alone
-    assert evaluate.encode_pair(evaluate.LM(None, 99, 8, whole, None, 99, []), 'ab', 'c') == ([1], [9])
+    assert evaluate.encode_pair(evaluate.LM(None, 99, 8, whole, None, []), 'ab', 'c') == ([1], [9])

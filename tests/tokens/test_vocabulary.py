@@ -295,7 +295,7 @@ def test_many_unknown_characters_are_counted():
 
 
 def test_the_share_of_unknown_tokens_is_reported_and_a_text_of_them_is_refused(capsys):
-    lm = evaluate.LM(None, 9, 8, list, None, 9, [], unknown=lambda text, ids: text.count('?'))
+    lm = evaluate.LM(None, 9, 8, list, None, [], unknown=lambda text, ids: text.count('?'))
     assert evaluate.check_characters(lm, 'val', 'a' * 999 + '?') == dict(unknown_share=1 / 1000)
     assert 'NOTE: val: 1 of 1,000 tokens are unknown' in capsys.readouterr().out
     with pytest.raises(UserError, match='val: the tokenizer cannot write this text: 50.0%'):
