@@ -50,6 +50,11 @@ class Switch(NamedTuple):
     off: Callable = lambda t: contextlib.nullcontext()  # trainer -> a context in which it is off
 
 
+def unset(kernels, name='ON') -> Callable:
+    """The `off` of a switch that a file of kernels has."""
+    return lambda t: mock.patch.object(kernels, name, False)
+
+
 def fuses(t) -> bool:
     mlps = [m for m in t.model.modules() if isinstance(m, MLP)]
     return fused.on_chip(next(t.model.parameters())) and any(
@@ -119,24 +124,14 @@ SWITCHES = {
         off=lambda t: mock.patch.object(torch.optim, 'AdamW', lambda *a, fused=None, **k: AdamW(*a, **k)),
     ),
     'fused MLP': Switch(fuses, lambda t: ['--fuse_mlp=false']),
-    'unsorted rows': Switch(
-        lambda t: mixture.ON and on_gpu_with_routers(t), off=lambda t: mock.patch.object(mixture, 'ON', False)
-    ),
-    'routing kernel': Switch(
-        lambda t: routing.ON and on_gpu_with_routers(t), off=lambda t: mock.patch.object(routing, 'ON', False)
-    ),
-    'factors on chip': Switch(on_chip, off=lambda t: mock.patch.object(chip, 'ON', False)),
-    'symmetric products': Switch(symmetric_products, off=lambda t: mock.patch.object(symmetric, 'ON', False)),
-    'biases in it': Switch(
-        lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=lambda t: mock.patch.object(fused, 'BIAS', False)
-    ),
-    'head with loss': Switch(lambda t: serves(t, head), off=lambda t: mock.patch.object(head, 'ON', False)),
-    'add with norm': Switch(
-        lambda t: serves(t, norms) and not t.cfg.post_norm, off=lambda t: mock.patch.object(norms, 'ON', False)
-    ),
-    'one pass for q and k': Switch(
-        lambda t: serves(t, rotary) and t.cfg.position == 'rope', off=lambda t: mock.patch.object(rotary, 'ON', False)
-    ),
+    'unsorted rows': Switch(lambda t: mixture.ON and on_gpu_with_routers(t), off=unset(mixture)),
+    'routing kernel': Switch(lambda t: routing.ON and on_gpu_with_routers(t), off=unset(routing)),
+    'factors on chip': Switch(on_chip, off=unset(chip)),
+    'symmetric products': Switch(symmetric_products, off=unset(symmetric)),
+    'biases in it': Switch(lambda t: fused.BIAS and t.cfg.bias and fuses(t), off=unset(fused, 'BIAS')),
+    'head with loss': Switch(lambda t: serves(t, head), off=unset(head)),
+    'add with norm': Switch(lambda t: serves(t, norms) and not t.cfg.post_norm, off=unset(norms)),
+    'one pass for q and k': Switch(lambda t: serves(t, rotary) and t.cfg.position == 'rope', off=unset(rotary)),
     'padded vocabulary': Switch(
         lambda t: t.device.type == 'cuda' and t.cfg.vocab_size % 64 and not serves(t, head),
         off=lambda t: mock.patch.object(GPT, 'logits', unpadded),
