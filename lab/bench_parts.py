@@ -74,12 +74,13 @@ def alone(cfg, arms, device):
         if device.type == 'cuda':
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-        a = arm([f'--batch_size={micro_batch(flags, cfg.memory)[0]}', *flags], device, warmup=6)
+        batch, counted = micro_batch(flags, cfg.memory)
+        a = arm([f'--batch_size={batch}', *flags], device, warmup=6)
         steps = max(1, round(cfg.seconds / a.block(1)))
         for _ in range(cfg.rounds):
             a.timed_block(steps)
         peak = hardware.peak_memory(device, a.trainer.graphs)
-        yield [line(name, a) | dict(peak_memory=peak, counted=micro_batch(flags, cfg.memory)[1])]
+        yield [line(name, a) | dict(peak_memory=peak, counted=counted)]
         del a
 
 
