@@ -31,12 +31,6 @@ from lab.questions import Results
 from lab.tables import provenance, rates_tried
 
 
-def table(c: dict, found: list) -> str:
-    """The whole comparison in Markdown, the costs of its steps included."""
-    costs = cost_table(c, found)
-    return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
-
-
 def written_of(results: Path, known: dict) -> dict:
     """{path: text} of what is written from all logs in results/: RESULTS.md, the answers in the README, and the board where
     there is a track. known: of questions.read_all."""
@@ -63,9 +57,11 @@ def shown(folder: Path) -> str:
 
 
 def body(c: dict, found: list) -> str:
-    if c['claim'] or not (costs := cost_table(c, found)):
-        return table(c, found)
-    return '\n'.join([costs, *(['', *rates] if (rates := rates_tried(c, found)) else [])])
+    """The whole comparison in Markdown, and the costs of its steps; without a claim these alone, where it has steps."""
+    costs = cost_table(c, found)
+    if costs and not c['claim']:
+        return '\n'.join([costs, *(['', *rates] if (rates := rates_tried(c, found)) else [])])
+    return tables.table(c, found) + (f'\n```\n{costs}\n```\n' if costs else '')
 
 
 NO_WORDS = (
@@ -77,10 +73,9 @@ def page_md(folder: Path, k: Results) -> str:
     """table.md: all that the logs of a comparison say, and its pictures as far as they are drawn."""
     c, found = k.c, k.found
     parts = [f'# {folder.name}', c.get('note', '').strip()]
-    if c['claim'] and found:
-        parts.append(table(c, found).strip())
-    elif found:
-        parts.append(f'```\n{body(c, found).strip()}\n```')
+    if found:
+        text = body(c, found).strip()
+        parts.append(text if c['claim'] else f'```\n{text}\n```')
     else:
         parts += [NO_WORDS, sweeps.table(c, k.swept)]
     parts.append(provenance(c, found or k.tried))
