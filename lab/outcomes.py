@@ -314,7 +314,7 @@ def speed_ups(x: Cell, base: Cell, targets: list, free: bool) -> dict:
 
 def mismatch(x: Cell, base: Cell, axis: str) -> float:
     """By what share the cost of x is off that of the baseline, in what the comparison matches."""
-    key = dict(params='params', flops='flops', tokens='tokens', time='seconds')[axis]
+    key = 'seconds' if axis == 'time' else axis
     return x.cost[key] / base.cost[key] - 1 if base.cost[key] else 0.0
 
 
