@@ -166,7 +166,7 @@ def load(path: Path, ckpt: dict) -> Tokenizer:
         meta = beside(path) if path.is_file() and has_record(ckpt) else None
         if meta and (meta['tokenizer'] != record['tokenizer'] or meta.get('itos') != record.get('itos')):
             print(f'NOTE: {path.with_name("meta.json")} is of other tokens; those in the checkpoint count')
-    return build(record, path, [path.parent, *([loader.data_dir(dataset)] if loader.is_plain(dataset) else [])])
+    return build(record, path, places(path, dataset))
 
 
 def build(record: dict, where='', folders=()) -> Tokenizer:
@@ -220,6 +220,11 @@ def parse(text: str, where):
         raise UserError(f'{where}: its tokenizer.json is broken ({str(e)[:200]}); prepare its data set again') from None
 
 
+def places(path: Path, dataset) -> list[Path]:
+    """Where a tokenizer.json may be that the checkpoint at path has only by its hash."""
+    return [path.parent, *([loader.data_dir(dataset)] if loader.is_plain(dataset) else [])]
+
+
 def find_json(record: dict, where, folders) -> str:
     """The tokenizer.json that a record names by its hash."""
     texts = []
@@ -242,7 +247,7 @@ def carry(record: dict, source: Path, out: Path, dataset=None):
     Raises UserError if another one lies there."""
     if not record or 'sha256' not in record or 'json' in record or source.parent == out.parent:
         return
-    text = find_json(record, source, [source.parent, *([loader.data_dir(dataset)] if loader.is_plain(dataset) else [])])
+    text = find_json(record, source, places(source, dataset))
     beside = out.with_name('tokenizer.json')
     if beside.exists() and beside.read_bytes() != text.encode():
         raise UserError(f'{beside} is the tokenizer of another run; choose an --out in another folder')
@@ -301,10 +306,15 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / f).exists() for f in FILES)
 
 
+def open_folder(folder: Path):
+    """The tokenizer of a Hugging Face folder as transformers has it. Code that lies in the folder is not run."""
+    return transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def of_folder(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder. Code that lies in the folder is not run."""
+    """The same as one of ours."""
     try:
-        tok = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tok = open_folder(folder)
         plain, whole = (tok(letter(tok), add_special_tokens=s)['input_ids'] for s in (False, True))
     except (KeyboardInterrupt, SystemExit, UserError):
         raise
@@ -338,8 +348,7 @@ def folder_record(bpe, n: int) -> dict:
 
 def folder_json(folder: Path) -> str:
     """What of_json was given for the record of a folder."""
-    tok = transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return tok.backend_tokenizer.to_str()
+    return open_folder(folder).backend_tokenizer.to_str()
 
 
 def is_gpt2(bpe) -> bool:
