@@ -295,14 +295,15 @@ def verify_once(parts: dict, folder: Path):
     memo, seen = folder / 'verified.json', {}
     with suppress(OSError, ValueError, RecursionError):
         seen = json.loads(read_text(memo, LONGEST_JSON))
+    seen = seen if isinstance(seen, dict) else {}
     stamps = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in parts}
-    new = [p for p in parts if not isinstance(seen, dict) or seen.get(p.name) != stamps[p.name]]
+    new = [p for p in parts if seen.get(p.name) != stamps[p.name]]
     if new:
         print(f'{folder.name}: checking {len(new)} token files, once', flush=True)
         for path in new:
             verify(path, *parts[path])
         with suppress(UserError):  # a folder that others own
-            write(memo, json.dumps((seen if isinstance(seen, dict) else {}) | stamps).encode())
+            write(memo, json.dumps(seen | stamps).encode())
 
 
 def open_shards(paths: list[Path], split: str) -> tuple[Tokens, dict]:
