@@ -236,16 +236,16 @@ def times(rows: list[dict]):
 
 def scaling(c: dict, fits: dict):
     color, (fig, axes) = colors(c), figure(1)
-    kinds = list(dict.fromkeys(kind for _, kind in fits))
+    ax, kinds = axes[0, 0], list(dict.fromkeys(kind for _, kind in fits))
     for (arm, kind), (compute, values, law) in fits.items():
         b, name = law.exponent, f'{arm} {kind}'.strip()
-        axes[0, 0].loglog(compute, values, 'o', color=color[arm])
+        ax.loglog(compute, values, 'o', color=color[arm])
         line = [law.scale * x**-b.value for x in sorted(compute)]
         style = dict(color=color[arm], ls=('-', '--', ':', '-.')[kinds.index(kind) % 4])
-        axes[0, 0].loglog(sorted(compute), line, **style, label=f'{name}: FLOPs^-{b.format(".4f")}')
-    axes[0, 0].set_xlabel('FLOPs', fontsize=9)
-    axes[0, 0].set_ylabel(f'{c["metric"]} ({unit(c)})', fontsize=9)
-    axes[0, 0].legend(fontsize=8, frameon=False, title='power laws, [a, b]: 95% intervals', title_fontsize=8)
+        ax.loglog(sorted(compute), line, **style, label=f'{name}: FLOPs^-{b.format(".4f")}')
+    ax.set_xlabel('FLOPs', fontsize=9)
+    ax.set_ylabel(f'{c["metric"]} ({unit(c)})', fontsize=9)
+    ax.legend(fontsize=8, frameon=False, title='power laws, [a, b]: 95% intervals', title_fontsize=8)
     return fig
 
 

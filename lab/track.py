@@ -192,9 +192,8 @@ def board(results: Path) -> str:
         c, dense, _ = loaded[0]
         link = f'../results/track/{path.name}/{{}}'.format
         rows = [['', *row(dense, dense, 'baseline', '', link(f'{dense.arm}/metrics.jsonl'))]]
-        for i, entry in enumerate(sorted((e for e in loaded if e[2] is not e[1]), key=order), 1):
-            x, word = entry[2], f'**{entry[2].verdict.word}**'
-            effect = tables.effect(entry[0], x, entry[1])
+        for i, (own, rival, x) in enumerate(sorted((e for e in loaded if e[2] is not e[1]), key=order), 1):
+            effect, word = tables.effect(own, x, rival), f'**{x.verdict.word}**'
             rows.append([str(i), *row(x, dense, effect, word, link(f'{x.arm}/table.md'))])
         claim = c['claim'].format(arm='an entry', baseline=dense.arm)
         sigma = f' The standard deviation of {dense.arm} over seeds is {dense.sigma}.' if dense.sigma else ''
