@@ -157,6 +157,18 @@ def train_config(model, **keys):
     return TrainConfig(**args | dict(learning_rate=1e-2, grad_clip=1.0, decay_lr=False) | keys)
 
 
+def learn(model, opt, x, y, steps: int) -> list[float]:
+    """Train on one batch; the loss before each step."""
+    found = []
+    for _ in range(steps):
+        loss = model(x, y)[1]
+        found.append(loss.item())
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    return found
+
+
 def losses(out_dir, kind='train'):
     return {m['iter']: m['loss' if kind == 'train' else 'val_loss'] for m in read_metrics(out_dir) if m['kind'] == kind}
 

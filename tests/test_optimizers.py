@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import losses, tiny_gpt, tokens, train_config
+from conftest import learn, losses, tiny_gpt, tokens, train_config
 
 import linear
 import optimizers
@@ -159,11 +159,7 @@ def test_every_layer_learns(name, rule):
         return  # refused: test_wrong_inputs_get_one_line
     model = tiny_gpt(linear=name, **BLOCKS).train()
     opt, x, y = optimizer(model, step_rule=rule), tokens(), tokens(seed=1)
-    before = model(x, y)[1].item()
-    for _ in range(5):
-        model(x, y)[1].backward()
-        opt.step()
-        opt.zero_grad()
+    before, *_ = learn(model, opt, x, y, 5)
     assert model(x, y)[1].item() < before - 1
 
 

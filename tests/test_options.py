@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import OPTIONS, ROOT, TINY, tiny_gpt, tokens
+from conftest import OPTIONS, ROOT, TINY, learn, tiny_gpt, tokens, train_config
 from torch.nn import functional as F
 
 import checkpoint
@@ -12,6 +12,7 @@ import transfer
 from configurator import UserError, load
 from linear import factors
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
+from optim import Optimizer
 from surgery import collapse
 from train import TrainConfig, Trainer
 
@@ -30,18 +31,8 @@ def test_options_compose(names):
     """Every pair trains; a cache, a checkpoint and a collapse keep the function."""
     model = build(*names).train()
     x, y = tokens(), tokens(seed=1)
-    from conftest import train_config
-
-    from optim import Optimizer
-
     opt = Optimizer(model, train_config(model))
-    first = None
-    for _ in range(3):
-        loss = model(x, y)[1]
-        first = first or loss.item()
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
+    first, *_ = learn(model, opt, x, y, 3)
     assert model(x, y)[1].item() < first
     model.eval()
     new = torch.cat(list(model.generate(x[:, :4], 5, temperature=0)), 1)

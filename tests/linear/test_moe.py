@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_gpt, tokens
+from conftest import learn, tiny_gpt, tokens, train_config
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +15,7 @@ from linear.kernels import mixture as kernels
 from linear.kernels.routing import route
 from linear.moe import MoE
 from model import GPTConfig
+from optim import Optimizer
 from surgery import collapse
 
 
@@ -153,21 +154,12 @@ def test_gates_and_loss_are_their_formulas(E, k):
 @pytest.mark.slow
 @pytest.mark.parametrize('keys', [dict(linear='btt_moe', linear_layers='mlp+attn'), dict(mlp='moe')])
 def test_mixtures_train_compile_and_cannot_be_collapsed_by_mistake(keys):
-    from conftest import train_config
-
-    from optim import Optimizer
-
     torch._dynamo.reset()
     model = tiny_gpt(n_layer=1, **keys).train()
     opt = Optimizer(model, train_config(model, learning_rate=3e-3))
-    x, y, losses = tokens(), tokens(seed=1), []
+    x, y = tokens(), tokens(seed=1)
     f = torch.compile(model, fullgraph=True, backend='aot_eager')
-    for _ in range(8):
-        loss = f(x, y)[1]
-        losses.append(loss.item())
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
+    losses = learn(f, opt, x, y, 8)
     assert losses[-1] < losses[0] - 0.05
     routers = [p for n, p in model.named_parameters() if n.endswith('router')]
     assert routers and all((p != 0).any() for p in routers)  # they are trained

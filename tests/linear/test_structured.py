@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, tiny_gpt, tokens, train_config
+from conftest import ROOT, learn, tiny_gpt, tokens, train_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -595,21 +595,12 @@ def test_decay_of_the_product_shrinks_it_as_its_dense_twin(decay):
 @pytest.mark.parametrize('name', STRUCTURED)
 @pytest.mark.parametrize('path', ['factored', 'materialised'])
 def test_each_name_alone_trains_and_collapses(name, path):
-    from conftest import train_config
-
-    from optim import Optimizer
-
     model = tiny_gpt(linear=name, linear_path=path, linear_layers='mlp+attn', structured_norm=True, bias=True).train()
     opt = Optimizer(model, train_config(model, learning_rate=3e-3))
     assert bool(opt.factors) == (path == 'materialised')
     assert model.num_params(opt.factors) / model.num_params_collapsed(opt.factors) < 1
-    x, y, losses = tokens(), tokens(seed=1), []
-    for _ in range(8):
-        loss = model(x, y)[1]
-        losses.append(loss.item())
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
+    x, y = tokens(), tokens(seed=1)
+    losses = learn(model, opt, x, y, 8)
     assert losses[-1] < losses[0] - 0.05
     model.eval()
     again = GPT(model.config).eval()
@@ -620,18 +611,11 @@ def test_each_name_alone_trains_and_collapses(name, path):
 
 
 def test_both_paths_take_the_same_steps():
-    from conftest import train_config
-
-    from optim import Optimizer
-
     ends = []
     for path in ('factored', 'materialised'):
         model = tiny_gpt(linear='btt', linear_path=path, structured_norm=True).double().train()
         opt = Optimizer(model, train_config(model, grad_clip=0.0))
-        for _ in range(3):
-            model(tokens(), tokens(seed=1))[1].backward()
-            opt.step()
-            opt.zero_grad()
+        learn(model, opt, tokens(), tokens(seed=1), 3)
         ends.append(opt.factors.state())
     assert ends[0].keys() == ends[1].keys()
     for k in ends[0]:

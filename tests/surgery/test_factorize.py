@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, tiny_gpt, tokens
+from conftest import ROOT, TINY, learn, tiny_gpt, tokens
 
 import checkpoint
 import linear
@@ -341,10 +341,7 @@ def test_blocks_that_resist_are_left_dense(tmp_path, capsys):
     # a model fitted to the text that is looked at loses by any change of what it builds on, whatever the edition
     x, y = factorize.training_windows('shakespeare_char', model.config, 512, 1337, 'cpu')
     optimizer = torch.optim.Adam([p for name, p in model.named_parameters() if '.mlp.' not in name], lr=1e-2)
-    for _ in range(30):
-        optimizer.zero_grad()
-        model(x, y)[1].backward()
-        optimizer.step()
+    learn(model, optimizer, x, y, 30)
     checkpoint.save(path, checkpoint.pack(model, dict(dataset='shakespeare_char'), 7, 1.5))
     dense = sum(p.numel() for p in model.parameters())
     budget = dense - 2 * 32 * 128 + 2 * 160 * 3

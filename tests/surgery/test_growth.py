@@ -9,7 +9,7 @@ import types
 import conftest
 import pytest
 import torch
-from conftest import ROOT, TINY, tokens
+from conftest import ROOT, TINY, learn, tokens
 
 import checkpoint
 from configurator import UserError, load
@@ -237,10 +237,7 @@ def test_copies_without_noise_stay_equal_and_noise_parts_them():
     def ranks(method, noise):
         large = grown(small_gpt('bias'), method, noise, n_embd=64, n_head=8).train()
         opt = torch.optim.AdamW(large.parameters(), lr=1e-2)
-        for _ in range(5):
-            opt.zero_grad()
-            large(x, y)[1].backward()
-            opt.step()
+        learn(large, opt, x, y, 5)
         return torch.linalg.matrix_rank(large.transformer.h[0].mlp.c_fc.weight, rtol=1e-9).item()
 
     assert ranks('clone', 0.0) == 32 and ranks('double', 0.0) == 32
