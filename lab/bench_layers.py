@@ -14,7 +14,7 @@ both rates are measured right before.
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -68,11 +68,10 @@ def structures(cfg):
         f'{"member":15} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu  ns FLOP   bytes path'
         '          shape'
     )
-    shared = {k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__}
     for name in LAYERS:
         if name == 'dense':
             continue
-        config = GPTConfig(**shared | dict(linear=name))
+        config = replace(cfg, linear=name)
         try:
             with torch.device('meta'):
                 m = LAYERS[name](d_in, d_out, config)

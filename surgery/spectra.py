@@ -81,8 +81,9 @@ def read_spectra(path: str) -> dict:
 def gaussian(shape):
     """Singular values of a matrix of independent Gaussian entries."""
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    small = W.T @ W if shape[0] > 16 * shape[1] else None  # an embedding: its Gram matrix is cheaper
-    return torch.linalg.eigvalsh(small.double()).flip(0).sqrt() if small is not None else torch.linalg.svdvals(W)
+    if shape[0] > 16 * shape[1]:  # an embedding: its Gram matrix is cheaper
+        return torch.linalg.eigvalsh((W.T @ W).double()).flip(0).sqrt()
+    return torch.linalg.svdvals(W)
 
 
 def pairs_by_depth(a, b):
