@@ -113,9 +113,8 @@ class Cell:
     def curve_to(self, seed: int, axis: str, free: bool = False) -> tuple[list, list]:
         """(costs, losses) of the run of a seed. free: without the cost of what it starts from."""
         r = self.runs[seed]
-        costs = [
-            x and self.before(seed, axis, free) + x for x in self.own(r, axis)
-        ]  # 0 is the model before training, whatever that cost
+        # 0 is the model before training, whatever that cost
+        costs = [x and self.before(seed, axis, free) + x for x in self.own(r, axis)]
         losses = r['eval'][self.reports] if r['state'] == 'finished' else [math.inf] * len(costs)
         return costs, losses
 

@@ -48,9 +48,8 @@ def export_nanogpt(cfg: TransferConfig):
         )
     theirs = {k: ckpt[k] for k in ('model', 'model_args', 'iter_num', 'best_val_loss', 'config')}
     write(cfg, theirs | dict(optimizer=nanogpts_state(ckpt['optimizer'], model, ckpt['config'])))
-    lacks = dict(
-        hidden_lr=1.0, schedule='cosine', distill_from='', expansion_schedule='all'
-    )  # keys of its training that nanoGPT does not have
+    # keys of its training that nanoGPT does not have
+    lacks = dict(hidden_lr=1.0, schedule='cosine', distill_from='', expansion_schedule='all')
     if lost := [f'{k} = {v}' for k, off in lacks.items() if (v := ckpt['config'].get(k, off)) != off]:
         print(f'NOTE: the run had {printable(", ".join(lost))}, which nanoGPT does not know: it goes on without')
     print(
