@@ -156,7 +156,7 @@ def losses(c: dict, found: list):
     color, (fig, axes) = colors(c), figure(len(axes_))
     for ax, axis in zip(axes[0], axes_):
         for x in found:
-            p = outcomes.curve(c, x, axis)
+            p = outcomes.curve(x, axis)
             ax.plot(
                 p['x'], p['mean'], color=color[x.arm], lw=1.6, label=f'{x.name}, rate {x.lr:.3g}, {len(x.runs)} seeds'
             )

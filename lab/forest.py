@@ -9,7 +9,7 @@ from lab.figures import colors, tidy, unit
 from lab.tables import OLD, judged
 
 
-def effect(c: dict, x, base) -> tuple[float, float, float]:
+def effect(x, base) -> tuple[float, float, float]:
     """(effect, low, high); without an interval nan for the bounds, of too few seeds."""
     v = x.verdict
     if v.how and math.isfinite(v.value):
@@ -39,7 +39,7 @@ def panel(ax, title: str, c: dict, mine: list):
     ax.axvspan(-c['worth'], c['worth'], color='#888888', alpha=0.2, lw=0)
     ax.axvline(0, color='#222222', lw=0.8)
     for i, (x, base) in enumerate(mine):
-        value, low, high = effect(c, x, base)
+        value, low, high = effect(x, base)
         old = not c.get('looks')
         word = x.verdict.word + (f' {OLD}' if old else '')
         strong = 'bold' if x.verdict.word in (protocol.BY_WORTH, protocol.BETTER, protocol.WORSE) else 'normal'

@@ -337,7 +337,7 @@ def kind(flags: str) -> str:
     return ' '.join(f for f in flags.split() if not re.fullmatch(r'--\w+=[-+.\deE]+', f))
 
 
-def curve(c: dict, x: Cell, axis: str) -> dict:
+def curve(x: Cell, axis: str) -> dict:
     """Mean over seeds and 95% band of the metric along an axis, without the evaluation before training, as far as all
     seeds go. Nothing along seconds that bench.py did not take."""
     runs = [r for r in x.runs.values() if r['state'] == 'finished' and (axis != 'seconds' or x.timed)]

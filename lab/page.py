@@ -109,7 +109,7 @@ def curves(c: dict, found: list, axis: str, name: str):
 
     p, lines, of = plot(c, name), [], colors(c)
     for x in found:
-        color, data = of[x.arm], outcomes.curve(c, x, axis)
+        color, data = of[x.arm], outcomes.curve(x, axis)
         label = f'{x.name}, lr {x.lr:g}'
         source = ColumnDataSource(data | dict(arm=[label] * len(data['x'])))
         p.varea('x', 'low', 'high', source=source, color=color, alpha=0.2, legend_label=label)

@@ -248,7 +248,7 @@ def test_runs_that_end_out_of_patience_are_over_and_matched_in_what_they_may_use
     # seeds of different length: a curve goes as far as all of them do
     first = next(iter(found[0].runs.values()))['eval']
     first.update({k: v + v[-1:] for k, v in first.items()})
-    assert len(outcomes.curve(c, found[0], 'iter')['x']) == 7
+    assert len(outcomes.curve(found[0], 'iter')['x']) == 7
 
 
 def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):

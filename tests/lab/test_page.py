@@ -68,7 +68,7 @@ def test_its_plots_and_table_hold_the_figures_of_the_logs(opened):
         .map(r => r.data_source?.data ?? {})
         .filter(d => d.mean).map(d => [d.arm[0], [...d.mean]])""")
     for x in found:
-        mean = outcomes.curve(c, x, 'iter')['mean']
+        mean = outcomes.curve(x, 'iter')['mean']
         assert [x.name + f', lr {x.lr:g}', pytest.approx(mean)] in shown
         assert tables.center(c, x) in p.locator('table').inner_text()
     assert 'better by worth' in p.locator('body').inner_text()
