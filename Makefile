@@ -2,7 +2,7 @@
 #             interrupted, the same command goes on; what is done stays done: rm -r out/run to start anew
 # make test   lint and all tests, with the check of RESULTS.md and the documents against the logs
 # make test-fast   the tests that are not marked slow
-# make compare-demo   a small comparison on a CPU: two arms, up to six seeds, learning rates swept; table, plots, page
+# make compare-demo   a small comparison on a CPU: three arms, up to six seeds, learning rates swept; table, plots, page
 # make torture     200 runs killed, some in the middle of a write: each must end the same to the bit (minutes)
 # make fuzz        10,000 odd inputs each for flags and configs, checkpoints, token files, records of runs: each is
 #             accepted, or refused in one line, in 5 seconds and little memory (minutes; FUZZ_CASES=1000 for fewer)
