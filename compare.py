@@ -176,7 +176,7 @@ class CompareConfig:
         swept = [*trained, *(f'{name}@{size}' for name in trained for size in self.sizes)]
         for field, there in (('learning_rates', swept), ('mismatch', self.arms), ('horizons', self.arms)):
             given = getattr(self, field)
-            if isinstance(given, dict) and (odd := [a for a in given if a not in there]):
+            if there and isinstance(given, dict) and (odd := [a for a in given if a not in there]):
                 found.append(f'{field}: {", ".join(odd)}: no such arm; there is: {", ".join(trained)}')
         return found
 

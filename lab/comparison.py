@@ -150,7 +150,7 @@ class Jobs:
         folder = self.state.out / name
         self.state.read_back()
         if all(map(self.state.over, self.started[folder])):  # more may be wanted there by now
-            say(f'{name}: done, {len(self.state.known_to_come())} left so far')
+            say(f'{name}: done, {len(self.state.left())} left so far')
             return ''
         if code is None:
             return ''

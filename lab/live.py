@@ -32,14 +32,14 @@ class Live:
     def text(self, running: dict) -> str:
         s, rows = self.state, []
         settings = vars(s.cfg) | dict(halves=verdicts.halves(vars(s.cfg), s.records))
-        known = s.known_to_come()
+        left = s.left()
         for i, p in enumerate(s.plans):
             over = [r for r in s.records.values() if (r['arm'], r['size']) == (p.arm, p.size)]
             chosen = verdicts.rate(settings, s.records, p.arm, p.size) if p.is_arm else None
             decided = verdicts.figures(settings, s.records, p.arm, p.size)[1] if chosen else {}
             figures = list(decided.get(chosen.lr, {}).values()) if chosen else []
             rows.append(
-                f'{p.name:24} {len(over):3} over, {sum(r.plan == i for r in known):3} known to come'
+                f'{p.name:24} {len(over):3} over, {sum(r.plan == i for r in left):3} left so far'
                 + (f', best rate so far {chosen.lr:g}' if chosen and len(chosen.means) > 1 else '')
                 + (f', {s.cfg.metric} {sum(figures) / len(figures):.4f} (n={len(figures)})' if figures else '')
             )

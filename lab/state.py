@@ -178,7 +178,7 @@ class State:
             visit(r)
         return found
 
-    def known_to_come(self) -> set[Run]:
+    def left(self) -> set[Run]:
         return {*self.ready(), *self.missing.runs}
 
     # ------------------------------------------------------------------------- what is written

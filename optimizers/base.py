@@ -96,7 +96,9 @@ class Matrices:
             self.here, sizes = lay({names[i]: of[names[i]] for i in self.exchange.mine})
         self.averaged = {name: {k: torch.zeros_like(p) for k in self.averages} for name, p in self.tensors.items()}
         self.state = {s: {k: torch.zeros(B, s[0], 1, device=device) for k in self.per_row} for s, B in sizes.items()}
-        self.lr = torch.zeros((), device=device) if capturable or compile else 0.0  # a new float would compile anew
+        self.lr = (
+            torch.zeros((), device=device) if capturable or compile else 0.0
+        )  # where graph and compiled code read it
         self.argument, self.move = (torch.compile(f, dynamic=True) if compile else f for f in (self.argument, move))
         self.rule = Composed(self, all_sizes, device) if cfg.step_rule == 'composed' else None
         self.others = self.per_row

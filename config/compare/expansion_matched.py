@@ -10,7 +10,6 @@
 
 include('optimizers_shakespeare.py')
 
-claim = "Each at its own best rate, with AdamW's steps of W matched to those of a dense W, {arm} has a lower loss than {baseline}"
 _k = 'config/expansive_shakespeare.py --expansion='
 arms = dict(
     dense='config/shakespeare_char.py',
