@@ -4,6 +4,7 @@ anywhere. Two processes, started once, make all runs of this file's quick tests.
 """
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -418,3 +419,13 @@ def test_the_table_of_the_scaling_page_is_what_its_formulas_give(capsys):
     exec(re.search(r'```python\n(.*?)```', page, re.S)[1], {})
     rows = capsys.readouterr().out
     assert rows.count('\n') == 3 and f'| --- |\n{rows}' in page
+
+
+def test_a_getattr_in_the_metadata_gives_members_of_enums_and_nothing_else():
+    """Python 3.11.0 to 3.11.3 pickles a member of an enum so; any other would be a way to run code."""
+    text = "cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.metadata\n{0}\nS'{1}'\ntR."
+    load = lambda *what: shares.Unpickler(io.BytesIO(text.format(*what).encode())).load()
+    assert load('_MEM_FORMAT_ENCODING', 'TORCH_PRESERVE_FORMAT').name == 'TORCH_PRESERVE_FORMAT'
+    for what in (('_MEM_FORMAT_ENCODING', '__class__'), ('Metadata', '__init__')):
+        with pytest.raises(pickle.UnpicklingError, match='it names'):
+            load(*what)
