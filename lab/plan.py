@@ -340,11 +340,14 @@ class Missing:
             found += [r for i in arms if cfg.tasks and not waits[i] for r in self.evaluations(i)]
         self.runs = self.asked_for(found)
 
+    def asked(self, i: int) -> bool:
+        """Does --only name this arm, its size or both, or nothing?"""
+        p, only = self.plans[i], {w.strip() for w in self.cfg.only.split(',')} - {''}
+        return not only or bool(only & {p.arm, p.size, p.name})
+
     def asked_for(self, runs: list[Run]) -> list[Run]:
         """Each once; of the arms those that --only names."""
-        only = {w.strip() for w in self.cfg.only.split(',')} - {''}
-        arms = {i for i, p in enumerate(self.plans) if p.is_arm and only and not only & {p.arm, p.size, p.name}}
-        return [r for r in dict.fromkeys(runs) if r.plan not in arms]
+        return [r for r in dict.fromkeys(runs) if not self.plans[r.plan].is_arm or self.asked(r.plan)]
 
     def absent(self, i: int, lr: float, seeds) -> list[Run]:
         """Those of the runs of a plan at this rate that are not over."""
@@ -364,8 +367,10 @@ class Missing:
         of_seed = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][self.rate(base)[0].lr]
         self.sigma[size] = [of_seed[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others) or 1  # of a track
         judged = verdicts.judged(self.c, self.records, size, rates)
-        waits = {base: self.second_best(base)}
-        for i, n in zip(others, verdicts.next_looks(judged, protocol.looks_to(self.cfg.seeds)).values()):
+        waits, asked = {base: self.second_best(base)}, {self.plans[i].arm for i in others if self.asked(i)}
+        looks = verdicts.next_looks(judged, protocol.looks_to(self.cfg.seeds), asked)
+        for i in others:
+            n = looks[self.plans[i].arm]
             waits[i] = self.seeds(i, n)
             if self.rate(i)[0]:
                 waits[i] += self.seeds(base, max(n, protocol.SIGMA_SEEDS)) + self.second_best(i)

@@ -180,33 +180,22 @@ def undecided(name: str, k: Results) -> str:
     flags, minutes = decides(k, near)
     names = '' if len(near) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in near)}'
     price = f', about {minutes:.0f} minutes of {device(k)}' if minutes >= 0.5 else ''
-    if k.c.get('looks') and any(waits_for_others(k, x.size) for x, _ in near):
-        price = '; arms without seeds come first, as looks are taken together'
     return f'{said} To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}.'
 
 
 def decides(k: Results, near: list) -> tuple[str, float]:
-    """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on; 0 minutes where arms without seeds
-    come first, whose cost no log knows."""
+    """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on."""
     seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in near))
     cells = {y.name: y for x, base in near for y in (base, x)}
-    if k.c.get('looks'):  # it goes on where it stopped
-        sizes = dict.fromkeys(x.size for x, _ in near)
-        only = f' --only={",".join(sizes)}' if all(sizes) else ''
-        if any(waits_for_others(k, size) for size in sizes):
-            return f'--results=results{only}', 0
-        seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in cells.values())
-        return f'--results=results{only}', seconds / 60
     everything = len(cells) == len(k.found)
+    only = [] if everything else [f'--only={",".join(cells)}']
+    if k.c.get('looks'):  # it goes on where it stopped
+        seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in cells.values())
+        return ' '.join(['--results=results', *only]), seconds / 60
     flags = ['--looks=true', f'--seeds={seeds}', *(['--sweep_seeds=3'] if k.c['learning_rates'] else [])]
-    flags += [] if everything else [f'--only={",".join(cells)}']
+    flags += only
     runs = lambda x: seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
     return ' '.join(flags), sum(runs(x) * longest(x) for x in cells.values()) / 60
-
-
-def waits_for_others(k: Results, size: str) -> bool:
-    """Has an arm at this size no seeds that decide yet? Arms take their looks together, so it is trained first."""
-    return {x.arm for x in k.found if x.size == size} != set(k.c['arms'])
 
 
 def longest(x) -> float:

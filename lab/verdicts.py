@@ -156,12 +156,12 @@ def verdicts(c: dict, records: dict, size: str, rates: dict) -> dict:
     }
 
 
-def next_looks(found: dict, looks: tuple) -> dict:
+def next_looks(found: dict, looks: tuple, asked: set) -> dict:
     """{arm: seeds it shall have} given its verdict of judged: as many as it was judged by if that is decided, else those of
-    the next look. Arms wait for each other there: Holm's method makes the verdict on one depend on the others, and it shall
-    not depend on whose runs end first."""
+    the next look. The arms that are asked for wait for each other there: Holm's method makes the verdict on one depend on the
+    others, and it shall not depend on whose runs end first. They do not wait for arms that --only leaves out."""
     seen = {arm: v.n if v.how else 0 for arm, v in found.items()}
-    first = min((seen[arm] for arm, v in found.items() if v.word == protocol.UNDECIDED), default=0)
+    first = min((seen[arm] for arm in asked if found[arm].word == protocol.UNDECIDED), default=0)
     further = next((n for n in looks if n > first), looks[-1])
     waits = lambda arm, v: v.word != protocol.UNDECIDED or seen[arm] > first
     return {arm: v.n if waits(arm, v) else further for arm, v in found.items()}

@@ -5,10 +5,17 @@
 #
 #   python compare.py config/compare/expansion_matched.py --cluster=pool --jobs=6
 #
-# The setting is that of optimizers_shakespeare.py under AdamW: 250 iterations, the rate falls to 0. About 90 runs of seconds
-# each on a GPU.
+# The setting is that of optimizers_shakespeare.py under AdamW: 250 iterations, the rate falls to 0. 99 runs, under 4 minutes of an
+# H200 with eight at a time. They say that the rate stays.
 
 include('optimizers_shakespeare.py')
+
+claim = 'After 250 iterations on Tiny Shakespeare, each at its own best rate, {arm} has a lower loss than {baseline}'
+note = (
+    "nanoGPT's Shakespeare model by characters, 250 iterations, warm-up 25, cosine to 0; the whole validation split. Every MLP matrix"
+    ' is a product of two matrices with an inner width of k. _matched: the rate of the factors is divided by how much faster they'
+    ' change the matrix.'
+)
 
 _k = 'config/expansive_shakespeare.py --expansion='
 arms = dict(

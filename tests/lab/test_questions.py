@@ -306,7 +306,7 @@ def test_a_row_shows_the_sweeps_of_arms_without_a_verdict_beside_the_verdicts_of
     ]
 
 
-def test_the_command_that_goes_on_asks_for_the_sizes_in_question_and_has_no_price_while_other_arms_come_first(results):
+def test_the_command_that_goes_on_asks_for_the_undecided_arms_and_their_baselines(results):
     folder = results / 'one'
     c = json.loads((folder / 'comparison.json').read_text())
     c |= dict(looks=True, seeds=8, sizes=dict(small='', large=''))
@@ -320,9 +320,9 @@ def test_the_command_that_goes_on_asks_for_the_sizes_in_question_and_has_no_pric
     records.write_records(folder, runs)
     k = questions.read(folder)
     undecided = {x.name: (x, base) for x, base in k.judged if x.arm == 'unclear'}
-    assert questions.decides(k, [undecided['unclear@small']])[0] == '--results=results --only=small'
-    assert questions.decides(k, [undecided['unclear@small']])[1] > 0
-    assert questions.decides(k, [undecided['unclear@large']]) == ('--results=results --only=large', 0)
+    flags, minutes = questions.decides(k, [undecided['unclear@small']])
+    assert flags == '--results=results --only=base@small,unclear@small' and minutes > 0
+    assert questions.decides(k, [undecided['unclear@large']])[0].endswith('--only=base@large,unclear@large')
 
 
 def test_the_price_counts_runs_of_the_sweep_and_of_the_seeds(results):

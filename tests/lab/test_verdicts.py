@@ -223,10 +223,12 @@ def test_the_next_look_is_two_seeds_further_and_arms_wait_for_each_other():
     looks = protocol.looks_to(8)
     at = lambda n, word=protocol.UNDECIDED, how='Welch': protocol.Verdict(word, 0, -1, 1, 1, n, 8, how)
     none = at(3, how='')
-    assert verdicts.next_looks(dict(a=none, b=at(4), c=at(4, protocol.WORSE)), looks) == dict(a=4, b=4, c=4)
-    assert verdicts.next_looks(dict(a=at(4), b=at(4), c=at(4, protocol.WORSE)), looks) == dict(a=6, b=6, c=4)
-    assert verdicts.next_looks(dict(a=at(4), b=at(6)), looks) == dict(a=6, b=6)
-    assert verdicts.next_looks(dict(a=at(8), b=at(8)), looks) == dict(a=8, b=8)
+    next_looks = lambda asked, **found: verdicts.next_looks(found, looks, set(asked))
+    assert next_looks('abc', a=none, b=at(4), c=at(4, protocol.WORSE)) == dict(a=4, b=4, c=4)
+    assert next_looks('abc', a=at(4), b=at(4), c=at(4, protocol.WORSE)) == dict(a=6, b=6, c=4)
+    assert next_looks('ab', a=at(4), b=at(6)) == dict(a=6, b=6)
+    assert next_looks('ab', a=at(8), b=at(8)) == dict(a=8, b=8)
+    assert next_looks('b', a=none, b=at(4))['b'] == 6  # a is left out by --only
 
 
 @pytest.mark.parametrize(
@@ -301,6 +303,13 @@ def test_flags_of_an_arm_count_however_they_are_written(monkeypatch):
     assert own.cfg.max_iters == 7 and own.known and not cut.known
     monkeypatch.setattr('sys.argv', ['compare.py', 'c.py', '--jobs', '4', '--seeds', '8', '--bench=false'])
     assert comparison.said(cfg) == 'python compare.py c.py --seeds=8 --bench=false'
+
+
+def test_arms_that_only_leaves_out_do_not_hold_back_the_ones_it_names(judged, launcher, tmp_path):
+    arms = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --level=1.993', never='')
+    compare.compare(judged(arms=arms, learning_rates=(), only='base,arm'))
+    x = found_cells(tmp_path)
+    assert x['arm'].verdict.n > 4 and 'never' not in x
 
 
 def test_all_epochs_of_a_toy_are_as_many_iterations_as_they_are():
