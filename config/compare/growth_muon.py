@@ -4,7 +4,7 @@
 #   python compare.py config/compare/growth_muon.py --cluster=pool --jobs=2
 #   python compare.py config/compare/growth_muon.py --cluster=pool --jobs=2 --looks=false --sweep_seeds=1 --seeds=1
 #
-# About 118 runs, 12 minutes of an H200 (results/prices.md). The second command is a first look with one seed, 26 runs in 3
+# 133 runs took 10 minutes of an H200, beside others. The second command is a first look with one seed, 26 runs in 3
 # minutes; the first one goes on from there.
 #
 # scratch trains for 1,440 steps, one pass over the text; a source of 3 layers trains for a quarter of them. `stack` then gets the
@@ -20,9 +20,8 @@
 # before its own end. Here: 192 wide, heads of 32, 47M tokens in steps of 32,768, a warm-up of 72, no biases; a run counts only at
 # its end. The same in both: 6 and 3 layers, the source's part of the steps and of all FLOPs (15%).
 #
-# What to expect: over 2,102 steps the best rate of scratch was near 1e-2 under AdamW, unstable above that, and 2.5e-2 under Muon,
-# where it ended 0.12 lower (einsum_gutenberg.py). If AdamW does as in growth_small, `stack` ends about 0.06 below scratch, and
-# stack_79 equal to it. For Muon nothing is known. `worth` is about what 6% of the FLOPs bought scratch in growth_small.
+# What came out: under AdamW `stack` ends 0.098 below scratch and stack_79 still 0.026; under Muon `stack` is level with scratch and
+# stack_79 is 0.046 behind (docs/growth.md). `worth` is about what 6% of the FLOPs bought scratch in growth_small.
 
 claim = 'Its source included, {arm} ends with a lower loss on Gutenberg than {baseline}'
 note = (
