@@ -105,6 +105,7 @@ def table(c: dict, found: list[Cell]) -> str:
                 v.word if v else '',
                 f'{x.params:,}' + (f' ({n:,})' if (n := x.facts['params_collapsed']) != x.params else ''),
                 f'{x.cost["flops"]:.3g}',
+                *trained(c, x),
                 '-' if x.ms is None else f'{x.ms:.3g}',
                 f'{off:+.1%}' if x is not base and abs(off) >= 0.0005 else '',
             ]
@@ -115,7 +116,7 @@ def table(c: dict, found: list[Cell]) -> str:
     which = dict(mean='mean ± std', median='median', log='geometric mean')[c.get('center', 'mean')]
     head = [
         'arm', 'seeds', 'learning rate', f'{found[0].reports} ({c["at"]}), {which}', f'minus {found[0].arm}', 'p', 'verdict',
-        'parameters (collapsed)', 'FLOPs', 'ms/step', f'{c["match"]} off',
+        'parameters (collapsed)', 'FLOPs', 'tokens', 'train_loss', 'ms/step', f'{c["match"]} off',
     ]  # fmt: skip
     if any('max_iters' in r['facts'] for x in found for r in x.runs.values()):
         ends = {x.name: [r['eval']['iter'][-1] for r in x.runs.values() if r['state'] == 'finished'] for x in found}
@@ -132,6 +133,15 @@ def table(c: dict, found: list[Cell]) -> str:
         )
     parts = [markdown(head, rows), '\n'.join(f'- {s}' for s in said), speeds(found), '\n'.join(f'- {n}' for n in notes)]
     return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def trained(c: dict, x: Cell) -> list[str]:
+    """[tokens, mean loss on training text] at the end: does an arm that sees the text more often learn it by heart?"""
+    ends = [r['eval'] for r in x.runs.values() if r['state'] == 'finished']
+    text = c.get('script', 'train.py') == 'train.py' and c['at'] == 'last'
+    if not text or not ends or not all('train_loss' in e and 'tokens' in e for e in ends):
+        return ['', '']
+    return [f'{ends[0]["tokens"][-1]:,}', number(statistics.mean(e['train_loss'][-1] for e in ends))]
 
 
 def speeds(found: list[Cell]) -> str:

@@ -173,6 +173,14 @@ def words(c: dict, runs: list) -> list:
     )
 
 
+def test_the_table_has_the_tokens_and_the_training_loss_at_the_end_of_language_models():
+    c = dict(arms=dict(base=''), at='last')
+    ends = lambda train: dict(val_loss=[4, 3, 2], train_loss=[4, 3, train], tokens=[0, 5000, 10000])
+    (x,) = words(c, [record('base', s, ends(1.5 + s)) for s in (1, 2)])
+    assert tables.trained(c, x) == ['10,000', '3.0000']
+    assert tables.trained(c | dict(at='best'), x) == tables.trained(c | dict(script='toys/mnist.py'), x) == ['', '']
+
+
 def test_comparisons_from_before_the_protocol_are_judged_by_their_figures_and_marked():
     c = dict(
         arms=dict(base='', arm=''), claim='', metric='val_loss', at='last', match='tokens', worth=0.02, mismatch={}
