@@ -14,14 +14,14 @@ both rates are measured right before.
 import math
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 import hardware
 import linear
-from configurator import UserError, input_path, key, printable, root_path
+from configurator import UserError, gather, input_path, key, printable, root_path
 from files import read_lines, write_lines
 from linear import LAYERS
 from linear.factors import Factors
@@ -34,9 +34,14 @@ RATES = 7e14, 2.9e12  # FLOP and bytes a second of an H100, measured; linear.MOV
 
 
 @dataclass
-class StructuresConfig(GPTConfig):
-    d_in: int = key(768, 'input features', low=1, group='the layer')
+class Size:
+    d_in: int = key(768, 'input features', low=1)
     d_out: int = key(3072, 'output features', low=1)
+
+
+@dataclass
+class StructuresConfig(gather(Size, LAYERS, linear.title)):
+    pass  # the keys of all layers, and none of a model
 
 
 def exponents(m) -> tuple[float, float, float]:
@@ -71,7 +76,7 @@ def structures(cfg):
     for name in LAYERS:
         if name == 'dense':
             continue
-        config = replace(cfg, linear=name)
+        config = linear.Keys(linear=name, **{k: v for k, v in vars(cfg).items() if k not in ('d_in', 'd_out')})
         try:
             with torch.device('meta'):
                 m = LAYERS[name](d_in, d_out, config)

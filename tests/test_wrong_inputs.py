@@ -156,6 +156,7 @@ CASES = [
     ('bench.py profile --trace={tmp}/t.json --out={tmp}/big.py/x.jsonl', 'cannot write'),
     ('bench.py fit config/gpt2.py -- config/gpt2_xl.py', "'--' stands between the configs of bench.py"),
     ('bench.py structures --d_in=0', 'd_in'),
+    ('bench.py structures --n_embd=128', "unknown key 'n_embd'"),  # it has layers of a size, no model
     ('bench.py start --starts=0', 'starts = 0'),
     ('bench.py race --seconds=0', 'seconds: 0 must be above 0'),
     ('bench.py mup nothing', 'nothing'),
