@@ -160,8 +160,10 @@ def take_folder(t) -> str:
     over = f': the end, max_iters = {t.cfg.max_iters}; a larger one goes on' if t.iter >= t.cfg.max_iters else ''
     text = f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}'
     if t.data_before:
-        text += f'\nNOTE: {t.cfg.dataset} has other tokens than before ({t.sizes()}, it had {printable(brief(t.data_before))}): the place'
-        text += f' in the data, window {t.position:,}, is one of another order, and what was seen may come again'
+        now = {split: tokens for split, (tokens, _) in t.text.items()}
+        same = ', as many' if now == t.data_before else f' ({now}, it had {printable(brief(t.data_before))})'
+        text += f'\nNOTE: {t.cfg.dataset} has other tokens than before{same}: its window {t.position:,}, where this run is, is another one now,'
+        text += ' and what was seen may come again'
     if t.best_before:
         it, loss = t.best_before
         text += (

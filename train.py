@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 # read once, when torch is loaded. A thread that waits by spinning takes its core from other jobs of the machine
@@ -149,7 +150,7 @@ class Trainer:
         self.loss_sum, self.loss_count = torch.zeros((), device=device), 0  # since the last line of the log
         self.best_val_loss, self.best_iter = math.inf, 0
         self.best_is_now = False  # resuming: ckpt.pt is the best one, too
-        self.data_before = None  # resuming, and the data set has been prepared otherwise: its sizes() of before
+        self.data_before = None  # resuming, and the data set has been prepared otherwise: {split: tokens} of before
         self.best_before = None  # resuming, and evaluations see other text now: (best_iter, best_val_loss) of before
         self.lowest_a, self.lowest_a_iter = math.inf, 0  # of val_a, which may end a run; figures are of val_b
         self.saved = None  # iteration of the last checkpoint
@@ -247,9 +248,10 @@ class Trainer:
         self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
         return value / count if count else None
 
-    def sizes(self) -> dict:
-        """{split: tokens of the data set}"""
-        return {split: len(data.tokens) for split, data in self.data.items()}
+    @cached_property
+    def text(self) -> dict:
+        """{split: [tokens, checksum] of the data set}"""
+        return {split: [len(data.tokens), data.tokens.checksum()] for split, data in self.data.items()}
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict:
@@ -277,7 +279,7 @@ class Trainer:
         kept = ('position', 'seconds', 'tokens', 'flops', 'best_iter', 'lowest_a', 'lowest_a_iter')
         resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
-        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.sizes())
+        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.text)
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
@@ -307,7 +309,7 @@ class Trainer:
         self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older checkpoints do not say
         self.lowest_a, self.lowest_a_iter = ckpt.get('lowest_a', math.inf), ckpt.get('lowest_a_iter', self.iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
-        self.data_before, other_text = start.other_data(ckpt, self.cfg, self.sizes())
+        self.data_before, other_text = start.other_data(ckpt, self.cfg, self.text)
         if other_text:  # losses on two texts do not compare
             self.best_before = self.best_iter, self.best_val_loss
             self.best_val_loss, self.best_iter = math.inf, self.iter

@@ -129,19 +129,22 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
     return cfg
 
 
-def other_data(ckpt: dict, cfg, sizes: dict) -> tuple[dict | None, bool]:
-    """Of a run that goes on, with sizes {split: tokens} of its data set: (the sizes of before, if the set has been prepared otherwise
-    since; whether evaluations see other text than before). Checkpoints of old, or of another program, may not say."""
+def other_data(ckpt: dict, cfg, text: dict) -> tuple[dict | None, bool]:
+    """Of a run that goes on, with text {split: [tokens, checksum]} of its data set: ({split: tokens} of before, if the set has been
+    prepared otherwise since; whether evaluations see other text than before). Checkpoints of old, which have tokens without
+    checksums, or of another program may not say."""
     was, config = ckpt.get('data'), ckpt['config']
-    same = config.get('dataset') == cfg.dataset and isinstance(was, dict)
-    before = was if same and was != sizes else None
+    was = was if config.get('dataset') == cfg.dataset and isinstance(was, dict) else {}
+    was = {split: v if isinstance(v, list) and v else [v] for split, v in was.items()}
+    other = {split for split, v in was.items() if v != text.get(split, [])[: len(v)]}
 
     def seen(config: dict) -> tuple:  # data set, and windows of this one
         of = lambda k: v if isinstance(v := config.get(k), type(getattr(cfg, k))) else getattr(cfg, k)
-        most = (sizes['val'] - 1) // cfg.block_size
+        most = (text['val'][0] - 1) // cfg.block_size
         return of('dataset'), min(of('eval_iters') * of('batch_size') or most, most)
 
-    return before, bool(before and was.get('val') != sizes['val']) or seen(config) != seen(vars(cfg))
+    before = {split: v[0] for split, v in was.items()} if other else None
+    return before, 'val' in other or seen(config) != seen(vars(cfg))
 
 
 def say_changes(cfg, ckpt: dict, quiet: bool):

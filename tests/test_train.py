@@ -261,7 +261,12 @@ def test_a_data_set_that_was_prepared_otherwise_since_is_named(run_train, tmp_pa
     assert 'other tokens' not in capsys.readouterr().out  # that run had nothing to save
     data(500, 90), run_train(*flags, '--init_from=resume', '--max_iters=6')
     said = capsys.readouterr().out
-    assert 'window 16, is one of another order' in said and 'evaluations see other text' in said
+    assert 'window 16, where this run is, is another one' in said and 'evaluations see other text' in said
+    data(500, 90)
+    write_dataset(tmp_path / 'mine', [1, 0] * 500, [0, 1] * 90, vocab_size=2, itos=['a', 'b'], tokenizer='char')
+    run_train(*flags, '--init_from=resume', '--max_iters=8')
+    said = capsys.readouterr().out
+    assert 'has other tokens than before, as many' in said and 'evaluations see' not in said
 
 
 def test_a_nan_loss_ends_with_code_3_and_spares_the_checkpoint(run_train, tmp_path, fails):
