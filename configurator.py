@@ -416,10 +416,13 @@ def overrides(cfg) -> dict:
 
 
 def excepthook(kind, e, trace):
-    """For what happens while modules are loaded, before run() is there: Ctrl-C (130 in a shell, as after run()), and a
-    disk so full that some of them find no place for a temporary file."""
+    """For what happens while modules are loaded, before run() is there: Ctrl-C (130 in a shell, as after run()), a layer of the
+    user's that cannot be loaded, and a disk so full that some of them find no place for a temporary file."""
     if kind is KeyboardInterrupt:
         print('interrupted', flush=True)
+    elif kind is UserError:
+        print(f'error: {e}', file=sys.stderr)
+        raise SystemExit(e.exit_code)
     elif kind is FileNotFoundError and 'temporary directory' in str(e):
         print(f'error: {e.strerror}; free the disk, or name a folder in TMPDIR', file=sys.stderr)
     else:

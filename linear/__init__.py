@@ -41,6 +41,7 @@ import dataclasses
 import fnmatch
 import importlib
 import math
+import traceback
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from configurator import gather, key
+from configurator import UserError, gather, key
 from linear import moe, structured
 from linear.base import Layer
 from linear.blast import Blast
@@ -86,12 +87,22 @@ def own_layers() -> dict:
     """{file name: layer} of the files in linear/own/, each with one layer."""
     folder, found = Path(__file__).parent / 'own', {}
     for name in sorted(path.stem for path in folder.glob('*.py')):
-        made = vars(importlib.import_module(f'{__name__}.own.{name}')).values()
+        path = folder / f'{name}.py'
+        try:
+            made = vars(importlib.import_module(f'{__name__}.own.{name}')).values()
+        except Exception as e:  # whatever it is, it is that of a file which every command loads
+            at = [f', line {f.lineno}' for f in traceback.extract_tb(e.__traceback__) if Path(f.filename) == path][-1:]
+            raise UserError(
+                f'{path}{"".join(at)}: {type(e).__name__}: {e}; mend this layer, or take the file out of the folder'
+            ) from None
         layers = [
             v for v in made if isinstance(v, type) and issubclass(v, Layer) and v.__module__.endswith(f'own.{name}')
         ]
         if len(layers) != 1 or name in LAYERS:
-            raise TypeError(f'{folder / name}.py: must define one layer, and have a name that no other layer has')
+            raise UserError(
+                f'{path}: must define one class derived from Layer, and have a name that no other layer has; mend it, or take'
+                ' the file out of the folder'
+            )
         found[name] = layers[0]
     return found
 

@@ -235,4 +235,11 @@ def test_a_file_in_linear_own_is_a_layer_without_a_line_elsewhere(tmp_path, scri
     (tmp_path / 'use.py').write_text(code)
     assert script(tmp_path / 'use.py').stdout == '2\n'
     (own / 'toy.py').write_text(text.replace('LowRank):', 'LowRank):\n    pass\n\n\nclass Other(LowRank):'))
-    assert 'toy.py: must define one layer' in script(tmp_path / 'use.py', check=False).stderr
+    for odd, said in (
+        (text.replace('LowRank):', 'LowRank):\n    pass\n\n\nclass Other(LowRank):'), 'toy.py: must define one class'),
+        (text + 'x = (\n', 'toy.py: SyntaxError'),
+        (text + 'x = y\n', 'toy.py, line 6: NameError'),
+    ):
+        (own / 'toy.py').write_text(odd)
+        r = script(tmp_path / 'use.py', check=False)
+        assert r.returncode == 2 and said in r.stderr and r.stderr.count('\n') == 1
