@@ -116,7 +116,7 @@ def table(c: dict, found: list[Cell]) -> str:
     which = dict(mean='mean ± std', median='median', log='geometric mean')[c.get('center', 'mean')]
     head = [
         'arm', 'seeds', 'learning rate', f'{found[0].reports} ({c["at"]}), {which}', f'minus {found[0].arm}', 'p', 'verdict',
-        'parameters (collapsed)', 'FLOPs', 'tokens', 'train_loss', 'ms/step', f'{c["match"]} off',
+        'parameters (collapsed)', 'FLOPs', 'own tokens', 'train_loss', 'ms/step', f'{c["match"]} off',
     ]  # fmt: skip
     if any('max_iters' in r['facts'] for x in found for r in x.runs.values()):
         ends = {x.name: [r['eval']['iter'][-1] for r in x.runs.values() if r['state'] == 'finished'] for x in found}
@@ -136,7 +136,7 @@ def table(c: dict, found: list[Cell]) -> str:
 
 
 def trained(c: dict, x: Cell) -> list[str]:
-    """[tokens, mean loss on training text] at the end: does an arm that sees the text more often learn it by heart?"""
+    """[tokens without those of sources, mean loss on training text] at the end: does an arm that sees the text more often learn it by heart?"""
     ends = [r['eval'] for r in x.runs.values() if r['state'] == 'finished']
     text = c.get('script', 'train.py') == 'train.py' and c['at'] == 'last'
     if not text or not ends or not all('train_loss' in e and 'tokens' in e for e in ends):
