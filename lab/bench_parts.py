@@ -2,14 +2,17 @@
 The parts of the table of targets: their arms, and how each is measured (bench_targets.py has rows and command).
 
 A part is measured by a process of its own. Where that is possible its arms take turns; then two steps of each are traced.
+An arm that fails gives a line that says why, and the others are measured.
 """
 
 import contextlib
+import gc
 import math
 import os
 import statistics
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 import hardware
+from checkpoint import first_line
 from configurator import UserError, load
 from lab import bench_fit, bench_sample, bench_start
 from lab.bench_layers import MLPBenchConfig, rates, time_pair
@@ -39,9 +43,28 @@ def is_theirs(arm: str) -> bool:
 # how a part is measured: (cfg, {arm: flags}, device) -> lists of lines, each to be written at once
 
 
+def attempt(name, device, make, *args):
+    """What make(*args) returns; the line of the arm instead if it fails."""
+    try:
+        return make(*args)
+    except Exception as e:  # of any kind: it must not take the figures of the others with it
+        print(f'error: {e}', file=sys.stderr) if isinstance(e, UserError) else traceback.print_exc()
+        return about(device) | dict(arm=name, failed=f'{type(e).__name__}: {first_line(e)}')
+
+
 def in_turns(cfg, arms, device, warmup=8, busy=False):
     """Steps of all arms in turns. busy: again on a core that another process keeps busy."""
-    timed = {name: arm(flags, device, warmup) for name, flags in arms.items()}
+    timed = {}
+    for name, flags in arms.items():
+        made = attempt(name, device, arm, flags, device, warmup)
+        if isinstance(made, dict):
+            yield [made]
+            gc.collect()  # the others need its memory
+        else:
+            timed[name] = made
+            print(f'{name}: compiled and ready in {made.setup:.0f} s', flush=True)
+    if not timed:
+        return
     steps = max(1, round(cfg.seconds / next(iter(timed.values())).block(2)))
 
     def rounds(suffix=''):
@@ -53,13 +76,15 @@ def in_turns(cfg, arms, device, warmup=8, busy=False):
         return [line(name + suffix, a) for name, a in timed.items()]
 
     found, beside = rounds(), []
-    if busy:
-        with busy_core():
-            beside = rounds(BUSY)
-    best = *rates(device, next(iter(timed.values())).trainer.dtype), launch(device)
-    for r, a in zip(found, timed.values()):
-        r |= roofline(a.trainer, 2, None, *best)
-    yield found + beside
+    try:
+        if busy:
+            with busy_core():
+                beside = rounds(BUSY)
+        best = *rates(device, next(iter(timed.values())).trainer.dtype), launch(device)
+        for r, a in zip(found, timed.values()):
+            r |= roofline(a.trainer, 2, None, *best)
+    finally:  # times are kept, whatever happens to what follows them
+        yield found + beside
 
 
 def on_two_cores(cfg, arms, device):
@@ -67,21 +92,23 @@ def on_two_cores(cfg, arms, device):
         yield from in_turns(cfg, arms, device)
 
 
-def alone(cfg, arms, device):
-    """Steps of one arm after the other, with the largest micro-batch of at most TOKENS tokens that the memory holds."""
+def one_by_one(measure, cfg, arms, device):
     for name, flags in arms.items():
-        hardware.start_afresh()
-        if device.type == 'cuda':
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        batch, counted = micro_batch(flags, cfg.memory)
-        a = arm([f'--batch_size={batch}', *flags], device, warmup=6)
-        steps = max(1, round(cfg.seconds / a.block(1)))
-        for _ in range(cfg.rounds):
-            a.timed_block(steps)
-        peak = hardware.peak_memory(device, a.trainer.graphs)
-        yield [line(name, a) | dict(peak_memory=peak, counted=counted)]
-        del a
+        yield [attempt(name, device, measure, cfg, name, flags, device)]
+
+
+def largest(cfg, name, flags, device):
+    """Steps with the largest micro-batch of at most TOKENS tokens that the memory holds."""
+    hardware.start_afresh()
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    batch, counted = micro_batch(flags, cfg.memory)
+    a = arm([f'--batch_size={batch}', *flags], device, warmup=6)
+    steps = max(1, round(cfg.seconds / a.block(1)))
+    for _ in range(cfg.rounds):
+        a.timed_block(steps)
+    return line(name, a) | dict(peak_memory=hardware.peak_memory(device, a.trainer.graphs), counted=counted)
 
 
 def micro_batch(flags: list[str], memory: float) -> tuple[int, float]:
@@ -96,31 +123,31 @@ def micro_batch(flags: list[str], memory: float) -> tuple[int, float]:
     return most, max(n.fixed('one GPU', 1, False) + n.of_tokens(tokens, False, c.n_layer), n.update('one GPU', 1))
 
 
-def pairs(cfg, arms, device):
+def pair(cfg, name, flags, device):
     """The two layers of an MLP by themselves, forward and backward: what the layers' own speed is."""
     torch.set_float32_matmul_precision('high')
-    for name, flags in arms.items():
-        c = load(TrainConfig, flags)
-        own = MLPBenchConfig(tokens=c.batch_size * c.block_size, repeats=4 * cfg.rounds)
-        times = time_pair(name.split()[-1], c.n_embd, own, device)[0]
-        yield [about(device) | dict(arm=name, ms=1000 * statistics.median(times), tokens=own.tokens, width=c.n_embd)]
+    c = load(TrainConfig, flags)
+    own = MLPBenchConfig(tokens=c.batch_size * c.block_size, repeats=4 * cfg.rounds)
+    times = time_pair(name.split()[-1], c.n_embd, own, device)[0]
+    return about(device) | dict(arm=name, ms=1000 * statistics.median(times), tokens=own.tokens, width=c.n_embd)
 
 
-def samples(cfg, arms, device):
-    for name, flags in arms.items():
-        hardware.start_afresh()
-        r = bench_sample.bench(load(bench_sample.SampleBenchConfig, flags))
-        ms = {k: 1000 / r[of] for k, of in dict(ms='tokens_per_second', floor_ms='limit').items()}
-        yield [about(device) | r | dict(arm=name) | ms]
+def sample(cfg, name, flags, device):
+    hardware.start_afresh()
+    r = bench_sample.bench(load(bench_sample.SampleBenchConfig, flags))
+    ms = {k: 1000 / r[of] for k, of in dict(ms='tokens_per_second', floor_ms='limit').items()}
+    return about(device) | r | dict(arm=name) | ms
 
 
-def starts(cfg, arms, device):
+def start(cfg, name, flags, device):
     """From the command to the end of its first step, the second of two times: with warm caches."""
-    for name, flags in arms.items():
-        with bench_start.environment() as env:
-            bench_start.seconds(flags, env)
-            found = bench_start.seconds(flags, env)
-        yield [about(device) | found | dict(arm=name, ms=1000 * found['first_step'])]
+    with bench_start.environment() as env:
+        bench_start.seconds(flags, env)
+        found = bench_start.seconds(flags, env)
+    return about(device) | found | dict(arm=name, ms=1000 * found['first_step'])
+
+
+alone, pairs, samples, starts = (partial(one_by_one, measure) for measure in (largest, pair, sample, start))
 
 
 def arm(flags, device, warmup):

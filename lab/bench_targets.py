@@ -6,13 +6,14 @@ The table of targets: steps, memory, sampling and the start of a run, beside nan
     python bench.py targets --show=out/targets.jsonl
 
 A part is measured by a process of its own. Its arms take turns, then two steps of each are traced. What is in the file is not
-measured again: the same command goes on where it stopped. Before that, arms are compiled side by side, into the compiler's
-cache; nothing is timed meanwhile. "at 90%" is what a row would be if our step took its roofline / 0.9 (lab/bench_profile.py);
+measured again: the same command goes on where it stopped, and tries an arm again that failed. Before that, arms that take
+turns are compiled side by side, into the compiler's cache; nothing is timed meanwhile. "at 90%" is what a row would be if our step took its roofline / 0.9 (lab/bench_profile.py);
 where a target lies beyond that, it takes the target's place.
 """
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ import hardware
 from configurator import ROOT, UserError, key, overrides, printable, root_path
 from files import read_lines, write_lines
 from lab.bench_nanogpt import code
-from lab.bench_parts import BUSY, COSTS, LAYERS, PARTS, alone, in_turns, is_theirs, micro_batch, samples
+from lab.bench_parts import BUSY, COSTS, LAYERS, PARTS, in_turns, is_theirs, samples
 from lab.bench_profile import KINDS, ready, show
 from lab.costs import columns
 from logger import relative
@@ -212,12 +213,13 @@ def cost(r: dict) -> dict:
 
 
 def tables(lines: list[dict]) -> str:
-    found = {r['arm']: r for r in lines}
+    found = {r['arm']: r for r in lines if 'failed' not in r}
     rows = [(row, judged(row, found)) for row in ROWS if complete(row, found)]
     short = [found[row.ours] for row, cells in rows if cells['reached'] == 'no' and 'kinds' in found[row.ours]]
     short = list({r['arm']: r for r in short}.values())
     costs = [cost(found[name]) for part in COSTS for name in PARTS[part].arms if name in found]
-    blocks = [[cells for _, cells in rows], [where(r) for r in short], costs]
+    failed = [{'failed': r['arm'], 'part': r['part'], 'reason': r['failed']} for r in lines if 'failed' in r]
+    blocks = [[cells for _, cells in rows], [where(r) for r in short], costs, failed]
     once = lambda k: '; '.join(dict.fromkeys(str(r[k])[: 12 if k == 'commit' else None] for r in lines))
     head = f'{once("device")}, torch {once("torch")}, commit {once("commit")}'
     return '\n\n'.join([head, *('\n'.join(columns(b)) for b in blocks if b)])
@@ -261,24 +263,37 @@ def measure(cfg, part: str):
         lines = measured(cfg) + [relative(r | dict(part=part, flags=relative(cfg.flags))) for r in found]
         write_lines(root_path(cfg.out), lines)
         for r in found:
-            print(f'{part}: {r["arm"]} {r["ms"]:.2f} ms', flush=True)
+            print(f'{part}: {r["arm"]} {r.get("failed") or format(r["ms"], ".2f") + " ms"}', flush=True)
+        if any('failed' in r for r in found):
+            hardware.sync(device)  # raises where the GPU serves this process no more: another one goes on
 
 
 def start(cfg, part: str) -> int:
     """The same in a process of its own; its exit code."""
     own = [f'--{k}={v}' for k, v in overrides(cfg).items()]
     command = [sys.executable, str(ROOT / 'bench.py'), 'targets', *own, f'--part={part}']
-    return subprocess.run(command, env=os.environ | PARTS[part].env).returncode
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run() then kills it, it would go on alone
+    try:
+        return subprocess.run(command, env=os.environ | PARTS[part].env).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def through(cfg, part: str) -> bool:
+    """Measure a part, by another process where one could not go on after an arm that failed. Whether the last one ended well."""
+    before, code = None, 0
+    while (arms := missing(cfg, part)) and arms != before:
+        before, code = arms, start(cfg, part)
+    return not code
 
 
 def compiling(cfg, part: str) -> list[list[str]]:
-    """Commands that leave the compiled code of a part in the compiler's cache."""
+    """Commands that leave the compiled code of a part in the compiler's cache. None for what is measured alone: it fills the
+    memory by itself."""
     kind, arms = PARTS[part].measure, missing(cfg, part).values()
     if kind is samples:
-        return [['sample', *f, '--tokens=8', '--rounds=1'] for f in arms if '--compile=true' in f]
-    if kind is alone:
-        arms = [[f'--batch_size={micro_batch(f, cfg.memory)[0]}', *f] for f in arms]
-    elif getattr(kind, 'func', kind) is not in_turns:
+        return [['sample', *f, '--rounds=1'] for f in arms if '--compile=true' in f]
+    if getattr(kind, 'func', kind) is not in_turns:
         return []
     return [[*f, '--steps=1', '--rounds=1', '--warmup=1'] for f in arms]
 
@@ -310,11 +325,18 @@ def targets(cfg: TargetsConfig):
     if cfg.nanogpt:
         code(cfg.nanogpt)  # says what is wrong with it, before minutes are spent on compiling
     loader.prepare('shakespeare_char')  # that of all arms
-    todo = [p for p in cfg.names() if missing(cfg, p)]
+    lines, names = measured(cfg), cfg.names()
+    again = [r for r in lines if 'failed' in r and r['part'] in names]
+    if again:
+        write_lines(root_path(cfg.out), [r for r in lines if r not in again])
+    todo = [p for p in names if missing(cfg, p)]
     if cfg.jobs and torch.cuda.is_available():
         compile_all(cfg, todo)
-    failed = [p for p in todo if start(cfg, p)]
+    cut = [p for p in todo if not through(cfg, p)]
     if lines := measured(cfg):
         print(printable(tables(lines)))
-    if failed:
-        raise UserError(f'not measured: {", ".join(failed)}; the reasons are above, the same command tries again')
+    failed = [r['arm'] for r in lines if 'failed' in r and r['part'] in names]
+    failed += [name for p in names for name in missing(cfg, p)]
+    if failed or cut:
+        what = f'not measured: {", ".join(failed)}' if failed else f'times only, not all the rest: {", ".join(cut)}'
+        raise UserError(f'{what}; the reasons are above, the same command tries again what {cfg.out} lacks')

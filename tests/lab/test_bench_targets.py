@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
+import threading
+import time
 
 import pytest
 from conftest import ROOT
 
 import bench
+import hardware
 from configurator import load
 from lab import bench_parts, bench_sample, bench_start, bench_targets
 from lab.bench_nanogpt import ArmConfig
@@ -41,7 +45,11 @@ def go(tmp_path, monkeypatch):
 
     def start(cfg, part):
         started.append(part)
-        bench_targets.measure(cfg, part)
+        try:
+            bench_targets.measure(cfg, part)
+        except RuntimeError:  # ends that process
+            return 1
+        return 0
 
     monkeypatch.setattr(bench_targets, 'start', start)
     out = tmp_path / 'x.jsonl'
@@ -80,6 +88,90 @@ def test_every_part_is_measured_once_and_the_command_goes_on_where_it_stopped(go
     fails(go, 'was measured on another')
     go.out.write_text(json.dumps(lines[0]) + '\n')
     fails(lambda: go('--flags='), 'was measured with --flags=')
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """breaks(names) -> a list with a word for each traceback that is printed: these arms fail."""
+
+    def patch(*names):
+        wrong, printed = {f'--linear={name}' for name in names} | set(names), []
+        monkeypatch.setattr(bench_parts.traceback, 'print_exc', lambda: printed.append('a traceback'))
+        for of, make in dict(arm=bench_parts.arm, time_pair=bench_parts.time_pair).items():
+
+            def one(first, *rest, make=make):
+                if wrong & {first} if isinstance(first, str) else wrong & set(first):
+                    raise RuntimeError('no such kernel')
+                return make(first, *rest)
+
+            monkeypatch.setattr(bench_parts, of, one)
+        return printed
+
+    return patch
+
+
+def test_an_arm_that_fails_says_why_and_leaves_the_others_alone(go, breaks, monkeypatch, fails):
+    parts = '--parts=micro-batch 32,pairs'
+    healthy = bench_parts.arm, bench_parts.time_pair
+    printed = breaks('low_rank')
+    fails(lambda: go(parts), 'not measured: low_rank, pair low_rank; the reasons are above')
+    assert len(printed) == 2
+    lines = [json.loads(text) for text in go.out.read_text().splitlines()]
+    why = dict.fromkeys(('low_rank', 'pair low_rank'), 'RuntimeError: no such kernel')
+    assert {r['arm']: r.get('failed') for r in lines} == {'dense': None, 'pair dense_fused': None} | why
+    assert all(f'{name} ' in bench_targets.tables(lines) for name in why)
+    for of, make in zip(('arm', 'time_pair'), healthy):
+        monkeypatch.setattr(bench_parts, of, make)
+    lines, started = go(parts)
+    assert started == ['micro-batch 32', 'pairs'] and len(lines) == 4 and not [r for r in lines if 'failed' in r]
+
+
+def test_where_an_arm_takes_the_gpu_with_it_another_process_goes_on(go, breaks, monkeypatch, fails):
+    breaks('dense')
+    start, asked = bench_targets.start, []
+
+    def lost(device):
+        if len(asked) == 1:
+            raise RuntimeError('an illegal memory access was encountered')
+
+    def note(cfg, part):
+        asked.append(list(bench_targets.missing(cfg, part)))
+        return start(cfg, part)
+
+    monkeypatch.setattr(hardware, 'sync', lost)
+    monkeypatch.setattr(bench_targets, 'start', note)
+    fails(lambda: go('--parts=micro-batch 32'), 'not measured: dense;')
+    assert asked == [['dense', 'low_rank'], ['low_rank']]
+
+
+def test_times_are_kept_where_the_trace_fails(go, monkeypatch, fails):
+    def fail(*_):
+        raise RuntimeError('no profiler')
+
+    monkeypatch.setattr(bench_parts, 'roofline', fail)
+    fails(lambda: go('--parts=micro-batch 12'), 'times only, not all the rest: micro-batch 12')
+    lines = [json.loads(text) for text in go.out.read_text().splitlines()]
+    assert len(lines) == 4 and all(r['ms'] > 0 and 'kinds' not in r for r in lines)
+
+
+def test_the_process_of_a_part_ends_with_the_command(monkeypatch, tmp_path):
+    script, pid = tmp_path / 'python', tmp_path / 'pid'
+    script.write_text(f'#!/bin/sh\necho $$ > {pid}.part && mv {pid}.part {pid}\nexec sleep 60\n')
+    script.chmod(0o700)
+    monkeypatch.setattr('sys.executable', str(script))
+
+    def kill():
+        while not pid.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(SystemExit):
+        bench_targets.start(TargetsConfig(out='x'), 'start')
+    killer.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_the_process_is_slowed_and_free_again():
@@ -152,7 +244,11 @@ def test_all_arms_and_their_compiling_are_commands_that_load(monkeypatch):
     for name, part in PARTS.items():
         for flags in bench_targets.flags_of(cfg, name).values():
             load(schemas.get(part.measure, ArmConfig), flags)
+        sizes = {'--steps=1', '--rounds=1', '--warmup=1', 'sample'}  # whatever else differed would be compiled twice
         for argv in bench_targets.compiling(cfg, name):
+            assert [a for a in argv if a not in sizes] in [
+                [a for a in f if a not in sizes] for f in bench_targets.flags_of(cfg, name).values()
+            ]
             schema = bench_sample.SampleBenchConfig if argv[0] == 'sample' else ArmConfig
             load(schema, argv[argv[0] == 'sample' :])
 
