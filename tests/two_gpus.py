@@ -1,11 +1,17 @@
 """
-Two GPUs beside one, on a machine that has them: python tests/two_gpus.py [steps]
+Two GPUs beside one, on a machine that has them: python tests/two_gpus.py [steps] [flags]
 
 GPT-2 124M on one GPU, and on two with ddp and with fsdp: the largest difference of the losses from those of one GPU, and tokens
 per second. Then GPT-2 XL with fsdp. Accumulation, so that the micro-batches of one GPU are those of two. About six minutes.
+What an arm says is in out/two-gpus/NAME.txt; one that fails or hangs leaves the others alone, and makes the exit code 1. On
+CPUs a trial takes half a minute:
+
+    python tests/two_gpus.py 31 --n_layer=2 --n_head=2 --n_embd=64 --block_size=64 --vocab_size=1088 --batch_size=4 --dtype=bfloat16
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +19,7 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / 'out' / 'two-gpus'
+LONGEST = 200  # seconds of an arm; more of them waits for a process that does not answer
 COMMON = ['--dataset=shakespeare_char', '--vocab_size=50304', '--save_checkpoint=false', '--eval_iters=1', '--eval_interval=9999',
           '--log_interval=5', '--warmup_iters=20', '--cuda_graph=false']  # fmt: skip
 ONE = [sys.executable]
@@ -27,27 +34,41 @@ ARMS = {
 }
 
 
-def run(name: str, command: list, steps: int) -> list[dict]:
+def run(name: str, command: list, steps: int, flags: list) -> list[dict]:
     ends = [f'--max_iters={steps}', f'--lr_decay_iters={steps}', f'--out_dir={OUT / name}']
-    r = subprocess.run([*command, *COMMON, *ends], cwd=ROOT, capture_output=True, text=True)
-    if r.returncode:
-        print(f'{name} failed\n{r.stdout[-2000:]}\n{r.stderr[-4000:]}', flush=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    said = OUT / f'{name}.txt'
+    with open(said, 'w') as f:
+        p = subprocess.Popen([*command, *COMMON, *flags, *ends], cwd=ROOT, stdout=f, stderr=f, start_new_session=True)
+        try:
+            code = p.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            code = f'stopped after {LONGEST} s'
+        finally:  # torchrun's processes too, which would keep the GPUs
+            if p.poll() is None:
+                os.killpg(p.pid, signal.SIGKILL)
+                p.wait()
+    if code:
+        text = said.read_text(errors='replace')
+        print(f'{name} failed: {code}\n{text[:2000]}\n[...]\n{text[-6000:]}', flush=True)
         return []
     lines = [json.loads(line) for line in (OUT / name / 'metrics.jsonl').read_text().splitlines()]
     return [m for m in lines if m['kind'] == 'train']
 
 
 if __name__ == '__main__':
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 101
-    first = None
+    steps, flags = int((sys.argv[1:] or [101])[0]), sys.argv[2:]
+    first, failed = None, []
     for name, command in ARMS.items():
-        if not (found := run(name, command, 21 if name == 'xl-fsdp' else steps)):
+        if not (found := run(name, command, 21 if name == 'xl-fsdp' else steps, flags)):
+            failed.append(name)
             continue
-        first = first or found
+        first = found if name == 'one' else first
         rate = lambda lines: median(m['tokens_per_s'] for m in lines[len(lines) // 3 :])
         memory = json.loads((OUT / name / 'manifest.json').read_text())['peak_memory'] / 2**30
         text = f'{name}: {rate(found):,.0f} tok/s, {memory:.1f} GiB, last loss {found[-1]["loss"]:.4f}'
-        if name in ('ddp', 'fsdp'):
+        if name in ('ddp', 'fsdp') and first:
             off = max(abs(a['loss'] - b['loss']) for a, b in zip(first, found))
             text += f'; {rate(found) / rate(first):.2f} times the speed of one, losses differ by at most {off:.1e}'
         print(text, flush=True)
+    sys.exit(f'failed: {", ".join(failed)}' if failed else 0)
