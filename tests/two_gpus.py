@@ -23,7 +23,8 @@ LONGEST = 200  # seconds of an arm; more of them waits for a process that does n
 COMMON = ['--dataset=shakespeare_char', '--vocab_size=50304', '--save_checkpoint=false', '--eval_iters=1', '--eval_interval=9999',
           '--log_interval=5', '--warmup_iters=20', '--cuda_graph=false']  # fmt: skip
 ONE = [sys.executable]
-TWO = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+# a machine without a network may not know its own name, by which the processes would look for each other without end
+TWO = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr=127.0.0.1', '--nproc_per_node=2']
 SMALL = ['config/gpt2.py', '--batch_size=32', '--gradient_accumulation_steps=4']
 XL = ['config/gpt2_xl.py', '--batch_size=8', '--gradient_accumulation_steps=4', '--activation_checkpointing=true']
 ARMS = {
