@@ -32,8 +32,6 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # as train.py does, before 
 import configurator  # noqa: F401  first: it answers Ctrl-C while torch is loaded
 
 # isort: split
-import torch
-
 import hardware
 from configurator import key, load, root_path, run
 from files import write_lines
@@ -50,7 +48,7 @@ from lab import (
     mup,
 )
 from lab.bench_nanogpt import ArmConfig, NanoGPT
-from lab.steps import Arm, apart, check_arms, table
+from lab.steps import Arm, apart, check_arms, side_by_side, table
 from logger import relative
 from train import Trainer
 
@@ -84,7 +82,7 @@ def main():
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
     check_arms(configs, {'steps', 'rounds', 'warmup', 'out', 'show'})
     device = hardware.choose_device(bench.device, bench.deterministic)
-    torch._dynamo.config.recompile_limit = max(64, 4 * len(arms))  # the arms share the code of forward
+    side_by_side(len(arms))
     timed = [Arm(a, c, device, bench.warmup, NanoGPT if c.nanogpt else Trainer) for a, c in zip(arms, configs)]
     for _ in range(bench.rounds):
         for arm in timed:

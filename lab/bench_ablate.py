@@ -23,7 +23,7 @@ from configurator import UserError, key, load, root_path
 from files import write_lines
 from lab.bench_profile import ready
 from lab.costs import columns
-from lab.steps import Arm, TimingConfig
+from lab.steps import Arm, TimingConfig, side_by_side
 from linear.einsum import Einsum
 from linear.kernels import blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric
 from logger import relative
@@ -157,7 +157,7 @@ def ablate(argv: list[str]):
         )
     ready(cfg.out)
     device = hardware.choose_device(cfg.device, cfg.deterministic)
-    torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
+    side_by_side()
     base, rows = Arm(argv, cfg, device, cfg.warmup), []
     for name, switch in SWITCHES.items():
         t = base.trainer

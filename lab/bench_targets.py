@@ -31,6 +31,7 @@ from lab.bench_nanogpt import code
 from lab.bench_parts import BUSY, COSTS, LAYERS, PARTS, in_turns, is_theirs, samples
 from lab.bench_profile import KINDS, ready, show
 from lab.costs import columns
+from lab.steps import side_by_side
 from logger import relative
 from tokens import loader
 
@@ -258,7 +259,7 @@ def missing(cfg, part: str) -> dict:
 def measure(cfg, part: str):
     """What is missing of a part, here."""
     device = hardware.choose_device('auto')
-    torch._dynamo.config.recompile_limit = 64  # the arms share the code of forward
+    side_by_side()
     for found in PARTS[part].measure(cfg, missing(cfg, part), device):
         lines = measured(cfg) + [relative(r | dict(part=part, flags=relative(cfg.flags))) for r in found]
         write_lines(root_path(cfg.out), lines)

@@ -40,6 +40,13 @@ def check_arms(configs: list, keys: set):
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
 
 
+def side_by_side(arms: int = 16):
+    """Compile each of so many arms of this process as if it were alone. They share the code of forward, and the compiler
+    would make a variable of a size that differs between two, such as batch_size: the later arms would be slower."""
+    torch._dynamo.config.recompile_limit = max(64, 4 * arms)
+    torch._dynamo.config.automatic_dynamic_shapes = False
+
+
 def seconds(t, steps: int) -> float:
     """Of so many steps of a trainer."""
     hardware.sync(t.device)

@@ -13,6 +13,7 @@ from unittest import mock
 
 import fuzz
 import pytest
+import torch
 from conftest import ROOT, TINY
 
 import bench
@@ -20,7 +21,7 @@ import files
 import plot
 import transfer
 from configurator import UserError, run
-from lab import records
+from lab import records, steps
 from surgery import collapse
 
 
@@ -249,6 +250,22 @@ def test_bench_times_arms_in_turns(script, tmp_path):
         assert row['ms_min'] <= row['ms'] <= row['ms_max'] and row['mfu'] is None
         assert row['tokens_per_s'] == pytest.approx(4 * 32 / row['ms'] * 1000)
         assert f'{row["ms"]:.2f}' in r.stdout
+
+
+def test_arms_of_other_sizes_are_compiled_as_if_alone(monkeypatch):
+    """A size in which two arms differ is a number to both, not a variable to the second one."""
+    for k in ('recompile_limit', 'automatic_dynamic_shapes'):
+        monkeypatch.setattr(torch._dynamo.config, k, getattr(torch._dynamo.config, k))
+    steps.side_by_side()
+    graphs, model = [], torch.nn.Linear(4, 4)
+
+    def note(graph, inputs):
+        graphs.append([x for x in inputs if isinstance(x, torch.SymInt)])
+        return graph
+
+    for batch in (2, 3, 5):
+        torch.compile(model, backend=note)(torch.zeros(batch, 4))
+    assert graphs == [[], [], []]
 
 
 def test_every_config_loads():

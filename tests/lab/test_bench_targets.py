@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 from conftest import ROOT
 
 import bench
@@ -184,7 +185,7 @@ def test_the_process_is_slowed_and_free_again():
 def test_the_second_start_counts(monkeypatch):
     times = iter([dict(first_step=40.0), dict(model=3.0, first_step=12.5)])
     monkeypatch.setattr(bench_start, 'seconds', lambda flags, env: next(times))
-    (found,) = bench_parts.starts(None, {'start': []}, bench.torch.device('cpu'))
+    (found,) = bench_parts.starts(None, {'start': []}, torch.device('cpu'))
     assert found[0]['ms'] == 12_500 and found[0]['model'] == 3
 
 
