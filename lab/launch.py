@@ -91,7 +91,9 @@ def one(folder: Path, script: Path, argv: list[str]) -> int:
         if 'torch' in sys.modules:
             import torch._dynamo
 
-            torch._dynamo.config.recompile_limit = 64  # all runs share the code of forward
+            # all runs share the code of forward, and each is compiled as if it were alone (lab/steps.py: side_by_side)
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 256
+            torch._dynamo.config.automatic_dynamic_shapes = False
         sys.argv = [str(ROOT / script), *argv]
         run(module.main)
     except SystemExit as e:
