@@ -252,19 +252,18 @@ def test_bench_times_arms_in_turns(script, tmp_path):
         assert f'{row["ms"]:.2f}' in r.stdout
 
 
-def test_arms_of_other_sizes_are_compiled_as_if_alone(monkeypatch):
+def test_arms_of_other_sizes_are_compiled_as_if_alone():
     """A size in which two arms differ is a number to both, not a variable to the second one."""
-    for k in ('recompile_limit', 'automatic_dynamic_shapes'):
-        monkeypatch.setattr(torch._dynamo.config, k, getattr(torch._dynamo.config, k))
-    steps.side_by_side()
     graphs, model = [], torch.nn.Linear(4, 4)
 
     def note(graph, inputs):
         graphs.append([x for x in inputs if isinstance(x, torch.SymInt)])
         return graph
 
-    for batch in (2, 3, 5):
-        torch.compile(model, backend=note)(torch.zeros(batch, 4))
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=True, recompile_limit=8):
+        steps.side_by_side()
+        for batch in (2, 3, 5):
+            torch.compile(model, backend=note)(torch.zeros(batch, 4))
     assert graphs == [[], [], []]
 
 

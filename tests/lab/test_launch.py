@@ -94,16 +94,16 @@ def test_the_exit_code_of_a_run_in_a_pool_is_its_own(tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, 'argv', sys.argv)
     monkeypatch.setitem(sys.modules, 'a_script', SimpleNamespace(main=ends(error)))
     dynamo = torch._dynamo.config
-    for k in ('recompile_limit', 'accumulated_recompile_limit', 'automatic_dynamic_shapes'):
-        monkeypatch.setattr(dynamo, k, getattr(dynamo, k))
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        assert launch.one(tmp_path, launch.Path('a_script.py'), ['--x=1']) == code
+        with dynamo.patch(automatic_dynamic_shapes=True):
+            assert launch.one(tmp_path, launch.Path('a_script.py'), ['--x=1']) == code
+            # else a width in which two runs differ is a variable to the second one
+            assert not dynamo.automatic_dynamic_shapes
     finally:
         for s, handler in handlers.items():
             signal.signal(s, handler)
     assert sys.argv[1:] == ['--x=1']
-    assert not dynamo.automatic_dynamic_shapes  # else a width in which two runs differ is a variable to the second one
 
 
 def test_a_pool_answers_with_each_code_and_leaves_after_a_run_that_failed(monkeypatch, capfd):
