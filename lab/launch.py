@@ -26,6 +26,7 @@ from configurator import ROOT, UserError
 from files import holder
 
 LOCKED = 75  # exit code: another process is at this run
+LOOK, LOOK_AGAIN = 0.2, 2  # seconds between looks at runs, and at a run that another process is at
 
 
 def main():
@@ -252,14 +253,14 @@ def run_all(todo, done, start, jobs: int, show=lambda running: None, tries: int 
             if not running and not left:
                 return failed
             show(running)
-            time.sleep(0.2)
+            time.sleep(LOOK)
             for name, (_, poll, _) in list(running.items()):
                 if (code := poll()) is None:
                     continue
                 del running[name]
                 left = None
                 if code == LOCKED:  # another compare.py, or one that was killed, has it in hand: look again later
-                    wait[name] = time.time() + 2
+                    wait[name] = time.time() + LOOK_AGAIN
                     done(name, None)
                 elif wrong := done(name, code):
                     attempts[name] = attempts.get(name, 0) + 1
@@ -301,7 +302,7 @@ def stop_all(running: dict):
         for name, stop in alive:
             if name not in asked and stop():  # not before it has taken its lock; twice would kill it while it saves
                 asked.add(name)
-        time.sleep(0.2)
+        time.sleep(LOOK)
 
 
 if __name__ == '__main__':

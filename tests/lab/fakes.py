@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import compare
-from lab import outcomes, plan, report
+from lab import launch, outcomes, plan, report
 
 FAKE = 'tests/fake_train.py'
 WRITE = report.write_comparison
@@ -26,6 +25,8 @@ def without_pictures(folder: Path) -> bool:
 def fake_script(monkeypatch):
     monkeypatch.setitem(plan.SCRIPTS, FAKE, 'FakeConfig')
     monkeypatch.setattr(report, 'write_comparison', without_pictures)
+    monkeypatch.setattr(launch, 'LOOK', 0.02)  # fake runs take a moment
+    monkeypatch.setattr(launch, 'LOOK_AGAIN', 0.5)
     return WRITE
 
 
@@ -61,13 +62,16 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 sys.path[:0] = [{root!r}]
 import compare
+from lab import launch
 from lab import plan
 from lab import report
 from configurator import run
 draw = report.write_comparison
 report.write_comparison = lambda folder: draw(folder, pictures=bool({limit}))
 plan.SCRIPTS[{script!r}] = 'FakeConfig'
+launch.LOOK, launch.LOOK_AGAIN = 0.02, 0.5
 if {limit}:
+    sys.dont_write_bytecode = True  # others read it, and here it would be cut
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 try:
     run(lambda: compare.compare(compare.CompareConfig(**{keys!r})))
@@ -76,11 +80,10 @@ except KeyboardInterrupt:
 """
 
 
-def start(cfg, limit=0, python=(sys.executable,)):
-    """compare.py on fake runs in a process of its own; no file may grow beyond limit bytes. python: the fixture, where the
-    process gets no signal and no limit (its byte code, which others read, would be cut)."""
+def start(python, cfg, limit=0):
+    """compare.py on fake runs in a process of its own; no file may grow beyond limit bytes."""
     code = RUNNER.format(root=str(ROOT), script=FAKE, limit=limit, keys=dataclasses.asdict(cfg))
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
     script = Path(cfg.out).with_name('compare_fakes.py')
     script.write_text(code)
     return subprocess.Popen([*python, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
