@@ -84,6 +84,13 @@ def python(tmp_path_factory):
 
 
 @pytest.fixture
+def torchrun(tmp_path, python):
+    """[...]: what stands for `torchrun` in a command."""
+    (tmp_path / 'torchrun.py').write_text('from torch.distributed.run import main\n\nmain()\n')
+    return [*python, str(tmp_path / 'torchrun.py')]
+
+
+@pytest.fixture
 def script(tmp_path, python):
     """Run a script of the repository as a user does, from another directory: script('train.py', ...) -> result."""
 

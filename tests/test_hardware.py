@@ -68,15 +68,16 @@ run(main)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['SIGKILL', 'SIGSTOP'])
-def test_a_lost_process_ends_the_run_in_one_line(name):
+def test_a_lost_process_ends_the_run_in_one_line(tmp_path, python, name):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     env = os.environ | dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
-    code = MEMBER.format(root=str(ROOT), signal=name)
+    (tmp_path / 'member.py').write_text(MEMBER.format(root=str(ROOT), signal=name))
+    command = [*python, str(tmp_path / 'member.py')]
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     first, second = (
-        subprocess.Popen([sys.executable, '-c', code], env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)
+        subprocess.Popen(command, env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)
     )
     try:
         t0 = time.time()
@@ -105,10 +106,11 @@ run(main)
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once_under_torchrun(tmp_path):
+def test_a_mistake_is_said_once_under_torchrun(tmp_path, torchrun):
     (tmp_path / 'mistaken.py').write_text(MISTAKEN.format(root=str(ROOT)))
-    two = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    done = subprocess.run([*two, str(tmp_path / 'mistaken.py')], capture_output=True, text=True, timeout=100)
+    two = [*torchrun, '--standalone', '--nproc_per_node=2', str(tmp_path / 'mistaken.py')]
+    env = os.environ | dict(OMP_NUM_THREADS='1')
+    done = subprocess.run(two, env=env, capture_output=True, text=True, timeout=100)
     assert [line for line in done.stderr.splitlines() if 'n_laier' in line] == ['error: n_laier: no such key']
     assert done.returncode == 1 and 'exitcode  : 2' in done.stderr  # docs/scaling.md says so
 
@@ -133,8 +135,8 @@ def test_a_mistake_of_one_process_alone_is_said_after_its_turn(kind, turns, code
 
 
 @pytest.mark.slow
-def test_ctrl_c_under_torchrun_saves_and_says_so(tmp_path):
-    two = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(ROOT / 'train.py')]
+def test_ctrl_c_under_torchrun_saves_and_says_so(tmp_path, torchrun):
+    two = [*torchrun, '--standalone', '--nproc_per_node=2', str(ROOT / 'train.py')]
     long = [
         '--gradient_accumulation_steps=2',
         '--max_iters=100000',

@@ -348,12 +348,13 @@ def test_an_out_dir_that_cannot_be_written_gets_one_line(tmp_path, fails):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('how', ['a signal', 'its terminal goes'])
-def test_an_interrupted_run_saves_and_goes_on_exactly(run_train, tmp_path, how):
+def test_an_interrupted_run_saves_and_goes_on_exactly(run_train, tmp_path, python, how):
     out = tmp_path / 'cut'
     args = [*TINY, '--max_iters=100000', '--eval_interval=100000', f'--out_dir={out}']
     master, terminal = os.openpty()
     pipe = subprocess.PIPE if how == 'a signal' else terminal
-    p = subprocess.Popen([sys.executable, str(ROOT / 'train.py'), *args], stdout=pipe, stderr=pipe, text=True)
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    p = subprocess.Popen([*python, str(ROOT / 'train.py'), *args], stdout=pipe, stderr=pipe, text=True, env=env)
     os.close(terminal)
     os.set_blocking(master, False)
     deadline = time.time() + 60

@@ -1,13 +1,15 @@
 """
 A Python that has loaded torch already. Tests start many scripts as a user does, and loading torch is most of what that
 costs. `python -IS warm.py SCRIPT ARGS...` asks the server at the socket NANOMORPH_WARM for a fork of itself that runs the
-script: a process of its own, with the arguments, environment, folder and files of the one that asked. Our own modules are
-loaded anew. Where that would not be the same (other threads, a module path, no script) it becomes an ordinary Python.
+script: a process of its own, with the arguments, environment, folder and files of the one that asked. The one that asked
+passes the signals on that it gets; if it is killed, the fork is. Our own modules are loaded anew. Where that would not be
+the same (other threads, a module path, no script) it becomes an ordinary Python.
 """
 
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -15,6 +17,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # what torch and Python read once, when they start; compare.py puts our folder on the path of all that it starts, for good
 LIKE = dict(OMP_NUM_THREADS=('1',), PYTHONPATH=(None, ROOT))
+PASSED_ON = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 def ask(argv: list[str]):
@@ -32,6 +35,8 @@ def ask(argv: list[str]):
         request = json.dumps(dict(argv=argv, cwd=os.getcwd(), env=dict(os.environ))).encode()
         socket.send_fds(s, [len(request).to_bytes(4, 'big')], [0, 1, 2])
         s.sendall(request)
+        for n in PASSED_ON:
+            signal.signal(n, lambda n, _: s.send(bytes([n])))
         code = int.from_bytes(s.recv(4), 'big', signed=True)
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
@@ -42,7 +47,6 @@ def ask(argv: list[str]):
 def serve(path: str) -> str:
     """Answer until stdin ends. Returns in a fork that was asked for, with the script that it shall run."""
     import gc
-    import select
 
     import torch
     import torch._dynamo  # noqa: F401  an optimizer loads it, and a model without memory
@@ -73,7 +77,11 @@ def answer(s: socket.socket) -> str:
     while len(text) < int.from_bytes(head, 'big'):
         text += s.recv(2**16)
     if child := os.fork():
-        s.sendall(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]).to_bytes(4, 'big', signed=True))
+        over = os.pidfd_open(child)
+        while over not in select.select([over, s], [], [])[0]:
+            os.kill(child, int.from_bytes(s.recv(1)) or signal.SIGKILL)  # b'': the one that asked is gone
+        with contextlib.suppress(BrokenPipeError):
+            s.sendall(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]).to_bytes(4, 'big', signed=True))
         os._exit(0)
     s.close()
     for i, fd in enumerate(fds):

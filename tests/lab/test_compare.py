@@ -159,11 +159,11 @@ def test_half_written_lines_lose_nothing_else(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_no_finished_run(config, tmp_path):
+def test_a_full_disk_loses_no_finished_run(config, tmp_path, python):
     """A limit on the size of files stands for the disk: one arm's logs fit, the other's and the collected ones do not."""
     cfg = config(arms=dict(base='', big='--level=1.9 --long=4000'), seeds=2, cluster='local', jobs=4)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    p = start(cfg, limit=6000)
+    p = start(python, cfg, limit=6000)
     _, err = p.communicate(timeout=60)
     assert p.returncode in (1, 2) and 'Traceback' not in err, err
     assert starts(tmp_path) == {'base/lr0.01/s1': 1, 'base/lr0.01/s2': 1, 'big/lr0.01/s1': 2, 'big/lr0.01/s2': 2}
@@ -175,7 +175,7 @@ def test_a_full_disk_loses_no_finished_run(config, tmp_path):
 @pytest.mark.slow
 def test_two_compares_at_once_share_the_runs(config, tmp_path, python):
     cfg = config(seeds=4, arms=dict(base='--sleep=0.05', better='--sleep=0.05 --level=1.9'), jobs=3)
-    both = [start(cfg, python=python), start(cfg, python=python)]
+    both = [start(python, cfg), start(python, cfg)]
     for p in both:
         _, err = p.communicate(timeout=60)
         assert p.returncode == 0, err
@@ -185,16 +185,16 @@ def test_two_compares_at_once_share_the_runs(config, tmp_path, python):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('cluster', ['local', 'pool'])
-def test_ctrl_c_stops_the_runs_and_a_killed_compare_leaves_them_to_the_next(config, tmp_path, cluster):
+def test_ctrl_c_stops_the_runs_and_a_killed_compare_leaves_them_to_the_next(config, tmp_path, python, cluster):
     cfg = config(seeds=1, arms=dict(base='--sleep=0.3', better='--level=1.9 --sleep=0.3'), cluster=cluster)
-    p = start(cfg)
+    p = start(python, cfg)
     wait_for(lambda: len(starts(tmp_path)) == 2)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=30)
     assert p.returncode == 130, err
     folders = [tmp_path / 'out' / 'c' / arm / 'lr0.01' / 's1' for arm in ('base', 'better')]
     assert not any(launch.holder(f) for f in folders) and 'stopping 2 runs' in out
-    p = start(cfg)
+    p = start(python, cfg)
     wait_for(lambda: all(launch.holder(f) for f in folders))
     p.kill()
     p.communicate()

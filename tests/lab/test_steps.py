@@ -138,15 +138,15 @@ def test_a_step_that_crashes_is_tried_again_and_one_that_fails_is_named(steps, t
 
 
 @pytest.mark.slow  # in a pool: test_compare.py
-def test_ctrl_c_stops_a_step_and_the_next_compare_goes_on(steps, tmp_path):
+def test_ctrl_c_stops_a_step_and_the_next_compare_goes_on(steps, tmp_path, python):
     cfg = steps(steps=STEPS | dict(small=STEPS['small'] + ' --sleep=0.3'), cluster='local', jobs=4)
     folder = tmp_path / 'out/c/steps/small/lr0.01/s1'
-    p = start(cfg)
+    p = start(python, cfg)
     wait_for(lambda: {'steps/small/lr0.01/s1', 'scratch/lr0.01/s1'} <= set(starts(tmp_path)))
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=30)
     assert p.returncode == 130 and not launch.holder(folder), err
-    p = start(cfg)
+    p = start(python, cfg)
     wait_for(lambda: launch.holder(folder))
     p.kill()
     p.communicate()
@@ -157,7 +157,7 @@ def test_ctrl_c_stops_a_step_and_the_next_compare_goes_on(steps, tmp_path):
 @pytest.mark.slow
 def test_two_compares_at_once_share_the_steps(steps, tmp_path, python):
     cfg = steps(steps={k: f'{v} --sleep=0.03' for k, v in STEPS.items()}, seeds=2)
-    both = [start(c, python=python) for c in (cfg, dataclasses.replace(cfg, seeds=3))]
+    both = [start(python, c) for c in (cfg, dataclasses.replace(cfg, seeds=3))]
     for p in both:
         _, err = p.communicate(timeout=120)
         assert p.returncode == 0, err
