@@ -76,7 +76,9 @@ def python(tmp_path_factory):
     path = str(tmp_path_factory.mktemp('warm') / 'socket')
     command = [sys.executable, str(ROOT / 'tests' / 'warm.py'), 'serve', path]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    server = subprocess.Popen(command, env=os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'passive'}, **pipes)
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'passive'}
+    env.pop('PYTHONPATH', None)
+    server = subprocess.Popen(command, env=env, **pipes)
     server.stdout.readline()
     os.environ['NANOMORPH_WARM'] = path
     yield [sys.executable, '-IS', str(ROOT / 'tests' / 'warm.py')]
@@ -85,8 +87,15 @@ def python(tmp_path_factory):
 
 @pytest.fixture
 def torchrun(tmp_path, python):
-    """[...]: what stands for `torchrun` in a command."""
-    (tmp_path / 'torchrun.py').write_text('from torch.distributed.run import main\n\nmain()\n')
+    """[...]: what stands for `torchrun` in a command, faster: it and what it starts are forks (tests/warm.py)."""
+    (tmp_path / 'torchrun.py').write_text(f"""
+import os
+import sys
+from torch.distributed.run import main
+os.environ['NANOMORPH_WARM'] = {os.environ['NANOMORPH_WARM']!r}
+at = next(i for i, word in enumerate(sys.argv) if i and word.endswith('.py'))
+main([*sys.argv[1:at], '--no-python', *{python!r}, *sys.argv[at:]])
+""")
     return [*python, str(tmp_path / 'torchrun.py')]
 
 

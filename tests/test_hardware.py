@@ -76,9 +76,7 @@ def test_a_lost_process_ends_the_run_in_one_line(tmp_path, python, name):
     (tmp_path / 'member.py').write_text(MEMBER.format(root=str(ROOT), signal=name))
     command = [*python, str(tmp_path / 'member.py')]
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    first, second = (
-        subprocess.Popen(command, env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1)
-    )
+    first, second = (subprocess.Popen(command, env=env | dict(RANK=str(rank)), **pipes) for rank in (0, 1))
     try:
         t0 = time.time()
         err = first.communicate(timeout=60)[1]

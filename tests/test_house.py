@@ -85,7 +85,6 @@ def test_the_root_is_small():
 
 
 def test_sampling_and_evaluating_load_no_trainer(tmp_path, script):
-    for command in ('sample', 'evaluate'):
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {command}; assert 'train' not in sys.modules"
-        (tmp_path / 'load.py').write_text(code)
-        script(tmp_path / 'load.py')
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sample, evaluate; assert 'train' not in sys.modules"
+    (tmp_path / 'load.py').write_text(code)
+    script(tmp_path / 'load.py')

@@ -3,7 +3,6 @@ parallel = fsdp computes what ddp and a single process compute, sends no gradien
 anywhere. Two processes, started once, make all runs of this file's quick tests.
 """
 
-import contextlib
 import io
 import json
 import os
@@ -13,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from conftest import ROOT, TINY, losses
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 import checkpoint
+import files
 from configurator import load
 from linear import LAYERS
 from linear.base import Matrix
@@ -336,10 +335,6 @@ def test_shares_run_no_code_and_are_refused_where_they_are_not_as_they_were_writ
 # torchrun: several nodes, a process that dies
 
 
-def children(pid: int) -> list[int]:
-    return [int(c) for c in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
-
-
 def wait_for(happened, processes):
     deadline = time.time() + 150
     while not happened():
@@ -348,11 +343,11 @@ def wait_for(happened, processes):
 
 
 @pytest.mark.slow
-def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path):
+def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path, torchrun):
     """Two agents that meet at an address, a process each. One process is killed; both nodes start again and finish. The
     record is that of one run, each iteration once."""
     out, at = tmp_path / 'run', port()
-    nodes = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1', '--rdzv-id=a-launch',
+    nodes = [*torchrun, '--nnodes=2', '--nproc_per_node=1', '--rdzv-id=a-launch',
              '--rdzv-backend=c10d', f'--rdzv-endpoint=127.0.0.1:{at}', '--max-restarts=2', '--monitor-interval=0.5']  # fmt: skip
     flags = [
         *LONG,
@@ -367,17 +362,16 @@ def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path):
         os.environ | dict(OMP_NUM_THREADS='1', TORCH_DISABLE_SHARE_RDZV_TCP_STORE='1'),
         [tmp_path / 'a.log', tmp_path / 'b.log'],
     )
-    started = dict(stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    started = dict(stderr=subprocess.STDOUT, env=env)
     agents = [subprocess.Popen(command, stdout=log.open('w'), **started) for log in logs]
     try:
         wait_for(lambda: 'iter 25:' in logs[0].read_text() + logs[1].read_text(), agents)
         t0 = time.time()
-        os.kill(children(agents[1].pid)[0], signal.SIGKILL)
+        os.kill(files.holder(out), signal.SIGKILL)
         codes = [p.wait(timeout=150) for p in agents]
     finally:
         for p in agents:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(p.pid, signal.SIGKILL)
+            p.kill()
     said = [log.read_text() for log in logs]
     assert time.time() - t0 < 120, said
     assert codes == [0, 0], '\n'.join(said)[-5000:]

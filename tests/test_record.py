@@ -63,11 +63,12 @@ def test_a_folder_at_work_is_refused_to_a_second_process(tmp_path, fails):
         assert files.lock(out) is None
 
 
-def test_the_launcher_does_not_lock_out_the_run_that_it_becomes(tmp_path):
+def test_the_launcher_does_not_lock_out_the_run_that_it_becomes(tmp_path, python):
     out = tmp_path / 'run'
-    command = [sys.executable, '-m', 'lab.launch', str(out), sys.executable, str(ROOT / 'train.py')]
+    command = [sys.executable, '-m', 'lab.launch', str(out), *python, str(ROOT / 'train.py')]
     flags = [*TINY, *SMALL, f'--out_dir={out}', '--max_iters=1']
-    r = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    env = os.environ | dict(OMP_NUM_THREADS='1')
+    r = subprocess.run([*command, *flags], cwd=ROOT, env=env, capture_output=True, text=True)
     assert r.returncode == 0, (out / 'output.txt').read_text()
     assert (out / 'ckpt.pt').exists() and not list(out.glob('earlier-*'))
 

@@ -1,6 +1,7 @@
 """The seeds' small tasks: many seeds at once are as many runs, collapse and growth do what they say."""
 
 import dataclasses
+import functools
 import gzip
 import json
 import math
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 import compare
 import files
 from configurator import load
-from lab import outcomes
+from lab import outcomes, report
 from logger import read_metrics
 from toys import letter_counting, mnist
 from toys.letter_counting import LetterConfig, Transformer
@@ -214,7 +215,8 @@ def test_costs_are_what_the_logs_say(tmp_path, method):
 
 
 @pytest.mark.slow
-def test_compare_runs_and_reports_a_toy(tmp_path, capsys):
+def test_compare_runs_and_reports_a_toy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, 'write_comparison', functools.partial(report.write_comparison, pictures=False))
     cfg = compare.CompareConfig(
         arms=dict(scratch='', grown='--method=onehot'), common=' '.join(QUICK['letter_counting']), name='c', seeds=2,
         learning_rates=dict(scratch=(1e-2, 2e-2)), sweep_seeds=1, extend=0,

@@ -5,12 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from conftest import ROOT
 from fakes import FAKE, fake_script  # noqa: F401
 
 import compare
+import logger
 from configurator import UserError, load
 from lab import plan, records, report, track
 
@@ -173,7 +175,7 @@ def test_a_log_begins_with_the_text_of_its_entry_and_keeps_to_it(enter, tmp_path
         enter('good', '--level=1.9', 'another text')
 
 
-def test_the_source_has_the_code_that_no_commit_has(tmp_path):
+def test_the_source_has_the_code_that_no_commit_has(tmp_path, monkeypatch):
     git = lambda *args: subprocess.run(['git', '-C', str(tmp_path), *args], check=True, capture_output=True)
     (tmp_path / 'linear' / 'own').mkdir(parents=True)
     for name, text in (('old.py', 'old = 1\n'), ('changed.py', 'a = 1\n'), ('notes.md', 'notes')):
@@ -183,16 +185,10 @@ def test_the_source_has_the_code_that_no_commit_has(tmp_path):
     git('-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-qm', 'all')
     (tmp_path / 'linear' / 'changed.py').write_text('a = 2\n')
     (tmp_path / 'linear' / 'own' / 'toy.py').write_text('toy = 1\n')
-    code = (
-        'import dataclasses, json, sys, types; sys.path.insert(0, sys.argv[1])\n'
-        'import logger; from pathlib import Path; from lab import track\n'
-        'logger.ROOT = track.ROOT = Path(sys.argv[2])\n'
-        "print(json.dumps(track.source(types.SimpleNamespace(name='toy', track='small'), [])))"
-    )
-    said = subprocess.run(
-        [sys.executable, '-c', code, str(ROOT), str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert json.loads(said.stdout)['source'] == {'linear/changed.py': 'a = 2\n', 'linear/own/toy.py': 'toy = 1\n'}
+    for module in (logger, track):
+        monkeypatch.setattr(module, 'ROOT', tmp_path)
+    said = track.source(types.SimpleNamespace(name='toy', track='small'), [])
+    assert said['source'] == {'linear/changed.py': 'a = 2\n', 'linear/own/toy.py': 'toy = 1\n'}
 
 
 def test_the_board_is_written_from_the_logs_and_the_check_holds_it(enter, tmp_path, monkeypatch):
