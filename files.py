@@ -110,6 +110,8 @@ def misfit(value, shape, at='') -> str:
         {key: shape, 'key?': shape}    an object that has these keys, the one with ? not always; str: for all others
         (shape, ...)                   one of them; (): must not be there
     No whole number is so large that a float could not hold the product of a few."""
+    if type(value) is shape and shape in (float, str, bool):  # most values
+        return ''
     here = at.lstrip('.') or 'it'
     if isinstance(shape, tuple):
         wrong = []

@@ -187,7 +187,7 @@ def clone(tmp_path, python):
     demo = here / 'config' / 'compare' / 'demo.py'
     text = demo.read_text()
     for key, value in dict(
-        max_iters=20, lr_decay_iters=20, eval_iters=2, block_size=16, n_embd=16, expansion=32
+        max_iters=10, lr_decay_iters=10, eval_interval=5, eval_iters=2, block_size=16, n_embd=16, expansion=32
     ).items():
         assert f'--{key}=' in text
         text = re.sub(f'--{key}=\\d+', f'--{key}={value}', text)

@@ -374,7 +374,7 @@ def test_training_goes_on_without_a_wandb_that_fails(go, monkeypatch, capsys, br
 def test_a_wandb_server_out_of_reach_costs_a_stated_time(go, monkeypatch, capsys):
     wandb = pytest.importorskip('wandb')
     wandb.teardown()  # what an earlier test in this process has started keeps its server
-    monkeypatch.setattr('logger.STARTING', 3)
+    monkeypatch.setattr('logger.STARTING', 1)
     monkeypatch.setenv('WANDB_BASE_URL', 'http://127.0.0.1:9')
     monkeypatch.setenv('WANDB_API_KEY', 'a' * 40)
     t0 = time.time()

@@ -52,6 +52,11 @@ def serve(path: str) -> str:
     import torch._dynamo  # noqa: F401  an optimizer loads it, and a model without memory
     import tqdm  # noqa: F401
 
+    with contextlib.suppress(ImportError):  # what draws tables and pictures
+        import bokeh.models  # noqa: F401
+        import matplotlib.figure  # noqa: F401
+        import scipy.stats  # noqa: F401
+
     sys.dont_write_bytecode, sys.pycache_prefix = False, path + '.pyc'  # our modules are compiled once
     gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
