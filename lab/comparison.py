@@ -126,7 +126,7 @@ class Jobs:
         """(name, folder, command) of what can be started now."""
         state, self.asked = self.state, {}
         state.read_back()
-        for r in state.ready():
+        for r in state.can_start:
             self.asked.setdefault(state.job_folder(r), []).append(r)
             if r.plan in state.sources and not state.checkpoint(r).exists() and not launch.holder(state.out / r.name):
                 launch.forget(state.out / r.name)  # else it would be taken for over

@@ -32,7 +32,7 @@ class State:
         self.there = {}  # name of a run: its checkpoint, which others may start from
         self.lost = {}  # name of a run of a sweep: the record of what it starts from, which diverged
         self.settings = {}  # (plan, rate, seed): see run_settings
-        self.missing = None  # what is missing by these records
+        self.missing, self.can_start = None, []  # what is missing by these records, and can be started now
         self.rules = {}  # size: what a claim will need, in words
         self.failed_write = ''  # why the last write failed
         self.head = None  # of an entry of the board: the first line of its log
@@ -90,8 +90,10 @@ class State:
             self.records.setdefault(name, r)
         self.there = {name: path for name, path in self.there.items() if path.exists()}
         news = 0
-        while fresh := [r for r in self.ready() if self.take(r)]:
+        self.can_start = self.ready()
+        while fresh := [r for r in self.can_start if self.take(r)]:
             news += len(fresh)
+            self.can_start = self.ready()
         if news or self.failed_write:
             self.write()
         if self.sources and not self.cfg.keep_checkpoints and not self.missing.runs:
@@ -179,7 +181,7 @@ class State:
         return found
 
     def left(self) -> set[Run]:
-        return {*self.ready(), *self.missing.runs}
+        return {*self.can_start, *self.missing.runs}
 
     # ------------------------------------------------------------------------- what is written
 
