@@ -82,11 +82,11 @@ def answer(s: socket.socket) -> str:
     while len(text) < int.from_bytes(head, 'big'):
         text += s.recv(2**16)
     if child := os.fork():
-        over = os.pidfd_open(child)
-        while over not in select.select([over, s], [], [])[0]:
-            os.kill(child, int.from_bytes(s.recv(1)) or signal.SIGKILL)  # b'': the one that asked is gone
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if select.select([s], [], [], 0.01)[0]:
+                os.kill(child, int.from_bytes(s.recv(1)) or signal.SIGKILL)  # b'': the one that asked is gone
         with contextlib.suppress(BrokenPipeError):
-            s.sendall(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]).to_bytes(4, 'big', signed=True))
+            s.sendall(os.waitstatus_to_exitcode(ended[1]).to_bytes(4, 'big', signed=True))
         os._exit(0)
     s.close()
     for i, fd in enumerate(fds):
