@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import sys
 import time
 import types
 
@@ -12,7 +13,7 @@ from conftest import ROOT
 import compare
 import configurator
 import sample
-from configurator import UserError, groups, key, load
+from configurator import UserError, groups, key, load, run
 from linear.structured import divisors
 from train import TrainConfig
 
@@ -327,3 +328,17 @@ def test_a_config_file_that_is_no_text_gets_one_line(tmp_path, content):
     (tmp_path / 'mine.py').write_bytes(content)
     with pytest.raises(UserError, match=r'cannot read config file .*mine.py \(not text\)'):
         load(TrainConfig, [str(tmp_path / 'mine.py')])
+
+
+@pytest.mark.parametrize('closed', [('stdout',), ('stderr',), ('stdout', 'stderr')])
+def test_a_command_whose_output_is_closed_ends_as_it_would(monkeypatch, capsys, closed):
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+
+    def main():
+        print('a line')
+        raise UserError('a mistake')
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 2
