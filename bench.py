@@ -16,11 +16,11 @@ Time the training step. It is exactly the step of train.py, with data and optimi
     python bench.py race config/gpt2.py --seconds=540 -- config/gpt2.py --nanogpt=/path/to/nanoGPT    loss by the clock: lab/bench_race.py
     python bench.py mup coordinates                         is a narrow model's best learning rate a wide one's? lab/mup.py
 
-Arms are separated by `--`. Each is a config with flags as for train.py; --nanogpt=FOLDER times the step of nanoGPT's own code
-for it; the other keys of bench.py go to the first. All arms
-live in one process and take turns, block by block, so a drift of the machine affects all of them alike. Printed are the
-median time per step over the blocks with its range, the ratio to the first arm (median over pairs of neighbouring
-blocks), tokens/s, MFU and peak memory. --out writes the figures of each arm to a file, as one JSON line.
+Arms are separated by `--`. Each is a config with flags as for train.py; --nanogpt=FOLDER times the step of nanoGPT's
+own code for it; the other keys of bench.py go to the first. All arms live in one process and take turns, block by
+block, so a drift of the machine affects all of them alike. Printed are the median time per step over the blocks with
+its range, the ratio to the first arm (median over pairs of neighbouring blocks), tokens/s, MFU and peak memory. --out
+writes the figures of each arm to a file, as one JSON line.
 """
 
 import os

@@ -12,11 +12,12 @@ Compare ways to train: many runs at matched cost, each arm at its own best learn
 
 A comparison is a config file with these keys; an arm is a config of train.py with flags. Seed s means the same data in
 the same order and the same start in every arm. With learning_rates each arm is first trained at each of these rates, on
-random seeds that are used for nothing else, with min_lr in proportion, and a parabola gives its rate. The baseline is trained with eight seeds, and
-what a claim will need is printed. Then each arm gets 4, 6, 8, ... seeds until its verdict is certain. After an
-interruption run the same command again. It keeps finished runs (in out/compare/ or in out/results/<name>/metrics.jsonl,
-so on another machine, too) and resumes the others. What the command leaves in out/results/ is yours. To publish it,
-move it to results/<name>, where --report and --check look, or go on there with --results=results.
+random seeds that are used for nothing else, with min_lr in proportion, and a parabola gives its rate. The baseline is
+trained with eight seeds, and what a claim will need is printed. Then each arm gets 4, 6, 8, ... seeds until its verdict
+is certain. After an interruption run the same command again. It keeps finished runs (in out/compare/ or in
+out/results/<name>/metrics.jsonl, so on another machine, too) and resumes the others. What the command leaves in
+out/results/ is yours. To publish it, move it to results/<name>, where --report and --check look, or go on there with
+--results=results.
 
 An arm may start from preparing steps, which are trainings or commands of transfer.py (grow, factorize, ...).
 

@@ -143,8 +143,8 @@ def state(folder: Path, manifest: dict, config: dict, lines: list[dict]) -> str:
 
 def found_under(folder: Path) -> list[tuple]:
     """(path, state, iterations, best val loss, last val loss, device, date) of every run in it or below; the state is
-    damaged where a file cannot be read. A run of a comparison is in its own folder and in the comparison's results: the
-    folder is listed."""
+    damaged where a file cannot be read. A run of a comparison is in its own folder and in the comparison's results (those
+    of a track's entry are one folder deeper): the folder is listed."""
     rows, folders = [], sorted(p.parent for p in folder.rglob('metrics.jsonl'))
     own = [p.parts for p in folders if is_run(p)]
     listed = {parts[i:] for parts in own for i in range(len(parts))}
@@ -159,7 +159,8 @@ def found_under(folder: Path) -> list[tuple]:
                 rows.append((str(name), state(path, facts, config, lines), at, evals, facts))
                 continue
             for run_, r in read_records(path).items():  # of compare.py: a line per run
-                if 'eval' in r and (path.name, *run_.split('/')) not in listed:
+                inside = tuple(run_.split('/'))
+                if 'eval' in r and not listed & {(path.name, *inside), (path.parent.name, *inside)}:
                     evals = r['eval'].get('val_loss', [])
                     rows.append((str(name / run_), r['state'], max(r['eval'].get('iter', [0])), evals, r['facts']))
         except UserError:

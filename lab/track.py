@@ -131,14 +131,15 @@ change only keys of linear layers and of the optimizer of their matrices. It is 
 
 1. For a new layer write one file, `linear/own/<name>.py` (make the folder), with one class as
    [CONTRIBUTING.md](../CONTRIBUTING.md#add-a-way-to-parameterize-a-linear-layer) describes. Try it with
-   `python train.py config/shakespeare_char.py --linear=<name>`.
+   `python train.py config/shakespeare_char.py --linear=<name>`. A new optimizer needs
+   [a line in the registry](../CONTRIBUTING.md#add-an-optimizer), too.
 2. Write `config/track/<name>.py` with this text (the other track is `config/track/gpu.py`):
 
         include('small.py')
         arms['<name>'] = '--linear=<name> --linear_layers=mlp+attn'
 
-3. Run `python compare.py config/track/<name>.py`: about 20 runs, each for about the time in the column `seconds`. After an
-   interruption run it again. The log begins with the text of your two files.
+3. Run `python compare.py config/track/<name>.py`: about 20 runs, each for about the time in the column `seconds`, in full: fewer
+   seeds or steps are refused. After an interruption run it again. The log begins with the text of your two files.
 4. Move `out/results/track/small/<name>/` to `results/track/small/`, run `python compare.py --report`, and commit both files,
    that folder and this page.
 

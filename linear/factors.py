@@ -169,14 +169,15 @@ def dense_float64(layer) -> torch.Tensor:
 
 
 def table(model, beside=None) -> list[str]:
-    """A line for every kind of layer that is not dense: sites, shape, parameters, way to compute it."""
-    kinds, beside = {}, beside or {}
+    """A line for every kind of layer that is not dense: sites, shape, parameters; with the factors of a run (beside), also on
+    which path that run trains it."""
+    kinds = {}
     for name, m in model.named_modules():
-        layer = beside.get(name, m)
+        layer = m if beside is None else beside.get(name, m)
         if hasattr(layer, 'factors'):
             n = sum(p.numel() for p in layer.factors)
             share = n / (layer.d_in * layer.d_out)
-            path = 'materialised' if name in beside else 'factored'
-            line = f'{layer.d_in} -> {layer.d_out}: {layer.describe()}, {n:,} parameters ({share:.1%} of dense), {path}'
+            path = '' if beside is None else ', materialised' if name in beside else ', factored'
+            line = f'{layer.d_in} -> {layer.d_out}: {layer.describe()}, {n:,} parameters ({share:.1%} of dense){path}'
             kinds.setdefault(line, []).append(name.removeprefix('transformer.'))
     return [f'{s[0]}{f" and {len(s) - 1} more" if s[1:] else ""} {line}' for line, s in kinds.items()]

@@ -27,7 +27,7 @@ OPTIMIZERS = {
 }
 LEFT_OUT = dict(
     soap='is left out: the package pytorch_optimizer has it, but takes a batch of matrices for one tensor of three axes, and'
-    ' renews its bases by decisions on the host, which a captured update cannot follow (docs/optimizers.md)'
+    ' renews its bases by decisions on the host, which a captured update cannot follow'
 )
 
 

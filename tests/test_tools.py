@@ -221,6 +221,26 @@ def test_a_run_of_a_comparison_is_listed_once(run_train, tmp_path):
     assert found == ['compare/demo/dense/lr0.01/s1', 'results/demo/dense/lr0.01/s2']
 
 
+def test_a_run_of_the_board_is_listed_once(tmp_path):
+    """The results of an entry are in a folder of its own, its runs directly in that of the track."""
+    run = tmp_path / 'compare/track/small/monarch/lr0.01/s1'
+    run.parent.mkdir(parents=True)
+    fuzz.a_run(run)
+    common = dict(arm='monarch', size='', lr=0.01, state='finished', facts=FACTS, ms=None, train={})
+    found = {
+        f'monarch/lr0.01/s{s}': dict(
+            run=f'monarch/lr0.01/s{s}', seed=s, eval=dict(iter=[0, 2], val_loss=[4.0, 2.0]), **common
+        )
+        for s in (1, 2)
+    }
+    head = dict(entry='monarch', track='small', source={})
+    records.write_records(tmp_path / 'results/track/small/monarch', found, head)
+    assert [row[0] for row in plot.found_under(tmp_path)] == [
+        'compare/track/small/monarch/lr0.01/s1',
+        'results/track/small/monarch/monarch/lr0.01/s2',
+    ]
+
+
 @pytest.mark.parametrize(
     'losses, says',
     [

@@ -132,8 +132,10 @@ def why_fresh(ckpt: dict, old, new, how: How, moments: str, run=None) -> str:
 def say_grown(old, new, how: How, fresh: str, config: dict, noise_key: str):
     """What the user should know about the grown model before training it. fresh: see why_fresh. config: of the run that goes on.
     noise_key: what the key of the noise is called there."""
+    units = [[c.hidden(i) for i in range(c.n_layer)] for c in (old, new)]
+    hidden = [found[0] if len(set(found)) == 1 else found for found in units]
     sizes = [('n_embd', old.n_embd, new.n_embd), ('n_head', old.n_head, new.n_head)]
-    sizes += [('hidden', old.hidden(0), new.hidden(0)), ('n_layer', old.n_layer, new.n_layer)]
+    sizes += [('hidden', *hidden), ('n_layer', old.n_layer, new.n_layer)]
     print('grown: ' + ', '.join(f'{k} {a} -> {b}' for k, a, b in sizes if a != b))
     for k in ('attn_scale', 'logit_scale'):
         if getattr(old, k) != getattr(new, k):

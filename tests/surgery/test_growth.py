@@ -564,6 +564,20 @@ def test_a_rope_model_grows_into_a_longer_context(run_train):
     assert checkpoint.load(large / 'ckpt.pt')['model_args']['block_size'] == 64
 
 
+def test_growing_names_the_hidden_units_of_each_layer_where_they_differ(capsys):
+    old = small_gpt(mlp_expansion_factor=(2.0, 4.0)).config
+    for new, says in (
+        (dataclasses.replace(old, n_embd=64), 'hidden [64, 128] -> [128, 256]'),
+        (dataclasses.replace(old, mlp_expansion_factor=4.0), 'hidden [64, 128] -> 128'),
+        (
+            dataclasses.replace(old, n_layer=3, mlp_expansion_factor=(2.0, 4.0, 2.0)),
+            'hidden [64, 128] -> [64, 128, 64]',
+        ),
+    ):
+        growth.say_grown(old, new, parse('clone', 0, 0), '', {}, 'noise')
+        assert says in capsys.readouterr().out
+
+
 def test_transfer_keys_go_with_transfer(fails):
     check = lambda *flags: lambda: load(TrainConfig, [*TINY, *flags])
     fails(check('--init_from=transfer'), 'transfer_from: must be given', 'transfer_method: must be given')
