@@ -148,7 +148,8 @@ def other_data(ckpt: dict, cfg, text: dict) -> tuple[dict | None, bool]:
 
 
 def say_changes(cfg, ckpt: dict, quiet: bool):
-    """Name every key that a resumed run changes. UserError where the place in the data would mean nothing."""
+    """Name every key that a resumed run changes. UserError where the place in the data or the optimizer's state would mean
+    nothing."""
     drop = ('init_', 'transfer_', 'other_vocabulary', 'out_dir', 'eval_only', 'note', 'wandb_', 'vocab_size')
     was, now = ckpt['config'], dataclasses.asdict(cfg)
     changed = [k for k in now if k in was and not k.startswith(drop) and was[k] != now[k] and was[k] != listed(now[k])]
@@ -157,6 +158,12 @@ def say_changes(cfg, ckpt: dict, quiet: bool):
             f'init_from = resume: {", ".join(f"{k} = {now[k]}" for k in odd)}: the run was at window {ckpt["position"]:,} of'
             f' another order of its data ({", ".join(f"{k} = {printable(brief(was[k]))}" for k in odd)}); give it that, or start a'
             f' new run from its weights: --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
+        )
+    if 'optimizer' in changed:
+        raise UserError(
+            f'init_from = resume: optimizer = {now["optimizer"]}: the state is of optimizer = {printable(brief(was["optimizer"]))};'
+            ' resume with that, or start a new run from its weights:'
+            f' --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
         )
     if quiet:
         return
