@@ -53,11 +53,11 @@ class Product:
         self.weights, groups = {}, {}
         for name, layer, found in layers:
             W = parameters.get(f'{name}.weight')
-            if W is None or 'weight' in found:
-                continue  # W itself is the parameter
+            if W is None or 'weight' in found or not found:
+                continue  # W itself is the parameter, or no matrix of the layer could follow it: AdamW moves its vectors
             self.weights[f'{name}.weight'] = W
             own = dict(layer.named_parameters()) | dict(layer.named_buffers())
-            shapes = type(layer), tuple((k, v.shape) for k, v in own.items())
+            shapes = type(layer), layer.d_in, layer.d_out, tuple((k, v.shape) for k, v in own.items())
             _, names, moving, fixed = groups.setdefault(shapes, (Formed(layer), [], {}, {}))
             names.append(f'{name}.weight')
             for k, v in own.items():

@@ -163,6 +163,52 @@ def test_every_layer_learns(name, rule):
     assert model(x, y)[1].item() < before - 1
 
 
+class Circulant(linear.structured.Structured):
+    """W_ij = c_(i - j): a layer of a reader, whose only factor is a vector. 32 -> 128 and 128 -> 32 have equal shapes."""
+
+    def __init__(self, d_in, d_out, config):
+        super().__init__(d_in, d_out, config, [(1, max(d_in, d_out))], [d_in])
+
+    def matrix(self):
+        at = torch.arange(self.d_out)[:, None] - torch.arange(self.d_in)
+        return self.capped()[0][0][at % max(self.d_in, self.d_out)]
+
+    def product(self, x, W):
+        return x @ self.matrix().T
+
+    def start(self, W0, std, gen, residual=False):
+        self.draw([0.1], gen, residual)
+
+    def form_macs(self):
+        return 0
+
+    def moves(self):
+        return 0
+
+
+@pytest.mark.parametrize('rule', ['factor', 'composed', 'product'])
+@pytest.mark.parametrize('sites', ['mlp', 'mlp+attn'])
+def test_a_layer_of_vectors_alone_learns_beside_every_rule(monkeypatch, sites, rule):
+    monkeypatch.setitem(linear.LAYERS, 'circulant', Circulant)
+    model = tiny_gpt(linear='circulant', linear_layers=sites, linear_path='materialised').train()
+    opt, x, y = optimizer(model, step_rule=rule), tokens(), tokens(seed=1)
+    vectors = {n: p.detach().clone() for n, p in opt.leaves.items() if 'factors' in n}
+    before, *_ = learn(model, opt, x, y, 5)
+    assert model(x, y)[1].item() < before - 0.3
+    assert vectors and all(n in opt.by_adamw and not torch.equal(opt.leaves[n], v) for n, v in vectors.items())
+
+
+def test_layers_of_equal_shapes_move_apart_where_their_matrices_differ(monkeypatch):
+    """step_rule = product moves layers of one kind together, if they form matrices of one shape."""
+    matrix = linear.base.Matrix((1, 128), (1,), (0,))
+    as_column = lambda self: {'factors.0': matrix}
+    monkeypatch.setitem(linear.LAYERS, 'circulant', type('Column', (Circulant,), dict(matrices=as_column)))
+    model = tiny_gpt(linear='circulant', linear_layers='mlp', linear_path='materialised').train()
+    opt, x, y = optimizer(model, step_rule='product'), tokens(), tokens(seed=1)
+    before, *_ = learn(model, opt, x, y, 5)
+    assert model(x, y)[1].item() < before - 0.3
+
+
 def test_rates_and_decay_of_the_matrices():
     """matrix_lr follows the schedule of learning_rate; hidden_lr is a factor on the rate and not on the decay; a product
     decays as the dense matrix in its place."""
@@ -236,6 +282,8 @@ def test_a_composed_step_bounds_the_change_of_the_product(name, size):
         if 'factors' in n:
             p.data = p.data * size + 0.02 * torch.randn(p.shape, generator=gen)
     opt = optimizer(model, lr=0.05, step_rule='composed', weight_decay=0.0)
+    if not opt.matrices.moves:
+        return  # all factors are vectors
     sites = {n: model.get_submodule(n) for n in map(linear.module_name, linear.chosen(model.config))}
     tightest = 0.0
     for _ in range(3):

