@@ -298,12 +298,14 @@ def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
 
 def gather(common, owners: dict, title) -> type:
     """A flat dataclass of the keys of `common` and of the Keys of all owners, {name: class or None}, a key that several inherit once.
-    title(key, names of the owners that read it) -> (what its help begins with, its group). TypeError: declared twice."""
+    title(key, names of the owners that read it) -> (what its help begins with, its group)."""
     found, readers = {f.name: f for f in dataclasses.fields(common)}, {}
     for name, owner in owners.items():
+        if owner and '__dataclass_fields__' not in vars(owner.Keys):
+            raise UserError(f'the Keys of {name} are no dataclass: write @dataclass above the class')
         for f in dataclasses.fields(owner.Keys) if owner else ():
             if found.setdefault(f.name, f) is not f:
-                raise TypeError(
+                raise UserError(
                     f"key '{f.name}' is declared twice, for {readers.get(f.name, ['all'])[0]} and for {name}: rename it, or let"
                     ' both Keys inherit the class that declares it'
                 )

@@ -707,7 +707,7 @@ def test_the_keys_of_an_optimizer_are_gathered_and_say_who_reads_them(monkeypatc
         load(TrainConfig, ['--optimizer=descent', '--muon_scale=original', '--momentum=0.5'])
     other = dataclasses.make_dataclass('Keys', [('lag', int, key(3, 'steps'))], bases=(base.Keys,))
     monkeypatch.setitem(optimizers.OPTIMIZERS, 'other', type('Other', (Descent,), dict(Keys=other)))
-    with pytest.raises(TypeError, match="'lag' is declared twice, for descent and for other"):
+    with pytest.raises(UserError, match="'lag' is declared twice, for descent and for other"):
         gathered()
 
 
