@@ -137,7 +137,7 @@ def model_args(config) -> dict:
     """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
     whatever it can express. Keys that mean nothing beside the others are left out."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
-    drop = {*NANOGPT_KEYS, *COMPUTING, *config.idle()}
+    drop = {*NANOGPT_KEYS, *COMPUTING, *GPTConfig.idle(config)}  # not what means nothing to the optimizer of one run
     return args | {k: v for k, v in changed(config).items() if k not in drop}
 
 

@@ -29,7 +29,7 @@ NOT_SETTINGS = ('out_dir', 'out', 'note', 'backend', 'wandb_log', 'wandb_project
 SHARED = ('dataset', 'data_order', 'batch_size', 'block_size', 'gradient_accumulation_steps', 'eval_iters')
 JUDGED = ('eval_interval', 'patience')
 PER_STEP = ('gradient_accumulation_steps', 'batch_size', 'block_size')  # whose product is the tokens of a step
-LENGTH = ('max_iters', 'lr_decay_iters', 'warmup_iters')
+LENGTH = ('max_iters', 'lr_decay_iters', 'warmup_iters', 'wsd_decay_iters')
 LEG = 1_000_000  # added to seed_data for each training before a run: it must see other batches than those did
 
 
@@ -148,6 +148,8 @@ def at_horizons(cfg, p: Plan) -> list[Plan]:
     found = []
     for share in sorted(shares or (1,), reverse=True):
         whole = dict(max_iters=iters(p), lr_decay_iters=getattr(p.cfg, 'lr_decay_iters', None))
+        if getattr(p.cfg, 'schedule', '') == 'wsd':
+            whole |= dict(wsd_decay_iters=p.cfg.wsd_decay_iters or None)  # 0: constant to the end
         keys = {k: max(1, round(share * n)) for k, n in whole.items() if n is not None and share != 1}
         argv = [*p.argv, *(f'--{k}={n}' for k, n in keys.items())]
         size = f'x{share:g}' if share != 1 else ''
@@ -203,7 +205,8 @@ def of_argv(argv: tuple) -> tuple:
     from lab import match
     from surgery.grow import growth
 
-    cfg = match.sized(load(match.MatchConfig, list(argv)))
+    # without a schedule, of which the lengths are gone: the rest of it need not fit
+    cfg = match.sized(load(match.MatchConfig, [*argv, '--decay_lr=false']))
     grows = cfg.init_from == 'transfer' and growth.how_of(cfg).width == 'ligo'
     learned = growth.learning_flops(cfg, cfg.batch_size) if grows else 0
     return match.cost(dataclasses.replace(cfg, match='params'), None), learned, match.stages(cfg)
@@ -212,7 +215,7 @@ def of_argv(argv: tuple) -> tuple:
 def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
     """With match = 'flops' an arm whose text has no --max_iters trains until it has used the baseline's FLOPs, with those of
     what it starts from. Its decay has the baseline's share of the iterations, and so has its warmup, in whole percent; all are
-    rounded down."""
+    rounded down. A length that its own text gives stays."""
     if cfg.match != 'flops' or cfg.horizons:
         return plans
     found = []
@@ -226,8 +229,12 @@ def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
             continue
         fit = iters_within(p, costs(p)['flops'] - over) or 1  # 0 may stand for all epochs
         share = lambda k, base=base: getattr(base.cfg, k, 0) / iters(base)
-        lengths = (fit, int(fit * share('lr_decay_iters')), int(fit * round(share('warmup_iters'), 2)))
-        argv = [*p.argv, *(f'--{k}={n}' for k, n in zip(LENGTH, lengths) if hasattr(p.cfg, k))]
+        lengths = dict(max_iters=fit, lr_decay_iters=int(fit * share('lr_decay_iters')))
+        lengths |= dict(warmup_iters=int(fit * round(share('warmup_iters'), 2)))
+        if getattr(p.cfg, 'schedule', '') == 'wsd':
+            lengths |= dict(wsd_decay_iters=int(fit * share('wsd_decay_iters')))
+        mine = {a.partition('=')[0] for a in own}
+        argv = [*p.argv, *(f'--{k}={n}' for k, n in lengths.items() if hasattr(p.cfg, k) and f'--{k}' not in mine)]
         found.append(dataclasses.replace(p, argv=argv, cfg=load(type(p.cfg), argv)))
     return found
 

@@ -21,8 +21,9 @@ def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
         if p.known:
             fixed = [a for a in p.argv if not a.startswith(('--init_from=transfer', '--transfer_')) or not p.refers_to]
             # a step takes as long at every horizon
-            length = ('--max_iters=', '--lr_decay_iters=') if cfg.horizons else ()
-            arm = ' '.join(a for a in fixed if not a.startswith(length))
+            length = ('--max_iters=', '--lr_decay_iters=', '--wsd_decay_iters=') if cfg.horizons else ()
+            constant = ['--decay_lr=false'] if cfg.horizons and getattr(p.cfg, 'schedule', '') == 'wsd' else []
+            arm = ' '.join([*(a for a in fixed if not a.startswith(length)), *constant])
             cells.setdefault(arm, []).append(p.name)
             keys = {k: v for k, v in settings(p.cfg).items() if not k.startswith(('init_from', 'transfer_', *LENGTH))}
             resolved.setdefault(arm, keys)

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import tiny_gpt, tokens
+from conftest import tiny_gpt, tokens, train_config
 
 import checkpoint
 import files
@@ -15,7 +15,7 @@ import transfer
 from configurator import UserError
 from linear import factors
 from linear.factors import Factors
-from model import NANOGPT_KEYS
+from model import GPT, NANOGPT_KEYS
 from surgery import claims, collapse
 from tokens import tokenizer
 
@@ -221,3 +221,13 @@ def test_layers_that_another_version_split_otherwise_are_refused_with_the_way_ou
     router = {'h.router': torch.zeros(2)}
     with pytest.raises(UserError, match=r'split otherwise than here .*\); there it .*a mixture .* train it again'):
         claims.check_tensors(wanted | router, other | router, 'x.pt')
+
+
+def test_a_checkpoint_says_the_rates_of_its_factors_whatever_optimizer_moved_them():
+    """Under muon structured_lr has no effect, but lr_scale is in the checkpoint, and a run with adamw may start from it."""
+    keys = dict(linear='low_rank', rank=4, structured_lr='none')
+    cfg = train_config(tiny_gpt(**keys), optimizer='muon')
+    assert 'structured_lr' in cfg.idle()
+    ckpt = checkpoint.pack(GPT(cfg), {}, 0, 1.0)
+    assert checkpoint.build(ckpt).config.structured_lr == 'none'
+    assert all((v == 1).all() for k, v in ckpt['model'].items() if k.endswith('lr_scale'))

@@ -342,6 +342,22 @@ def test_warmup_and_decay_keep_their_share_of_the_iterations():
     assert low.cfg.lr_decay_iters == low.cfg.max_iters and low.cfg.warmup_iters == math.floor(0.05 * low.cfg.max_iters)
 
 
+def test_a_length_that_an_arm_gives_itself_stays_and_the_final_decay_has_its_share():
+    base = ' '.join([*TINY, '--max_iters=1000', '--lr_decay_iters=1000', '--warmup_iters=10'])
+    wsd = base + ' --schedule=wsd --wsd_decay_iters=200'
+    arms = dict(base='', warm='--warmup_iters=300', wide='--n_embd=48')
+    lengths = lambda p: (p.cfg.max_iters, p.cfg.lr_decay_iters, p.cfg.warmup_iters, p.cfg.wsd_decay_iters)
+    cfg = compare.CompareConfig(common=wsd, arms=arms | dict(late='--wsd_decay_iters=50'), match='flops')
+    _, warm, wide, late = plan.at_equal_flops(cfg, plan.make_plans(cfg))
+    assert lengths(warm) == (1000, 1000, 300, 200) and lengths(late) == (1000, 1000, 10, 50)
+    n = wide.cfg.max_iters
+    assert n < 700 and lengths(wide) == (n, n, n // 100, n // 5)
+    cfg = dataclasses.replace(cfg, horizons=(0.5, 1))
+    assert [lengths(p) for p in plan.make_plans(cfg)][:2] == [(1000, 1000, 10, 200), (500, 500, 10, 100)]
+    cfg = compare.CompareConfig(common=base, arms=arms, match='flops')  # cosine: no other flags than before
+    assert all('wsd' not in ' '.join(p.argv) for p in plan.at_equal_flops(cfg, plan.make_plans(cfg)))
+
+
 def test_a_part_may_be_run_first_and_rates_may_come_from_another_size(judged, launcher, tmp_path):
     sizes = dict(small='', large='--level=1.5')
     arms = dict(base='--own=0.01 --shared=0', arm='--own=0.01 --shared=0 --best_rate=0.015')
