@@ -35,7 +35,8 @@ class GPTConfig(linear.Keys):  # which brings the keys of linear/__init__.py and
     # the defaults are GPT-2
     mlp: str = key(
         'gelu',
-        'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU, mixture of experts',
+        'MLP: GELU (gelu_tanh: its approximation in the GPT-2 weights), SwiGLU, squared ReLU, mixture of experts (GELU,'
+        ' without bias)',
         choices=('gelu', 'gelu_tanh', 'swiglu', 'relu2', 'moe'),
         group='architecture',
     )

@@ -286,16 +286,24 @@ def check_match(cfg, plans: list[Plan], ms: dict):
 
 
 def notes(cfg, plans: list[Plan]) -> list[str]:
-    """What a user may not expect of the schedules: min_lr goes with the rate that is tried."""
-    found = {}
+    """What a user may not expect of a sweep: min_lr goes with the rate that is tried, matrix_lr does not."""
+    found, fixed = {}, {}
     for p in plans:
-        share = getattr(p.cfg, 'min_lr', 0) / p.cfg.learning_rate if p.trains and p.cfg.learning_rate else 0
-        if share > protocol.ANNEALED and getattr(p.cfg, 'decay_lr', False) and rates(cfg, p) != [p.cfg.learning_rate]:
+        if not p.trains or rates(cfg, p) == [p.cfg.learning_rate]:
+            continue
+        share = getattr(p.cfg, 'min_lr', 0) / p.cfg.learning_rate if p.cfg.learning_rate else 0
+        if share > protocol.ANNEALED and getattr(p.cfg, 'decay_lr', False):
             found.setdefault(f'{share:.0%}', []).append(p.name)
+        if lr := getattr(p.cfg, 'matrix_lr', 0):
+            fixed.setdefault(f'{lr:g}', []).append(p.name)
     return [
         f'NOTE: {", ".join(names)}: min_lr is {share} of learning_rate in the config, so it is {share} of every rate that is'
         ' tried: the rate hardly comes down; about 10% is usual'
         for share, names in found.items()
+    ] + [
+        f'NOTE: {", ".join(names)}: matrix_lr = {lr} whatever rate is tried, so only the rate of what AdamW moves is swept; to'
+        ' sweep that of the matrices as well set matrix_lr = 0, and their share in hidden_lr'
+        for lr, names in fixed.items()
     ]
 
 

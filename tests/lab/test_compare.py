@@ -51,6 +51,15 @@ def test_a_sweep_takes_min_lr_along_and_says_where_that_leaves_the_rate_high():
     assert plan.notes(dataclasses.replace(cfg, learning_rates=()), plans) == []
 
 
+def test_a_sweep_that_leaves_the_rate_of_the_matrices_says_so():
+    arms = dict(base='', fixed='--optimizer=muon --matrix_lr=0.02', both='--optimizer=muon --hidden_lr=2')
+    cfg = compare.CompareConfig(common=' '.join(TINY), arms=arms, learning_rates=(1e-3, 4e-3))
+    plans = plan.make_plans(cfg)
+    (note,) = plan.notes(cfg, plans)
+    assert note.startswith('NOTE: fixed: matrix_lr = 0.02 whatever rate is tried')
+    assert plan.notes(dataclasses.replace(cfg, learning_rates=()), plans) == []
+
+
 def test_sizes_get_scaling_laws_fronts_and_pictures(config, tmp_path, fake):
     sizes = {n: f'--batch_size={4 * 2**i} --level={3 * 2 ** (-0.1 * i)}' for i, n in enumerate('abcd')}
     cfg = config(arms=dict(base='', other='--best_rate=0.02'), sizes=sizes, seeds=2)
