@@ -448,6 +448,11 @@ def no_memory(e: RuntimeError) -> UserError:
     raise e
 
 
+def say_no_more():
+    """What is printed from now on, or waits to be, goes nowhere: where it went nothing more can be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(main, interrupted='interrupted'):
     """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
     for name in ('stdout', 'stderr'):
@@ -457,7 +462,12 @@ def run(main, interrupted='interrupted'):
             # a terminal of few letters: the others are spelled out
             getattr(sys, name).reconfigure(errors='backslashreplace')
     try:
-        main()
+        try:
+            main()
+        except SystemExit:
+            sys.stdout.flush()  # Python would do it at its end, without a line for a full disk
+            raise
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(interrupted, flush=True)
         sys.exit(130)
@@ -469,13 +479,16 @@ def run(main, interrupted='interrupted'):
             time.sleep(TURN)
         lines = printable(str(e)).split('\n')
         head = f'error (rank {rank}): ' if rank else 'error: '
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            say_no_more()
         print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)
         sys.exit(e.exit_code)
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said there
+        say_no_more()
         if e.errno == errno.EPIPE:  # python sample.py | head
             sys.exit(1)
         print(f'error: {e.filename or "what is printed"}: {e.strerror}; free the disk', file=sys.stderr, flush=True)

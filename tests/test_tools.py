@@ -104,6 +104,8 @@ def test_mistakes_end_with_exit_code_2_and_no_traceback(script, args, message):
         ('{} --help >&-', 0, ''),  # nobody listens
         ('{} nowhere 2>&-', 2, ''),
         ('{} --help >/dev/full', 2, 'error: what is printed: No space left on device'),
+        ('PYTHONUNBUFFERED= {} --help >/dev/full', 2, 'error: what is printed: No space left on device'),
+        ('PYTHONUNBUFFERED= {} config/shakespeare_char.py --no=1 >/dev/full', 2, "unknown key 'no'"),
     ],
 )
 def test_an_output_that_takes_nothing_gets_one_line(shell, code, message):
