@@ -1,0 +1,18 @@
+# A control for growth_muon.py. A grown run warms up again, so with its source it has warmed up twice. Is that what `stack` gains from
+# under AdamW? Scratch with its warm-up and with twice as long a one, under AdamW and under Muon, each at its own best rate.
+#
+#   python compare.py config/compare/growth_warm.py --cluster=pool --jobs=5
+#
+# About 60 runs, 5 minutes of an H200; none has run. If `warm` is better by as much as `stack` was (0.098 under AdamW), the gain was the
+# warm-up's.
+
+include('growth_muon.py')
+
+claim = 'With twice the warm-up, {arm} ends with a lower loss on Gutenberg than {baseline}'
+note = '6 layers, 192 wide, BPE of 4,096, 47M tokens, cosine to 0. The warm-up takes 5% of the steps, that of warm 10%.'
+steps = {}
+arms = dict(scratch='', warm='--warmup_iters=144')
+mismatch = {}
+learning_rates = {f'{arm}@adamw': (5e-3, 8e-3, 1.26e-2) for arm in arms} | {
+    f'{arm}@muon': (8e-3, 1.6e-2, 3.2e-2) for arm in arms
+}
