@@ -318,6 +318,14 @@ def gather(common, owners: dict, title) -> type:
     return dataclasses.make_dataclass('Keys', keys)
 
 
+def no_namesakes(schema, *gathered):
+    """UserError where a key out of gather() has the name of another key of the schema that inherits it, which would hide it."""
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for f in (f for keys in gathered for f in dataclasses.fields(keys)):
+        if fields[f.name] is not f:
+            raise UserError(f"key '{f.name}' of a layer or an optimizer is also one of {schema.__name__}: rename it")
+
+
 def load(schema, argv: list[str]):
     """The schema filled from the config files and flags in argv.
     Raises UserError listing every unknown key, wrong type and value out of range; --help prints the keys and exits."""

@@ -33,11 +33,12 @@ import torch.distributed as dist
 import checkpoint
 import files
 import hardware
+import linear
 import logger
 import optim
 import optimizers
 import parallel
-from configurator import Diverged, key, load, overrides, root_path, run
+from configurator import Diverged, key, load, no_namesakes, overrides, root_path, run
 from linear import factors
 from model import GPTConfig
 from surgery import distill, guide, rotate, shares, start
@@ -123,6 +124,9 @@ class TrainConfig(
         if not self.out_dir:
             found.append('out_dir: must name a folder, such as out/x')
         return found + [line for part in (start, distill, optim, parallel) for line in part.problems(self)]
+
+
+no_namesakes(TrainConfig, linear.Keys, optimizers.Keys)
 
 
 def hooks(cfg, device, compile=False, quiet=False) -> list:

@@ -342,3 +342,22 @@ def test_a_command_whose_output_is_closed_ends_as_it_would(monkeypatch, capsys, 
     with pytest.raises(SystemExit) as ended:
         run(main)
     assert ended.value.code == 2
+
+
+def test_a_key_of_a_layer_with_the_name_of_another_key_is_refused():
+    @dataclasses.dataclass
+    class Keys:
+        pace: int = key(3, 'of a layer')
+
+    @dataclasses.dataclass
+    class Command(Keys):
+        rest: int = key(1, 'of all')
+
+    configurator.no_namesakes(Command, Keys)
+
+    @dataclasses.dataclass
+    class Hiding(Keys):
+        pace: float = key(0.1, 'of all')
+
+    with pytest.raises(UserError, match="key 'pace' of a layer or an optimizer is also one of Hiding: rename it"):
+        configurator.no_namesakes(Hiding, Keys)
