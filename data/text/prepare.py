@@ -10,6 +10,7 @@ Every file that matches the pattern, in the folder and below it, is a document (
 names. As in nanoGPT the last tenth of the text is the validation split. Files may be larger than memory.
 """
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from tokens import (
 from tokens.tokenfile import More, is_plain  # noqa: E402
 
 PIECE = 2**22  # characters of a file held at once
+CUT = r'(?s).+(?=[ \n]\S)'  # up to the last place where a file may be cut into pieces
 BPE_TEXT = 2**28  # characters, at most, that a BPE is trained on
 
 
@@ -42,18 +44,15 @@ class TextConfig:
 
 
 def pieces(path: Path):
-    """The text of a file in pieces, all but the first of type More. The cuts are line ends between words, where GPT-2's
-    splitting cuts as well, so that the tokens are those of the whole file."""
+    """The text of a file in pieces, all but the first of type More. The cuts are before a space or line end that a word
+    follows, where GPT-2's splitting cuts as well, so that the tokens are those of the whole file."""
     try:
         with open(path, encoding='utf-8-sig') as f:
             kind, rest = str, ''
             while text := f.read(PIECE):
                 text = rest + text
-                cut = len(text)
-                while cut := text.rfind('\n', 0, cut - 1) + 1:
-                    if cut > 1 and cut < len(text) and not text[cut].isspace() and not text[cut - 2].isspace():
-                        break
-                cut = cut or len(text)
+                found = re.match(CUT, text)
+                cut = found.end() if found else len(text)
                 yield kind(text[:cut])
                 kind, rest = More, text[cut:]
             if rest:
@@ -137,7 +136,7 @@ def prepare(cfg, data):
             folder, split, recipes.from_nth(lambda b=begin, e=end: between(files, b, e)), encode_batch,
             vocab_size=vocab_size, tokenizer=cfg.tokenizer, shard_tokens=cfg.shard_tokens,
             made_from=tokenfile.recipe(files=stats, span=(begin, end), trained=trained, shard=cfg.shard_tokens,
-                                       itos=meta.get('itos')),
+                                       itos=meta.get('itos'), cuts=CUT),
         )  # fmt: skip
     tokenfile.finish(folder, tokens, vocab_size=vocab_size, tokenizer=cfg.tokenizer, command=again, **meta)
 

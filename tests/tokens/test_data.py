@@ -552,6 +552,17 @@ def test_files_read_in_pieces_give_the_tokens_of_the_whole(tmp_path, texts, toke
     assert back.count(b'<|endoftext|>') == (0 if tokenizer == 'char' else 3)  # two files and the cut of the split
 
 
+@pytest.mark.parametrize('between', ['\n', '\n\n', '\n    ', ' ', '  '])
+def test_a_file_is_cut_into_pieces_where_gpt2_cuts_whatever_its_layout(tmp_path, between, monkeypatch):
+    """Paragraphs on one line with empty lines between them have no line end between two words."""
+    module, text = recipe('text'), between.join(["It's one line", 'grüße 1234', '日本語 the (end).'] * 20)
+    monkeypatch.setattr(module, 'PIECE', 50)
+    (tmp_path / 'a.txt').write_text(text)
+    pieces = list(module.pieces(tmp_path / 'a.txt'))
+    assert ''.join(pieces) == text and len(pieces) > 10
+    assert recipes.gpt2_batch()[0](pieces).tolist() == gpt2_ids([text])
+
+
 def test_a_set_of_ones_own_trains_and_names_its_command(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(loader, 'ROOT', tmp_path)
     prepare('text', tmp_path / 'data', f'--folder={texts}', '--name=mine', '--tokenizer=char')
