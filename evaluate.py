@@ -17,7 +17,8 @@ table, and writes a JSON file with the same figures, the commit and the edition 
                  ppl = exp(mean over the passages of the word's nats), so per word and not per token
     hellaswag    which of four endings follows? acc: the likeliest; acc_norm: the likeliest per character
     val          the validation split of the checkpoint's data set (or --dataset): nats_per_token, bits_per_byte.
-                 Nothing is put before it, and windows do not overlap: train.py's loss, but over the whole split
+                 Nothing is put before it, and windows do not overlap: train.py's loss, but over the whole split.
+                 The separators between documents are predicted, too, but are no bytes of the text
 
 Texts are read in windows of at most `window` tokens, which move by `stride` tokens. Each token counts once, in the
 first window that holds it. So the first window counts all of its tokens, every later one its last `stride`, and the
@@ -267,14 +268,15 @@ def check_characters(lm: LM, task: str, *texts: str) -> dict:
 # are prepared before the first is scored: a mistake shows before the time is spent.
 
 
-def running_text(lm: LM, cfg: EvalConfig, ids: list, stride: int, whole: bytes | None = None):
-    """Rows and counts of a text. whole: the original bytes, where every one of them counts (else: decode what does)."""
+def running_text(lm: LM, cfg: EvalConfig, ids: list, stride: int, whole: bytes | None = None, separator: list = ()):
+    """Rows and counts of a text. whole: the original bytes, where every one of them counts (else: decode what does).
+    separator: the id that stands between documents, if any; it is predicted, but has no bytes."""
     rows = windows(ids, lm.window, stride, cfg.limit)
     if not rows:
         raise UserError(f'a text of {len(ids)} tokens has none to predict')
     tokens = sum(len(target) for _, target in rows)
     if whole is None or tokens < len(ids) - 1:
-        whole = lm.decode(ids[1 : 1 + tokens])
+        whole = lm.decode([i for i in ids[1 : 1 + tokens] if i not in separator])
     return rows, dict(
         window=lm.window,
         stride=stride,
@@ -355,7 +357,7 @@ def hellaswag(lm: LM, cfg: EvalConfig):
 
 def val(lm: LM, cfg: EvalConfig):
     """The validation split of a data set. A model with another tokenizer than the data set's reads the same text in its
-    own tokens: then nats per token do not compare, bits per byte do."""
+    own tokens, its own separator between documents: then nats per token do not compare, bits per byte do."""
     dataset = cfg.dataset or lm.dataset()
     if not dataset:
         raise UserError('val: the model does not name its data set; add --dataset=shakespeare_char or what it is')
@@ -367,11 +369,15 @@ def val(lm: LM, cfg: EvalConfig):
     tokens = loader.open_tokens(dataset, 'val', 1, data.vocabulary)
     ids = tokens.windows(np.array([0]), len(tokens))[0].tolist()
     same, known = bool(lm.record) and tokenizer.compare(lm.record, record) == 'same', {}
+    separator = data.first if same else lm.first
     if not same:
-        text = data.decode(ids).decode(errors='replace')
-        known = check_characters(lm, 'val', text)
-        ids = lm.encode(text)
-    rows, counts = running_text(lm, cfg, ids, cfg.stride or lm.window)
+        ends = [i for i, token in enumerate(ids) if token in data.first]
+        texts = [
+            data.decode(ids[a:b]).decode(errors='replace') for a, b in zip([0, *(i + 1 for i in ends)], [*ends, None])
+        ]
+        known = check_characters(lm, 'val', *texts)
+        ids = [i for n, text in enumerate(texts) for i in (separator if n else []) + lm.encode(text)]
+    rows, counts = running_text(lm, cfg, ids, cfg.stride or lm.window, separator=separator)
 
     def figures(nats, greedy):
         total = nats.sum().item()

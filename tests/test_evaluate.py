@@ -344,6 +344,24 @@ def test_an_interrupted_evaluation_keeps_the_tasks_that_it_has_measured(run_trai
     assert not (out / 'eval.json').exists()  # in a comparison it would say that all is measured
 
 
+@pytest.mark.parametrize('of_model', [None, [], [256]])
+def test_separators_between_documents_are_no_bytes_of_the_text(of_model, monkeypatch):
+    """In the data set's own tokens, and in those of models without a separator and with another one."""
+    enc, texts = gpt2_encoding(), ['A café.', '', 'One <|endoftext|> spelled.\n']
+    ids = [i for text in texts for i in [enc.eot_token, *enc.encode_ordinary(text)]]
+    monkeypatch.setattr(loader, 'prepare', lambda *_, **keys: None)
+    monkeypatch.setattr(evaluate.tokenizer, 'of_data', lambda _: evaluate.tokenizer.GPT2)
+    monkeypatch.setattr(loader, 'open_tokens', lambda *_: loader.Tokens([np.array(ids)]))
+    tok = evaluate.tokenizer.build(evaluate.tokenizer.GPT2)
+    lm = LM(None, 50257, 8, tok.encode, tok.decode, tok.first, record=tok.record, window=8)
+    if of_model is not None:  # bytes as tokens
+        lm = LM(None, 257, 8, lambda text: list(text.encode()), bytes, of_model, window=8)
+    rows, counts, _ = evaluate.val(lm, EvalConfig(checkpoint='x', dataset='mine'))
+    read = rows[0][0] + [i for _, target in rows for i in target]
+    assert read == (ids if of_model is None else [i for text in texts for i in [*of_model, *text.encode()]])
+    assert counts['bytes'] == len(''.join(texts).encode()) - (of_model == [])  # then a byte is the first, not predicted
+
+
 @pytest.mark.slow
 def test_val_is_what_training_logs(run_train, capsys):
     out = run_train('--max_iters=5', '--block_size=128', '--eval_iters=1000000')
