@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import hardware
 import linear
-from configurator import brief, key
+from configurator import UserError, brief, key
 from linear import moe
 from linear.kernels import attend, fused, head, norms, rotary
 
@@ -417,8 +417,10 @@ class GPT(nn.Module):
         caches = self.caches(B, min(size, T + max_new_tokens))
         token, place = idx[:, -1:].clone(), places[:1].clone()  # the last one and where it stands: step() moves them on
 
-        def draw(idx, caches=None, pos=None):
+        def draw(idx, caches=None, pos=None, first=False):
             logits, _ = self(idx, caches=caches, pos=pos)
+            if first and logits.isnan().any():  # text would come out all the same
+                raise UserError('the model computes NaN; take dtype = float32, or a checkpoint of before it diverged')
             return pick(logits[:, -1, :vocabulary], temperature, top_k, top_p, generator)
 
         def step():
@@ -432,9 +434,9 @@ class GPT(nn.Module):
         for n in range(T, T + max_new_tokens):
             if n > size:  # the window slides: every position embedding changes, so nothing can be reused
                 seen = [torch.cat(seen, dim=1)[:, -size:]]
-                new = draw(seen[0])
+                new = draw(seen[0], first=n == T)
             elif n == T:
-                new = draw(idx, caches, places[:n])
+                new = draw(idx, caches, places[:n], first=True)
                 token.copy_(new), place.fill_(n)
             else:
                 new = step().clone()  # a replay writes to the same address
@@ -453,7 +455,7 @@ class GPT(nn.Module):
 
 def pick(logits, temperature, top_k, top_p, generator):
     """Draw a token from logits (B, V): (B, 1)."""
-    if temperature == 0:
+    if temperature < 1e-30:  # float32 cannot divide by much less
         return logits.argmax(-1, keepdim=True)
     ids = None
     nucleus = top_p and top_p < 1  # the smallest set of most likely tokens whose probabilities reach top_p

@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_gpt, tokens
 
 import sample
+from configurator import UserError
 from model import pick
 
 
@@ -26,6 +27,22 @@ def test_top_k_of_one_is_greedy_and_padded_ids_are_never_drawn():
         model.transformer.wte.weight[:60] = 0  # ids from 60 on are likelier, or less likely, than all others
     assert (draw(temperature=3.0) >= 60).any()
     assert (draw(temperature=3.0, vocabulary=60) < 60).all() and (draw(temperature=0, vocabulary=60) < 60).all()
+
+
+def test_a_temperature_that_float32_cannot_divide_by_is_greedy():
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 10
+    for temperature in (1e-29, 1e-31, 1e-45):
+        assert torch.equal(pick(logits, temperature, 20, 0.9, None), logits.argmax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize('length', [3, 40])
+def test_a_model_that_computes_nan_writes_no_text(length):
+    model = tiny_gpt().eval()
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float('nan')
+    for temperature in (0, 1.0):
+        with pytest.raises(UserError, match='computes NaN'):
+            next(model.generate(tokens(T=length), 10, temperature))
 
 
 def test_the_command_draws_sample_i_with_seed_plus_i_below_the_vocabulary(monkeypatch, capsys):

@@ -21,7 +21,7 @@ from logger import read_metrics
 from toys import letter_counting, mnist
 from toys.letter_counting import LetterConfig, Transformer
 from toys.mnist import CNN, MLP, MnistConfig
-from toys.seeds import Stack, batches, make_optimizer, make_step
+from toys.seeds import Stack, batches, make_optimizer, make_step, read_seeds
 
 QUICK = dict(
     mnist=['--max_iters=8', '--batch_size=32', '--device=cpu'],
@@ -57,6 +57,12 @@ def test_seeds_at_once_train_as_each_does_alone(tmp_path, monkeypatch, flags):
         < m['params']
     )
     assert a[-1]['val_loss'] < a[0]['val_loss'] and a[-1]['val_loss'] != other[-1]['val_loss']
+
+
+def test_a_seed_that_is_named_twice_is_one_run_and_the_largest_one_has_an_order():
+    assert read_seeds('3, 1,3') == [3, 1]
+    largest = read_seeds(str(2**40 - 1))
+    assert sorted(next(batches(4, 4, largest, 10**6, 'cpu')).flatten().tolist()) == [0, 1, 2, 3]
 
 
 def test_images_that_are_kept_back_are_not_trained_on_and_have_figures_of_their_own(tmp_path, monkeypatch, fails):

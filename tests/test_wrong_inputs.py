@@ -184,6 +184,7 @@ CASES = [
     # toys
     ('toys/mnist.py --net=rnn', 'must be one of mlp, cnn'),
     ('toys/mnist.py --seeds=x', "seeds = 'x': must be whole numbers"),
+    ('toys/mnist.py --seeds=1,10000000000000', 'must be whole numbers from 0 to 2**40 - 1'),
     ('toys/mnist.py --seeds=', "seeds = '': must be whole numbers"),
     ('toys/letter_counting.py --d_model=1', 'd_model = 1'),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """
 Training several seeds of a small network at once: their parameters lie in one stack, torch.func maps the network over
-it, and one optimizer moves them all. Adam works number by number, so each seed trains exactly as it would alone.
+it, and one optimizer moves them all. Adam works number by number, so each seed trains exactly as it would alone. Dropout
+is the exception: its draws depend on which seeds train together, and the same ones again give the same runs.
 """
 
 import copy
@@ -19,13 +20,13 @@ from logger import Log, make_room
 
 
 def read_seeds(text: str) -> list[int]:
-    """'1,2,3' -> [1, 2, 3]. Raises UserError."""
+    """'1,2,3' -> [1, 2, 3], each of them once. Raises UserError."""
     try:
-        found = [int(s) for s in text.split(',') if s.strip()]
+        found = list(dict.fromkeys(int(s) for s in text.split(',') if s.strip()))
     except ValueError:
         found = []
-    if not found or not all(0 <= s < 2**63 for s in found):
-        raise UserError(f"seeds = '{brief(text)}': must be whole numbers from 0 to 2**63 - 1, such as 1,2,3")
+    if not found or not all(0 <= s < 2**40 for s in found):  # batches() multiplies them
+        raise UserError(f"seeds = '{brief(text)}': must be whole numbers from 0 to 2**40 - 1, such as 1,2,3")
     return found
 
 
