@@ -13,7 +13,7 @@ A vocabulary is a dict of plain values. A checkpoint carries it under the key `t
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from configurator import LONGEST_JSON, UserError, brief, printable, read_text
@@ -143,10 +143,10 @@ def check(record, path) -> dict:
 def load(path: Path, ckpt: dict) -> Tokenizer:
     """The tokenizer of a checkpoint or Hugging Face folder. Raises UserError if it cannot be known, or has more ids than
     the model."""
-    if path.is_dir() and has_tokenizer(path):
-        return of_folder(path)
-    record = of_checkpoint(path, ckpt)
     n, dataset = ckpt['model_args'].get('vocab_size', 0), ckpt['config'].get('dataset')
+    if path.is_dir() and has_tokenizer(path):
+        return below(n, of_folder(path), path)
+    record = of_checkpoint(path, ckpt)
     if not record:
         need = 'add the files of its tokenizer'
         if not path.is_dir():
@@ -282,6 +282,20 @@ def refusing(encode):
             raise UserError(f'this model does not know the characters {unknown[:20]} ({str(e)[:100]})') from None
 
     return careful
+
+
+def below(n: int, tok: Tokenizer, path: Path) -> Tokenizer:
+    """tok, with a UserError where a text needs an id that a model of n tokens lacks: a folder's tokenizer may have more,
+    as long as no text needs them."""
+
+    def checked(ids):
+        if (top := max(ids, default=0)) >= n:
+            raise UserError(f'{path}: the model has {n} tokens, and its tokenizer writes token {top}; give it its own')
+        return ids
+
+    encode = tok.encode
+    checked(tok.first + tok.prefix)
+    return replace(tok, encode=lambda text: checked(encode(text)))
 
 
 def can(encode, text) -> bool:

@@ -7,7 +7,8 @@ Any folder of text: train_*.bin, val_*.bin and meta.json (and tokenizer.json for
     python train.py --dataset=mine
 
 Every file that matches the pattern, in the folder and below it, is a document (UTF-8), files in the order of their
-names. As in nanoGPT the last tenth of the text is the validation split. Files may be larger than memory.
+names. As in nanoGPT the last tenth of the text is the validation split, and the line ends of other systems (\\r\\n) are
+read as \\n. Files may be larger than memory.
 """
 
 import re

@@ -287,6 +287,19 @@ def test_an_exported_character_model_refuses_what_it_cannot_write(tmp_path, run,
         evaluate.check_characters(lm, 'lambada', 'An odd Question?')
 
 
+def test_a_folder_whose_tokenizer_writes_ids_that_the_model_lacks_is_refused(tmp_path, monkeypatch):
+    """Ids that no text needs are allowed: models of the hub have such tokenizers."""
+    tok = tokenizer.Tokenizer(lambda text: list(text.encode()), bytes, 256, 'bytes', {}, first=[10])
+    monkeypatch.setattr(tokenizer, 'of_folder', lambda folder: tok)
+    (tmp_path / 'tokenizer.json').touch()
+    of = lambda n: tokenizer.load(tmp_path, dict(model_args=dict(vocab_size=n), config={}))
+    assert of(128).encode('to be') == list(b'to be') and of(128).encode('') == []
+    with pytest.raises(UserError, match='the model has 128 tokens, and its tokenizer writes token 195'):
+        of(128).encode('caf\u00e9')
+    with pytest.raises(UserError, match='writes token 10'):
+        of(10)
+
+
 def test_many_unknown_characters_are_counted():
     tok = tokenizer.build(dict(tokenizer='char', vocab_size=len(LETTERS), itos=LETTERS))
     with pytest.raises(UserError, match=' and 108 more; it knows ') as e:
