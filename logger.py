@@ -311,11 +311,12 @@ class Log:
             named = {f'{kind}/{k}': v for k, v in compact.items() if k not in ('kind', 'iter')}
             self.to_wandb(lambda: self.wandb.log(named, step=values['iter']))
 
-    def train(self, done: int, **values):
-        self.metrics(kind='train', **values)
+    def train(self, **v):
+        """The line of a training step in metrics.jsonl, and on the terminal."""
+        self.metrics(kind='train', **v)
         if self.quiet:
             return
-        v = values
+        done = v['iter'] + 1
         rate = f', {v["tokens_per_s"]:,.0f} tok/s' if v.get('ms') else ''
         rate += f', mfu {v["mfu"] * 100:.1f}%' if v.get('mfu') else ''
         if self.bar.disable:
@@ -408,16 +409,13 @@ class Log:
 
 def loss_name(cfg) -> str:
     """What the training loss is called: evaluations are always cross-entropy, it can hold more."""
-    more = [
-        name
-        for name, there in (
-            ('divergence from the teacher', getattr(cfg, 'distill_from', '')),
-            ('gate penalty', getattr(cfg, 'mlp_gate', False)),
-            ('router loss', 'moe' in (getattr(cfg, 'mlp', ''), *getattr(cfg, 'linear', '').split('_'))),
-        )
-        if there
-    ]
-    return 'loss' + (f' with {" and ".join(more)}' if more else '')
+    added = {
+        'divergence from the teacher': getattr(cfg, 'distill_from', ''),
+        'gate penalty': getattr(cfg, 'mlp_gate', False),
+        'router loss': 'moe' in (getattr(cfg, 'mlp', ''), *getattr(cfg, 'linear', '').split('_')),
+    }
+    names = ' and '.join(name for name, there in added.items() if there)
+    return f'loss with {names}' if names else 'loss'
 
 
 def duration(seconds: float) -> str:

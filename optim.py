@@ -112,6 +112,7 @@ class Optimizer:
         if kind := optimizers.OPTIMIZERS[self.cfg.optimizer]:
             blocks = [found for found in self.factors.matrices() if found[0].startswith('transformer.h.')]
             self.matrices = kind(blocks, self.leaves | self.factors.formed(), self.cfg, self.capturable, self.compile)
+        self.by_matrices = self.matrices.tensors if self.matrices else {}
         moved = set(self.matrices.moves if self.matrices else ())
         self.build_adamw([leaf for leaf in leaves if leaf[0] not in moved])
         if self.cfg.step_rule == 'product':  # what follows W needs no gradient of its own
@@ -149,7 +150,7 @@ class Optimizer:
         if self.grad_norm is not None:
             self.grad_norm = self.grad_norm.clone()  # the old one lies in the graph's memory
         self.weights = self.param_groups = self.leaves = self.graphs = self.static_grads = None
-        self.adamw = self.by_adamw = self.matrices = None
+        self.adamw = self.by_adamw = self.matrices = self.by_matrices = None
         self.factors.release()
         return moments
 
@@ -173,7 +174,7 @@ class Optimizer:
         ]
 
     def finite(self) -> bool:
-        """Whether all gradients are. Waits for the GPU."""
+        """Whether all gradients are finite. Waits for the GPU."""
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.weights if p.grad is not None])
         return bool(parallel.whole(norm).isfinite())
 
@@ -243,13 +244,13 @@ class Optimizer:
             if name in names:
                 for v in state.get(i, {}).values():
                     v.zero_()
-        for name in self.matrices.tensors if self.matrices else ():
+        for name in self.by_matrices:
             if name in names:
                 self.matrices.restart(name)
 
     def stateful(self) -> set:
         """The names in the state: of parameters, or of a W in place of the factors that follow it (step_rule = product)."""
-        return {*self.by_adamw, *(self.matrices.tensors if self.matrices else ())}
+        return {*self.by_adamw, *self.by_matrices}
 
     def state_dict(self) -> dict:
         """{parameter name: {step, exp_avg, exp_avg_sq}, or what the matrices' optimizer keeps}: by name, so that it can follow
@@ -277,7 +278,7 @@ class Optimizer:
                     ' weights: --init_from=FOLDER/ckpt.pt and another --out_dir'
                 )
         self.adamw.load_state_dict(full)
-        for name in self.matrices.tensors if self.matrices else ():
+        for name in self.by_matrices:
             self.matrices.load(name, state[name])
 
 

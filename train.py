@@ -403,7 +403,6 @@ def loop(t: Trainer, log: logger.Log) -> bool:
             first = since == resumed_at  # holds compilation and warm-up: no speed to report
             if loss is not None:
                 log.train(
-                    t.iter,
                     iter=t.iter - 1,
                     loss=loss,
                     lr=optim.lr_at(cfg, t.iter - 1),

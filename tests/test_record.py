@@ -578,16 +578,16 @@ def test_the_first_steps_tell_how_long_the_run_will_take(tmp_path, capsys):
     log = fake_log(cfg, tmp_path, capsys)
     log.eval_seconds = 30.0
     for i in range(20):
-        log.train(i + 1, iter=i, loss=1.0, ms=1000.0 if i else None, tokens_per_s=10.0)
+        log.train(iter=i, loss=1.0, ms=1000.0 if i else None, tokens_per_s=10.0)
     said = [t for t in capsys.readouterr().out.splitlines() if 'about' in t]
     assert said == ['about 22 min to iteration 1,000: 1 s each, and 10 evaluations of 30 s'] and not log.file
     slow = fake_log(cfg, tmp_path, capsys)
-    slow.train(2, iter=1, loss=1.0, ms=15_000.0, tokens_per_s=10.0)  # ten seconds are enough
+    slow.train(iter=1, loss=1.0, ms=15_000.0, tokens_per_s=10.0)  # ten seconds are enough
     said = capsys.readouterr().out
     assert 'NOTE: about 4 h 10 min to iteration 1,000: 15 s each' in said and 'This is long for cpu, 2 threads' in said
     fast = fake_log(cfg, tmp_path, capsys)
     for i in range(9):
-        fast.train(i + 1, iter=i, loss=1.0, ms=5.0, tokens_per_s=10.0)
+        fast.train(iter=i, loss=1.0, ms=5.0, tokens_per_s=10.0)
     assert 'about' not in capsys.readouterr().out
     assert [duration(s) for s in (90, 3600, 5400)] == ['2 min', '1 h 0 min', '1 h 30 min']
 
@@ -615,7 +615,7 @@ def test_the_bar_of_a_terminal_has_the_speed(tmp_path, capsys):
     log = fake_log(TrainConfig(), tmp_path, capsys)
     shown = []
     log.bar = types.SimpleNamespace(disable=False, n=0, set_postfix_str=shown.append)
-    log.train(2, iter=1, loss=1.0, ms=100.0, tokens_per_s=12345.0, mfu=0.5)
+    log.train(iter=1, loss=1.0, ms=100.0, tokens_per_s=12345.0, mfu=0.5)
     log.ticked = 0
     log.evaluating('train', 3, 9)
     assert shown == ['loss 1.0000, 12,345 tok/s, mfu 50.0%', 'evaluating train: batch 3 of 9']
@@ -631,7 +631,7 @@ def test_a_training_loss_that_holds_more_than_cross_entropy_has_another_name(tmp
     ]
     for keys, name in names:
         assert loss_name(TrainConfig(**keys)) == name
-    fake_log(TrainConfig(mlp_gate=True), tmp_path, capsys).train(1, iter=0, loss=1.0)
+    fake_log(TrainConfig(mlp_gate=True), tmp_path, capsys).train(iter=0, loss=1.0)
     assert capsys.readouterr().out == 'iter 0: loss with gate penalty 1.0000\n'
 
 
@@ -696,7 +696,7 @@ def test_a_quiet_log_says_and_writes_nothing_and_a_dry_one_says_all_and_writes_n
         log.head(cfg, facts, ['a line'])
         log.ticked = 0.0
         log.evaluating('val', 1, 2)
-        log.train(1, iter=0, loss=1.25, ms=1.0, tokens_per_s=2.0, mfu=None)
+        log.train(iter=0, loss=1.25, ms=1.0, tokens_per_s=2.0, mfu=None)
         log.metrics(kind='eval', iter=0, val_loss=1.0)
     said = capsys.readouterr().out
     assert not (tmp_path / 'x').exists() and (how == 'dry' or not said)
