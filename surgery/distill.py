@@ -111,13 +111,9 @@ def costs(model, new, layers: dict, cfg) -> dict:
     forward = lambda block: 2 * (sum(m.macs() for m in block.modules() if hasattr(m, 'macs')) + 2 * T * C)
     old, made = ([forward(b) for b in m.transformer.h] for m in (model, new))
     each = cfg.distill_iters * cfg.distill_batch * T  # tokens that a block learns from
-    costs = [sum(old[: i + 1]) + sum(made[:i]) + 3 * made[i] for i in learning(model, layers)]
-    return dict(flops=each * sum(costs), tokens=each * len(costs))
-
-
-def learning(model, layers: dict) -> list:
-    """The blocks that have new layers; the head learns nothing."""
-    return sorted({block_of(s, model.config) for s in layers} - {model.config.n_layer})
+    learn = {block_of(s, model.config) for s in layers} - {model.config.n_layer}  # the head learns nothing
+    per_token = [sum(old[: i + 1]) + sum(made[:i]) + 3 * made[i] for i in learn]
+    return dict(flops=each * sum(per_token), tokens=each * len(per_token))
 
 
 def train_block(model, new, i: int, layers, data, cfg, autocast) -> tuple[float, float]:

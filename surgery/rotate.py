@@ -95,7 +95,7 @@ def model_config(cfg, it: int = 0):
 
 
 def shapes(cfg, path: str | None = None) -> tuple:
-    """(the model of a config, the factors beside it), without numbers. path: instead of its linear_path."""
+    """(the model of a config, the factors beside it) on the meta device, to count with. path: in place of its linear_path."""
     cfg = dataclasses.replace(cfg, expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(cfg)
@@ -120,7 +120,18 @@ class Rotation(Hook):
         return False  # the network computes with the same matrices throughout
 
     def describe(self, model, optimizer):
-        return describe(self.cfg, model, optimizer.factors)
+        """Which layers take turns, and what one expansion costs compared with all and none."""
+        cfg, sites = self.cfg, list(linear.chosen(self.cfg))
+        turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
+        if cfg.expansion_schedule == 'reset':
+            return [f'{turns}: at each the moments of the last and of the next one start anew; nothing is expanded']
+        dense = dataclasses.replace(cfg, linear='dense')
+        pairs = (model, optimizer.factors), shapes(cfg, 'materialised'), shapes(dense)
+        one, every, none = (f'{footprint(*pair, cfg.optimizer, cfg.step_rule) / 2**20:,.1f} MiB' for pair in pairs)
+        return [
+            f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
+            f'parameters, gradients, moments and products: {one} with one expansion, {every} with all, {none} with none',
+        ]
 
 
 @torch.no_grad()
@@ -145,17 +156,17 @@ def collapse(cfg, factors: Factors, site: str, moments: dict):
     moments.pop(f'{name}.weight', None)  # with step_rule = product W has them, and starts anew as well
     if cfg.expansion_moments == 'map' and all(map(known, taken)):
         s = moments[f'{name}.weight'] = gather(layer, taken)
-        share([s['exp_avg'], s['exp_avg_sq']])
+        broadcast([s['exp_avg'], s['exp_avg_sq']])
 
 
 def expand(cfg, model, factors: Factors, site: str, moments: dict, seed: int):
     name = linear.module_name(site)
     layer = factors[name] = expansion(layer_of(model, site), cfg, site, seed)
-    share(layer.state_dict().values())
+    broadcast(layer.state_dict().values())
     taken = moments.pop(f'{name}.weight', {})
     if cfg.expansion_moments == 'map' and known(taken):
         for i, s in enumerate(spread(layer, taken, cfg.beta1, cfg.beta2)):
-            share([s['exp_avg'], s['exp_avg_sq']])
+            broadcast([s['exp_avg'], s['exp_avg_sq']])
             moments[f'{name}.factors.{i}'] = s
 
 
@@ -171,7 +182,7 @@ def expansion(plain, config, site: str, seed: int) -> Expanded:
     return layer
 
 
-def share(tensors):
+def broadcast(tensors):
     """Give all processes the values of rank 0: their processors may round a decomposition differently."""
     for v in tensors:
         if dist.is_initialized():
@@ -257,18 +268,3 @@ def footprint(model, beside=None, optimizer='adamw', step_rule='factor') -> int:
             size, n = sum(math.prod(M.shape) for M in found.values()), len(kind.averages)
             held -= 3 * size - n * m.d_in * m.d_out if step_rule == 'product' and name in beside else (2 - n) * size
     return 4 * held
-
-
-def describe(cfg, model, factors: Factors) -> list[str]:
-    """Lines for the start of a run: which layers take turns, and what one expansion costs compared with all and
-    none."""
-    sites = list(linear.chosen(cfg))
-    turns = f'{len(sites)} layers take turns of {cfg.expansion_every} iterations ({", ".join(sites)})'
-    if cfg.expansion_schedule == 'reset':
-        return [f'{turns}: at each the moments of the last and of the next one start anew; nothing is expanded']
-    pairs = (model, factors), shapes(cfg, 'materialised'), shapes(dataclasses.replace(cfg, linear='dense'))
-    one, every, none = (f'{footprint(*pair, cfg.optimizer, cfg.step_rule) / 2**20:,.1f} MiB' for pair in pairs)
-    return [
-        f'{turns}: one is expanded, moments: {cfg.expansion_moments}',
-        f'parameters, gradients, moments and products: {one} with one expansion, {every} with all, {none} with none',
-    ]

@@ -65,8 +65,8 @@ def problems(cfg) -> list[str]:
 
 
 def again(cfg, device):
-    """cfg that goes on with the run in out_dir, where torchrun has started its processes again (--max-restarts), or Slurm the
-    job: nobody is there to say init_from = resume. The run is of this very launch; an older one in the folder is left alone."""
+    """cfg, with init_from = resume where torchrun has restarted its processes (--max-restarts) or Slurm the job: nobody is
+    there to say so. Only a run of this very launch goes on; an older one in out_dir is left alone."""
     counts = [float(os.environ.get(f'{who}_RESTART_COUNT', 0)) for who in ('TORCHELASTIC', 'SLURM')]
     restarts = hardware.total(torch.tensor(sum(counts), device=device))  # a node whose processes all lived counts none
     if not restarts.item() or not hardware.launch():
@@ -118,21 +118,16 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
     if found := cfg.problems(sized=True):
         raise UserError('\n'.join(found))
     if cfg.init_from == 'resume':
-        say_changes(cfg, ckpt, quiet)
-        if 'format' not in ckpt and not quiet:
-            print(
-                f'a run of nanoGPT goes on at its iteration {ckpt["iter_num"]}, best val loss {ckpt["best_val_loss"]:.4f};'
-                f' its order of the data is not known: this one starts at window {ckpt["position"]:,} of its own order,'
-                ' which is as many tokens as were consumed',
-                flush=True,
-            )
+        lines = changes(cfg, ckpt)
+        if lines and not quiet:
+            print('\n'.join(lines), flush=True)
     return cfg
 
 
 def other_data(ckpt: dict, cfg, text: dict) -> tuple[dict | None, bool]:
-    """Of a run that goes on, with text {split: [tokens, checksum]} of its data set: ({split: tokens} of before, if the set has been
-    prepared otherwise since; whether evaluations see other text than before). Checkpoints of old, which have tokens without
-    checksums, or of another program may not say."""
+    """Whether a resumed run reads other data than before: ({split: tokens} of the data set before, or None if it is the same
+    now; whether evaluations see other text). text: {split: [tokens, checksum]} of the data set now. A checkpoint of another
+    program may not say; an old one has no checksums."""
     was, config = ckpt.get('data'), ckpt['config']
     was = was if config.get('dataset') == cfg.dataset and isinstance(was, dict) else {}
     was = {split: v if isinstance(v, list) and v else [v] for split, v in was.items()}
@@ -147,42 +142,41 @@ def other_data(ckpt: dict, cfg, text: dict) -> tuple[dict | None, bool]:
     return before, 'val' in other or seen(config) != seen(vars(cfg))
 
 
-def say_changes(cfg, ckpt: dict, quiet: bool):
-    """Name every key that a resumed run changes. UserError where the place in the data or the optimizer's state would mean
-    nothing."""
+def changes(cfg, ckpt: dict) -> list[str]:
+    """What a resumed run does otherwise than before, one line each. UserError where the place in the data or the
+    optimizer's state would mean nothing."""
     drop = ('init_', 'transfer_', 'other_vocabulary', 'out_dir', 'eval_only', 'note', 'wandb_', 'vocab_size')
     was, now = ckpt['config'], dataclasses.asdict(cfg)
     changed = [k for k in now if k in was and not k.startswith(drop) and was[k] != now[k] and was[k] != listed(now[k])]
+    anew = f'start a new run from its weights: --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
     if odd := [k for k in ('seed_data', 'data_order') if k in changed]:
         raise UserError(
             f'init_from = resume: {", ".join(f"{k} = {now[k]}" for k in odd)}: the run was at window {ckpt["position"]:,} of'
-            f' another order of its data ({", ".join(f"{k} = {printable(brief(was[k]))}" for k in odd)}); give it that, or start a'
-            f' new run from its weights: --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
+            f' another order of its data ({", ".join(f"{k} = {printable(brief(was[k]))}" for k in odd)}); give it that, or {anew}'
         )
     if 'optimizer' in changed:
         raise UserError(
             f'init_from = resume: optimizer = {now["optimizer"]}: the state is of optimizer = {printable(brief(was["optimizer"]))};'
-            ' resume with that, or start a new run from its weights:'
-            f' --init_from={cfg.out_dir}/ckpt.pt and another --out_dir'
+            f' resume with that, or {anew}'
         )
-    if quiet:
-        return
+    found, position = [], ckpt['position']
     if changed:
         text = ', '.join(f'{k} = {now[k]} (was {brief(was[k])})' for k in changed)
-        print(f'changed since the checkpoint: {printable(text)}', flush=True)
+        found.append(f'changed since the checkpoint: {printable(text)}')
     if 'dataset' in changed:
-        print(
-            f'NOTE: the place in the data stays, window {ckpt["position"]:,}: of {cfg.dataset} it has seen none',
-            flush=True,
-        )
-    if (before := checkpoint.tokens_per_iter(was)) and before != cfg.tokens_per_iter:
-        print(
-            f'NOTE: an iteration has {cfg.tokens_per_iter:,} tokens now, it had {before:,}; the schedule counts iterations',
-            flush=True,
-        )
+        found.append(f'NOTE: the place in the data stays, window {position:,}: of {cfg.dataset} it has seen none')
+    if (before := checkpoint.tokens_per_iter(was)) and before != (tokens := cfg.tokens_per_iter):
+        found.append(f'NOTE: an iteration has {tokens:,} tokens now, it had {before:,}; the schedule counts iterations')
     processes, world = len(ckpt['rng']['cpu']), hardware.rank_world()[1]
     if cfg.dropout and processes and processes != world:
-        print(f'NOTE: the run had {processes} processes, it has {world} now: dropout draws other numbers', flush=True)
+        found.append(f'NOTE: the run had {processes} processes, it has {world} now: dropout draws other numbers')
+    if 'format' not in ckpt:
+        found.append(
+            f'a run of nanoGPT goes on at its iteration {ckpt["iter_num"]}, best val loss {ckpt["best_val_loss"]:.4f};'
+            f' its order of the data is not known: this one starts at window {position:,} of its own order,'
+            ' which is as many tokens as were consumed'
+        )
+    return found
 
 
 def listed(value):
@@ -278,7 +272,7 @@ def take_model_keys(cfg, ckpt: dict, path, quiet: bool):
     return dataclasses.replace(cfg, **args)
 
 
-# how the names of keys begin that have no effect on what is learned up to an iteration
+# beginnings of the names of keys that do not change what is learned up to an iteration
 UNLEARNED = (
     'out_', 'max_iters', 'init_from', 'vocab_size', 'eval_', 'log_', 'wandb_', 'save_', 'always_', 'patience', 'note', 'keep_last',
     'on_nan', 'device', 'backend', 'parallel', 'sharded_checkpoints', 'activation_checkpointing', 'dtype', 'compile', 'cuda_graph',
@@ -287,8 +281,8 @@ UNLEARNED = (
 
 
 def source(cfg, small):
-    """Of a run whose transfer_from is a config, `small`: (cfg that grows the checkpoint of small, the config that trains
-    that first, or None where that has been done)."""
+    """Where transfer_from is a config, `small`: (cfg that grows the checkpoint of small, the config that trains small first,
+    or None if that has been done)."""
     machine = dict(device=cfg.device, backend=cfg.backend, compile=cfg.compile, deterministic=cfg.deterministic)
     small = dataclasses.replace(small, **machine)
     path = root_path(small.out_dir) / 'ckpt.pt'
