@@ -7,8 +7,8 @@ An arm is a config with flags as for train.py; with --nanogpt=FOLDER the model a
 (lab/bench_nanogpt.py). Each number of seconds is a training of its own, from the start to the end of its schedule: the first
 steps tell how long one takes, and lr_decay_iters becomes the number of steps that fit (wsd_decay_iters keeps its share of it).
 What happens once (compilation, capture of graphs) and the evaluation at the end are not counted, all steps are. Every arm is
-evaluated on the same windows, eval_iters batches of them (0: all). One after the other: to race on several GPUs, start a
-command on each.
+evaluated on the same windows, eval_iters batches of them (0: all). Arms run one after the other: to race on several GPUs,
+start a command on each.
 """
 
 import copy
@@ -41,11 +41,10 @@ class RaceConfig(TrainConfig):
     show: str = key('', 'only print the table of such a file')
 
     def problems(self, sized=None):
-        odd = [f'{s:g}' for s in self.seconds if not 0 < s < math.inf]
-        wrong = (
-            f'seconds: {", ".join(odd)} must be above 0' if odd else '' if self.seconds else 'seconds: must be given'
-        )
-        return super().problems(sized) + ([wrong] if wrong else [])
+        found = super().problems(sized)
+        if odd := [f'{s:g}' for s in self.seconds if not 0 < s < math.inf]:
+            found.append(f'seconds: {", ".join(odd)} must be above 0')
+        return found if self.seconds else [*found, 'seconds: must be given']
 
 
 def race(argv: list[str]):
@@ -57,12 +56,11 @@ def race(argv: list[str]):
     steps.check_arms(configs, {'out', 'show'})
     ready(first.out)
     device, rows = hardware.choose_device(first.device, first.deterministic), []
-    for cfg, name in zip(configs, arms):
+    for cfg, arm in zip(configs, arms):
+        name = ' '.join(a for a in arm if not a.startswith(('--seconds', '--out')))
         for seconds in cfg.seconds:
-            rows.append(
-                train(cfg, ' '.join(a for a in name if not a.startswith(('--seconds', '--out'))), seconds, device)
-            )
-            r = rows[-1]
+            r = train(cfg, name, seconds, device)
+            rows.append(r)
             print(
                 f'{r["trained_s"]:.0f} s, {r["iters"]} steps of {r["ms"]:.2f} ms: val loss {r["val_loss"]:.4f}  {r["arm"]}',
                 flush=True,

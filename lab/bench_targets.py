@@ -5,10 +5,10 @@ The table of targets: steps, memory, sampling and the start of a run, beside nan
     python bench.py targets --parts=sizes,contexts --out=out/costs.jsonl      cost against size, and against context length
     python bench.py targets --show=out/targets.jsonl
 
-A part is measured by a process of its own. Its arms take turns, then two steps of each are traced. What is in the file is not
-measured again: the same command goes on where it stopped, and tries an arm again that failed. Before that, arms that take
-turns are compiled side by side, into the compiler's cache; nothing is timed meanwhile. "at 90%" is what a row would be if our step took its roofline / 0.9 (lab/bench_profile.py);
-where a target lies beyond that, it takes the target's place.
+Each part is measured by a process of its own. Its arms take turns, then two steps of each are traced. What is in the file is
+not measured again: the same command goes on where it stopped, and repeats an arm that failed. Before that, arms that take
+turns are compiled side by side, into the compiler's cache; nothing is timed meanwhile. "at 90%" is what a row would be if our
+step took its roofline / 0.9 (lab/bench_profile.py). A target that lies beyond this figure is replaced by it.
 """
 
 import os
@@ -73,29 +73,13 @@ class TargetsConfig:
 # -----------------------------------------------------------------------------
 # the rows
 
-
-def speed(ours, beside, found):
-    return beside['ms'] / ours['ms']
-
-
-def times(ours, beside, found):
-    return ours['ms'] / beside['ms']
-
-
-def milliseconds(ours, beside, found):
-    return ours['ms']
-
-
-def seconds(ours, beside, found):
-    return ours['ms'] / 1000
-
-
-def memory(ours, beside, found):
-    return ours['peak_memory'] / beside['peak_memory']
-
-
-def per_second(ours, beside, found):
-    return 1000 / ours['ms']
+# what a row compares: of our arm, the arm beside it, and all arms {name: line}
+speed = lambda ours, beside, found: beside['ms'] / ours['ms']
+times = lambda ours, beside, found: ours['ms'] / beside['ms']
+milliseconds = lambda ours, beside, found: ours['ms']
+seconds = lambda ours, beside, found: ours['ms'] / 1000
+memory = lambda ours, beside, found: ours['peak_memory'] / beside['peak_memory']
+per_second = lambda ours, beside, found: 1000 / ours['ms']
 
 
 def by_amdahl(ours, beside, found):
@@ -153,7 +137,7 @@ WRITTEN = {  # how a figure is written
 
 
 def complete(row: Row, found: dict) -> bool:
-    """Whether all is there that its figure needs."""
+    """Whether the arms that the figure of a row needs have been measured."""
     try:
         return row.figure(found[row.ours], found[row.beside] if row.beside else None, found) is not None
     except (KeyError, TypeError):  # of graphs and on a CPU no memory is known
@@ -216,11 +200,10 @@ def cost(r: dict) -> dict:
 def tables(lines: list[dict]) -> str:
     found = {r['arm']: r for r in lines if 'failed' not in r}
     rows = [(row, judged(row, found)) for row in ROWS if complete(row, found)]
-    short = [found[row.ours] for row, cells in rows if cells['reached'] == 'no' and 'kinds' in found[row.ours]]
-    short = list({r['arm']: r for r in short}.values())
+    short = dict.fromkeys(row.ours for row, cells in rows if cells['reached'] == 'no' and 'kinds' in found[row.ours])
     costs = [cost(found[name]) for part in COSTS for name in PARTS[part].arms if name in found]
     failed = [{'failed': r['arm'], 'part': r['part'], 'reason': r['failed']} for r in lines if 'failed' in r]
-    blocks = [[cells for _, cells in rows], [where(r) for r in short], costs, failed]
+    blocks = [[cells for _, cells in rows], [where(found[name]) for name in short], costs, failed]
     once = lambda k: '; '.join(dict.fromkeys(str(r[k])[: 12 if k == 'commit' else None] for r in lines))
     head = f'{once("device")}, torch {once("torch")}, commit {once("commit")}'
     return '\n\n'.join([head, *('\n'.join(columns(b)) for b in blocks if b)])
@@ -257,7 +240,7 @@ def missing(cfg, part: str) -> dict:
 
 
 def measure(cfg, part: str):
-    """What is missing of a part, here."""
+    """Measure what is missing of a part in this process."""
     device = hardware.choose_device('auto')
     side_by_side()
     for found in PARTS[part].measure(cfg, missing(cfg, part), device):
@@ -270,7 +253,7 @@ def measure(cfg, part: str):
 
 
 def start(cfg, part: str) -> int:
-    """The same in a process of its own; its exit code."""
+    """Measure what is missing of a part in a process of its own. Returns its exit code."""
     own = [f'--{k}={v}' for k, v in overrides(cfg).items()]
     command = [sys.executable, str(ROOT / 'bench.py'), 'targets', *own, f'--part={part}']
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run() then kills it, it would go on alone
@@ -281,7 +264,8 @@ def start(cfg, part: str) -> int:
 
 
 def through(cfg, part: str) -> bool:
-    """Measure a part, by another process where one could not go on after an arm that failed. Whether the last one ended well."""
+    """Measure a part. Where an arm that failed ends the process, another one measures the rest. Returns whether the last
+    process ended well."""
     before, code = None, 0
     while (arms := missing(cfg, part)) and arms != before:
         before, code = arms, start(cfg, part)
@@ -289,8 +273,8 @@ def through(cfg, part: str) -> bool:
 
 
 def compiling(cfg, part: str) -> list[list[str]]:
-    """Commands that leave the compiled code of a part in the compiler's cache. None for what is measured alone: it fills the
-    memory by itself."""
+    """Commands that leave the compiled code of a part in the compiler's cache. No command for an arm that is measured alone,
+    since each such arm fills the memory."""
     kind, arms = PARTS[part].measure, missing(cfg, part).values()
     if kind is samples:
         return [['sample', *f, '--rounds=1'] for f in arms if '--compile=true' in f]
@@ -300,7 +284,7 @@ def compiling(cfg, part: str) -> list[list[str]]:
 
 
 def compile_all(cfg, parts: list[str]):
-    """An arm that does not get through is compiled again where it is measured."""
+    """Compile the arms of the parts side by side. An arm that fails here is compiled again when it is measured."""
     commands = [c for p in parts for c in compiling(cfg, p)]
     commands = [c for i in range(cfg.jobs) for c in commands[i :: cfg.jobs]]  # large models beside small ones
     env = os.environ | dict(TORCHINDUCTOR_COMPILE_THREADS=str(max(1, os.cpu_count() // cfg.jobs)))

@@ -22,6 +22,12 @@ from lab.records import PUBLISHED, REFERENCE
 from lab.state import State, check_edition, say
 from tokens import loader
 
+# keys of a config that comparison.json holds; those of them, with the arms, on which the promise of the protocol rests
+KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'shared_rate', 'sweep_seeds',
+        'metric', 'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks',
+        'track')  # fmt: skip
+PLANNED = ('seeds', 'worth', 'center', 'metric', 'at', 'targets')
+
 
 def compare(cfg, files=()):
     """Run what is missing of a comparison, then print its tables. files: its configs, which begin the log of an entry of the
@@ -38,7 +44,7 @@ def compare(cfg, files=()):
     engine = launch.engine(cfg.cluster, jobs, state.out / 'submitit', cfg.minutes, cfg.partition)
     time_and_match(state, jobs)
     planned = earlier_plan(state.folder) if cfg.looks else {}
-    if was := ', '.join(f'{k} = {brief(v)}' for k, v in planned.items() if v != plan_of(cfg)[k]):
+    if was := ', '.join(f'{k} = {brief(v)}' for k, v in planned.items() if v != plan_of(vars(cfg))[k]):
         print(f'NOTE: the plan was {was}; where it is changed after a look, 5% is no promise any more')
     described = {k: v for k, v in dataclasses.asdict(cfg).items() if k in KEPT}
     write_json(state.folder / 'comparison.json', described | dict(command=said(cfg)))
@@ -184,22 +190,14 @@ def show(state: State):
         print(f'{tables}\nwrote {state.folder}/: table.md' + ', plots, index.html' * (not state.cfg.track))
 
 
-KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'shared_rate', 'sweep_seeds',
-        'metric', 'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks',
-        'track')  # fmt: skip
-
-
-PLANNED = ('seeds', 'worth', 'center', 'metric', 'at', 'targets')  # and how many arms there are
-
-
-def plan_of(c) -> dict:
-    """What of a comparison the promise of the protocol rests on, as JSON holds it."""
-    c = json.loads(json.dumps(vars(c) if not isinstance(c, dict) else c))
+def plan_of(c: dict) -> dict:
+    """The part of a comparison's config that the promise of the protocol rests on, as JSON holds it."""
+    c = json.loads(json.dumps(c))
     return {k: c[k] for k in PLANNED if k in c} | dict(arms=', '.join(c['arms']))
 
 
 def earlier_plan(folder: Path) -> dict:
-    """That of an earlier call, once there are runs."""
+    """plan_of the config of an earlier call; {} before its first run is over."""
     try:
         c = read_json(folder / 'comparison.json', outcomes.COMPARISON)
     except UserError:
