@@ -82,7 +82,7 @@ def save(path: Path, ckpt: dict):
 
 
 def keep(folder: Path, iter_num: int, last: int):
-    """Of ckpt.pt, just written at iter_num, keep a copy that the next one does not replace; the last so many stay."""
+    """Copy ckpt.pt, just written, to ckpt-ITERATION.pt, and delete all but the `last` such copies. last = 0: no copy."""
     if last:
         files.copy(folder / 'ckpt.pt', folder / f'ckpt-{iter_num}.pt')
         number = lambda path: int(path.stem.removeprefix('ckpt-'))
@@ -92,8 +92,7 @@ def keep(folder: Path, iter_num: int, last: int):
 
 
 def load(path: str | Path, map_location='cpu') -> dict:
-    """Read and verify a checkpoint, ours or nanoGPT's.
-    Raises UserError if it is missing, truncated, altered (every checksum is tested; torch.load tests none) or foreign."""
+    """Read and verify a checkpoint, ours or nanoGPT's. UserError if it is missing, truncated, altered or foreign."""
     path = input_path(str(path))
     if not path.is_file():
         raise UserError(f'no checkpoint at {path}; train one first, or give the right --checkpoint / --out_dir')
@@ -129,26 +128,25 @@ def load(path: str | Path, map_location='cpu') -> dict:
 def check_zip(path: Path):
     """UserError unless the zip file is whole and stored as torch stores it. Every checksum is tested (torch.load tests
     none). torch maps the file into memory, so of a compressed one it would take the compressed bytes for numbers."""
+    corrupted = lambda what: UserError(f'{path} is corrupted ({what}); restore it from a copy')
     try:
         with zipfile.ZipFile(path) as z:
-            packed = next((i.filename for i in z.infolist() if i.compress_type != zipfile.ZIP_STORED), None)
-            beyond = sum(i.file_size for i in z.infolist()) > path.stat().st_size
-            broken = None if packed or beyond else z.testzip()
-            if not (packed or beyond or broken):
-                check_names((z.read(name) for name in z.namelist() if name.endswith('data.pkl')), path)
+            if packed := next((i.filename for i in z.infolist() if i.compress_type != zipfile.ZIP_STORED), None):
+                raise UserError(
+                    f'{path} was zipped again with compression ({ascii(packed)[:60]}); unpack it, and zip it without:'
+                    ' zip -0 -r'
+                )
+            if sum(i.file_size for i in z.infolist()) > path.stat().st_size:
+                raise corrupted('its parts are larger than the file')
+            if broken := z.testzip():
+                raise corrupted(f'checksum of {ascii(broken)[:60]} does not match')
+            check_names((z.read(name) for name in z.namelist() if name.endswith('data.pkl')), path)
     except UserError:
         raise
     except Exception as e:  # zipfile has many ways to fail on damaged headers
         raise UserError(
             f'{path} is truncated or no checkpoint ({first_line(e)}); restore it from a copy, or train again'
         ) from None
-    if packed:
-        raise UserError(
-            f'{path} was zipped again with compression ({ascii(packed)[:60]}); unpack it, and zip it without: zip -0 -r'
-        )
-    if beyond or broken:
-        what = f'checksum of {ascii(broken)[:60]} does not match' if broken else 'its parts are larger than the file'
-        raise UserError(f'{path} is corrupted ({what}); restore it from a copy')
 
 
 def check_names(pickles, path):
@@ -187,7 +185,7 @@ def dense(v) -> bool:
 
 
 def checksum(tensors: dict) -> str:
-    """Of a state dict, to tell a model from another one that lay at the same path."""
+    """The checksum of a state dict. It tells a model from another one that was saved at the same path."""
     crc = 0
     for t in tensors.values():
         crc = zlib.crc32(t.detach().contiguous().flatten().view(torch.uint8).numpy(), crc)

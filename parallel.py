@@ -105,8 +105,8 @@ def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool)
 
 
 def twice(forward, random: bool):
-    """forward of a block, of whose activations the backward pass keeps none, and of its inputs x and m the sum. random: it
-    draws dropouts, the same ones again."""
+    """forward of a block that keeps nothing for the backward pass but the sum of its inputs x and m: the rest is computed
+    again there. random: the block has dropout, which must then drop the same numbers."""
 
     def again(x, m, *rest):
         x = x if m is None else x + m
@@ -145,7 +145,7 @@ def is_share(t) -> bool:
 
 
 def memory(share) -> tuple:
-    """What tied shares have in common and others have not, in every process, also in one whose share is empty."""
+    """A key that is equal for tied shares and differs for all others, even in a process whose share is empty."""
     mine = share.to_local()
     return mine.untyped_storage()._cdata, mine.storage_offset(), share.shape
 
@@ -156,7 +156,7 @@ def whole(t):
 
 
 def share(t, like):
-    """Of t, which every process has, the share that this one has of `like`."""
+    """This process's share of t, cut as that of `like`. Every process has the whole of t."""
     if not is_share(like) or t.shape != like.shape:
         return t
     from torch.distributed.tensor import distribute_tensor
@@ -165,7 +165,7 @@ def share(t, like):
 
 
 def world(share) -> int:
-    """How many processes have shares of it."""
+    """How many processes have shares of the same tensor."""
     return share.device_mesh.size()
 
 
@@ -175,10 +175,11 @@ def local(t):
 
 
 class Exchange:
-    """Whole tensors out of shares, each in one process, and back: a message from each process to each other one, whatever the
-    number of tensors. Shares lie along the first axis, so the whole is one after the other.
+    """Puts shares together to whole tensors, each in one process (its home), and cuts the wholes into shares again. Every
+    process sends one message to every other, however many tensors there are. Tensors are cut along the first axis, so a
+    whole is its shares one after the other.
 
-    tensors: shares of them. home: the process that has each one whole. Attribute `mine`: which of them this one has."""
+    tensors: this process's shares. home: the home of each tensor. Attribute `mine`: the tensors whose home is this process."""
 
     def __init__(self, tensors: list, home: list):
         mesh = tensors[0].device_mesh
@@ -188,8 +189,10 @@ class Exchange:
         self.sizes = [[rows(s[0], r) * s[1:].numel() for r in range(world)] for s in self.shapes]
         self.by_home = [[i for i, h in enumerate(home) if h == r] for r in range(world)]
         self.mine = self.by_home[self.rank]
-        self.parts = [[self.sizes[i][r] for i in self.mine] for r in range(world)]  # of the whole ones: whose, of which
-        self.shares = [[self.sizes[i][self.rank] for i in found] for found in self.by_home]  # of the own shares
+        self.parts = [
+            [self.sizes[i][r] for i in self.mine] for r in range(world)
+        ]  # sizes of process r's shares of mine
+        self.shares = [[self.sizes[i][self.rank] for i in found] for found in self.by_home]  # own shares, by home
 
     def gather(self, shares: list) -> list:
         """This process's part of each tensor -> the whole ones of `mine`. All are of one dtype."""
@@ -197,29 +200,29 @@ class Exchange:
         return [torch.cat(found[j :: len(self.mine)]).view(self.shapes[i]) for j, i in enumerate(self.mine)]
 
     def scatter(self, wholes: list) -> list:
-        """The other way: whole ones, in float32 -> this process's part of each tensor."""
+        """The whole tensors of `mine`, in float32 -> this process's part of each tensor."""
         parts = [t.flatten().split(self.sizes[i]) for i, t in zip(self.mine, wholes)]
         found = self.send([p[r] for r in range(len(self.parts)) for p in parts], self.parts, self.shares, torch.float32)
         part = dict(zip((i for home in self.by_home for i in home), found))
         return [part[i].view(-1, *shape[1:]) for i, shape in enumerate(self.shapes)]
 
     def send(self, parts: list, sizes: list, back: list, dtype) -> list:
-        """parts, one after the other; sizes: [of each part] for each process that they go to. The parts that come, of sizes
-        back."""
+        """Send parts, in the order of the processes that they go to; returns those that come, by the process they come from.
+        sizes: for each process the sizes of the parts that go there; back: of those that come from there."""
         out = torch.cat([torch.empty(0, dtype=dtype, device=self.device), *(p.flatten() for p in parts)])
         come = out.new_empty(sum(map(sum, back)))
         dist.all_to_all_single(come, out, list(map(sum, back)), list(map(sum, sizes)), self.group)
         return list(come.split([n for found in back for n in found]))
 
     def copy(self, t, i: int):
-        """t of the process that has tensor i whole, to all; others give one of equal shape."""
+        """Send t from the home of tensor i to all other processes, which give a tensor of its shape to be filled."""
         dist.broadcast(t, group_src=next(r for r, found in enumerate(self.by_home) if i in found), group=self.group)
         return t
 
 
 def gather(tree, keep: bool, seen=None):
-    """A dict of tensors and dicts with whole tensors on the CPU instead of shares, one after the other; tied ones stay tied.
-    Every process calls this; where keep is False the whole tensors are dropped."""
+    """A copy of tree, a dict of tensors and dicts, with whole tensors on the CPU in place of shares. Shares are gathered one
+    by one, and tied ones stay tied. Every process calls this; where keep is False the whole tensors are dropped."""
     seen = {} if seen is None else seen
     if isinstance(tree, dict):
         return {k: gather(v, keep, seen) for k, v in tree.items()}

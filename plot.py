@@ -49,7 +49,7 @@ def best_loss(r: dict) -> float:
 
 
 def told_apart(runs: list[dict]) -> list[dict]:
-    """The runs, where arms of one name lie in different places with the end of the path in the name."""
+    """The runs. Where arms in different folders have one name, each is called by the end of its path instead."""
     places = {}
     for r in runs:
         places.setdefault(r['arm'], {})[r['place']] = None
@@ -177,9 +177,9 @@ def listing(folder: Path) -> str:
     wide = max(len(r[0]) for r in rows)
     text = [f'{"run":{wide}} {"state":20} {"iters":>7} {"best val":>9} {"last val":>9}  {"date":10}  device']
     for name, done, at, evals, facts in rows:
-        losses = [f'{v:9.4f}' if evals else f'{"-":>9}' for v in ((min(evals), evals[-1]) if evals else (0, 0))]
+        best, last = [f'{v:.4f}' for v in (min(evals), evals[-1])] if evals else ('-', '-')
         date = facts.get('started', '-')[:10]
-        text.append(f'{name:{wide}} {done:20} {at:7,} {losses[0]} {losses[1]}  {date:10}  {facts.get("device", "-")}')
+        text.append(f'{name:{wide}} {done:20} {at:7,} {best:>9} {last:>9}  {date:10}  {facts.get("device", "-")}')
     return '\n'.join(text)
 
 

@@ -42,9 +42,9 @@ class SampleConfig:
 
 
 def from_checkpoint(path, device='cpu'):
-    """(model, tokenizer) of a checkpoint of any kind, ready to generate. Factors are multiplied out, but for
-    those of a mixture (btt_moe). The tokenizer has
-    encode (text -> ids), decode (ids -> bytes) and vocabulary (how many ids). UserError if there is no such checkpoint.
+    """(model, tokenizer) of a checkpoint of any kind, ready to generate. Factors are multiplied out, except those of a
+    mixture (btt_moe). The tokenizer has encode (text -> ids), decode (ids -> bytes) and vocabulary (how many ids).
+    UserError if there is no such checkpoint.
 
         model, tok = from_checkpoint('out/x/best.pt')
         new = model.generate(torch.tensor([tok.encode('ROMEO:')]), 100, vocabulary=tok.vocabulary)

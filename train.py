@@ -129,8 +129,8 @@ class TrainConfig(
 no_namesakes(TrainConfig, linear.Keys, optimizers.Keys)
 
 
-def hooks(cfg, device, compile=False, quiet=False) -> list:
-    """What may happen to the model while it trains, in this order (surgery/hook.py)."""
+def hooks(cfg, device, compile, quiet=False) -> list:
+    """What changes the model or its loss while it trains, in this order (surgery/hook.py)."""
     found = []
     if cfg.guide_iters:
         found.append(guide.Guide(cfg))
@@ -200,7 +200,7 @@ class Trainer:
             self.optimizer.load_state_dict(moments)
 
     def wrap(self):
-        """Compile, DDP, CUDA graph, what a token costs: all that depends on the model's modules, anew where they change."""
+        """Compile, DDP, CUDA graph, FLOPs per token: all that depends on the model's modules. Called again when these change."""
         self.flops_per_token = self.model.flops_per_token() + sum(hook.flops_per_token for hook in self.hooks)
         self.forward, self.eval_forward = parallel.wrap(self.model, self.device, self.compile)
         self.micro_step = hardware.Replay(self.forward_backward) if self.graphs else self.forward_backward
@@ -239,7 +239,8 @@ class Trainer:
             self.wrap()
 
     def flops_per_iter(self) -> int:
-        """Of the next step, on all devices, without what a hook does once. A run sums them up: hooks and a resume change them."""
+        """FLOPs of the next step on all devices, without what a hook does once. Hooks and a resume change them, so a run adds
+        them up step by step."""
         return self.cfg.tokens_per_iter * self.flops_per_token + self.world * self.optimizer.factors.flops_per_update()
 
     def train_loss(self) -> list[float]:
@@ -254,7 +255,7 @@ class Trainer:
 
     @cached_property
     def text(self) -> dict:
-        """{split: [tokens, checksum] of the data set}"""
+        """{split: [number of tokens, their checksum]} of the data set, which tells it from one that was prepared otherwise."""
         return {split: [len(data.tokens), data.tokens.checksum()] for split, data in self.data.items()}
 
     @torch.no_grad()

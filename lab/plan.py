@@ -129,7 +129,7 @@ def make(cfg, arm: str, size: str, text: str, more: str = '', before: list | Non
 
 
 def alike(argv: list[str], schema) -> list[str]:
-    """Flags as they are looked for in this file: --key=value."""
+    """Flags in one spelling, --key=value, so that this file can look for them."""
     return spelled(argv, {f.name: f for f in dataclasses.fields(schema)})
 
 
@@ -213,9 +213,9 @@ def of_argv(argv: tuple) -> tuple:
 
 
 def at_equal_flops(cfg, plans: list[Plan]) -> list[Plan]:
-    """With match = 'flops' an arm whose text has no --max_iters trains until it has used the baseline's FLOPs, with those of
-    what it starts from. Its decay has the baseline's share of the iterations, and so has its warmup, in whole percent; all are
-    rounded down. A length that its own text gives stays."""
+    """With match = 'flops': the plans, in which an arm without --max_iters in its text trains until it has used as many FLOPs
+    as the baseline, those of what it starts from included. Decay and warmup get the baseline's share of the iterations (the
+    warmup's in whole percent), rounded down. A length that the arm's own text gives stays."""
     if cfg.match != 'flops' or cfg.horizons:
         return plans
     found = []
@@ -250,7 +250,8 @@ def iters_within(p: Plan, flops: int) -> int:
 
 
 def amount(cfg, plans: list[Plan], p: Plan, ms: dict) -> float:
-    """What a run of p uses of cfg.match; of FLOPs what it starts from has used some, too. nan where only its steps will tell."""
+    """How much a run of p uses of what cfg.match names; FLOPs include those of what it starts from. nan: only known after
+    its steps."""
     if cfg.match == 'time':
         return ms[p.name] * p.cfg.max_iters
     legs = [p, *origins(plans, p)] if cfg.match == 'flops' else [p]
@@ -336,16 +337,16 @@ def beyond(grid: list[float], edge: str) -> float | None:
 
 
 class Missing:
-    """What is still to run, given the records of what is over: the sweep, the rates beyond its edge, the seeds that
-    decide, and what those start from. With looks the baseline's seeds come before those of the arms, and arms get their
-    seeds in pairs, until they have a verdict (docs/protocol.md).
+    """The runs that are missing, given the records of those that are over: the sweep, the rates beyond its edge, the seeds
+    that decide, and the runs which these start from. With looks the baseline's seeds come before those of the arms, and
+    arms get their seeds in pairs, until they have a verdict (docs/protocol.md).
 
-    Its methods say which runs an answer waits for, [] where all are over. i is the index of a plan."""
+    Its methods return the runs that an answer waits for, [] if all are over. i is the index of a plan."""
 
     def __init__(self, cfg, plans: list[Plan], records: dict):
         self.cfg, self.plans, self.records = cfg, plans, records
         self.c = vars(cfg) | dict(halves=verdicts.halves(vars(cfg), records))
-        self.chosen = {}  # i: see rate; None while that asks for itself
+        self.chosen = {}  # i: what rate(i) returns; None while choose(i) runs, to notice arms that take each other's rate
         self.sigma = {}  # size: (figures of the baseline's first seeds, number of arms), once they are there
         found = []
         for size in dict.fromkeys(p.size for p in plans if p.is_arm):

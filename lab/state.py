@@ -1,6 +1,6 @@
 """
-Where a comparison stands: which of its runs are over, which can be started, and what is written of them. plan.py says what is
-missing, comparison.py runs it.
+Where a comparison stands: which of its runs are over, which can be started, and what is written of them. plan.py says
+which runs are missing, comparison.py runs them.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ class State:
         return self.out / r.name / ('best.pt' if best else 'ckpt.pt')
 
     def origin(self, r: Run) -> dict | None:
-        """{name: the run from whose checkpoint r starts under that name, and a checksum of its settings and of what it starts from
-        itself}; None while the rate of one is not known. A run is not what it was where this has changed."""
+        """{name in r's flags: the run whose checkpoint it stands for, and a checksum of the settings and the origin of that run};
+        None while the rate of such a run is not known. If this has changed, r is another run than before."""
         found = {}
         for name, n in zip(self.plans[r.plan].refers_to, self.missing.needs(r)[0]):
             if n is None:
@@ -223,8 +223,8 @@ def resolved(p: Plan, argv: list[str]) -> dict:
 
 
 def check_edition(there: dict, dataset: str | None, edition: str | None, where):
-    """Raises UserError if a run among the records was trained on another edition of the data set, as `where` has: losses on
-    two texts do not compare. Of what does not say its edition nothing is known."""
+    """Raises UserError if a run of the records was trained on another edition of the data set than `where` has: losses on
+    two texts do not compare. What does not say its edition passes."""
     for r in there.values():
         was = r['facts'].get('data_edition')
         if edition and was and was != edition and r.get('settings', {}).get('dataset') == dataset:

@@ -1,6 +1,6 @@
 """
-What the records of a comparison say so far: the learning rate of each arm and its verdict. plan.py asks it for the runs that
-are missing, outcomes.py for what each arm came to. The rules are in rates.py and protocol.py.
+What the records of a comparison say so far: the learning rate of each arm and its verdict. plan.py uses this to find the
+runs that are missing, outcomes.py for the result of each arm. The rules are in rates.py and protocol.py.
 
 In all functions c is the config of the comparison as a dict and records holds all its runs. A rate is chosen by the runs
 of the sweep (seeds above SWEEP), a verdict by those of seeds 1, 2, ... at that rate. `looks = False` marks a comparison from
@@ -18,8 +18,9 @@ from lab.records import SWEEP, cell_name
 
 
 def halves(c: dict, records: dict) -> tuple[str, str]:
-    """(what chooses, what is reported) of the evaluations: the two halves of the validation set, or the metric for both
-    where a run did not log them. c['halves'] if it is there: to look at every record takes a while."""
+    """(the figure by which rates and evaluations are chosen, the figure that is reported): losses on the two halves of the
+    validation set, or the metric for both if a run did not log these. A caller may put the answer into c['halves'], since
+    looking at every record takes a while."""
     if found := c.get('halves'):
         return found
     logged = [set(r['eval']) for r in records.values() if r['arm'] in c['arms'] and r.get('eval')]
@@ -89,7 +90,7 @@ def at_its_rate(c: dict, name: str, arm: str, size: str) -> bool:
 
 
 def given_rate(lr: float, edge: str = '') -> Rate:
-    """Nothing to choose. edge: the end of those tried at which the arm lies whose rate it is."""
+    """A rate that nothing chose. edge: for the rate of another arm, the end of that arm's sweep at which it lies."""
     return Rate(lr, edge, 'given', None, 0, math.nan, {})
 
 
@@ -137,7 +138,7 @@ def judged(c: dict, records: dict, size: str, rates: dict) -> dict:
 
 
 def verdicts(c: dict, records: dict, size: str, rates: dict) -> dict:
-    """As judged, and undecided where a rate is not certain enough: protocol.with_rates."""
+    """The verdicts of judged(), but undecided where a rate is not certain enough: see protocol.with_rates."""
 
     def contradicted(arm):
         r = rates[arm]
@@ -157,9 +158,10 @@ def verdicts(c: dict, records: dict, size: str, rates: dict) -> dict:
 
 
 def next_looks(found: dict, looks: tuple, asked: set) -> dict:
-    """{arm: seeds it shall have} given its verdict of judged: as many as it was judged by if that is decided, else those of
-    the next look. The arms that are asked for wait for each other there: Holm's method makes the verdict on one depend on the
-    others, and it shall not depend on whose runs end first. They do not wait for arms that --only leaves out."""
+    """{arm: the seeds that it needs}: as many as it was judged by if its verdict is decided, else those of the next look.
+    found: the verdicts of judged(). Arms wait for each other at each look: by Holm's method the verdict on one depends on the
+    others, and it must not depend on whose runs end first. asked: the arms that --only names, or all; others are not waited
+    for."""
     seen = {arm: v.n if v.how else 0 for arm, v in found.items()}
     first = min((seen[arm] for arm in asked if found[arm].word == protocol.UNDECIDED), default=0)
     further = next((n for n in looks if n > first), looks[-1])
