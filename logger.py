@@ -77,8 +77,8 @@ def commit() -> str:
 
 
 def relative(value):
-    """A text, or texts in dicts and lists, with paths of this repository as they are from its folder: a record must not
-    depend on the machine that made it."""
+    """A text, or texts in dicts and lists, with the paths of this repository made relative: a record must not depend on the
+    machine that made it."""
     if isinstance(value, dict):
         return {k: relative(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -116,8 +116,8 @@ def make_room(out_dir: Path) -> str:
 
 
 def facts(t) -> dict:
-    """What the manifest says of a run of a Trainer. Costs of a step are those of its first one here; `flops`, which it says
-    at its end, has those of all."""
+    """What the manifest says at the start of a Trainer's run. The costs are those of the first step here; ending() has the
+    FLOPs of all steps."""
     beside = t.optimizer.factors
     return dict(
         device=hardware.device_name(t.device),
@@ -139,7 +139,7 @@ def facts(t) -> dict:
 
 
 def ending(t) -> dict:
-    """What the manifest says of its end."""
+    """What the manifest says at the end of a Trainer's run."""
     return dict(
         peak_memory=hardware.peak_memory(t.device, graphs=t.graphs),
         final_iter=t.iter,
@@ -151,28 +151,29 @@ def ending(t) -> dict:
 
 
 def take_folder(t) -> str:
-    """Make the out_dir of a Trainer fit for a run that begins, or goes on; what to say of it."""
+    """Prepare the out_dir of a Trainer for a run that begins or goes on. Returns what to say of it."""
     remove_stale(t.out_dir)
     if t.cfg.init_from != 'resume':
         return make_room(t.out_dir)
     if t.best_is_now and t.cfg.save_checkpoint and t.saved_as == 'ckpt.pt':
         copy(t.out_dir / 'ckpt.pt', t.out_dir / 'best.pt')  # a kill between the two writes left an older one
     over = f': the end, max_iters = {t.cfg.max_iters}; a larger one goes on' if t.iter >= t.cfg.max_iters else ''
-    text = f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}'
+    lines = [f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}']
     if t.data_before:
         now = {split: tokens for split, (tokens, _) in t.text.items()}
         same = ', as many' if now == t.data_before else f' ({now}, it had {printable(brief(t.data_before))})'
-        text += f'\nNOTE: {t.cfg.dataset} has other tokens than before{same}: its window {t.position:,}, where this run is, is another one now,'
-        text += ' and what was seen may come again'
+        lines.append(
+            f'NOTE: {t.cfg.dataset} has other tokens than before{same}: its window {t.position:,}, where this run is, is'
+            ' another one now, and what was seen may come again'
+        )
     if t.best_before:
         it, loss = t.best_before
-        text += (
-            f'\nNOTE: evaluations see other text than before: the lowest val loss, {loss:.4f} until now, counts anew'
-        )
+        text = f'NOTE: evaluations see other text than before: the lowest val loss, {loss:.4f} until now, counts anew'
         if (t.out_dir / 'best.pt').exists() and t.cfg.save_checkpoint:
             os.replace(t.out_dir / 'best.pt', t.out_dir / f'best-{it}.pt')
             text += f'; best.pt of before is best-{it}.pt'
-    return text
+        lines.append(text)
+    return '\n'.join(lines)
 
 
 def size(n: int) -> str:
@@ -201,7 +202,7 @@ def windows(t, steps: int) -> str:
 
 
 class Log:
-    """Opened by the first process only (the others are quiet): their Log does nothing. dry: say all and write nothing."""
+    """What a run writes and prints. The first process alone does so: the Log of any other is quiet. dry: print, write nothing."""
 
     def __init__(self, cfg, out_dir: Path, meta: dict, facts: dict, start=0, quiet=False, dry=False):
         self.quiet, self.out_dir, self.cfg, self.device = quiet, out_dir, cfg, facts.get('device')

@@ -84,8 +84,8 @@ class Optimizer:
 
     On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
     them: it is captured once as a CUDA graph and replayed. fixed_grads: gradients stay at one address each, as a
-    captured backward pass needs it; they are zeroed instead of dropped. compile: how W is formed of factors and what another
-    optimizer does element by element. dtype: in which W is formed.
+    captured backward pass needs it, and are zeroed instead of dropped. compile: compile the forming of W and what
+    `matrices` does element by element. dtype: of W as it is formed.
     """
 
     def __init__(self, model, cfg, tokens=math.inf, fixed_grads=False, compile=False, dtype=torch.float32):

@@ -336,9 +336,9 @@ def train(cfg, again='go on with --init_from=resume'):
             train(small, again='repeat the command to go on')
             hardware.start_afresh()  # its memory is free for the large model
     device, rank = hardware.choose_device(cfg.device, cfg.deterministic), hardware.rank_world()[0]
-    mine = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
-    with mine, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
-        t = Trainer(start.again(cfg, device), device)
+    lock = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
+    with lock, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
+        t = Trainer(start.restarted(cfg, device), device)
         about, lines = logger.facts(t), [] if rank or cfg.eval_only else [logger.take_folder(t)]
         log = logger.Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
         lines += [

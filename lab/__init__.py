@@ -2,9 +2,9 @@
 Comparisons: from a config to runs, records, verdicts and pages.
 
     comparison.py    a comparison from its config to its tables: check it, run what is missing, write it
-    state.py         where it stands: which runs are over, which can be started
-    live.py          what a terminal shows meanwhile
-    timing.py        milliseconds per step of its arms
+    state.py         where a comparison stands: which runs are over, which can be started
+    live.py          what a terminal shows while a comparison runs
+    timing.py        milliseconds per step of each arm
     plan.py          which runs a comparison consists of, what they cost, whether they match
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
@@ -19,7 +19,7 @@ Comparisons: from a config to runs, records, verdicts and pages.
     figures.py       pictures of a comparison
     forest.py        effects with their intervals, a picture
     sweeps.py        loss against learning rate, arm by arm: table and picture
-    page.py          its page, one self-contained HTML file
+    page.py          the page of a comparison, one self-contained HTML file
     questions.py     RESULTS.md by question
     report.py        what --report writes, and the check that documents and logs agree
     track.py         the board, docs/track.md: what an entry may set, and the page
@@ -35,6 +35,6 @@ Comparisons: from a config to runs, records, verdicts and pages.
     bench_sample.py  tokens per second of sampling, for bench.py
     bench_start.py   seconds from the command to the first training step, for bench.py
     bench_targets.py the table of targets, and of costs by size and context, for bench.py
-    bench_parts.py   what it measures, part by part
+    bench_parts.py   the parts that bench_targets.py measures
     bench_layers.py  tables and timings of single layers, for bench.py
 """

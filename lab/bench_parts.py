@@ -1,8 +1,8 @@
 """
-The parts of the table of targets: their arms, and how each is measured (bench_targets.py has rows and command).
+The parts of the table of targets: their arms, and how each is measured. The rows and the command are in bench_targets.py.
 
-A part is measured by a process of its own. Where that is possible its arms take turns; then two steps of each are traced.
-An arm that fails gives a line that says why, and the others are measured.
+Each part is measured by a process of its own. Where possible its arms take turns; then two steps of each are traced. An arm
+that fails gives a line that says why, and the others are measured.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def is_theirs(arm: str) -> bool:
 
 
 def attempt(name, device, make, *args):
-    """What make(*args) returns; the line of the arm instead if it fails."""
+    """make(*args); if that fails, the line which says why the arm has no figures."""
     try:
         return make(*args)
     except Exception as e:  # of any kind: it must not take the figures of the others with it

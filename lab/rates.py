@@ -4,7 +4,7 @@ docs/protocol.md gives the reasons.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,11 +20,11 @@ class Rate:
 
     lr: float
     edge: str  # '' inside the range tried; 'low', 'high': at its end; 'divergence', 'instability': below a rate that is
-    how: str  # 'quadratic', or 'lowest within one standard error' where no quadratic fits
-    second: float | None  # the rate tried that is best apart from lr: it meets the deciding seeds as a check
-    seeds: int  # in the smallest sample of a rate
-    cost: float  # what the uncertainty of the rate costs on average, in the figure's unit; nan without a quadratic
-    means: dict  # {rate: mean figure}, inf where a seed diverged
+    how: str  # 'quadratic', 'lowest within one standard error' where none fits, or 'given', 'lowest mean' (verdicts.py)
+    second: float | None = None  # the rate tried that is best apart from lr: it meets the deciding seeds as a check
+    seeds: int = 0  # in the smallest sample of a rate
+    cost: float = math.nan  # mean cost of the rate's uncertainty, in the figure's unit; nan without a quadratic
+    means: dict = field(default_factory=dict)  # {rate: mean figure}, inf where a seed diverged
     parabola: tuple | None = None  # (logarithm of the rate at its vertex, curvature, figure there)
 
 

@@ -91,16 +91,15 @@ def at_its_rate(c: dict, name: str, arm: str, size: str) -> bool:
 
 def given_rate(lr: float, edge: str = '') -> Rate:
     """A rate that nothing chose. edge: for the rate of another arm, the end of that arm's sweep at which it lies."""
-    return Rate(lr, edge, 'given', None, 0, math.nan, {})
+    return Rate(lr, edge, 'given')
 
 
 def best(sweep: dict) -> Rate:
     """The rate of the parabola (rates.py). If every rate diverged, the lowest one, marked as the end of those tried."""
-    found = choose_rate({lr: list(v.values()) for lr, v in sweep.items()})
-    seeds = min(map(len, sweep.values()))
-    return found or Rate(
-        min(sweep), 'low', 'every rate diverged', None, seeds, math.nan, dict.fromkeys(sweep, math.inf)
-    )
+    if found := choose_rate({lr: list(v.values()) for lr, v in sweep.items()}):
+        return found
+    seeds, means = min(map(len, sweep.values())), dict.fromkeys(sweep, math.inf)
+    return Rate(min(sweep), 'low', 'every rate diverged', seeds=seeds, means=means)
 
 
 def lowest_mean(curve: dict) -> Rate:
@@ -108,7 +107,7 @@ def lowest_mean(curve: dict) -> Rate:
     means = {lr: statistics.mean(v.values()) for lr, v in curve.items()}
     lr = min(means, key=means.get)
     edge = '' if len(means) == 1 else 'low' if lr == min(means) else 'high' if lr == max(means) else ''
-    return Rate(lr, edge, 'lowest mean', None, min(map(len, curve.values())), math.nan, means)
+    return Rate(lr, edge, 'lowest mean', seeds=min(map(len, curve.values())), means=means)
 
 
 # -----------------------------------------------------------------------------

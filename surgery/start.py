@@ -64,7 +64,7 @@ def problems(cfg) -> list[str]:
     return found
 
 
-def again(cfg, device):
+def restarted(cfg, device):
     """cfg, with init_from = resume where torchrun has restarted its processes (--max-restarts) or Slurm the job: nobody is
     there to say so. Only a run of this very launch goes on; an older one in out_dir is left alone."""
     counts = [float(os.environ.get(f'{who}_RESTART_COUNT', 0)) for who in ('TORCHELASTIC', 'SLURM')]
