@@ -139,7 +139,7 @@ def test_mfu_is_that_of_one_device_of_several(clock, tmp_path):
     t = Trainer(load(TrainConfig, [*TINY, *flags]), torch.device('cpu'))
     t.world, t.accumulation = 2, 1  # half of the micro-batches of a step are another one's
     lines, quiet = [], lambda *_, **__: None
-    module.loop(t, SimpleNamespace(train=lambda done, **v: lines.append(v), metrics=quiet, say=quiet, evaluating=quiet))
+    module.loop(t, SimpleNamespace(train=lambda **v: lines.append(v), metrics=quiet, say=quiet, evaluating=quiet))
     assert lines[-1]['tokens_per_s'] == pytest.approx(2 * 4 * 32 / 2)  # of the run
     assert lines[-1]['mfu'] == pytest.approx(4 * 32 * t.flops_per_token / 2 / PEAK)
 
