@@ -53,7 +53,7 @@ from tqdm import tqdm
 
 from configurator import ROOT, UserError, key, load, open_file, printable, root_path, run
 from files import launched, read_json, write, write_json
-from logger import commit, git, relative
+from logger import commit, dirty, relative
 from surgery.language_model import LM, open_model
 from tokens import loader, tokenizer
 from tokens.download import given, retrieve
@@ -436,7 +436,7 @@ def evaluate(cfg: EvalConfig) -> dict:
         limit=cfg.limit,
         batch_size=cfg.batch_size,
         commit=commit(),
-        dirty=bool(git('status', '--porcelain')),
+        dirty=dirty(),
         torch=torch.__version__,
         started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
         command=shlex.join(['python', *sys.argv]),

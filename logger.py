@@ -76,6 +76,11 @@ def commit() -> str:
     return os.environ.get('NANOMORPH_COMMIT') or git('rev-parse', '--verify', '-q', 'HEAD') or 'unknown'
 
 
+def dirty() -> bool:
+    """Whether other code runs than that of commit()."""
+    return 'NANOMORPH_COMMIT' not in os.environ and bool(git('status', '--porcelain'))
+
+
 def relative(value):
     """A text, or texts in dicts and lists, with the paths of this repository made relative: a record must not depend on the
     machine that made it."""
@@ -232,7 +237,7 @@ class Log:
         self.manifest = dict(
             command=relative(shlex.join(['python', *sys.argv])),
             commit=commit(),
-            dirty='NANOMORPH_COMMIT' not in os.environ and bool(git('status', '--porcelain')),
+            dirty=dirty(),
             started=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
             python=sys.version.split()[0],
             torch=torch.__version__,

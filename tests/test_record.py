@@ -659,8 +659,10 @@ def test_floats_keep_what_a_float32_holds(tmp_path):
 
 
 def test_a_copy_of_the_code_is_told_its_commit(monkeypatch):
+    monkeypatch.setattr(logger, 'git', lambda *_: ' M train.py')
+    assert logger.dirty()
     monkeypatch.setenv('NANOMORPH_COMMIT', 'of the original')
-    assert logger.commit() == 'of the original'
+    assert logger.commit() == 'of the original' and not logger.dirty()
 
 
 def test_the_windows_of_the_last_steps_are_those_that_they_saw():
