@@ -35,12 +35,12 @@ import files
 import hardware
 import linear
 import logger
-import optim
 import optimizers
 import parallel
 from configurator import Diverged, key, load, no_namesakes, overrides, root_path, run
 from linear import factors
 from model import GPTConfig
+from optimizers import optim
 from surgery import distill, guide, rotate, shares, start
 from tokens import loader, losses
 

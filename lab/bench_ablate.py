@@ -28,7 +28,7 @@ from linear.einsum import Einsum
 from linear.kernels import blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric
 from logger import relative
 from model import GPT, MLP
-from optim import Optimizer
+from optimizers.optim import Optimizer
 
 AdamW = torch.optim.AdamW
 

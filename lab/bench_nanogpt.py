@@ -26,7 +26,7 @@ from lab.match import sized
 from lab.steps import TimingConfig
 from linear.factors import Factors, leaves
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
-from optim import lr_at
+from optimizers.optim import lr_at
 from tokens import loader, losses
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 
 import hardware
-import optim
 from configurator import UserError, key, load, root_path
 from files import write_lines
 from lab import steps
@@ -27,6 +26,7 @@ from lab.bench_nanogpt import NanoGPT
 from lab.bench_profile import ready, show
 from lab.costs import columns
 from logger import commit, relative
+from optimizers import optim
 from train import TrainConfig, Trainer
 
 ONCE, TIMED = 15, 30  # steps in which all is compiled and captured; steps after them that tell the time of one

@@ -26,7 +26,7 @@ from configurator import UserError, input_path, key, load, overrides, root_path
 from linear import factors
 from logger import commit
 from model import GPT, GPTConfig, joined
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from tokens import loader
 from train import TrainConfig, Trainer
 

@@ -198,7 +198,7 @@ def marks(c: dict, found: list[Cell]) -> list[str]:
 def left(x: Cell) -> float | None:
     """The mean share of the peak rate that runs of train.py had where their figure was taken; None if a run diverged, or
     has keys that there are no more."""
-    from optim import lr_at
+    from optimizers.optim import lr_at
     from train import TrainConfig
 
     known, shares = {f.name for f in fields(TrainConfig)}, []

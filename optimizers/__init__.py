@@ -1,6 +1,7 @@
 """
-Optimizers of the blocks' matrices, behind one registry. An optimizer is one file, and one line in OPTIMIZERS.
+The optimizer of a run, and those of the blocks' matrices behind one registry: each is one file, and one line in OPTIMIZERS.
 
+    optim.py     what train.py steps: all parameters of a model, AdamW and the optimizer of the matrices; the schedule
     base.py      the contract: class Matrices. Which tensors are which matrices, their state, rates and decay
     muon.py      orthogonalized momentum
     normuon.py   Muon, each row divided by its running size
@@ -8,8 +9,7 @@ Optimizers of the blocks' matrices, behind one registry. An optimizer is one fil
     product.py   step_rule = product: the matrix that factors form moves as a dense one, and the factors follow
 
 A matrix optimizer moves the matrices of the blocks, as the layers state them (`matrices()`, linear/base.py). AdamW moves
-everything else: embeddings, the head, norms, biases, gates, gains, routers, the values of a random sparse part. optim.py
-holds both.
+everything else: embeddings, the head, norms, biases, gates, gains, routers, the values of a random sparse part.
 """
 
 from dataclasses import dataclass, fields

@@ -1,5 +1,5 @@
 """
-The contract of a matrix optimizer: it moves the matrices of the blocks, AdamW moves the rest (optim.py).
+The contract of a matrix optimizer: it moves the matrices of the blocks, AdamW moves the rest (optimizers/optim.py).
 
 An optimizer is one file of this folder with one class derived from Matrices, and one line in OPTIMIZERS of __init__.py.
 The class says which state it keeps, how it averages gradients (`average`), in which direction a matrix moves (`direction`),

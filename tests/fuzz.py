@@ -51,7 +51,7 @@ import sample
 from configurator import UserError, load
 from lab import questions, records, report
 from model import NANOGPT_KEYS
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from surgery import reader, start
 from surgery.export_nanogpt import nanogpts_state
 from tokens import recipes, tokenfile, tokenizer

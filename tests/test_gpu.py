@@ -17,7 +17,7 @@ from linear import LAYERS, make, moe
 from linear.dense import Dense
 from linear.kernels import attend, blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric, vector
 from model import GPT, GPTConfig, rope_table
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from sample import lower
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
@@ -111,7 +111,7 @@ def test_the_update_is_captured_anew_after_a_rotation(moments, cuda_graph, monke
     )  # fmt: skip
     a, ta = run(*flags, f'--cuda_graph={cuda_graph}', steps=11)
     assert ta.model.config.linear_layers == 'h.1.mlp.c_fc'
-    monkeypatch.setattr('optim.Optimizer.capture', lambda self: None)
+    monkeypatch.setattr('optimizers.optim.Optimizer.capture', lambda self: None)
     b, _ = run(*flags, graph=False, steps=11)
     assert a == pytest.approx(b, abs=1e-4)
 

@@ -12,7 +12,7 @@ configurator files
 hardware parallel
 tokens linear
 model optimizers
-checkpoint optim logger
+checkpoint logger
 surgery
 train sample evaluate
 lab toys
@@ -81,7 +81,7 @@ def test_a_rooms_table_names_its_files(room):
 
 def test_the_root_is_small():
     """What a user of nanoGPT looks for, the commands, what the loop stands on; the rest is in rooms."""
-    assert len([n for n in modules() if '.' not in n and (ROOT / f'{n}.py').exists()]) <= 15
+    assert len([n for n in modules() if '.' not in n and (ROOT / f'{n}.py').exists()]) <= 14
 
 
 def test_sampling_and_evaluating_load_no_trainer(tmp_path, script):

@@ -15,7 +15,7 @@ import train as module
 from configurator import load
 from lab import steps
 from logger import read_metrics
-from optim import lr_at
+from optimizers.optim import lr_at
 from train import TrainConfig, Trainer
 
 PEAK = 1e9

@@ -6,7 +6,7 @@ from conftest import tiny_gpt, train_config
 
 from configurator import load
 from logger import read_metrics
-from optim import Optimizer, lr_at, problems
+from optimizers.optim import Optimizer, lr_at, problems
 from train import TrainConfig
 
 

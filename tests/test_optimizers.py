@@ -16,9 +16,9 @@ from configurator import UserError, gather, key, load
 from lab import mup
 from linear import factors
 from model import GPT
-from optim import Optimizer
 from optimizers import base, composed, muon, product
 from optimizers.muon import orthogonalize
+from optimizers.optim import Optimizer
 from surgery.grow import growth
 from surgery.grow.weights import grow_moments, grow_weights, parse
 from train import TrainConfig

@@ -12,7 +12,7 @@ import transfer
 from configurator import UserError, load
 from linear import factors
 from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from surgery import collapse
 from train import TrainConfig, Trainer
 

@@ -20,10 +20,10 @@ import checkpoint
 import files
 import hardware
 import logger
-import optim
 from configurator import UserError, load
 from lab import launch, records
 from logger import Log, duration, loss_name, read_metrics
+from optimizers import optim
 from train import SKIPS, TrainConfig, Trainer, train
 
 SMALL = ('--n_layer=1', '--block_size=16', '--eval_iters=1')  # on top of TINY: these tests are about files

@@ -21,7 +21,7 @@ from configurator import load
 from lab import launch
 from linear import factors
 from logger import read_metrics
-from optim import lr_at
+from optimizers.optim import lr_at
 from surgery import collapse
 from surgery.hook import Hook
 from tokens import loader

@@ -8,13 +8,13 @@ import torch
 from conftest import TINY
 
 import bench
-import optim
 from configurator import UserError, load
 from lab import bench_ablate
 from lab.bench_ablate import SWITCHES
 from linear.kernels import blocks, chip, fused, head, mixture, norms, rotary, symmetric
 from model import GPT, GPTConfig
-from optim import Optimizer
+from optimizers import optim
+from optimizers.optim import Optimizer
 from train import TrainConfig
 
 

@@ -14,7 +14,7 @@ from torch._inductor.decomposition import select_decomp_table
 import bench
 from lab.bench_fit import FitConfig, count
 from linear.kernels import head
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from train import TrainConfig
 
 LOGS = ('d12', 'growth_small', 'rotate', 'bench/muon')  # of the first every fourth line

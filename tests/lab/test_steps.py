@@ -13,10 +13,10 @@ from conftest import ROOT, TINY
 from fakes import FAKE, fake_script, found_cells, make_config, start, starts, wait_for  # noqa: F401
 
 import compare
-import optim
 from configurator import load
 from lab import costs, launch, outcomes, plan, records, report, state, stats
 from model import GPTConfig
+from optimizers import optim
 from surgery import factorize
 from surgery.grow import growth
 from tokens import loader

@@ -16,7 +16,7 @@ from linear import factors
 from linear.expanded import Expanded, effective_lr_ratio, orthonormal
 from linear.factors import Factors
 from model import GPT, GPTConfig
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from train import TrainConfig
 
 SHAPES = [(24, 40), (40, 24), (24, 24)]

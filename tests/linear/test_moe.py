@@ -15,7 +15,7 @@ from linear.kernels import mixture as kernels
 from linear.kernels.routing import route
 from linear.moe import MoE
 from model import GPTConfig
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from surgery import collapse
 
 

@@ -18,7 +18,7 @@ from linear.einsum import Shape
 from linear.factors import load_state
 from linear.kernels import blocks, chip, fused
 from model import GPT, MLP, GPTConfig
-from optim import Optimizer
+from optimizers.optim import Optimizer
 from surgery import collapse
 from surgery.guide import Guide
 
@@ -773,7 +773,7 @@ def test_compiled_no_activation_is_written_twice(monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_forming_is_forming(monkeypatch):
-    """Without the compiler's code, which takes long to build on a CPU: there training forms without it (optim.py)."""
+    """Without the compiler's code, which takes long to build on a CPU: there training forms without it (optimizers/optim.py)."""
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='aot_eager'))
     torch._dynamo.reset()
     found = []
