@@ -157,7 +157,7 @@ def launch(device) -> float:
 
 
 def roofline(t, steps: int, path, matmul: float, copy: float, one: float) -> dict:
-    """Of a step of a trainer: milliseconds and kernels by kind, and the least that it could take. one: seconds of a launch."""
+    """What a step of a trainer takes, and could take at least: milliseconds and kernels by kind. one: seconds of a launch."""
     times, numbers, busy = measured(traced(lambda: [t.step() for _ in range(steps)], path, t.device), t.device)
     least, total = floor(t, matmul, copy), sum(numbers.values()) / steps
     of = lambda k: dict(ms=1000 * times[k] / steps, launches=numbers[k] / steps, floor_ms=1000 * least[k])

@@ -77,7 +77,7 @@ def followed(cfg, device) -> tuple[list, dict]:
 
 
 def differences(run, exact, tail: int) -> dict:
-    """Of a run and the one in float32: losses in nats, gradients as |a - b| / |b| of each parameter."""
+    """How far a run is from the one in float32: losses in nats, gradients as |a - b| / |b| of each parameter."""
     far = [a - b for a, b in zip(run[0], exact[0])]
     grads = {k: float((run[1][k] - g).norm() / g.norm().clamp(min=1e-30)) for k, g in exact[1].items()}
     return dict(

@@ -173,7 +173,7 @@ def show(cfg):
 
 
 def table(rows: list[dict]) -> str:
-    """Of rows that differ in member, width and rate."""
+    """The losses of rows that differ in member, width and rate."""
     lrs, first = sorted({r['lr'] for r in rows}), rows[0]
     blocks = f'{first["n_layer"]} blocks; ' if 'n_layer' in first else ''
     lines = [f'{first["device"]}; {blocks}val loss after {first["iters"]} iterations; rates at width {first["base"]}']

@@ -57,7 +57,7 @@ class Question:
 
     @property
     def picture(self) -> str:
-        """Of the effects of all its comparisons, seen from results/."""
+        """Where the picture of the effects of all its comparisons is, seen from results/."""
         return f'questions/{self.name}.svg'
 
 

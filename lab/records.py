@@ -54,8 +54,8 @@ def logged(folder: Path) -> tuple[list[dict], list[dict], bool]:
 
 
 def record(folder: Path, about: dict, settings: dict) -> dict | None:
-    """Of a training, from its out_dir. It is over if its loss was logged at max_iters, was not finite, or did not fall for
-    `patience` iterations; in that case its facts hold the max_iters that it was allowed."""
+    """The record of a training, from its out_dir; None if it is not over. It is if its loss was logged at max_iters, was not
+    finite, or did not fall for `patience` iterations; in that case its facts hold the max_iters that it was allowed."""
     try:
         manifest = read_json(folder / 'manifest.json', MANIFEST)
         last_iter = read_json(folder / 'config.json', CONFIG)['max_iters']
@@ -81,8 +81,8 @@ def record(folder: Path, about: dict, settings: dict) -> dict | None:
 
 
 def surgery(folder: Path, about: dict, settings: dict) -> dict | None:
-    """Of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what it says of itself: the FLOPs
-    of what grow learns (ligo) and of factorize's distillation, whose tokens, the parameters, the mean error over matrices."""
+    """The record of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what it says of itself:
+    the FLOPs of what grow learns (ligo) and of factorize's distillation, whose tokens, the parameters, the mean error over matrices."""
     made, shape = folder / 'ckpt.pt', dict(factorize=CUT, grow=LEARNT).get(settings['command'])
     try:
         seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime
@@ -96,7 +96,7 @@ def surgery(folder: Path, about: dict, settings: dict) -> dict | None:
 
 
 def tasks(folder: Path, about: dict, settings: dict) -> dict | None:
-    """Of evaluate.py, which wrote folder/eval.json."""
+    """The record of a call of evaluate.py, which wrote folder/eval.json."""
     try:
         found = read_json(folder / 'eval.json', EVAL)
     except UserError:

@@ -48,7 +48,7 @@ def side_by_side(arms: int = 16):
 
 
 def seconds(t, steps: int) -> float:
-    """Of so many steps of a trainer."""
+    """How long so many steps of a trainer take."""
     hardware.sync(t.device)
     t0 = time.perf_counter()
     for _ in range(steps):

@@ -17,7 +17,7 @@ from linear.base import Layer
 
 @dataclass
 class Keys:
-    """Of every structured layer."""
+    """The keys of every structured layer."""
 
     structured_lr: str = key(
         'paper', "the paper's rate for each factor, or the same for all", choices=('paper', 'none')

@@ -24,7 +24,7 @@ from optimizers.composed import Composed
 
 @dataclass
 class Keys:
-    """Of every matrix optimizer."""
+    """The keys of every matrix optimizer."""
 
     matrix_lr: float = key(
         0.0,
@@ -42,7 +42,7 @@ class Keys:
 
 @dataclass
 class Momentum(Keys):
-    """Of an optimizer that averages gradients with momentum."""
+    """The keys of an optimizer that averages gradients with momentum."""
 
     momentum: float = key(0.95, 'share of the old average of gradients', low=0, high=0.99999)
 
@@ -187,7 +187,7 @@ class Matrices:
             self.product.follow(formed, self.dtype)
 
     def argument(self, G, state):
-        """Of `direction`. It is rounded before it is sent or laid into a stack: there it will be anyway."""
+        """What `direction` takes. It is rounded before it is sent or laid into a stack: there it will be anyway."""
         return self.average(G, state).to(self.dtype)
 
     def stack(self, tensors) -> dict:
@@ -202,7 +202,7 @@ class Matrices:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of products."""
+        """The dtype of products."""
         return self.precision or fastest(self.device)
 
     def find_views(self) -> dict:

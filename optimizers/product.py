@@ -42,7 +42,7 @@ def problems(cfg) -> list[str]:
 
 
 class Product:
-    """Of the layers whose W is formed of factors.
+    """The layers whose W is formed of factors, and how their factors follow a step of W.
 
     weights     {name of W: W}, as in the state of the optimizer
     groups      [(layer, [names of W], {key: tensors that follow}, {key: tensors that stay})], layers of equal shape together

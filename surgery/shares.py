@@ -115,7 +115,7 @@ def found(out_dir: Path) -> list[Path]:
 
 
 def member(kind, name):
-    """Of an enum, and of nothing else."""
+    """kind[name], if kind is an enum that has this member; else an UnpicklingError."""
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
         raise pickle.UnpicklingError(f'it names {ascii(kind)[:60]}.{ascii(name)[:60]}')
     return kind[name]

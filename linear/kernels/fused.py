@@ -205,7 +205,7 @@ def inner(x, A, f):
 
 
 def gradients(dy, x, A, B, Z):
-    """Of what lies between, A and B."""
+    """The gradients of what lies between, of A and of B."""
     g, f = A.size(0), B.size(0)
     if f > 1:  # the order matters for peak memory: Z can go before its gradient comes
         dB = blocks.ops.two_grad_B(dy, x, A, Z, f)
@@ -218,7 +218,7 @@ def gradients(dy, x, A, B, Z):
 
 
 def gradient(dy, x):
-    """Of the one factor (1, in, out) of a dense layer, laid out as its weight (out, in) is."""
+    """The gradient of the one factor (1, in, out) of a dense layer, laid out as its weight (out, in) is."""
     return (dy.flatten(0, -2).T @ x.flatten(0, -2)).T.unsqueeze(0)
 
 

@@ -364,7 +364,7 @@ def weigh(x, gates):
 
 
 def gradient(x, dy, W, plan):
-    """Of W, for x and dy (T, ...) or (T k, ...), not both the first."""
+    """The gradient of W, for x and dy (T, ...) or (T k, ...), not both the first."""
     return ops.outers(x, dy, *plan[1:3], W.size(0)).sum(0).to(W.dtype)
 
 
