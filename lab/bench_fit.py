@@ -111,7 +111,8 @@ def forward_pass(c) -> float:
 
 
 def count(cfg, path=None, teacher=None) -> Count:
-    """What a run of a config whose vocab_size is known keeps in memory. path: instead of its linear_path. teacher: the model of its distill_from."""
+    """What a run of a config whose vocab_size is known keeps in memory. path: instead of its linear_path. teacher: the model of
+    its distill_from."""
     follow = cfg.step_rule == 'product'  # every W is formed, and the factors have no gradients
     model, beside = rotate.shapes(rotate.model_config(cfg), 'materialised' if follow else path)
     network = sum(p.numel() for p in model.parameters())

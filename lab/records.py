@@ -82,7 +82,8 @@ def record(folder: Path, about: dict, settings: dict) -> dict | None:
 
 def surgery(folder: Path, about: dict, settings: dict) -> dict | None:
     """The record of a command of transfer.py that wrote folder/ckpt.pt: seconds from start to end, and what it says of itself:
-    the FLOPs of what grow learns (ligo) and of factorize's distillation, whose tokens, the parameters, the mean error over matrices."""
+    the FLOPs of what grow learns (ligo) and of factorize's distillation, whose tokens, the parameters, the mean error over
+    matrices."""
     made, shape = folder / 'ckpt.pt', dict(factorize=CUT, grow=LEARNT).get(settings['command'])
     try:
         seconds = made.stat().st_mtime - (folder / 'argv.json').stat().st_mtime

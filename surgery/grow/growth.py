@@ -236,7 +236,8 @@ def history(ckpt: dict, model, how: How, path) -> dict:
 
 
 def learning_flops(new, batch_size: int) -> int:
-    """The FLOPs of learning ligo's maps: those of the plain large model; the products of the maps, small beside these, are left out."""
+    """The FLOPs of learning ligo's maps: those of the plain large model; the products of the maps, small beside these, are
+    left out."""
     with torch.device('meta'):
         return ligo.STEPS * batch_size * new.block_size * GPT(dense_config(new)).flops_per_token()
 
