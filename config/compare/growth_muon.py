@@ -4,7 +4,7 @@
 #   python compare.py config/compare/growth_muon.py --cluster=pool --jobs=2
 #   python compare.py config/compare/growth_muon.py --cluster=pool --jobs=2 --looks=false --sweep_seeds=1 --seeds=1
 #
-# 133 runs took 10 minutes of an H200, beside others. The second command is a first look with one seed, 26 runs in 3
+# 133 runs took 10 minutes on two H200s, beside others. The second command is a first look with one seed, 26 runs in 3
 # minutes; the first one goes on from there.
 #
 # scratch trains for 1,440 steps, one pass over the text; a source of 3 layers trains for a quarter of them. `stack` then gets the

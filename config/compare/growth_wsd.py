@@ -7,7 +7,7 @@
 # scratch trains for 3,600 steps. A source trains at the constant rate. Then the grown model gets the rest of the FLOPs; its rate
 # decays over the last 720 steps. stack: half the layers, a quarter of the steps, as in growth_small. The _late arms spend half
 # of all FLOPs on the source. scratch and stack are swept; sources take the rate of scratch, the other arms that of stack.
-# 72 runs took 11 minutes of an H200, beside others. stack ends 0.041 below scratch and half_late 0.024; two_late is level, one_late
+# 72 runs took 11 minutes on two H200s, beside others. stack ends 0.041 below scratch and half_late 0.024; two_late is level, one_late
 # far behind (docs/growth.md).
 
 claim = 'On the FLOPs of the run from scratch, its source included, {arm} has a lower loss on Gutenberg than {baseline}'
