@@ -5,8 +5,8 @@ How fast a model writes. bench.py calls it.
     python bench.py sample config/gpt2.py --vocab_size=50304 --samples=64 --compile=true
 
 The model has random weights; it is sampled as sample.py does it, from a prompt of one token, with its defaults
-(temperature 0.8, top_k 200). --trace says which kernels a token takes. Counted is the whole call, the capture of the CUDA graph included; compiling is not. The limit is
-the time to read weights and cache once per token at the copy rate, which is measured right after.
+(temperature 0.8, top_k 200). --trace says which kernels a token takes. A call counts as a whole, the capture of its CUDA graph
+included. The first call, which compiles and sets up libraries, is left out (first_seconds). The limit is the time to read weights and cache once per token at the copy rate, which is measured right after.
 """
 
 import statistics
@@ -62,9 +62,9 @@ def bench(cfg: SampleBenchConfig) -> dict:
     wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
     seconds = []
 
-    def draw(first=False):
-        if cfg.nanogpt:  # every token takes as long as all before it: a short call is enough to begin with
-            return model.generate(prompt, 8 if first else cfg.tokens, 0.8, 200).cpu()
+    def draw():
+        if cfg.nanogpt:
+            return model.generate(prompt, cfg.tokens, 0.8, 200).cpu()
         for new in model.generate(prompt, cfg.tokens, 0.8, 200, 1.0, generator):
             new[0].item()  # as where text is shown as it is written
 
@@ -73,7 +73,7 @@ def bench(cfg: SampleBenchConfig) -> dict:
             generator = torch.Generator(device).manual_seed(i)
             wait()
             t = time.perf_counter()
-            draw(first=not i)
+            draw()
             wait()
             seconds.append(time.perf_counter() - t)
         if cfg.trace:
@@ -86,7 +86,8 @@ def bench(cfg: SampleBenchConfig) -> dict:
             idle = statistics.median(seconds[1:]) - busy
             rows.append({'of a token': 'idle', 'us': f'{1e6 * max(0, idle) / cfg.tokens:.1f}'})
             print('\n'.join(columns(rows)))
-    speeds = sorted(cfg.tokens * cfg.samples / s for s in seconds[1:])  # the first one compiles
+    # the first call compiles; where lengths grow, cuDNN plans each of them
+    speeds = sorted(cfg.tokens * cfg.samples / s for s in seconds[1:])
     each = torch.empty((), dtype=dtype).element_size()
     read = sum(
         p.numel() * p.element_size()
@@ -100,7 +101,7 @@ def bench(cfg: SampleBenchConfig) -> dict:
         params=model.get_num_params() if cfg.nanogpt else model.num_params(), samples=cfg.samples, tokens=cfg.tokens, compile=bool(cfg.compile),
         tokens_per_second=statistics.median(speeds), slowest=speeds[0], fastest=speeds[-1], limit=limit,
         device=hardware.device_name(device), dtype=str(dtype).removeprefix('torch.'), torch=torch.__version__,
-        commit=commit(),
+        first_seconds=seconds[0], commit=commit(),
     )  # fmt: skip
     print(
         f'{row["params"]:,} parameters, {cfg.samples} x {cfg.tokens} tokens, {"compiled" if cfg.compile else "not compiled"},'
