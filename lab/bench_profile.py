@@ -126,8 +126,11 @@ def floor(t: Trainer, matmul: float, copy: float) -> dict:
     found = dict.fromkeys(KINDS, 0.0)
     for m in t.model.modules():
         if hasattr(m, 'macs'):
-            features = m.d_in + m.d_out + m.moves() if hasattr(m, 'moves') else 2 * n  # mlp = moe takes and gives n
-            found['matmul'] += product(m.macs(), features, sum(p.numel() for p in m.parameters()))
+            features, inside = (m.d_in + m.d_out, m.moves()) if hasattr(m, 'moves') else (2 * n, 0)  # mlp = moe: n, n
+            ways = [product(m.macs(), features + inside, sum(p.numel() for p in m.parameters()))]
+            if hasattr(m, 'dense_macs'):  # through W; forming it is not counted
+                ways.append(product(m.dense_macs(), features, m.d_in * m.d_out))
+            found['matmul'] += min(ways)
         if isinstance(m, Norm):  # residual add included: x and a branch in, x and the norm out; back the same, and x
             found['norms'] += T * n * ((4 + e + 4 + e) + (4 + e + 4 + 4 + e)) / copy
     if c.tie_head:

@@ -126,6 +126,10 @@ class Layer(nn.Module):
         """Multiply-adds per token of forward. Default: each number of the factors once."""
         return sum(W.numel() for W in self.factors)
 
+    def dense_macs(self) -> int:
+        """Multiply-adds per token of forward through W, once that is formed."""
+        return self.d_in * self.d_out
+
     def form_macs(self) -> int:
         """Multiply-adds of to_dense()."""
         raise NotImplementedError(f'{type(self).__name__}.form_macs')

@@ -67,6 +67,9 @@ class BttMoE(Structured):
     def macs(self):
         return self.k * sum(W.numel() for W in self.factors) // self.E + self.d_in * self.E
 
+    def dense_macs(self):
+        return self.k * self.d_in * self.d_out
+
     def form_macs(self):
         return float('inf')  # never
 

@@ -3,8 +3,8 @@
 #
 #   python compare.py config/compare/growth_warm.py --cluster=pool --jobs=5
 #
-# 79 runs took 8 minutes of an H200, six at a time. `warm` is better by 0.027 under AdamW, where `stack` was by 0.098: the warm-up makes
-# a part of that gain.
+# 79 runs took 8 minutes of an H200, six at a time. `warm` is better by 0.027 under AdamW, where `stack` was by 0.098: part of that
+# distance is that scratch warms up too briefly.
 
 include('growth_muon.py')
 

@@ -64,6 +64,19 @@ def test_the_roofline_is_flops_at_the_matmul_rate_or_bytes_at_the_copy_rate():
     assert found['matmul'] == pytest.approx(12 * (layers * tokens + 2 * linears) / 1e6)
 
 
+@pytest.mark.parametrize('layer', ['btt', 'btt_moe', 'monarch'])
+def test_the_roofline_of_a_layer_is_that_of_the_cheaper_of_its_two_paths(layer):
+    """Where bytes cost nothing, factors take less than W; where FLOPs cost nothing, W takes less than factors."""
+    t = Trainer(load(TrainConfig, [*TINY, f'--linear={layer}', '--vocab_size=96']), torch.device('cpu'))
+    mine = [m for m in t.model.modules() if hasattr(m, 'dense_macs')]
+    head, tokens = t.cfg.n_embd * t.cfg.vocab_size, 4 * 32
+    found = bench_profile.floor(t, 1.0, 1e30)['matmul']
+    assert found == pytest.approx(6 * tokens * (sum(min(m.macs(), m.dense_macs()) for m in mine) + head))
+    found = bench_profile.floor(t, 1e30, 1.0)['matmul']
+    W = 12 * sum((m.d_in + m.d_out) * tokens + m.d_in * m.d_out for m in mine)
+    assert found <= W + 12 * (tokens * (t.cfg.n_embd + t.cfg.vocab_size) + head)
+
+
 def test_a_profile_has_a_trace_and_a_line_for_each_kind(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_profile, 'rates', lambda device, dtype: (1e12, 1e11))
     files = [f'--trace={tmp_path}/trace.json', f'--out={tmp_path}/x.jsonl']
