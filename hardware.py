@@ -7,6 +7,7 @@ import ctypes
 import datetime
 import gc
 import hashlib
+import math
 import os
 import re
 import signal
@@ -95,6 +96,11 @@ def device_name(device: torch.device) -> str:
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'{device.type}, {torch.get_num_threads()} threads' if device.type == 'cpu' else device.type
+
+
+def memory(device: torch.device) -> float:
+    """Bytes of a GPU's memory; of a CPU infinite: several processes share it, and it is not known how much they may take."""
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == 'cuda' else math.inf
 
 
 def peak_memory(device: torch.device, graphs: bool = False) -> int:

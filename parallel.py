@@ -3,13 +3,16 @@ Several processes: what each of them holds of the model, and what they send each
 
     ddp    Each holds the whole model. Gradients are averaged during the last backward pass of a step.
     fsdp   Each holds a share of every tensor: of its values, its gradient and Adam's moments. The tensors of a block are
-           gathered before it computes, forward and backward, and dropped afterwards. Gradients are averaged and shared out
-           during the last backward pass of a step. (ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054; PyTorch FSDP: Zhao et al.
-           2023, arXiv 2304.11277; fully_shard.) An optimizer that needs whole matrices has each in one process (Exchange).
+           gathered before it computes. Where they are small beside the memory they stay until the last backward pass of
+           the step; else they are dropped, and gathered anew for each pass (reshard_after_forward). Gradients are averaged
+           and shared out during the last backward pass. (ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054; PyTorch FSDP:
+           Zhao et al. 2023, arXiv 2304.11277; fully_shard.) An optimizer that needs whole matrices has each in one process
+           (Exchange).
 
 Both compute the same from the same data. docs/scaling.md says what they cost in memory and traffic.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 import hardware
 from configurator import UserError, key
+
+KEPT = 0.05  # of a GPU's memory: gathered blocks that take less stay for a whole step
 
 
 @dataclass
@@ -30,6 +35,11 @@ class Keys:
         'of torchrun processes: each holds the whole model (ddp), or a share of every tensor (fsdp: less memory)',
         choices=('ddp', 'fsdp'),
         group='device and speed',
+    )
+    reshard_after_forward: bool | None = key(
+        None,
+        'fsdp: drop a gathered block after each pass and gather it anew for the next (less memory); false: keep it to the end of'
+        f' the step (faster); none: keep where all of them take less than {KEPT:.0%} of the memory',
     )
     sharded_checkpoints: bool = key(
         False,
@@ -43,7 +53,7 @@ class Keys:
 
 def idle() -> list[str]:
     """Keys that mean nothing to a single process."""
-    return ['parallel', 'sharded_checkpoints'] if hardware.rank_world()[1] == 1 else []
+    return ['parallel', 'reshard_after_forward', 'sharded_checkpoints'] if hardware.rank_world()[1] == 1 else []
 
 
 def problems(cfg) -> list[str]:
@@ -53,6 +63,10 @@ def problems(cfg) -> list[str]:
         found.append(
             'activation_checkpointing = True: a router gives its loss beside the output of its block, and only the output can'
             ' be computed twice; leave it out with mlp = moe and linear = btt_moe'
+        )
+    if cfg.reshard_after_forward is not None and cfg.parallel != 'fsdp':
+        found.append(
+            f'reshard_after_forward = {cfg.reshard_after_forward}: blocks are gathered with parallel = fsdp only; leave it out'
         )
     if cfg.sharded_checkpoints and cfg.parallel != 'fsdp':
         found.append('sharded_checkpoints = True: there are shares with parallel = fsdp only; leave it out')
@@ -74,8 +88,22 @@ def problems(cfg) -> list[str]:
     return found
 
 
-def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool):
-    """Once, before the optimizer is made: share the model out (fsdp), and let blocks be computed twice."""
+def reshards(asked: bool | None, size: float, memory: float) -> tuple[bool, str]:
+    """Whether gathered blocks are dropped after each pass (the key reshard_after_forward), and a line that says why. size:
+    bytes of all of them; memory: bytes of a GPU, infinite on a CPU."""
+    reshard = size >= KEPT * memory if asked is None else asked
+    if asked is not None:
+        why = f'as reshard_after_forward = {asked} asks'
+    elif memory == math.inf:
+        why = 'as always on a CPU'
+    else:
+        why = f'all of them take {size / 2**30:.2f} GiB, {size / memory:.1%} of the memory'
+    return reshard, f'fsdp: blocks are gathered {"for each pass" if reshard else "once a step"}, {why}'
+
+
+def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool) -> tuple[bool, str]:
+    """Once, before the optimizer is made: share the model out (fsdp), and let blocks be computed twice. Returns what
+    reshards() says; no line without fsdp."""
     share_out = cfg.parallel == 'fsdp' and hardware.rank_world()[1] > 1
     for block in model.transformer.h:
         if share_out and compile:  # the hooks that gather and drop tensors stay outside
@@ -83,7 +111,7 @@ def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool)
         if cfg.activation_checkpointing:
             block.forward = twice(block.forward, random=cfg.dropout > 0)
     if not share_out:
-        return
+        return False, ''
     if compile:
         model.loss = torch.compile(model.loss, fullgraph=True)
     if dtype == torch.float16:
@@ -99,9 +127,14 @@ def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool)
     low = None if dtype == torch.float32 else dtype
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (hardware.rank_world()[1],))
+    size = dtype.itemsize * sum(p.numel() for p in model.transformer.h.parameters())
+    least = torch.tensor(hardware.memory(device), device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)  # GPUs may differ, and all processes have to gather at the same places
+    reshard, about = reshards(cfg.reshard_after_forward, size, least.item())
     for block in model.transformer.h:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
+    return reshard, about
 
 
 def twice(forward, random: bool):
@@ -126,10 +159,13 @@ def wrap(model, device: torch.device, compile: bool) -> tuple:
     return DDP(forward, device_ids=ids, gradient_as_bucket_view=True), forward
 
 
-def average(forward, on: bool):
-    """Whether the next backward pass averages the gradients over the processes. Until then each sums up its own."""
+def average(forward, on: bool, reshard: bool):
+    """Whether the next backward pass averages the gradients over the processes. Until then each sums up its own, and unless
+    it reshards it keeps what is gathered. The pass that averages drops it always: the optimizer moves the shares, and a copy
+    that stayed would be used as it is."""
     if sharded(forward):
         forward.set_requires_gradient_sync(on)
+        forward.set_reshard_after_backward(on or reshard)
     elif isinstance(forward, DDP):
         forward.require_backward_grad_sync = on
 

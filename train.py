@@ -183,7 +183,7 @@ class Trainer:
         self.compile = cfg.compile if cfg.compile is not None else device.type == 'cuda'
         if self.compile:
             hardware.keep_compiled(self.dtype)
-        parallel.prepare(self.model, cfg, device, self.dtype, self.compile)
+        self.reshard, self.about_reshard = parallel.prepare(self.model, cfg, device, self.dtype, self.compile)
         torch.manual_seed(cfg.seed_model * 1_000_003 + self.rank)  # dropout differs between processes
 
         # optimizer; the scaler does nothing unless dtype is float16
@@ -221,7 +221,7 @@ class Trainer:
         before = self.loss_sum.clone() if skip else None
         for micro in range(self.accumulation):
             x, y = self.data['train'].batch(self.position + (micro * self.world + self.rank) * cfg.batch_size)
-            parallel.average(self.forward, on=micro == self.accumulation - 1)
+            parallel.average(self.forward, on=micro == self.accumulation - 1, reshard=self.reshard)
             self.loss_sum += self.micro_step(x, y)
         self.loss_count += self.accumulation
         for hook in self.hooks:
@@ -343,6 +343,7 @@ def train(cfg, again='go on with --init_from=resume'):
         log = logger.Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
         lines += [
             t.about_graphs,
+            t.about_reshard,
             *optim.notes(t.cfg, t.iter),
             *t.optimizer.describe(),
             *factors.table(t.model, t.optimizer.factors),

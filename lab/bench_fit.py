@@ -13,6 +13,7 @@ says which are compared). A teacher (distill_from) is on every GPU, whole and in
 import math
 from dataclasses import dataclass
 
+import parallel
 from configurator import key
 from lab.costs import columns
 from lab.match import sized
@@ -46,7 +47,9 @@ class Count:
     state: int  # of the optimizer
     products: int  # of factors that are multiplied out, kept for the chain rule
     casts: int  # the weights in 16 bits
-    gathered: int  # fsdp: two blocks in 16 bits, and what is in no block in 32
+    gathered: (
+        int  # fsdp: all blocks in 16 bits, or two where they are gathered for each pass; what is in no block in 32
+    )
     block: float  # per token: what all blocks keep for the backward pass
     stream: float  # per token: that of it which is left where blocks are computed again
     head: float  # per token: the last norm, and what it is given back where the loss is made by parts
@@ -110,13 +113,14 @@ def forward_pass(c) -> float:
     return 6 * c.n_embd + 2 * max(c.hidden(i) for i in range(c.n_layer))
 
 
-def count(cfg, path=None, teacher=None) -> Count:
+def count(cfg, path=None, teacher=None, memory=math.inf) -> Count:
     """What a run of a config whose vocab_size is known keeps in memory. path: instead of its linear_path. teacher: the model of
-    its distill_from."""
+    its distill_from. memory: bytes of a GPU, by which fsdp decides what stays gathered."""
     follow = cfg.step_rule == 'product'  # every W is formed, and the factors have no gradients
     model, beside = rotate.shapes(rotate.model_config(cfg), 'materialised' if follow else path)
     network = sum(p.numel() for p in model.parameters())
-    block = sum(p.numel() for p in model.transformer.h[0].parameters())
+    blocks = [sum(p.numel() for p in b.parameters()) for b in model.transformer.h]
+    reshard, _ = parallel.reshards(cfg.reshard_after_forward, 2 * sum(blocks), memory)
     products = sum(m.d_in * m.d_out for m in beside.values())
     factors = sum(W.numel() for m in beside.values() for W in m.parameters())
     led = matrices(model, beside) if follow else ()
@@ -139,7 +143,7 @@ def count(cfg, path=None, teacher=None) -> Count:
         - 4 * (2 * network + factors + graded + products),
         products=4 * products,
         casts=2 * network,
-        gathered=2 * 2 * block + 4 * (network - cfg.n_layer * block),
+        gathered=2 * (2 * max(blocks) if reshard else sum(blocks)) + 4 * (network - sum(blocks)),
         block=sum(kept(cfg, h) for h in hidden) + inside,
         stream=4 * cfg.n_embd * cfg.n_layer,
         head=(8 if parts else 6) * cfg.n_embd,
@@ -163,7 +167,7 @@ def fit(cfg):
         f' gradients {gib(c.grads)}, optimizer state {gib(c.state)},\nproducts of factors {gib(c.products)}, weights in 16 bits {gib(c.casts)}{f", teacher {gib(c.teacher)}" if teacher else ""}; KiB per token: blocks'
         f' {c.block / 1024:.1f}, head {c.head / 1024:.1f}'
     )
-    shared = count(cfg, 'factored', teacher)  # fsdp forms no matrix
+    shared = count(cfg, 'factored', teacher, cfg.memory * 2**30)  # fsdp forms no matrix
     ways = [('one GPU', 1), ('ddp', 2), *(('fsdp', n) for n in (2, 8, 64) if cfg.step_rule != 'product')]
     mixture = cfg.mlp == 'moe' or cfg.linear == 'btt_moe'
     rows = []

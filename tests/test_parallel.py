@@ -22,11 +22,13 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 import checkpoint
 import files
+import hardware
 from configurator import load
 from linear import LAYERS
 from linear.base import Matrix
 from logger import read_metrics
 from optimizers.base import homes
+from parallel import reshards
 from surgery import reader, shares
 from train import TrainConfig, train
 
@@ -50,6 +52,11 @@ MATRICES = {  # each trained with fsdp and in one process
     'normuon-btt': ['--optimizer=normuon', '--linear=btt', '--linear_layers=mlp+attn'],
     'normuon-train': ['--optimizer=normuon', '--linear=tensor_train', '--n_layer=1'],  # one share is empty, one home idle
 }  # fmt: skip
+WAYS = {
+    'fsdp': ['--parallel=fsdp'],  # on a CPU: gathered once a step
+    'reshard': ['--parallel=fsdp', '--reshard_after_forward=true'],
+}
+STEPS = ['--max_iters=6', '--eval_interval=1', '--learning_rate=1e-2']  # an evaluation between any two steps
 RESUMED = 'muon-composed', 'normuon-btt'
 ALL = ['--linear_path=factored', '--max_iters=5', '--learning_rate=1e-2']
 LONG = ['--save_checkpoint=true', '--parallel=fsdp', '--max_iters=25', '--lr_decay_iters=25', '--eval_interval=25']
@@ -80,15 +87,18 @@ def two(python: list, folder: Path, jobs: dict):
         for p in members:
             p.kill()
     assert not any(p.returncode for p in members), '\n'.join(said)[-5000:]
+    (folder / 'said.txt').write_text(said[0])
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, shakespeare, python):
     folder = tmp_path_factory.mktemp('two')
-    jobs = {f'{m}-{p}': ('train', [*f, f'--parallel={p}']) for m, f in MODELS.items() for p in ('ddp', 'fsdp')}
-    for p in ('ddp', 'fsdp'):
+    ways = {'ddp': ['--parallel=ddp'], **WAYS}
+    jobs = {f'{m}-{p}': ('train', [*f, *ways[p]]) for m, f in MODELS.items() for p in ways}
+    jobs |= {f'steps-{p}': ('train', [*STEPS, *ways[p]]) for p in WAYS}
+    for p in ways:
         for n in (2, 8):
-            jobs[f'traffic-{p}-{n}'] = 'traffic', [f'--parallel={p}', f'--gradient_accumulation_steps={n}']
+            jobs[f'traffic-{p}-{n}'] = 'traffic', [*ways[p], f'--gradient_accumulation_steps={n}']
     jobs['traffic-muon'] = 'traffic', ['--parallel=fsdp', '--optimizer=muon']
     jobs['whole'] = 'train', [*LONG, '--max_iters=10']
     jobs['parts'] = 'train', [*LONG, '--max_iters=5', '--keep_last=9']
@@ -121,10 +131,10 @@ def equal(
     return p == q and all(map(same, x, y))
 
 
-@pytest.mark.parametrize('name', [*MODELS, 'grown'])
-def test_fsdp_computes_what_ddp_computes(runs, name):
+@pytest.mark.parametrize('name, way', [*((m, p) for m in MODELS for p in WAYS), ('grown', 'fsdp')])
+def test_fsdp_computes_what_ddp_computes(runs, name, way):
     for kind in ('train', 'eval'):
-        a, b = (losses(runs / f'{name}-{p}', kind) for p in ('ddp', 'fsdp'))
+        a, b = (losses(runs / f'{name}-{p}', kind) for p in ('ddp', way))
         assert a.keys() == b.keys() and len(a) > 1
         assert max(abs(a[i] - b[i]) for i in a) < (1e-3 if name == 'bfloat16' else 1e-5), (kind, a, b)
 
@@ -141,11 +151,14 @@ def test_fsdp_computes_what_ddp_computes_with_every_layer(tmp_path, python):
         assert len(a) == 2 and max(abs(a[i] - b[i]) for i in a) < 1e-5, (m, a, b)
 
 
-def test_fsdp_computes_what_one_process_computes(runs, run_train):
-    one = run_train(*RUN)
+@pytest.mark.parametrize('way', WAYS)
+def test_fsdp_computes_what_one_process_computes(runs, run_train, way):
+    """Over several steps, with evaluations between them: a gathered copy that outlives its step would show."""
+    one = run_train(*RUN, *STEPS)
     for kind in ('train', 'eval'):
-        a, b = losses(one, kind), losses(runs / 'dense-fsdp', kind)
-        assert a.keys() == b.keys() and max(abs(a[i] - b[i]) for i in a) < 1e-5, (kind, a, b)
+        a, b = losses(one, kind), losses(runs / f'steps-{way}', kind)
+        assert a.keys() == b.keys() and len(a) > 5 and a[5] < a[0] - 0.05
+        assert max(abs(a[i] - b[i]) for i in a) < 1e-5, (kind, a, b)
 
 
 @pytest.mark.parametrize('name', MATRICES)
@@ -198,9 +211,39 @@ def test_every_process_is_home_to_a_like_share_of_the_work():
 def test_gradients_travel_once_in_a_step_however_many_micro_batches_it_has(runs):
     sent = lambda p, n: json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text())  # n: micro-batches of both
     assert sent('ddp', 2)['allreduce_'] == sent('ddp', 8)['allreduce_'] > 0
-    for n in (2, 8):  # two blocks and the rest; blocks are gathered forward and backward
-        assert sent('fsdp', n)['_reduce_scatter_base_'] == 3 and sent('fsdp', n)['allreduce_'] == 1  # the norm
-        assert sent('fsdp', n)['_allgather_base_'] == n // 2 * 5
+    for n in (2, 8):
+        for p in WAYS:  # two blocks and the rest
+            assert sent(p, n)['_reduce_scatter_base_'] == 3 and sent(p, n)['allreduce_'] == 1  # the norm
+
+
+def test_blocks_are_gathered_once_in_a_step_or_for_each_pass(runs):
+    gathers = lambda p, n: json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text())['_allgather_base_']
+    for n in (2, 8):  # micro-batches of both processes; two blocks and the rest
+        assert gathers('fsdp', n) == 3
+        assert gathers('reshard', n) == n // 2 * 5  # blocks forward and backward
+
+
+def test_blocks_stay_gathered_where_they_are_small_beside_the_memory():
+    GiB = 2**30
+    assert reshards(None, 3.9 * GiB, 80 * GiB) == (
+        False, 'fsdp: blocks are gathered once a step, all of them take 3.90 GiB, 4.9% of the memory'
+    )  # fmt: skip
+    assert reshards(None, 4 * GiB, 80 * GiB) == (
+        True, 'fsdp: blocks are gathered for each pass, all of them take 4.00 GiB, 5.0% of the memory'
+    )  # fmt: skip
+    assert reshards(None, GiB, hardware.memory(torch.device('cpu')))[0] is False
+    for asked in (False, True):
+        reshard, about = reshards(asked, 4 * GiB, 80 * GiB)
+        assert reshard is asked and about.endswith(f'as reshard_after_forward = {asked} asks')
+
+
+def test_a_run_says_how_often_blocks_are_gathered(runs):
+    heads = (runs / 'said.txt').read_text().split('config: ')
+    for p, said in (('ddp', []), ('fsdp', ['once a step, as always on a CPU']),
+                    ('reshard', ['for each pass, as reshard_after_forward = True asks'])):  # fmt: skip
+        head = next(h for h in heads if f'/dense-{p}' in h.partition('\n')[0])
+        found = [line for line in head.splitlines() if line.startswith('fsdp: ')]
+        assert found == [f'fsdp: blocks are gathered {what}' for what in said]
 
 
 def test_a_run_of_fsdp_resumes_to_the_bit(runs):
@@ -236,8 +279,9 @@ def test_the_file_of_a_run_of_fsdp_is_that_of_any_run(runs, alone):
 
 
 def test_a_single_process_says_that_it_shares_nothing(monkeypatch):
-    cfg = load(TrainConfig, [*TINY, '--parallel=fsdp', '--sharded_checkpoints=true', '--gradient_accumulation_steps=2'])
-    assert cfg.idle() == dict(parallel='fsdp', sharded_checkpoints=True)
+    flags = ['--parallel=fsdp', '--sharded_checkpoints=true', '--reshard_after_forward=false']
+    cfg = load(TrainConfig, [*TINY, *flags, '--gradient_accumulation_steps=2'])
+    assert cfg.idle() == dict(parallel='fsdp', sharded_checkpoints=True, reshard_after_forward=False)
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert cfg.idle() == {}
 
@@ -254,6 +298,14 @@ def test_a_single_process_says_that_it_shares_nothing(monkeypatch):
 )
 def test_what_cannot_be_shared_out_is_refused_in_one_line(fails, flags, why):
     said = fails(lambda: load(TrainConfig, [*TINY, '--parallel=fsdp', *flags]), why, 'use parallel = ddp')
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize('flag', ['--sharded_checkpoints=true', '--reshard_after_forward=false'])
+def test_keys_of_fsdp_are_refused_with_ddp(fails, flag):
+    said = fails(
+        lambda: load(TrainConfig, [*TINY, flag]), flag[2:].split('=')[0], 'with parallel = fsdp only', 'leave it out'
+    )
     assert len(said.strip().splitlines()) == 1
 
 

@@ -76,6 +76,36 @@ def test_shares_of_muons_average_are_counted():
         assert bytes_of(adamw) - bytes_of(muon) == 4 * matrices / 8
 
 
+def test_blocks_that_stay_gathered_are_counted():
+    """All in 16 bits where they are small beside the memory, or where that is asked for; else two."""
+    cfg = FitConfig(n_layer=4, n_embd=768, vocab_size=50304, mlp_expansion_factor=(4.0, 4.0, 4.0, 2.0), bias=False)
+    blocks = [4 * 768**2 + 2 * f * 768**2 + 2 * 768 for f in (4, 4, 4, 2)]
+    rest = 4 * (50304 * 768 + 1024 * 768 + 768)
+    gathered = lambda memory, **keys: count(dataclasses.replace(cfg, **keys), 'factored', memory=memory).gathered
+    edge = 2 * sum(blocks) / 0.05
+    assert gathered(1.01 * edge) == rest + 2 * sum(blocks)
+    assert gathered(0.99 * edge) == rest + 2 * 2 * blocks[0]
+    assert gathered(1.01 * edge, reshard_after_forward=True) == gathered(0.99 * edge)
+    assert gathered(0.99 * edge, reshard_after_forward=False) == gathered(1.01 * edge)
+
+
+def test_the_table_counts_what_stays_gathered(monkeypatch, capsys):
+    """GPT-2 XL on 80 GB keeps its blocks, on 40 GB it does not."""
+
+    def row(memory, *flags):
+        flags = ['config/gpt2_xl.py', '--vocab_size=50304', '--batch_size=1', f'--memory={memory}', *flags]
+        monkeypatch.setattr('sys.argv', ['bench.py', 'fit', *flags])
+        bench.main()
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('fsdp, 64 GPUs  '))
+        return float(line.split()[3])
+
+    keep, drop = (
+        ('--parallel=fsdp', '--reshard_after_forward=false'),
+        ('--parallel=fsdp', '--reshard_after_forward=true'),
+    )
+    assert row(80) == row(80, *keep) == row(40, *keep) > row(40) + 2 == row(40, *drop) + 2 == row(80, *drop) + 2
+
+
 def test_of_a_teacher_its_weights_and_its_logits_are_counted(monkeypatch, capsys, fails, tmp_path):
     """Its logits are what the backward pass keeps more of a token: see the graph that the compiler makes of the loss."""
     model, kept = tiny_gpt(n_layer=1, vocab_size=512), []
