@@ -12,6 +12,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
 
 import bench
+from configurator import load
 from lab.bench_fit import FitConfig, count
 from linear.kernels import head
 from optimizers.optim import Optimizer
@@ -87,6 +88,16 @@ def test_blocks_that_stay_gathered_are_counted():
     assert gathered(0.99 * edge) == rest + 2 * 2 * blocks[0]
     assert gathered(1.01 * edge, reshard_after_forward=True) == gathered(0.99 * edge)
     assert gathered(0.99 * edge, reshard_after_forward=False) == gathered(1.01 * edge)
+
+
+def test_the_count_for_fsdp_is_what_two_gpus_have_measured():
+    """results/bench/two_gpus.txt, with a gather for each pass."""
+    for config, batch, again, wanted in (('gpt2', 32, False, 13.6), ('gpt2_xl', 8, True, 18.8)):
+        flags = [f'config/{config}.py', '--vocab_size=50304', '--parallel=fsdp', '--reshard_after_forward=true']
+        cfg = load(FitConfig, flags)
+        c = count(cfg, 'factored')
+        tokens = c.of_tokens(batch * cfg.block_size, again, cfg.n_layer)
+        assert max(c.fixed('fsdp', 2, True) + tokens, c.update('fsdp', 2)) == pytest.approx(wanted * 2**30, rel=0.03)
 
 
 def test_the_table_counts_what_stays_gathered(monkeypatch, capsys):
