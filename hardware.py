@@ -353,12 +353,14 @@ def graphs(
 
 
 class Replay:
-    """f(x, y) captured as a CUDA graph at its fourth call and replayed from then on. f must read and write at the same
-    addresses every time and give the same shapes; its result is overwritten by the next call. generator: of f's random
-    numbers, if it is not the device's own."""
+    """f(x, y) captured as a CUDA graph after `eager` calls, which compile and set up the libraries, and replayed from then on.
+    f must read and write at the same addresses every time and give the same shapes; its result is overwritten by the next
+    call. generator: of f's random numbers, if it is not the device's own. beside: another Replay, captured before and never
+    replayed at the same time, whose memory this one uses, too."""
 
-    def __init__(self, f, generator=None):
-        self.f, self.generator, self.calls, self.graph, self.inputs = f, generator, 0, None, None
+    def __init__(self, f, generator=None, eager=3, beside=None):
+        self.f, self.generator, self.eager, self.beside = f, generator, eager, beside
+        self.calls, self.graph, self.inputs = 0, None, None
 
     def __call__(self, *inputs):
         if self.inputs is None:  # from the first call on the same tensors, so that nothing compiles anew in the capture
@@ -366,13 +368,14 @@ class Replay:
         for mine, new in zip(self.inputs, inputs):
             mine.copy_(new)
         self.calls += 1
-        if self.calls <= 3:  # compile, set up the libraries
+        if self.calls <= self.eager:
             return self.f(*self.inputs)
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             if self.generator is not None:
                 self.graph.register_generator_state(self.generator)
-            with torch.cuda.graph(self.graph, capture_error_mode='thread_local'):
+            pool = self.beside and self.beside.graph.pool()
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode='thread_local'):
                 self.result = self.f(*self.inputs)
         self.graph.replay()
         return self.result

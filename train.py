@@ -203,7 +203,17 @@ class Trainer:
         """Compile, DDP, CUDA graph, FLOPs per token: all that depends on the model's modules. Called again when these change."""
         self.flops_per_token = self.model.flops_per_token() + sum(hook.flops_per_token for hook in self.hooks)
         self.forward, self.eval_forward = parallel.wrap(self.model, self.device, self.compile)
-        self.micro_step = hardware.Replay(self.forward_backward) if self.graphs else self.forward_backward
+        self.first_micro_step = self.micro_step = self.forward_backward
+        if self.graphs:  # the first graph of a step writes the gradients, the other adds to them
+            self.first_micro_step = hardware.Replay(self.afresh)
+            self.micro_step = hardware.Replay(
+                self.forward_backward, eager=3 * (self.accumulation - 1), beside=self.first_micro_step
+            )
+
+    def afresh(self, x, y):
+        """forward_backward() of the first micro-batch of a step: its gradients are new tensors, no sums."""
+        self.optimizer.zero_grad()
+        return self.forward_backward(x, y)
 
     def forward_backward(self, x, y):
         """Add the gradients of one micro-batch x, y (B, T); returns its loss, a scalar on the device."""
@@ -222,7 +232,7 @@ class Trainer:
         for micro in range(self.accumulation):
             x, y = self.data['train'].batch(self.position + (micro * self.world + self.rank) * cfg.batch_size)
             parallel.average(self.forward, on=micro == self.accumulation - 1, reshard=self.reshard)
-            self.loss_sum += self.micro_step(x, y)
+            self.loss_sum += self.micro_step(x, y) if micro else self.first_micro_step(x, y)
         self.loss_count += self.accumulation
         for hook in self.hooks:
             hook.before_update(self.model, self.optimizer, self.iter)

@@ -65,7 +65,7 @@ def followed(cfg, device) -> tuple[list, dict]:
     t = Trainer(cfg, device)
     if t.dtype == torch.float32:
         torch.set_float32_matmul_precision('highest')
-    t.micro_step(*t.data['train'].batch(0))
+    t.first_micro_step(*t.data['train'].batch(0))
     grads = {name: p.grad.float().cpu() / t.scaler.get_scale() for name, p in t.model.named_parameters()}
     t.optimizer.zero_grad()
     losses = []

@@ -83,13 +83,13 @@ class Optimizer:
     unscales what it finds there, and calls step() when all of it is finite.
 
     On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
-    them: it is captured once as a CUDA graph and replayed. fixed_grads: gradients stay at one address each, as a
-    captured backward pass needs it, and are zeroed instead of dropped. compile: compile the forming of W and what
-    `matrices` does element by element. dtype: of W as it is formed.
+    them: it is captured once as a CUDA graph and replayed. captured: the backward pass is one as well, from the fourth step
+    on. It writes gradients at one address each, so nothing drops them between steps. compile: compile the forming of W and
+    what `matrices` does element by element. dtype: of W as it is formed.
     """
 
-    def __init__(self, model, cfg, tokens=math.inf, fixed_grads=False, compile=False, dtype=torch.float32):
-        self.model, self.cfg, self.fixed_grads, self.grad_norm = model, cfg, fixed_grads, None
+    def __init__(self, model, cfg, tokens=math.inf, captured=False, compile=False, dtype=torch.float32):
+        self.model, self.cfg, self.captured, self.grad_norm = model, cfg, captured, None
         self.compile = compile and all(p.is_cuda for p in model.parameters())
         # the rule needs W, whatever is cheaper; a whole W has no place in shares of it
         path = 'materialised' if cfg.step_rule == 'product' else 'factored' if parallel.sharded(model) else None
@@ -103,10 +103,7 @@ class Optimizer:
         cuda = all(p.is_cuda for p in self.weights)
         # a replay reads gradients at fixed addresses; copying them there costs more than it saves for a large model
         small = sum(p.numel() for p in self.weights) < 2**25
-        self.capturable = cuda and (self.fixed_grads or small) and not parallel.sharded(self.model)
-        if self.fixed_grads:
-            for p in self.weights:  # one after another leaves them where they are
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        self.capturable = cuda and (self.captured or small) and not parallel.sharded(self.model)
         leaves = list(self.factors.leaves())
         self.leaves, self.matrices = {name: p for name, p, *_ in leaves}, None
         if kind := optimizers.OPTIMIZERS[self.cfg.optimizer]:
@@ -181,11 +178,12 @@ class Optimizer:
     def step(self):
         """Clip, chain rule to the factors, move, form the matrices again."""
         self.steps += 1
-        if self.capturable and self.steps == 3:  # the first steps have set up the optimizer state and the libraries
+        # the first steps have set up the optimizer state and the libraries; in the fourth the backward pass is captured
+        if self.capturable and self.steps == 3 + self.captured:
             self.capture()
         if self.graphs:
-            if not self.fixed_grads:
-                torch._foreach_copy_(self.static_grads, [p.grad for p in self.weights])
+            if apart := [(g, p.grad) for g, p in zip(self.static_grads, self.weights) if g is not p.grad]:
+                torch._foreach_copy_(*map(list, zip(*apart)))
             for graph in self.graphs:
                 graph.replay()
         else:
@@ -205,7 +203,7 @@ class Optimizer:
         """Two graphs, so that the products (and what autograd keeps of them) that form() writes lie where move()
         reads them. Both are captured in the order form, move and replayed in the order move, form."""
         grads = [p.grad for p in self.weights]
-        self.static_grads = grads if self.fixed_grads else [torch.empty_like(p) for p in self.weights]
+        self.static_grads = grads if self.captured else [torch.empty_like(p) for p in self.weights]
         for p, g in zip(self.weights, self.static_grads):
             p.grad = g
         stream, form, move = torch.cuda.Stream(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -231,11 +229,8 @@ class Optimizer:
             self.matrices.set_lr(lr)
 
     def zero_grad(self):
-        if self.fixed_grads:
-            torch._foreach_zero_([p.grad for p in self.weights])
-        else:
-            for p in self.weights:
-                p.grad = None
+        for p in self.weights:
+            p.grad = None
 
     def restart(self, names):
         """The state of these leaves as at the start, in place: a captured update goes on with the same tensors."""
@@ -290,7 +285,8 @@ def update(optimizer: Optimizer, scaler, skip: bool) -> bool:
     if scaler.is_enabled() or not skip or optimizer.finite():
         scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad()
+    if not optimizer.captured:
+        optimizer.zero_grad()
     return optimizer.steps > steps
 
 
