@@ -104,7 +104,7 @@ def on_chip(t) -> bool:
 
 
 def symmetric_products(t) -> bool:
-    matrices = t.optimizer.matrices
+    matrices = t.optimizer.matrix_optimizer
     large = matrices and any(min(shape) >= symmetric.LEAST for shape in matrices.state)
     return bool(large) and symmetric.ON and fused.on_chip(next(t.model.parameters()))
 

@@ -254,14 +254,14 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
     """
     bias, head = config.bias and site != 'lm_head', site == 'lm_head'
     dense = Dense(d_in, d_out, bias=bias)
-    rate = structured.width_rate(config)
+    lr_scale = structured.dense_lr_scale(config)
     std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
     if config.mup_base and head:
-        std *= rate
+        std *= lr_scale
     elif config.mup_base:
         std = 0.0 if residual else structured.gemm_std(d_in, d_out)
     nn.init.normal_(dense.weight, mean=0.0, std=std)
-    dense.rate, dense.parts = rate, tuple(parts)
+    dense.dense_lr_scale, dense.parts = lr_scale, tuple(parts)
     if bias:
         nn.init.zeros_(dense.bias)
     if site not in chosen(config):
@@ -273,8 +273,8 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
         torch.Generator().manual_seed(torch.initial_seed() ^ zlib.crc32(site.encode())),
         residual or bool(config.mup_base and head),
     )
-    layer.lr_scale *= rate
-    layer.rate, layer.parts = rate, tuple(parts)
+    layer.lr_scale *= lr_scale
+    layer.dense_lr_scale, layer.parts = lr_scale, tuple(parts)
     if config.guide_iters and hasattr(layer, 'follow'):
         layer.follow(dense.weight.data)
     layer.bias = dense.bias

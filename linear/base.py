@@ -4,7 +4,8 @@ The contract of a linear layer: y = W x (+ bias), whatever W is made of.
 A layer is one file of this folder with one class derived from Layer (most derive from structured.Structured, which has
 the rates, decay and guide of the papers) and one line in LAYERS of __init__.py. The class says everything about the
 layer: the config keys that it reads, its tensors, how they start, what they cost, how they are set from a given W, and
-how a budget of parameters finds their sizes. Nothing else of the repository knows a layer by its name.
+how a budget of parameters finds their sizes. A new layer works without a change elsewhere. (Few places outside this folder know a
+layer by its name: what expands dense layers takes `expanded`, and what deals with mixtures knows `btt_moe`.)
 """
 
 import math
@@ -57,13 +58,15 @@ class Matrix(NamedTuple):
 class Layer(nn.Module):
     """A linear layer, built as Name(d_in, d_out, config) with a config that has at least the keys of Name.Keys.
 
-    A layer must define __init__, forward, to_dense, from_dense, start, form_macs, moves and matrices; the rest has
-    defaults. Attributes:
+    A layer must define __init__, forward, to_dense, from_dense, start, form_macs and moves, and extend matrices; the rest
+    has defaults. Its __init__ raises UserError for keys that do not fit its size (structured.fail). Attributes:
         d_in, d_out     features
         factors         nn.ParameterList: the tensors that W is made of (Dense has `weight` instead)
         bias            nn.Parameter (d_out) or None; make() sets it
-        rate            factor on the learning rate of the dense layer in its place (below 1 with mup_base)
-        lr_scale        buffer: factor on the learning rate of each tensor in factors (n,), or of all of them ()
+        lr_scale        buffer: factor on learning_rate for each tensor in factors (n,), or one for all of them ()
+        dense_lr_scale  the same for the dense layer in its place, and contained in lr_scale: 1, or less with mup_base
+        decay           which decay_scale is meant: 'factors', 'product' or 'none'
+        depths          for each factor, in a product of how many factors it stands in W
         guide           nn.Parameter (d_out, d_in) or None: a dense matrix that leads at the start, see structured.py
         parts           outputs of each part where the layer is several layers side by side: q, k and v of c_attn
     """
@@ -85,7 +88,7 @@ class Layer(nn.Module):
     # of a factor that is a batch of matrices. True: W is a sum over the batch (Kronecker terms); False: they are its blocks
     is_sum = False
     parts = ()
-    rate = 1.0
+    dense_lr_scale = 1.0
 
     def __init__(self, d_in, d_out, shapes, lr_scale=1.0, decay='factors', depths=None):
         """shapes: of the factors. lr_scale: a number, or one for each. depths: with how many factors, itself included, each
@@ -158,7 +161,7 @@ class Layer(nn.Module):
         """Factors on weight_decay, one for each tensor in factors. AdamW shrinks every factor by 1 - lr wd, and so a product
         of N by its N-th power; decay = 'product' shrinks W as the dense layer in its place is shrunk, to first order in
         lr wd, whatever the rates are. rates: of the factors over that of a dense matrix, default AdamW's (lr_scale)."""
-        rates = rates or [r / self.rate for r in self.lr_scale.expand(len(self.factors)).tolist()]
+        rates = rates or [r / self.dense_lr_scale for r in self.lr_scale.expand(len(self.factors)).tolist()]
         return {
             'factors': [1.0] * len(rates),
             'product': [1 / (n * r) for n, r in zip(self.depths, rates)],

@@ -47,8 +47,5 @@ class Dense(Layer, nn.Linear):
     def describe(self):
         return 'dense'
 
-    def decay_scale(self):
-        return [1.0]
-
     def matrices(self):
         return dict(weight=Matrix(tuple(self.weight.shape), (0,), (1,), split=self.parts))

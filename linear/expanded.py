@@ -101,7 +101,7 @@ class Expanded(Layer):
         exact = self.init == 'orthogonal' and self.k >= min(self.d_in, self.d_out)
         (self.set_orthogonal if exact else self.set_svd)(W, torch.Generator().manual_seed(0))
         self.match()
-        self.lr_scale *= self.rate
+        self.lr_scale *= self.dense_lr_scale
 
     @torch.no_grad()
     def whitened(self, W, C):

@@ -31,14 +31,14 @@ def leaves(model, beside=None):
             scales = layer.lr_scale.expand(len(layer.factors)).tolist(), layer.decay_scale()
             for i, (p, lr_scale, decay_scale) in enumerate(zip(layer.factors, *scales)):
                 yield f'{name}.factors.{i}', p, lr_scale, decay_scale
-        own, rate = dict(layer.named_parameters(recurse=False)), getattr(layer, 'rate', 1.0)
+        own, dense_lr_scale = dict(layer.named_parameters(recurse=False)), getattr(layer, 'dense_lr_scale', 1.0)
         if layer is not m:  # the bias stays with the formed matrix
             own |= {k: p for k, p in m.named_parameters(recurse=False) if k != 'weight'}
         for key, p in own.items():
             if id(p) not in seen:
                 seen.add(id(p))
                 matrix = p.dim() >= 2
-                yield f'{name}.{key}', p, rate if matrix else 1.0, 1.0 if matrix else 0.0
+                yield f'{name}.{key}', p, dense_lr_scale if matrix else 1.0, 1.0 if matrix else 0.0
 
 
 def matrices(model, beside=None) -> list:
@@ -96,7 +96,8 @@ class Factors(dict):
         """Put a plain matrix where the factors were. The bias is the matrix's from now on, the factors have none."""
         like = layer.factors[0]
         plain = Dense(layer.d_in, layer.d_out, bias=layer.bias is not None, device=like.device, dtype=like.dtype)
-        plain.bias, layer.bias, plain.rate, plain.parts = layer.bias, None, layer.rate, layer.parts
+        plain.bias, layer.bias = layer.bias, None
+        plain.dense_lr_scale, plain.parts = layer.dense_lr_scale, layer.parts
         parent, _, child = name.rpartition('.')
         setattr(self.model.get_submodule(parent), child, plain)
         self[name] = layer

@@ -78,7 +78,7 @@ class MoE(nn.Module):
     def __init__(self, config, hidden):
         super().__init__()
         n, self.E, self.k = config.n_embd, config.experts, config.experts_active
-        self.rate = structured.width_rate(config)  # of all three
+        self.dense_lr_scale = structured.dense_lr_scale(config)  # of all three
         std = structured.gemm_std(n, hidden) if config.mup_base else 0.02
         self.router = nn.Parameter(torch.zeros(self.E, n))
         self.c_fc = nn.Parameter(torch.randn(self.E, n, hidden) * std)

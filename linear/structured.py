@@ -122,8 +122,8 @@ def gemm_std(d_in: int, d_out: int) -> float:
     return math.sqrt(1 / d_in) * min(1, math.sqrt(d_out / d_in))
 
 
-def width_rate(config) -> float:
-    """Factor on the learning rate of a matrix whose inputs grow with n_embd: 1, or below with mup_base."""
+def dense_lr_scale(config) -> float:
+    """Factor on the learning rate of a dense matrix whose inputs grow with n_embd: 1, or mup_base / n_embd."""
     return config.mup_base / config.n_embd if config.mup_base else 1.0
 
 

@@ -2,7 +2,7 @@
 The optimizer of a run, and those of the blocks' matrices behind one registry: each is one file, and one line in OPTIMIZERS.
 
     optim.py     what train.py steps: all parameters of a model, AdamW and the optimizer of the matrices; the schedule
-    base.py      the contract: class Matrices. Which tensors are which matrices, their state, rates and decay
+    base.py      the contract: class MatrixOptimizer. Which tensors are which matrices, their state, rates and decay
     muon.py      orthogonalized momentum
     normuon.py   Muon, each row divided by its running size
     composed.py  step_rule = composed: one step for all factors of a product, by a bound on what it does to the product

@@ -1,7 +1,7 @@
 """
 The contract of a matrix optimizer: it moves the matrices of the blocks, AdamW moves the rest (optimizers/optim.py).
 
-An optimizer is one file of this folder with one class derived from Matrices, and one line in OPTIMIZERS of __init__.py.
+An optimizer is one file of this folder with one class derived from MatrixOptimizer, and one line in OPTIMIZERS of __init__.py.
 The class says which state it keeps, how it averages gradients (`average`), in which direction a matrix moves (`direction`),
 and how far at unit rate (`scale`). Everything else is here: matrices of equal shape lie in one stack (B, m, n),
 whatever tensors they are parts of, so that a step is a few batched products. What goes element by element is compiled on a
@@ -47,21 +47,21 @@ class Momentum(Keys):
     momentum: float = key(0.95, 'share of the old average of gradients', low=0, high=0.99999)
 
 
-class Matrices:
+class MatrixOptimizer:
     """Moves tensors that are matrices, or batches of them.
 
     Attributes:
-        cfg       the training config
-        moves     names of the parameters that are moved
-        tensors   {name: tensor} of what has a direction: a parameter, or the W that factors form (step_rule = product)
-        averaged  {name of a tensor: {average: as the tensor lies}}
-        state     {(m, n): {name: tensor (B, m, 1) or (B, 1, n)}} of the matrices that are whole here: all that is no average
-        others    the names in state
-        places    {name of a tensor: (its Matrix, where its matrices lie in the stacks)}, see lay()
-        here      those of places whose tensors are whole here: all, unless there are shares
-        exchange  parallel.Exchange of shares, or None
-        views     {name of a tensor: views of its matrices}, where these can be changed as they lie
-        decays    {name of a parameter: factor on weight_decay}
+        cfg          the training config
+        parameters   {name: parameter} of what is moved
+        tensors      {name: tensor} of what has a direction: a parameter, or the W that factors form (step_rule = product)
+        averaged     {name of a tensor: {name of an average: tensor of the same shape}}
+        state        {(m, n): {name: tensor (B, m, 1) or (B, 1, n)}} of the matrices that are whole here: all state but averages
+        state_names  the names in state
+        places       {name of a tensor: (its Matrix, where its matrices lie in the stacks)}, see lay()
+        here         those of places whose tensors are whole here: all, unless there are shares
+        exchange     parallel.Exchange of shares, or None
+        views        {name of a tensor: views of its matrices}, where these can be changed as they lie
+        decays       {name of a parameter: factor on weight_decay}
     """
 
     Keys = Keys  # the config keys that it reads: this dataclass, or one derived from it
@@ -79,8 +79,7 @@ class Matrices:
         for name, layer, found in layers:
             scales = decay_scales(layer)
             self.decays |= {f'{name}.{k}': scales.get(k, 1.0) / cfg.hidden_lr for k in found}
-        self.moves = list(self.decays)
-        self.parameters = {name: parameters[name] for name in self.moves}
+        self.parameters = {name: parameters[name] for name in self.decays}
         self.product = product.Product(layers, parameters) if cfg.step_rule == 'product' else None
         self.tensors, of = {}, {}  # of: {name: Matrix}
         for name, _, found in self.product.as_dense(layers) if self.product else layers:
@@ -101,9 +100,9 @@ class Matrices:
         )  # where graph and compiled code read it
         self.argument, self.move = (torch.compile(f, dynamic=True) if compile else f for f in (self.argument, move))
         self.rule = Composed(self, all_sizes, device) if cfg.step_rule == 'composed' else None
-        self.others = self.per_row
+        self.state_names = self.per_row
         if self.rule and self.rule.chains:
-            self.others = *self.per_row, self.rule.name
+            self.state_names = *self.per_row, self.rule.name
             for shape, vectors in self.rule.vectors.items():
                 self.state[shape][self.rule.name] = vectors
         self.views = {} if self.exchange else self.find_views()
@@ -163,9 +162,9 @@ class Matrices:
         else:
             rates = {shape: self.lr * -self.scale(*shape) for shape in steps}
         keep = {s: 1 - self.lr * (s * self.cfg.weight_decay) for s in set(self.decays.values())}
-        for name in self.moves:
+        for name, p in self.parameters.items():
             if name not in self.views:
-                parallel.local(self.parameters[name]).mul_(keep[self.decays[name]])
+                parallel.local(p).mul_(keep[self.decays[name]])
         names, changes = [], []
         for name, (M, places) in self.here.items():
             if name in self.views:
@@ -238,7 +237,7 @@ class Matrices:
         this."""
         found = {name: {k: v.clone() for k, v in own.items()} for name, own in self.averaged.items()}
         for i, name in enumerate(self.tensors):
-            for k in self.others:
+            for k in self.state_names:
                 M = self.layout(name, k)
                 v = M.fold(self.parts(name, k)) if name in self.here else torch.empty(M.shape, device=self.device)
                 found[name][k] = self.exchange.copy(v.contiguous(), i) if self.exchange else v.contiguous()
@@ -250,7 +249,7 @@ class Matrices:
         if entry is None:
             return
         wanted = {k: tuple(v.shape) for k, v in self.averaged[name].items()}
-        wanted |= {k: tuple(self.layout(name, k).shape) for k in self.others}
+        wanted |= {k: tuple(self.layout(name, k).shape) for k in self.state_names}
         given = {k: tuple(v.shape) for k, v in entry.items()}
         if wanted != given:
             sizes = wanted.keys() == given.keys()
@@ -261,7 +260,7 @@ class Matrices:
             )
         for k, v in self.averaged[name].items():
             v.copy_(parallel.share(entry[k], v))
-        for k in self.others if name in self.here else ():
+        for k in self.state_names if name in self.here else ():
             for mine, new in zip(self.parts(name, k), self.layout(name, k).unfold(entry[k])):
                 mine.copy_(new)
 

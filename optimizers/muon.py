@@ -15,7 +15,7 @@ import torch
 from configurator import key
 from linear.kernels import symmetric
 from optimizers import base
-from optimizers.base import Matrices
+from optimizers.base import MatrixOptimizer
 
 STEPS = 5
 QUINTIC = 3.4445, -4.7750, 2.0315  # steepest at 0: small singular values grow most; see LARGEST for where they end
@@ -32,7 +32,7 @@ class Keys(base.Momentum):
     )
 
 
-class Muon(Matrices):
+class Muon(MatrixOptimizer):
     """State: momentum, an average of gradients."""
 
     Keys = Keys

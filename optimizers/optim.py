@@ -72,10 +72,17 @@ def notes(cfg, it=0) -> list[str]:
 
 class Optimizer:
     """AdamW with nanoGPT's decay rule (matrices decay, vectors do not) and each layer's own rate and decay scales; the
-    matrices of the blocks can have an optimizer of their own (`matrices`; none: AdamW's as well).
+    matrices of the blocks can have an optimizer of their own (`matrix_optimizer`; None: AdamW moves them, too).
 
     It owns the factors beside the model (`factors`, by tokens: see linear.factors.Factors): making the optimizer takes
     them out of the model.
+
+    The learning rate of a parameter at iteration it, with lr = lr_at(cfg, it), which set_lr() receives:
+        AdamW             lr * lr_scale of factors.leaves(), for matrices of the blocks also * hidden_lr (build_adamw)
+        matrix optimizer  lr * hidden_lr, with matrix_lr instead of learning_rate as the peak if it is set
+                          (MatrixOptimizer.set_lr); how far a matrix moves at that rate is its scale(m, n)
+    lr_scale is 1 for vectors and embeddings, Layer.dense_lr_scale for matrices (mup_base, set by linear.make), and Layer.lr_scale
+    for factors: dense_lr_scale times what structured_lr or expansion_lr says (Structured.__init__, Expanded.match).
 
     Clipping: the norm is taken over the gradients of the matrices that the network computes with, before the chain
     rule, so that it means the same in every arm and costs the same however wide the factors are. The chain rule is
@@ -85,7 +92,7 @@ class Optimizer:
     On a GPU the update of a small model is a long row of short kernels, and launching them takes longer than running
     them: it is captured once as a CUDA graph and replayed. captured: the backward pass is one as well, from the fourth step
     on. It writes gradients at one address each, so nothing drops them between steps. compile: compile the forming of W and
-    what `matrices` does element by element. dtype: of W as it is formed.
+    what `matrix_optimizer` does element by element. dtype: of W as it is formed.
     """
 
     def __init__(self, model, cfg, tokens=math.inf, captured=False, compile=False, dtype=torch.float32):
@@ -105,12 +112,14 @@ class Optimizer:
         small = sum(p.numel() for p in self.weights) < 2**25
         self.capturable = cuda and (self.captured or small) and not parallel.sharded(self.model)
         leaves = list(self.factors.leaves())
-        self.leaves, self.matrices = {name: p for name, p, *_ in leaves}, None
+        self.leaves, self.matrix_optimizer = {name: p for name, p, *_ in leaves}, None
         if kind := optimizers.OPTIMIZERS[self.cfg.optimizer]:
             blocks = [found for found in self.factors.matrices() if found[0].startswith('transformer.h.')]
-            self.matrices = kind(blocks, self.leaves | self.factors.formed(), self.cfg, self.capturable, self.compile)
-        self.by_matrices = self.matrices.tensors if self.matrices else {}
-        moved = set(self.matrices.moves if self.matrices else ())
+            self.matrix_optimizer = kind(
+                blocks, self.leaves | self.factors.formed(), self.cfg, self.capturable, self.compile
+            )
+        self.by_matrix_optimizer = self.matrix_optimizer.tensors if self.matrix_optimizer else {}
+        moved = set(self.matrix_optimizer.parameters if self.matrix_optimizer else ())
         self.build_adamw([leaf for leaf in leaves if leaf[0] not in moved])
         if self.cfg.step_rule == 'product':  # what follows W needs no gradient of its own
             rest = {id(p) for p in self.by_adamw.values()}
@@ -147,7 +156,7 @@ class Optimizer:
         if self.grad_norm is not None:
             self.grad_norm = self.grad_norm.clone()  # the old one lies in the graph's memory
         self.weights = self.param_groups = self.leaves = self.graphs = self.static_grads = None
-        self.adamw = self.by_adamw = self.matrices = self.by_matrices = None
+        self.adamw = self.by_adamw = self.matrix_optimizer = self.by_matrix_optimizer = None
         self.factors.release()
         return moments
 
@@ -160,12 +169,14 @@ class Optimizer:
 
     def describe(self) -> list[str]:
         """A line for the head of a run, where not everything is AdamW's."""
-        if not self.matrices:
+        if not self.matrix_optimizer:
             return []
-        mine, rest = (sum(self.leaves[n].numel() for n in names) for names in (self.matrices.moves, self.by_adamw))
+        mine, rest = (
+            sum(self.leaves[n].numel() for n in names) for names in (self.matrix_optimizer.parameters, self.by_adamw)
+        )
         cfg = self.cfg
         return [
-            f'{cfg.optimizer} moves {len(self.matrices.moves)} tensors of {mine:,} numbers (the matrices of the blocks) at a'
+            f'{cfg.optimizer} moves {len(self.matrix_optimizer.parameters)} tensors of {mine:,} numbers (the matrices of the blocks) at a'
             f' peak rate of {cfg.hidden_lr * (cfg.matrix_lr or cfg.learning_rate):g}, AdamW {len(self.by_adamw)} of {rest:,};'
             " the log's lr is AdamW's"
         ]
@@ -196,8 +207,8 @@ class Optimizer:
         self.grad_norm = parallel.whole(norm)
         self.factors.pull()
         self.adamw.step()
-        if self.matrices:
-            self.matrices.step()
+        if self.matrix_optimizer:
+            self.matrix_optimizer.step()
 
     def capture(self):
         """Two graphs, so that the products (and what autograd keeps of them) that form() writes lie where move()
@@ -225,8 +236,8 @@ class Optimizer:
                 g['lr'].fill_(lr * g['lr_scale'])
             else:
                 g['lr'] = lr * g['lr_scale']
-        if self.matrices:
-            self.matrices.set_lr(lr)
+        if self.matrix_optimizer:
+            self.matrix_optimizer.set_lr(lr)
 
     def zero_grad(self):
         for p in self.weights:
@@ -239,20 +250,20 @@ class Optimizer:
             if name in names:
                 for v in state.get(i, {}).values():
                     v.zero_()
-        for name in self.by_matrices:
+        for name in self.by_matrix_optimizer:
             if name in names:
-                self.matrices.restart(name)
+                self.matrix_optimizer.restart(name)
 
     def stateful(self) -> set:
         """The names in the state: of parameters, or of a W in place of the factors that follow it (step_rule = product)."""
-        return {*self.by_adamw, *self.by_matrices}
+        return {*self.by_adamw, *self.by_matrix_optimizer}
 
     def state_dict(self) -> dict:
         """{parameter name: {step, exp_avg, exp_avg_sq}, or what the matrices' optimizer keeps}: by name, so that it can follow
         a parameter through surgery. A parameter that was never moved has a state as well, torch's AdamW has none for it."""
         state = self.adamw.state_dict()['state']
         found = {name: state.get(i) or without_moments(p) for i, (name, p) in enumerate(self.by_adamw.items())}
-        return found | (self.matrices.state_dict() if self.matrices else {})
+        return found | (self.matrix_optimizer.state_dict() if self.matrix_optimizer else {})
 
     def load_state_dict(self, state: dict):
         """Where state has None for a name, that parameter starts anew."""
@@ -273,8 +284,8 @@ class Optimizer:
                     ' weights: --init_from=FOLDER/ckpt.pt and another --out_dir'
                 )
         self.adamw.load_state_dict(full)
-        for name in self.by_matrices:
-            self.matrices.load(name, state[name])
+        for name in self.by_matrix_optimizer:
+            self.matrix_optimizer.load(name, state[name])
 
 
 def update(optimizer: Optimizer, scaler, skip: bool) -> bool:

@@ -49,7 +49,7 @@ class Product:
     """
 
     def __init__(self, layers: list, parameters: dict):
-        """As those of Matrices; parameters has the W of each layer that is formed, as NAME.weight."""
+        """As those of MatrixOptimizer; parameters has the W of each layer that is formed, as NAME.weight."""
         self.weights, groups = {}, {}
         for name, layer, found in layers:
             W = parameters.get(f'{name}.weight')

@@ -177,8 +177,8 @@ def expansion(plain, config, site: str, seed: int) -> Expanded:
     layer = Expanded(plain.in_features, plain.out_features, config).to(plain.weight)
     gen = torch.Generator().manual_seed(seed ^ zlib.crc32(site.encode()))
     layer.start(plain.weight, None, gen)
-    layer.lr_scale *= plain.rate
-    layer.rate, layer.parts = plain.rate, plain.parts
+    layer.lr_scale *= plain.dense_lr_scale
+    layer.dense_lr_scale, layer.parts = plain.dense_lr_scale, plain.parts
     return layer
 
 

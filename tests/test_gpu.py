@@ -68,7 +68,7 @@ def test_a_compiled_and_captured_update_of_matrices_is_the_eager_one(kind, layer
     for compile in (False, True):
         model = tiny_gpt(linear=layer, linear_layers='mlp+attn').cuda()
         opt = Optimizer(model, train_config(model, optimizer=kind, grad_clip=0.0), compile=compile)
-        opt.matrices.precision = torch.float32
+        opt.matrix_optimizer.precision = torch.float32
         if not compile:
             opt.capture = lambda: None
         gen = torch.Generator('cuda').manual_seed(0)

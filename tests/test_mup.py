@@ -121,7 +121,7 @@ def test_a_structured_head_collapses_and_a_plain_one_expands_to_the_same_functio
     config = dataclasses.replace(plain.config, linear='expanded', expansion_init='orthogonal', linear_layers='head+mlp')
     large = collapse.expand_model(plain, config, 0)
     assert (large(x, last_only=False)[0] - logits).abs().max() < 1e-5
-    assert large.lm_head.lr_scale.item() == large.lm_head.rate == plain.lm_head.rate == 8 / 32
+    assert large.lm_head.lr_scale.item() == large.lm_head.dense_lr_scale == plain.lm_head.dense_lr_scale == 8 / 32
     again = GPT(config).eval()  # plain weights into a model of factors
     factors.load_state(again, plain.state_dict())
     assert (again(x, last_only=False)[0] - logits).abs().max() < 1e-5

@@ -69,9 +69,11 @@ def test_torchs_muon_takes_the_same_20_steps(scale, theirs):
     """On the dense matrices of a GPT; q, k and v are three of them. torch runs Newton-Schulz in bfloat16, and so does this."""
     model = tiny_gpt(n_kv_head=1)
     opt = optimizer(model, muon_scale=scale, weight_decay=0.3)
-    opt.matrices.precision = torch.bfloat16
+    opt.matrix_optimizer.precision = torch.bfloat16
     mine = [
-        part[0] for name, p in opt.matrices.tensors.items() for part in opt.matrices.places[name][0].unfold(p.detach())
+        part[0]
+        for name, p in opt.matrix_optimizer.tensors.items()
+        for part in opt.matrix_optimizer.places[name][0].unfold(p.detach())
     ]
     torchs = [v.clone().requires_grad_() for v in mine]
     assert len(mine) == 2 * (3 + 3) and {tuple(v.shape) for v in mine} == {(32, 32), (16, 32), (128, 32), (32, 128)}
@@ -83,7 +85,11 @@ def test_torchs_muon_takes_the_same_20_steps(scale, theirs):
         opt.set_lr(lr)
         oracle.param_groups[0]['lr'] = lr
         gradients(opt, gen)
-        grads = [g[0] for n, p in opt.matrices.tensors.items() for g in opt.matrices.places[n][0].unfold(p.grad)]
+        grads = [
+            g[0]
+            for n, p in opt.matrix_optimizer.tensors.items()
+            for g in opt.matrix_optimizer.places[n][0].unfold(p.grad)
+        ]
         for t, g in zip(torchs, grads):
             t.grad = g.clone()
         opt.step()
@@ -141,13 +147,13 @@ def test_only_matrices_of_blocks_are_moved_and_the_rest_moves_as_under_adamw(kin
         found[which] = opt, {n: p.detach() - before[n] for n, p in opt.leaves.items()}
     (mine, moved), (_, adams) = found[kind], found['adamw']
     assert moved.keys() == adams.keys() == mine.leaves.keys()
-    assert set(mine.matrices.tensors) | set(mine.by_adamw) == set(moved)
-    assert not set(mine.matrices.tensors) & set(mine.by_adamw)
+    assert set(mine.matrix_optimizer.tensors) | set(mine.by_adamw) == set(moved)
+    assert not set(mine.matrix_optimizer.tensors) & set(mine.by_adamw)
     for n, change in moved.items():
         last = n.rpartition('.')[2]
         vector = any(k in n for k in ('wte', 'wpe', 'lm_head', 'ln_')) or last in ('bias', 'gain', 'gate', 'router')
         values = '.factors.' in n and change.ndim == 2 and change.size(0) == 1  # entries of W itself
-        assert (n in mine.matrices.tensors) != (vector or values), n
+        assert (n in mine.matrix_optimizer.tensors) != (vector or values), n
         assert (change != 0).any(), n
         assert torch.equal(change, adams[n]) == (n in mine.by_adamw), n
 
@@ -225,8 +231,8 @@ def test_rates_and_decay_of_the_matrices():
         own = {k: v for k, v in keys.items() if k in ('matrix_lr', 'hidden_lr', 'step_rule')}
         opt = optimizer(model, lr=0.5, learning_rate=1e-2, weight_decay=0.1, **own)  # half of 1e-2 would be 5e-3
         opt.set_lr(5e-3)
-        assert opt.matrices.lr == pytest.approx(lr * 1e-2)
-        before = {n: opt.leaves[n].detach().clone() for n in opt.matrices.moves}
+        assert opt.matrix_optimizer.lr == pytest.approx(lr * 1e-2)
+        before = {n: opt.leaves[n].detach().clone() for n in opt.matrix_optimizer.parameters}
         for p in opt.weights:
             p.grad = torch.zeros_like(p)  # what is left is decay
         opt.step()
@@ -239,12 +245,12 @@ def test_a_step_does_not_depend_on_the_size_of_the_gradient_and_halves_of_a_batc
     for factor, clip in ((1, 0.0), (1e-6, 0.0), (1e3, 1.0)):  # a small model's gradients are far above eps
         model = tiny_gpt()
         opt = optimizer(model, grad_clip=clip)
-        before = {n: p.detach().clone() for n, p in opt.matrices.tensors.items()}
+        before = {n: p.detach().clone() for n, p in opt.matrix_optimizer.tensors.items()}
         gradients(opt, torch.Generator().manual_seed(0))
         for p in opt.weights:
             p.grad *= factor
         opt.step()
-        moved.append({n: p.detach() - before[n] for n, p in opt.matrices.tensors.items()})
+        moved.append({n: p.detach() - before[n] for n, p in opt.matrix_optimizer.tensors.items()})
     for other in moved[1:]:
         for n, change in moved[0].items():
             torch.testing.assert_close(other[n], change, rtol=0, atol=1e-3 * change.abs().max().item())
@@ -282,7 +288,7 @@ def test_a_composed_step_bounds_the_change_of_the_product(name, size):
         if 'factors' in n:
             p.data = p.data * size + 0.02 * torch.randn(p.shape, generator=gen)
     opt = optimizer(model, lr=0.05, step_rule='composed', weight_decay=0.0)
-    if not opt.matrices.moves:
+    if not opt.matrix_optimizer.parameters:
         return  # all factors are vectors
     sites = {n: model.get_submodule(n) for n in map(linear.module_name, linear.chosen(model.config))}
     tightest = 0.0
@@ -295,7 +301,7 @@ def test_a_composed_step_bounds_the_change_of_the_product(name, size):
                 p.grad.zero_()  # sparse values: AdamW's own step is no part of the bound
         opt.step()
         for n, m in sites.items():
-            eta = 0.05 * opt.matrices.scale(m.parts[0] if m.parts else m.d_out, m.d_in)
+            eta = 0.05 * opt.matrix_optimizer.scale(m.parts[0] if m.parts else m.d_out, m.d_in)
             change = factors.dense_float64(m) - old[n]
             start = tuple(W0[n])
             delta = tuple(p.detach().double() - w for p, w in zip(m.factors, start))
@@ -325,7 +331,7 @@ def test_a_composed_step_of_a_single_matrix_is_its_own_step():
         opt = optimizer(model, step_rule=rule)
         gradients(opt, torch.Generator().manual_seed(0))
         opt.step()
-        found.append([p.detach().clone() for p in opt.matrices.tensors.values()])
+        found.append([p.detach().clone() for p in opt.matrix_optimizer.tensors.values()])
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
@@ -408,11 +414,13 @@ def test_the_product_moves_as_the_dense_matrix_to_first_order(monkeypatch):
         a, b = optimizer(model, lr, step_rule='product', weight_decay=0.0), optimizer(twin, lr, weight_decay=0.0)
         twin.load_state_dict(model.state_dict())
         for opt in (a, b):
-            opt.matrices.precision = torch.float64
-            for states in opt.matrices.state.values():
+            opt.matrix_optimizer.precision = torch.float64
+            for states in opt.matrix_optimizer.state.values():
                 states.update({k: v.double() for k, v in states.items()})
-        before = {n: p.detach().clone() for n, p in b.matrices.tensors.items()}
-        assert a.matrices.tensors.keys() == before.keys() and all('factors' in n for n in a.matrices.moves)
+        before = {n: p.detach().clone() for n, p in b.matrix_optimizer.tensors.items()}
+        assert a.matrix_optimizer.tensors.keys() == before.keys() and all(
+            'factors' in n for n in a.matrix_optimizer.parameters
+        )
         gen = torch.Generator().manual_seed(5)
         for _ in range(2):
             for p, q in zip(a.weights, b.weights):
@@ -420,8 +428,8 @@ def test_the_product_moves_as_the_dense_matrix_to_first_order(monkeypatch):
                 q.grad = p.grad.clone()
             a.step()
             b.step()
-        wanted = {n: p.detach() - before[n] for n, p in b.matrices.tensors.items()}
-        found = {n: p.detach() - before[n] for n, p in a.matrices.tensors.items()}
+        wanted = {n: p.detach() - before[n] for n, p in b.matrix_optimizer.tensors.items()}
+        found = {n: p.detach() - before[n] for n, p in a.matrix_optimizer.tensors.items()}
         errors.append(max((found[n] - wanted[n]).norm() / wanted[n].norm() for n in wanted))
     assert errors[0] < 0.2 and 5 < errors[0] / errors[1] < 15, errors
 
@@ -431,9 +439,9 @@ def test_an_expanded_run_follows_torchs_muon_on_the_dense_matrix():
     keys = dict(linear='expanded', linear_layers='mlp+attn', expansion_init='orthogonal', expansion_decay='product')
     model = tiny_gpt(**keys)
     opt = optimizer(model, step_rule='product', weight_decay=0.3)
-    opt.matrices.precision = torch.bfloat16
-    unfold = lambda n, t: [v[0] for v in opt.matrices.places[n][0].unfold(t.detach())]
-    parts = lambda: [v for n, p in opt.matrices.tensors.items() for v in unfold(n, p)]
+    opt.matrix_optimizer.precision = torch.bfloat16
+    unfold = lambda n, t: [v[0] for v in opt.matrix_optimizer.places[n][0].unfold(t.detach())]
+    parts = lambda: [v for n, p in opt.matrix_optimizer.tensors.items() for v in unfold(n, p)]
     before = [v.clone() for v in parts()]
     torchs = [v.clone().requires_grad_() for v in before]
     oracle = torch.optim.Muon(torchs, lr=1e-2, weight_decay=0.3, adjust_lr_fn='match_rms_adamw')
@@ -443,7 +451,7 @@ def test_an_expanded_run_follows_torchs_muon_on_the_dense_matrix():
         opt.set_lr(lr)
         oracle.param_groups[0]['lr'] = lr
         gradients(opt, gen)
-        for t, g in zip(torchs, [g for n, p in opt.matrices.tensors.items() for g in unfold(n, p.grad)]):
+        for t, g in zip(torchs, [g for n, p in opt.matrix_optimizer.tensors.items() for g in unfold(n, p.grad)]):
             t.grad = g.clone()
         opt.step()
         oracle.step()
@@ -466,7 +474,9 @@ def test_with_mup_the_scale_is_the_law_of_the_original_at_the_size_of_rms():
     for width in (0, 16):
         for kind in ('rms', 'original'):
             opt = optimizer(tiny_gpt(mup_base=width), muon_scale=kind)
-            scales[width, kind] = [opt.matrices.scale(m, n) for m, n in ((16, 16), (32, 32), (128, 32), (32, 128))]
+            scales[width, kind] = [
+                opt.matrix_optimizer.scale(m, n) for m, n in ((16, 16), (32, 32), (128, 32), (32, 128))
+            ]
     assert scales[0, 'rms'] == pytest.approx([0.2 * math.sqrt(k) for k in (16, 32, 128, 128)])
     assert scales[16, 'rms'] == pytest.approx([0.8, 0.8, 1.6, 0.8])
     assert scales[0, 'original'] == scales[16, 'original'] == pytest.approx([1, 1, 2, 1])
@@ -559,8 +569,8 @@ def grow_and_step(kind, method, sizes, names={}, hidden_lr=1.0, **keys):  # noqa
     a = optimizer(small, optimizer=kind, **keys)
     b = optimizer(large, optimizer=kind, **keys, hidden_lr=hidden_lr)
     for opt in (a, b):
-        opt.matrices.precision = torch.float64
-        for states in opt.matrices.state.values():
+        opt.matrix_optimizer.precision = torch.float64
+        for states in opt.matrix_optimizer.state.values():
             states.update({k: v.double() for k, v in states.items()})
     gen = torch.Generator().manual_seed(4)
     gradients_of = lambda opt: {n: torch.randn(p.shape, generator=gen).double() for n, p in opt.leaves.items()}
@@ -580,7 +590,7 @@ def grow_and_step(kind, method, sizes, names={}, hidden_lr=1.0, **keys):  # noqa
                 p.grad = big[n]['exp_avg']
             b.step()
     want = grow_weights(small.state_dict(), small.config, new, how)
-    for name in b.matrices.tensors:
+    for name in b.matrix_optimizer.tensors:
         scale = (
             (want[name] - grow_weights(tiny_gpt(**names).double().state_dict(), small.config, new, how)[name])
             .abs()
@@ -645,9 +655,12 @@ def test_restart_forgets_in_place():
     opt = optimizer(tiny_gpt(), optimizer='normuon')
     gradients(opt, torch.Generator().manual_seed(0))
     opt.step()
-    name, other = list(opt.matrices.tensors)[:2]
+    name, other = list(opt.matrix_optimizer.tensors)[:2]
     held = lambda: [
-        v for found in (opt.matrices.averaged, opt.matrices.state) for s in found.values() for v in s.values()
+        v
+        for found in (opt.matrix_optimizer.averaged, opt.matrix_optimizer.state)
+        for s in found.values()
+        for v in s.values()
     ]
     before = held()
     opt.restart([name, 'transformer.wte.weight'])
@@ -661,7 +674,7 @@ def test_restart_forgets_in_place():
 # the registry
 
 
-class Signs(base.Matrices):
+class Signs(base.MatrixOptimizer):
     """A toy: the signs of an average. As an optimizer of optimizers/ it would be this one file and one line in OPTIMIZERS."""
 
     def average(self, G, state):
@@ -679,14 +692,14 @@ def test_an_optimizer_is_one_file_and_one_line(monkeypatch, run_train):
     assert len(losses_of) == 8
     model = tiny_gpt()
     opt = optimizer(model, optimizer='signs', weight_decay=0.0)
-    before = {n: p.detach().clone() for n, p in opt.matrices.tensors.items()}
+    before = {n: p.detach().clone() for n, p in opt.matrix_optimizer.tensors.items()}
     gradients(opt, torch.Generator().manual_seed(0))
     opt.step()
-    for n, p in opt.matrices.tensors.items():
+    for n, p in opt.matrix_optimizer.tensors.items():
         torch.testing.assert_close(p.detach(), before[n] - 1e-2 * p.grad.sign())
 
 
-class Descent(base.Matrices):
+class Descent(base.MatrixOptimizer):
     """A toy with a key of its own, which also reads one of Muon's."""
 
     @dataclasses.dataclass
@@ -777,12 +790,12 @@ def test_where_unfolding_copies_the_step_arrives_all_the_same():
     """Cores of a train are permuted on the way; and a stack of many tensors is written back to each."""
     model = tiny_gpt(linear='tensor_train', tt_cores=3, linear_layers='mlp+attn')
     opt = optimizer(model, weight_decay=0.0)
-    assert len(opt.matrices.views) < len(opt.matrices.tensors)
-    before = {n: p.detach().clone() for n, p in opt.matrices.tensors.items()}
+    assert len(opt.matrix_optimizer.views) < len(opt.matrix_optimizer.tensors)
+    before = {n: p.detach().clone() for n, p in opt.matrix_optimizer.tensors.items()}
     gradients(opt, torch.Generator().manual_seed(0))
     opt.step()
-    for n, p in opt.matrices.tensors.items():
-        M = opt.matrices.places[n][0]
+    for n, p in opt.matrix_optimizer.tensors.items():
+        M = opt.matrix_optimizer.places[n][0]
         for a, b, g in zip(M.unfold(before[n]), M.unfold(p.detach()), M.unfold(p.grad)):
             want = orthogonalize(g) * (0.2 * math.sqrt(max(a.shape[1:])) * 1e-2)
             torch.testing.assert_close(a - b, want, rtol=1e-3, atol=1e-5)
@@ -798,8 +811,10 @@ def test_a_compiled_update_is_that_of_an_eager_one(kind, layer, monkeypatch):
         if compile:
             monkeypatch.setattr(torch, 'compile', traced)
             blocks = [b for b in opt.factors.matrices() if b[0].startswith('transformer.h.')]
-            opt.matrices = optimizers.OPTIMIZERS[kind](blocks, opt.leaves | opt.factors.formed(), opt.cfg, compile=True)
-            assert opt.matrices.move is not base.move
+            opt.matrix_optimizer = optimizers.OPTIMIZERS[kind](
+                blocks, opt.leaves | opt.factors.formed(), opt.cfg, compile=True
+            )
+            assert opt.matrix_optimizer.move is not base.move
         gen = torch.Generator().manual_seed(0)
         for i, lr in enumerate((1e-2, 5e-3, 2e-3)):
             opt.set_lr(lr)

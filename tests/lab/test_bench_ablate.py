@@ -89,9 +89,12 @@ def test_kernels_of_some_layers_have_rows_where_these_are(monkeypatch):
     def used(optimizer='adamw', **keys):
         model = GPT(GPTConfig(n_layer=1, n_head=2, block_size=8, vocab_size=8, **keys))
         cfg = load(TrainConfig, ['config/shakespeare_char.py', f'--optimizer={optimizer}'])
-        matrices = Optimizer(model, cfg, 8).matrices
+        matrices = Optimizer(model, cfg, 8).matrix_optimizer
         t = SimpleNamespace(
-            model=model, dtype=torch.bfloat16, device=torch.device('cuda'), optimizer=SimpleNamespace(matrices=matrices)
+            model=model,
+            dtype=torch.bfloat16,
+            device=torch.device('cuda'),
+            optimizer=SimpleNamespace(matrix_optimizer=matrices),
         )
         return [name for name in ('factors on chip', 'symmetric products') if SWITCHES[name].used(t)]
 

@@ -183,7 +183,7 @@ def test_gradients_and_state_are_those_that_an_optimizer_holds(keys):
     for p in opt.weights:
         p.grad = torch.ones_like(p)
     opt.step()
-    parts = [*opt.adamw.state.values(), *(opt.matrices.averaged.values() if opt.matrices else ())]
+    parts = [*opt.adamw.state.values(), *(opt.matrix_optimizer.averaged.values() if opt.matrix_optimizer else ())]
     state = sum(v.numel() for s in parts for v in s.values() if v.dim())
     c = count(FitConfig(**kept, gradient_accumulation_steps=8, **keys))
     held = {id(p): p.numel() for p in (*opt.weights, *opt.leaves.values()) if p.grad is not None}

@@ -173,7 +173,11 @@ def test_memory_of_a_rotation_under_another_optimizer(rule):
     opt = t.optimizer
     gradients = [*t.model.parameters(), *opt.factors.tensors]
     state = [
-        v for part in (opt.adamw.state, opt.matrices.averaged) for s in part.values() for v in s.values() if v.dim()
+        v
+        for part in (opt.adamw.state, opt.matrix_optimizer.averaged)
+        for s in part.values()
+        for v in s.values()
+        if v.dim()
     ]
     held = [*t.model.parameters(), *(p for m in opt.factors.values() for p in m.parameters()), *gradients, *state]
     counted = sum(v.numel() * v.element_size() for v in [*held, *opt.factors.products])
@@ -322,7 +326,7 @@ def test_rates_under_mup_are_those_of_the_layer_that_stood_there():
     for _ in range(3):
         (name,) = t.optimizer.factors
         layer = t.optimizer.factors[name]
-        assert layer.rate == rate and layer.lr_scale.item() == pytest.approx(rate)
+        assert layer.dense_lr_scale == rate and layer.lr_scale.item() == pytest.approx(rate)
         groups = {id(p): g for g in t.optimizer.adamw.param_groups for p in g['params']}
         assert [groups[id(W)]['lr_scale'] for W in layer.factors] == pytest.approx([rate, rate])
         others = [layer_of(t.model, s) for s in SITES if linear.module_name(s) != name]
