@@ -20,7 +20,7 @@ from configurator import UserError, brief, key
 from linear import moe
 from linear.kernels import attend, fused, head, norms, rotary
 
-MOST = 1e12  # parameters of a model that is built; more than any machine holds
+LARGEST = 1e12  # parameters of a model that is built; more than any machine holds
 
 
 @dataclass
@@ -63,8 +63,8 @@ class GPTConfig(linear.Keys):  # which brings the keys of linear/__init__.py and
         1.0, 'factor on the logits; growth sets it where a head is tied without norm weights', above=0
     )
 
-    def about(self, factor: float) -> float:
-        """About so many parameters, were the model dense and all of its MLPs of this factor; nothing is built."""
+    def rough_size(self, factor: float) -> float:
+        """Roughly the parameters of the dense model with mlp_expansion_factor = factor; nothing is built."""
         hidden = factor * self.n_embd + self.multiple_of
         matrices = dict(swiglu=3, moe=2 * self.experts).get(self.mlp, 2)
         block = 4 * self.n_embd + matrices * hidden
@@ -79,7 +79,7 @@ class GPTConfig(linear.Keys):  # which brings the keys of linear/__init__.py and
         return max(1, round(width / self.multiple_of)) * self.multiple_of
 
     def idle(self) -> dict:
-        """Keys that are set but mean nothing beside the others."""
+        """{key: value} of the keys that are set but have no effect, given the others."""
         read = linear.keys_of(self.linear)
         off = set(linear.all_keys()) - set(read) | linear.LAYERS[self.linear].idle(self)
         if self.mlp != 'moe':
@@ -91,6 +91,7 @@ class GPTConfig(linear.Keys):  # which brings the keys of linear/__init__.py and
         return {k: v for k, v in changed(self).items() if k in off}
 
     def problems(self) -> list[str]:
+        """What is wrong with the keys, one line each; [] if nothing."""
         found, factors = [], self.mlp_expansion_factor
         each = factors if isinstance(factors, tuple) else (factors,)
         if isinstance(factors, tuple) and len(factors) != self.n_layer:
@@ -100,11 +101,11 @@ class GPTConfig(linear.Keys):  # which brings the keys of linear/__init__.py and
             )
         if not all(0 < f < math.inf for f in each):
             found.append(f'mlp_expansion_factor = {brief(factors)}: must be above 0')
-        if not found and (size := self.about(max(each))) > MOST:
+        if not found and (size := self.rough_size(max(each))) > LARGEST:
             keys = ('n_layer', 'n_embd', 'mlp_expansion_factor', 'multiple_of', 'vocab_size', 'block_size')
             keys += ('experts',) if self.mlp == 'moe' else ()
             what = ', '.join(f'{k} = {brief(getattr(self, k))}' for k in keys)
-            return [f'{what}: a model of {size:.1e} parameters; this code takes at most {MOST:.0e}, make it smaller']
+            return [f'{what}: a model of {size:.1e} parameters; this code takes at most {LARGEST:.0e}, make it smaller']
         if self.experts_active > self.experts:
             found.append(f'experts_active = {self.experts_active}: must be at most experts ({self.experts})')
         if self.mlp == 'moe' and self.mlp_gate:
@@ -136,7 +137,7 @@ NANOGPT_KEYS = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size
 
 def model_args(config) -> dict:
     """What a checkpoint says of its model: nanoGPT's keys, and of ours what is not the default, so that nanoGPT accepts
-    whatever it can express. Keys that mean nothing beside the others are left out."""
+    whatever it can express. Keys without effect are left out, see GPTConfig.idle."""
     args = {k: getattr(config, k) for k in NANOGPT_KEYS}
     drop = {*NANOGPT_KEYS, *COMPUTING, *GPTConfig.idle(config)}  # not what means nothing to the optimizer of one run
     return args | {k: v for k, v in changed(config).items() if k not in drop}
@@ -161,16 +162,16 @@ class Norm(nn.Module):
             return F.rms_norm(x, self.shape, weight, 1e-6)
         return F.layer_norm(x, self.shape, weight, bias, 1e-5)
 
-    def after(self, x, m):
-        """x + m, and its norm: on a GPU in one pass."""
+    def add_and_norm(self, x, m):
+        """(x + m, its norm), (B, T, C) each: on a GPU in one pass over memory."""
         if norms.fits(x, m):
             return norms.add(x, m, self.weight, self.bias, self.rms)
-        x = joined(x, m)
+        x = add_up(x, m)
         return x, self(x)
 
 
-def joined(x, m):
-    """The residual stream x (B, T, C) with what a block adds to it, m; None adds nothing."""
+def add_up(x, m):
+    """x + m of the pair (x, m) that a Block returns, (B, T, C); m = None adds nothing."""
     return x if m is None else x + m
 
 
@@ -274,13 +275,14 @@ class Block(nn.Module):
         self.attn_scale = config.attn_scale or 1 / math.sqrt(2 * config.n_layer)
 
     def forward(self, x, m=None, rope=None, mask=None, cache=None, pos=None):
-        """The residual stream x (B, T, C), and m (B, T, C), what the block before adds to it (None: nothing) -> the two of this
-        block. Whoever takes them adds them up: a norm does that in the pass that it makes anyway."""
-        x, y = self.ln_1.after(x, m)
+        """x (B, T, C): the residual stream. m (B, T, C): what the MLP of the block before adds to it, not added yet; None in the
+        first block. Returns the same pair, with the m of this block's MLP. The next norm adds it to x in the pass over memory
+        that it makes anyway; where no norm follows, add_up does. rope, mask: of GPT.embed; cache, pos: as in GPT.forward."""
+        x, y = self.ln_1.add_and_norm(x, m)
         a = self.attn(y, rope, mask, cache, pos)
         if self.post_1 is not None:
             a = self.post_1(a)
-        x, y = self.ln_2.after(x, a if self.attn_scale == 1 else self.attn_scale * a)
+        x, y = self.ln_2.add_and_norm(x, a if self.attn_scale == 1 else self.attn_scale * a)
         m = self.mlp(y)
         return x, m if self.post_2 is None else self.post_2(m)
 
@@ -341,7 +343,7 @@ class GPT(nn.Module):
         m = None
         for i, block in enumerate(self.transformer.h):
             x, m = block(x, m, rope, mask, caches[i] if caches else None, pos)
-        x = self.transformer.ln_f(joined(x, m))
+        x = self.transformer.ln_f(add_up(x, m))
         if c.logit_scale != 1:
             x = x * c.logit_scale
         if c.mup_base and c.tie_head:  # an untied head has it in its own start and rate

@@ -25,7 +25,7 @@ import linear
 from configurator import UserError, input_path, key, load, overrides, root_path
 from linear import factors
 from logger import commit
-from model import GPT, GPTConfig, joined
+from model import GPT, GPTConfig, add_up
 from optimizers.optim import Optimizer
 from tokens import loader
 from train import TrainConfig, Trainer
@@ -75,7 +75,7 @@ def sizes(n: int, base: int, steps=8, lr=4e-3, **keys) -> dict[str, tuple[float,
     optimizer.set_lr(lr)
     x, y = torch.randint(256, (2, 4, 16), generator=torch.Generator().manual_seed(1))
     found, seen = {}, []
-    whole = lambda out: joined(*out) if isinstance(out, tuple) else out  # of a block
+    whole = lambda out: add_up(*out) if isinstance(out, tuple) else out  # of a block
     for i, block in enumerate(model.transformer.h):
         for name, part in ((f'h.{i}.attn', block.attn), (f'h.{i}.mlp', block.mlp), (f'h.{i}', block)):
             part.register_forward_hook(lambda m, a, out, name=name: found.update({name: whole(out).detach()}))

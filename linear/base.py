@@ -185,7 +185,7 @@ class Layer(nn.Module):
 
     @classmethod
     def idle(cls, config) -> set:
-        """Names of its own keys that mean nothing beside the others."""
+        """Names of its own keys that have no effect, given the others."""
         return set()
 
     @classmethod

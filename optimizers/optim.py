@@ -51,7 +51,7 @@ def problems(cfg) -> list[str]:
 
 
 def idle(cfg) -> list[str]:
-    """Keys of the schedule that mean nothing beside the others."""
+    """Keys of the schedule that have no effect, given the others."""
     if not cfg.decay_lr:
         return ['schedule', 'warmup_iters', 'lr_decay_iters', 'wsd_decay_iters', 'min_lr']
     return ['wsd_decay_iters'] if cfg.schedule != 'wsd' else []

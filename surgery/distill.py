@@ -21,7 +21,7 @@ import checkpoint
 import hardware
 from configurator import UserError, input_path, key, overrides, root_path
 from linear.factors import Factors
-from model import joined
+from model import add_up
 from surgery import reader
 from surgery.hook import Hook
 from surgery.operation import block_of, put
@@ -129,9 +129,9 @@ def train_block(model, new, i: int, layers, data, cfg, autocast) -> tuple[float,
                 x, *rest = model.embed(idx)
                 x_new = x
                 for old_block, new_block in list(zip(model.transformer.h, new.transformer.h))[:i]:
-                    x, x_new = joined(*old_block(x, None, *rest)), joined(*new_block(x_new, None, *rest))
-                y = joined(*model.transformer.h[i](x, None, *rest))
-            y_new = joined(*new.transformer.h[i](x_new, None, *rest))
+                    x, x_new = add_up(*old_block(x, None, *rest)), add_up(*new_block(x_new, None, *rest))
+                y = add_up(*model.transformer.h[i](x, None, *rest))
+            y_new = add_up(*new.transformer.h[i](x_new, None, *rest))
         loss = F.mse_loss(y_new.float(), y.float()) / (y.float() - x.float()).square().mean().clamp(min=1e-12)
         for g in adam.param_groups:
             g['lr'] = g['rate'] * min(1, (step + 1) / max(1, n // 20)) * (1 - step / n)

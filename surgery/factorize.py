@@ -48,7 +48,7 @@ from configurator import UserError, key, overrides, root_path
 from files import write_json
 from linear import factors
 from logger import relative
-from model import joined
+from model import add_up
 from surgery import distill
 from surgery.operation import block_of, layer_of, open_model, past, put, report, twin, with_keys, write
 from tokens import loader
@@ -188,7 +188,7 @@ def walk(model, idx):
     x, *rest = model.embed(idx)
     for i, block in enumerate(model.transformer.h):
         yield i, x
-        x = joined(*block(x, None, *rest))
+        x = add_up(*block(x, None, *rest))
     yield len(model.transformer.h), x
 
 
@@ -232,7 +232,7 @@ def second_moments(model, idx, sites):
 
             hooks.append(layer_of(model, site).register_forward_pre_hook(add))
         if i < len(model.transformer.h):
-            x = joined(*model.transformer.h[i](x, None, *rest))
+            x = add_up(*model.transformer.h[i](x, None, *rest))
         elif hooks:
             model.lm_head(model.transformer.ln_f(x))
         for h in hooks:
