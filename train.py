@@ -264,8 +264,8 @@ class Trainer:
         return value / count if count else None
 
     @cached_property
-    def text(self) -> dict:
-        """{split: [number of tokens, their checksum]} of the data set, which tells it from one that was prepared otherwise."""
+    def fingerprint(self) -> dict:
+        """{split: [number of tokens, their checksum]} of the data set: what changes if it is prepared otherwise."""
         return {split: [len(data.tokens), data.tokens.checksum()] for split, data in self.data.items()}
 
     @torch.no_grad()
@@ -294,7 +294,7 @@ class Trainer:
         kept = ('position', 'seconds', 'tokens', 'flops', 'best_iter', 'lowest_a', 'lowest_a_iter')
         resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
-        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.text)
+        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.fingerprint)
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
@@ -324,8 +324,8 @@ class Trainer:
         self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older checkpoints do not say
         self.lowest_a, self.lowest_a_iter = ckpt.get('lowest_a', math.inf), ckpt.get('lowest_a_iter', self.iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
-        self.data_before, other_text = start.other_data(ckpt, self.cfg, self.text)
-        if other_text:  # losses on two texts do not compare
+        self.data_before, other_eval = start.other_data(ckpt, self.cfg, self.fingerprint)
+        if other_eval:  # losses on two texts do not compare
             self.best_before = self.best_iter, self.best_val_loss
             self.best_val_loss, self.best_iter = math.inf, self.iter
             self.lowest_a, self.lowest_a_iter = math.inf, self.iter
@@ -349,8 +349,9 @@ def train(cfg, again='go on with --init_from=resume'):
     lock = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
     with lock, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
         t = Trainer(start.restarted(cfg, device), device)
-        about, lines = logger.facts(t), [] if rank or cfg.eval_only else [logger.take_folder(t)]
-        log = logger.Log(t.cfg, t.out_dir, t.meta, about, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
+        facts = logger.facts(t)
+        lines = [] if rank or cfg.eval_only else [logger.take_folder(t)]
+        log = logger.Log(t.cfg, t.out_dir, t.meta, facts, start=t.iter, quiet=rank > 0, dry=cfg.eval_only)
         lines += [
             t.about_graphs,
             t.about_reshard,
@@ -359,7 +360,7 @@ def train(cfg, again='go on with --init_from=resume'):
             *factors.table(t.model, t.optimizer.factors),
         ]
         lines += [line for hook in t.hooks for line in hook.describe(t.model, t.optimizer)]
-        log.head(t.cfg, about, lines)
+        log.head(t.cfg, facts, lines)
         with log.closing(lambda: logger.ending(t)):
             stopped = loop(t, log)
             log.say(logger.kept(t, stopped, again))
@@ -389,7 +390,7 @@ def loop(t: Trainer, log: logger.Log) -> bool:
             except hardware.Stopped:  # resuming makes this evaluation again
                 stop = True
             else:
-                done = evaluated(t, log, found, done, save=t.iter > resumed_at)
+                done = after_evaluation(t, log, found, done, save=t.iter > resumed_at)
             mark = time.time()
             log.eval_seconds = mark - e0
             t0 += mark - e0
@@ -432,9 +433,9 @@ def loop(t: Trainer, log: logger.Log) -> bool:
             t0, since, flops = now, t.iter, t.flops  # writing a line is part of the next interval
 
 
-def evaluated(t: Trainer, log: logger.Log, found: dict, done: bool, save: bool) -> bool:
-    """Log an evaluation, and write the checkpoints that it asks for. Returns whether the run is at its end: done, or out of
-    patience. save: whether this iteration has no checkpoint yet."""
+def after_evaluation(t: Trainer, log: logger.Log, found: dict, done: bool, save: bool) -> bool:
+    """Log an evaluation, found = {train_loss, val_loss, val_a, val_b}, and write the checkpoints that are due. save: whether this
+    iteration has no checkpoint yet. Returns whether the run is at its end: done, or out of patience. Raises Diverged."""
     cfg = t.cfg
     log.metrics(kind='eval', iter=t.iter, **found, tokens=t.tokens, flops=t.flops, seconds=t.seconds)
     log.say(f'step {t.iter}: train loss {found["train_loss"]:.4f}, val loss {found["val_loss"]:.4f}')

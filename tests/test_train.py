@@ -551,7 +551,7 @@ def test_without_always_save_checkpoint_only_a_lower_loss_and_the_end_are_saved(
     for it, loss, done in ((5, 2.0, False), (10, 2.5, False), (15, 2.4, True)):
         t.iter = it
         for save in (False, True):  # false: where the run went on from
-            module.evaluated(t, log, dict(train_loss=1.0, val_loss=loss if save else 9.0, val_a=9.0), done, save)
+            module.after_evaluation(t, log, dict(train_loss=1.0, val_loss=loss if save else 9.0, val_a=9.0), done, save)
     assert saved == expected and (t.best_val_loss, t.best_iter) == (2.0, 5)
 
 
