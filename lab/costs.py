@@ -60,7 +60,7 @@ def speed_columns(x: Cell, base: Cell) -> dict:
         """(speed-up, the same without what both start from)"""
         if x is base and x.target and (axis == 'flops' or x.timed):
             return (stats.Faster(1, 1, 1, 1, 1),) * 2
-        return tuple(known(by.get(x.target, {}).get(axis)) for by in (x.faster, x.free))
+        return tuple(known(by.get(x.target, {}).get(axis)) for by in (x.faster, x.faster_free))
 
     mean = lambda axis: statistics.mean(x.reaches(s, axis) for s in x.runs)
     if not gain('flops')[0] or not math.isfinite(mean('iter')):

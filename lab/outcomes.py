@@ -59,7 +59,7 @@ class Cell:
     verdict: Verdict | None = None
     target: float | None = None  # the first of targets
     faster: dict = field(default_factory=dict)  # target: {axis: stats.Faster}
-    free: dict = field(default_factory=dict)  # the same, without what the arm starts from
+    faster_free: dict = field(default_factory=dict)  # the same, what both start from counted as free
     saved: float | None = None  # share of the FLOPs of a run of the baseline that ends at the same loss
 
     @property
@@ -85,7 +85,8 @@ class Cell:
         """{'params' or axis of AXES: what the run to its end costs}"""
         r, found = next((r for r in self.runs.values() if r['state'] == 'finished'), None), dict(params=self.params)
         for axis in AXES:
-            found[axis] = self.at(r, axis)[-1] + self.own(r, axis)[-1] * (allowed(r) - 1) if r else 0
+            unused = self.own_costs(r, axis)[-1] * (allowed_over_used(r) - 1) if r else 0
+            found[axis] = self.costs(r, axis)[-1] + unused if r else 0
         return found
 
     @property
@@ -102,19 +103,19 @@ class Cell:
         past = self.past[seed]
         return past.growing.get(axis, 0) + (0 if free else past.spent.get(axis, 0))
 
-    def at(self, r: dict, axis: str) -> list[float]:
+    def costs(self, r: dict, axis: str) -> list[float]:
         """What a run has cost on an axis of AXES at each of its evaluations, what it starts from included."""
-        return [self.before(r['seed'], axis) + x for x in self.own(r, axis)]
+        return [self.before(r['seed'], axis) + x for x in self.own_costs(r, axis)]
 
-    def own(self, r: dict, axis: str) -> list[float]:
+    def own_costs(self, r: dict, axis: str) -> list[float]:
         """The same of the run itself."""
-        return costs(r, self.ms, axis)
+        return own_costs(r, self.ms, axis)
 
     def curve_to(self, seed: int, axis: str, free: bool = False) -> tuple[list, list]:
         """(costs, losses) of the run of a seed. free: without the cost of what it starts from."""
         r = self.runs[seed]
         # 0 is the model before training, whatever that cost
-        costs = [x and self.before(seed, axis, free) + x for x in self.own(r, axis)]
+        costs = [x and self.before(seed, axis, free) + x for x in self.own_costs(r, axis)]
         losses = r['eval'][self.reports] if r['state'] == 'finished' else [math.inf] * len(costs)
         return costs, losses
 
@@ -126,7 +127,7 @@ class Cell:
         return stats.reached(*self.curve_to(seed, axis), self.target)
 
 
-def costs(r: dict, ms: float | None, axis: str) -> list[float]:
+def own_costs(r: dict, ms: float | None, axis: str) -> list[float]:
     """What a run itself has cost on an axis of AXES at each of its evaluations: as it logged, which older ones did not; these
     get iterations times what one of them cost. So do all for seconds, by bench.py's milliseconds, nan where it took none."""
     if axis in r['eval'] and axis != 'seconds':
@@ -166,7 +167,7 @@ def cells(c: dict, records: dict, bench: list[dict]) -> list[Cell]:
         targets = targets_of(c, x, rival)
         x.target = targets[0] if targets else None
         if rival and x is not rival:
-            x.faster, x.free = (speed_ups(x, rival, targets, free) for free in (False, True))
+            x.faster, x.faster_free = (speed_ups(x, rival, targets, free) for free in (False, True))
         if horizons:
             x.saved = saved(x, list(base.values()))
     return found
@@ -248,7 +249,7 @@ def sources(c: dict, records: dict, r: dict) -> list[dict]:
         same = [q for q in records.values() if (q['arm'], q['seed']) == (arm, seed) and q['size'] in (r['size'], '')]
         if not same:
             continue  # the comparison is not done
-        if verdicts.at_its_rate(c, source, r['arm'], r['size']):
+        if verdicts.follows_rate(c, source, r['arm'], r['size']):
             lr = r['lr']
         else:
             chosen = verdicts.rate(c, records, arm, same[0]['size']) if 'eval' in same[0] else None
@@ -268,8 +269,8 @@ def spent(r: dict, ms: float | None, before: float) -> dict:
     if 'eval' not in r:
         return dict(flops=r['facts']['flops'], seconds=r['facts'].get('seconds', 0))
     return dict(
-        flops=costs(r, None, 'flops')[-1] + grown(r, 'flops', before),
-        seconds=costs(r, ms, 'seconds')[-1] + grown(r, 'seconds', 0),
+        flops=own_costs(r, None, 'flops')[-1] + grown(r, 'flops', before),
+        seconds=own_costs(r, ms, 'seconds')[-1] + grown(r, 'seconds', 0),
     )
 
 
@@ -288,15 +289,16 @@ def saved(x: Cell, baselines: list[Cell]) -> float | None:
     shares = []
     for seed, loss in x.values.items():
         ended = [y for y in baselines if math.isfinite(y.values.get(seed, math.inf))]
-        like = stats.same_loss([(y.at(y.runs[seed], 'flops')[-1], y.values[seed]) for y in ended], loss)
+        like = stats.same_loss([(y.costs(y.runs[seed], 'flops')[-1], y.values[seed]) for y in ended], loss)
         if not like:
             return None
-        shares.append(1 - x.at(x.runs[seed], 'flops')[-1] / like)
+        shares.append(1 - x.costs(x.runs[seed], 'flops')[-1] / like)
     return statistics.mean(shares)
 
 
-def allowed(r: dict) -> float:
-    """How many times longer a run that patience ended could have been: arms are matched in what they may use."""
+def allowed_over_used(r: dict) -> float:
+    """The iterations that a run might have used, over those that it used: above 1 if patience ended it. Arms are matched in
+    what they may use."""
     return r['facts'].get('max_iters', r['eval']['iter'][-1]) / (r['eval']['iter'][-1] or 1)
 
 
@@ -346,7 +348,7 @@ def curve(x: Cell, axis: str) -> dict:
     for i in range(evals):
         if i or evals == 1:
             e = stats.mean([r['eval'][x.reports][i] for r in runs])
-            points['x'].append(statistics.mean(x.at(r, axis)[i] for r in runs))
+            points['x'].append(statistics.mean(x.costs(r, axis)[i] for r in runs))
             points['mean'].append(e.value)
             points['low'].append(e.value if math.isnan(e.low) else e.low)
             points['high'].append(e.value if math.isnan(e.high) else e.high)

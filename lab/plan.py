@@ -290,7 +290,7 @@ def notes(cfg, plans: list[Plan]) -> list[str]:
     """What a user may not expect of a sweep: min_lr goes with the rate that is tried, matrix_lr does not."""
     found, fixed = {}, {}
     for p in plans:
-        if not p.trains or rates(cfg, p) == [p.cfg.learning_rate]:
+        if not p.trains or rates_to_sweep(cfg, p) == [p.cfg.learning_rate]:
             continue
         share = getattr(p.cfg, 'min_lr', 0) / p.cfg.learning_rate if p.cfg.learning_rate else 0
         if share > protocol.ANNEALED and getattr(p.cfg, 'decay_lr', False):
@@ -308,13 +308,13 @@ def notes(cfg, plans: list[Plan]) -> list[str]:
     ]
 
 
-def rates(cfg, plan: Plan) -> list[float] | str:
+def rates_to_sweep(cfg, plan: Plan) -> list[float] | str:
     """The rates to sweep, one if there is nothing to choose, or the arm whose best rate it takes."""
     if not plan.trains:
         return [0.0]
     name = plan.arm.removeprefix('steps/')
     all_arms = plan.is_arm and not isinstance(cfg.learning_rates, dict)
-    given = cfg.learning_rates if all_arms else verdicts.rates_given(vars(cfg), name, plan.size)
+    given = cfg.learning_rates if all_arms else verdicts.entry_of(vars(cfg), name, plan.size)
     if isinstance(given, str):
         return given
     try:
@@ -382,9 +382,9 @@ class Missing:
         rates = {self.plans[i].arm: self.rate(i)[0] for i in arms}
         of_seed = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][self.rate(base)[0].lr]
         self.sigma[size] = [of_seed[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others) or 1  # of a track
-        judged = verdicts.judged(self.c, self.records, size, rates)
+        found = verdicts.by_figures(self.c, self.records, size, rates)
         waits, asked = {base: self.second_best(base)}, {self.plans[i].arm for i in others if self.asked(i)}
-        looks = verdicts.next_looks(judged, protocol.looks_to(self.cfg.seeds), asked)
+        looks = verdicts.next_looks(found, protocol.looks_to(self.cfg.seeds), asked)
         for i in others:
             n = looks[self.plans[i].arm]
             waits[i] = self.seeds(i, n)
@@ -424,7 +424,7 @@ class Missing:
 
     def choose(self, i: int) -> tuple[Rate | None, list[Run]]:
         cfg, p = self.cfg, self.plans[i]
-        given = rates(cfg, p)
+        given = rates_to_sweep(cfg, p)
         takes = given if isinstance(given, str) else p.arm  # an arm, or a cell ARM@SIZE
         same = [
             j
@@ -435,9 +435,9 @@ class Missing:
             raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
         if isinstance(given, str) or same[0] != i:  # another arm's, or its own, chosen at the longest horizon
             rate, runs = self.rate(same[0])
-            return rate and verdicts.given_rate(rate.lr), runs
+            return rate and verdicts.fixed_rate(rate.lr), runs
         if len(given) == 1:
-            return verdicts.given_rate(given[0]), []
+            return verdicts.fixed_rate(given[0]), []
         swept = verdicts.figures(self.c, self.records, p.arm, p.size)[0]
         grid, seeds = sorted({*given, *swept}), range(SWEEP + 1, SWEEP + 1 + cfg.sweep_seeds)
         if runs := [r for lr in grid for r in self.absent(i, lr, seeds)]:
@@ -453,7 +453,7 @@ class Missing:
         for name in p.refers_to:
             q = named(self.plans, name, p.size)
             i = self.plans.index(q)
-            if p.arm.startswith('tasks/') or verdicts.at_its_rate(self.c, name, p.arm, p.size):
+            if p.arm.startswith('tasks/') or verdicts.follows_rate(self.c, name, p.arm, p.size):
                 lr = r.lr
             else:
                 rate, runs = self.rate(i)

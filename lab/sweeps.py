@@ -65,7 +65,7 @@ def cells(c: dict, records: dict, bench: list) -> list:
         x
         for mine in sweeps(c, records).values()
         for s in mine
-        if (x := outcomes.cell(c, s.arm, s.size, verdicts.given_rate(s.best), bench, records, sweep=True))
+        if (x := outcomes.cell(c, s.arm, s.size, verdicts.fixed_rate(s.best), bench, records, sweep=True))
     ]
 
 

@@ -20,7 +20,7 @@ import optimizers
 from configurator import ROOT, UserError, brief, load
 from files import read_lines
 from lab import outcomes, tables
-from lab.plan import Plan, rates
+from lab.plan import Plan, rates_to_sweep
 from lab.records import ENTRY, RECORD
 from logger import git
 from surgery import rotate
@@ -69,7 +69,7 @@ def check(cfg, plans: list[Plan]):
         found.append(
             f"arms: an entry has the track's baseline and one arm: arms['NAME'] = '--flags', not {[*cfg.arms]}"
         )
-    elif rates(cfg, plans[0]) != rates(fixed, plans[0]):
+    elif rates_to_sweep(cfg, plans[0]) != rates_to_sweep(fixed, plans[0]):
         found.append(
             f'learning_rates: those of {dense} are fixed; learning_rates = dict({dense}=learning_rates, NAME=...)'
         )

@@ -57,11 +57,11 @@ def figures(c: dict, records: dict, arm: str, size: str) -> tuple[dict, dict]:
 def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
     """The rate of an arm, or of a step that trains: that of the arm named in learning_rates, the one that its sweep chooses, or
     the only one it has; None without runs. Where arms have several horizons the sweep is that of the longest."""
-    given = rates_given(c, arm.removeprefix('steps/'), size)
+    given = entry_of(c, arm.removeprefix('steps/'), size)
     if c.get('looks') and isinstance(given, str):
         other, _, at = given.partition('@')
         found = rate(c, records, other, at or size)
-        return found and given_rate(found.lr, found.edge if found.edge in ('low', 'high') else '')
+        return found and fixed_rate(found.lr, found.edge if found.edge in ('low', 'high') else '')
     sweep, deciding = figures(c, records, arm, size)
     if not sweep and c.get('horizons'):
         others = {r['size'] for r in records.values() if r['arm'] == arm and r['seed'] > SWEEP}
@@ -71,26 +71,26 @@ def rate(c: dict, records: dict, arm: str, size: str) -> Rate | None:
     if not deciding:
         return None
     if c.get('looks'):
-        return given_rate(max(deciding, key=lambda lr: len(deciding[lr])))
+        return fixed_rate(max(deciding, key=lambda lr: len(deciding[lr])))
     return lowest_mean(deciding)
 
 
-def rates_given(c: dict, name: str, size: str):
-    """What learning_rates, if it is a dict, gives an arm or a step at a size: rates, or the name of an arm; () if nothing."""
+def entry_of(c: dict, name: str, size: str):
+    """The entry of an arm or a step in learning_rates, if that is a dict: rates, or the name of an arm; () if it has none."""
     given = c.get('learning_rates')
     return given.get(cell_name(name, size), given.get(name, ())) if isinstance(given, dict) else ()
 
 
-def at_its_rate(c: dict, name: str, arm: str, size: str) -> bool:
-    """Whether `name`, from which an arm or a step starts, trains at the rate of each run that starts from it, those of its sweep
-    included: where learning_rates gives `name` the rate of that arm, or both that of a third one."""
+def follows_rate(c: dict, source: str, arm: str, size: str) -> bool:
+    """`arm` (an arm or a step) starts from `source`. Is there a source for each rate of `arm`, trained at that rate, instead of one
+    at a rate of its own? So it is if learning_rates gives `source` the rate of `arm`, or gives both the rate of a third arm."""
     arm = arm.removeprefix('steps/')
-    taken, own = (rates_given(c, x, size) for x in (name, arm))
+    taken, own = (entry_of(c, x, size) for x in (source, arm))
     return isinstance(taken, str) and taken in (arm, cell_name(arm, size), own)
 
 
-def given_rate(lr: float, edge: str = '') -> Rate:
-    """A rate that nothing chose. edge: for the rate of another arm, the end of that arm's sweep at which it lies."""
+def fixed_rate(lr: float, edge: str = '') -> Rate:
+    """A rate that no sweep of the arm chose. edge: for the rate of another arm, the end of that arm's sweep at which it lies."""
     return Rate(lr, edge, 'given')
 
 
@@ -119,9 +119,9 @@ def first_seeds(of_seed: dict) -> list[float]:
     return [of_seed[s] for s in itertools.takewhile(of_seed.__contains__, itertools.count(1))]
 
 
-def judged(c: dict, records: dict, size: str, rates: dict) -> dict:
-    """{arm: protocol.Verdict} at one size by the figures alone. rates: {arm: Rate or None} of all arms there, the
-    baseline first; an arm without runs counts as one that is judged."""
+def by_figures(c: dict, records: dict, size: str, rates: dict) -> dict:
+    """{arm: protocol.Verdict} at one size by the figures alone, as if each rate were certain. rates: {arm: Rate or None} of all
+    arms there, the baseline first; an arm without runs counts as one that is judged."""
     found = {arm: figures(c, records, arm, size) for arm in rates}
     at = {arm: found[arm][1].get(r.lr, {}) if r else {} for arm, r in rates.items()}
     (base, base_at), *others = at.items()
@@ -137,7 +137,7 @@ def judged(c: dict, records: dict, size: str, rates: dict) -> dict:
 
 
 def verdicts(c: dict, records: dict, size: str, rates: dict) -> dict:
-    """The verdicts of judged(), but undecided where a rate is not certain enough: see protocol.with_rates."""
+    """The verdicts of by_figures(), but undecided where a rate is not certain enough: see protocol.with_rates."""
 
     def contradicted(arm):
         r = rates[arm]
@@ -152,13 +152,13 @@ def verdicts(c: dict, records: dict, size: str, rates: dict) -> dict:
     wrong = contradicted(base)
     return {
         arm: protocol.with_rates(v, rates[arm], rates[base], wrong or contradicted(arm))
-        for arm, v in judged(c, records, size, rates).items()
+        for arm, v in by_figures(c, records, size, rates).items()
     }
 
 
 def next_looks(found: dict, looks: tuple, asked: set) -> dict:
     """{arm: the seeds that it needs}: as many as it was judged by if its verdict is decided, else those of the next look.
-    found: the verdicts of judged(). Arms wait for each other at each look: by Holm's method the verdict on one depends on the
+    found: the verdicts of by_figures(). Arms wait for each other at each look: by Holm's method the verdict on one depends on the
     others, and it must not depend on whose runs end first. asked: the arms that --only names, or all; others are not waited
     for."""
     seen = {arm: v.n if v.how else 0 for arm, v in found.items()}

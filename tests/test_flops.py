@@ -113,7 +113,7 @@ def test_a_checkpoint_of_an_older_version_gets_those_of_its_iterations(run_train
         0: None, 1: None, 2: whole, 3: whole * 3 // 2,
     }  # fmt: skip
     r = records.record(out, dict(run='a', arm='a', size='', lr=1e-2, seed=1), {})
-    assert 'flops' not in r['eval'] and outcomes.costs(r, None, 'flops') == [whole * n // 2 for n in range(4)]
+    assert 'flops' not in r['eval'] and outcomes.own_costs(r, None, 'flops') == [whole * n // 2 for n in range(4)]
 
 
 def test_more_than_64_bits_of_them_can_be_resumed(run_train):
@@ -215,6 +215,6 @@ def test_a_record_says_the_flops_of_what_grow_learned(run_train, tmp_path, monke
 def test_a_run_costs_what_its_log_says_and_not_what_its_first_step_did():
     facts = dict(tokens_per_iter=10, flops_per_token=6, flops_per_update=0, processes=1)
     r = dict(facts=facts, eval=dict(iter=[0, 2, 4], val_loss=[3.0, 2.0, 1.0], flops=[0, 200, 300]))
-    assert outcomes.costs(r, 5.0, 'flops') == [0, 200, 300] and outcomes.spent(r, 5.0, 0)['flops'] == 300
+    assert outcomes.own_costs(r, 5.0, 'flops') == [0, 200, 300] and outcomes.spent(r, 5.0, 0)['flops'] == 300
     del r['eval']['flops']  # as older logs are
-    assert outcomes.costs(r, 5.0, 'flops') == [0, 120, 240] and outcomes.spent(r, 5.0, 0)['flops'] == 240
+    assert outcomes.own_costs(r, 5.0, 'flops') == [0, 120, 240] and outcomes.spent(r, 5.0, 0)['flops'] == 240

@@ -78,15 +78,15 @@ def test_costs_are_those_of_all_legs_with_the_source_counted_and_free(steps, tmp
     assert x['twice'].cost['flops'] == 6_000 + 12_000 + 24_000 and x['other'].cost['flops'] == 30_000
     grown, target = x['grown'], x['grown'].target
     for s in (1, 2):
-        own = stats.reached(grown.own(grown.runs[s], 'flops'), grown.runs[s]['eval']['val_loss'], target)
+        own = stats.reached(grown.own_costs(grown.runs[s], 'flops'), grown.runs[s]['eval']['val_loss'], target)
         free = stats.reached(*grown.curve_to(s, 'flops', free=True), target)
         assert grown.reaches(s, 'flops') == own + 6000 == free + 6000
     base = [x['scratch'].reaches(s, 'flops') for s in (1, 2)]
-    for free, e in ((False, grown.faster[2.2]['flops']), (True, grown.free[2.2]['flops'])):
+    for free, e in ((False, grown.faster[2.2]['flops']), (True, grown.faster_free[2.2]['flops'])):
         ratios = [b / stats.reached(*grown.curve_to(s, 'flops', free), target) for s, b in zip((1, 2), base)]
         assert e.value == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
     table = (tmp_path / 'results' / 'c' / 'table.md').read_text()
-    assert costs.share(grown.faster[2.2]['flops']) in table and costs.share(grown.free[2.2]['flops']) in table
+    assert costs.share(grown.faster[2.2]['flops']) in table and costs.share(grown.faster_free[2.2]['flops']) in table
     assert '| grown | 2.2 |' in table
 
 
