@@ -15,9 +15,11 @@ import shlex
 from dataclasses import dataclass
 
 from configurator import UserError, load, overrides, spelled
-from lab import protocol, verdicts
+from lab import match, protocol, verdicts
 from lab.rates import Rate
 from lab.records import SWEEP, ancestors, cell_name, references, run_name
+from surgery.grow import growth
+from tokens import loader
 
 SCRIPTS = {  # what an arm may be trained with, and the schema of its keys
     'train.py': 'TrainConfig',
@@ -181,14 +183,10 @@ def costs(plan: Plan) -> dict:
     if not plan.trains:
         learns = getattr(plan.cfg, 'distill_iters', 0) or 'ligo' in getattr(plan.cfg, 'method', '').split('+')
         return dict(params=0, tokens=0) | ({} if learns else dict(flops=0))
-    from tokens import loader
-
     loader.prepare(plan.cfg.dataset)  # once, before many runs would
     tokens = math.prod(getattr(plan.cfg, k) for k in ('max_iters', *PER_STEP))
     if not plan.known:
         return dict(tokens=tokens)
-    from lab import match
-
     params, learned, stages = of_shapes(plan)
     if plan.cfg.transfer_from and not plan.cfg.transfer_from.startswith('{'):
         return dict(params=params, tokens=tokens)
@@ -202,9 +200,6 @@ def of_shapes(plan: Plan) -> tuple:
 
 @functools.cache
 def of_argv(argv: tuple) -> tuple:
-    from lab import match
-    from surgery.grow import growth
-
     # without a schedule, of which the lengths are gone: the rest of it need not fit
     cfg = match.sized(load(match.MatchConfig, [*argv, '--decay_lr=false']))
     grows = cfg.init_from == 'transfer' and growth.how_of(cfg).width == 'ligo'
@@ -243,8 +238,6 @@ def iters_within(p: Plan, flops: int) -> int:
     """The most iterations of a training that spend no more."""
     if hasattr(p.module, 'costs'):
         return int(flops * iters(p) / costs(p)['flops'] + 1e-9)
-    from lab import match
-
     _, learned, stages = of_shapes(p)
     return match.iters_within(stages, flops - learned)
 
