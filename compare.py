@@ -43,7 +43,7 @@ import math
 import sys
 from dataclasses import dataclass
 
-from configurator import UserError, input_path, key, load, printable, root_path, run
+from configurator import UserError, input_path, key, load, printable, read_flags, root_path, run
 from lab import outcomes, protocol, report, track
 from lab.comparison import compare
 from lab.plan import SCRIPTS
@@ -140,6 +140,7 @@ class CompareConfig:
         self.mismatch = self.mismatch or {}
 
     def problems(self):
+        """What is wrong with the keys, one line each; [] if nothing."""
         found = []
         if not (self.report or self.check or self.show) and len(self.arms) < (1 if self.track else 2):
             found.append('arms: give at least two in a config file, the baseline first; see config/compare/')
@@ -199,7 +200,7 @@ def main():
             )
         report.write_all(results)
     else:
-        files = [input_path(a) for a in argv if a.endswith('.py') and not a.startswith('--')]
+        files, _ = read_flags(argv, {f.name: f for f in dataclasses.fields(CompareConfig)})
         if cfg.track:
             cfg = track.placed(cfg)
         compare(dataclasses.replace(cfg, name=cfg.name or (files[-1].stem if files else 'compare')), files)

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_runs_are_started_once_and_finished_ones_not_repeated(config, tmp_path, 
     assert v.n == v.base_n == 3 and v.low < -0.1 < v.high < 0
     assert '| better | 3 |' in (tmp_path / 'results' / 'c' / 'table.md').read_text()
     assert not list((tmp_path / 'out').rglob('*.pt'))  # checkpoints of what is over, which nothing starts from
+
+
+@pytest.mark.parametrize('flag', [['--common=config/d12.py'], ['--common', 'config/d12.py'], ['--note', 'as sgd.py']])
+def test_a_comparison_has_the_name_of_its_config_whatever_a_flag_ends_in(monkeypatch, flag):
+    called = []
+    monkeypatch.setattr(compare, 'compare', lambda cfg, files: called.append((cfg.name, files)))
+    monkeypatch.setattr(sys, 'argv', ['compare.py', 'config/compare/demo.py', *flag])
+    compare.main()
+    assert called == [('demo', [ROOT / 'config' / 'compare' / 'demo.py'])]
 
 
 def test_a_sweep_takes_min_lr_along_and_says_where_that_leaves_the_rate_high():
