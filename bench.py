@@ -52,14 +52,20 @@ from lab.steps import Arm, apart, check_arms, side_by_side, table
 from logger import relative
 from train import Trainer
 
-COMMANDS = bench_layers.COMMANDS | dict(  # name: (keys, command)
+# name: (keys, command); with None as keys the command reads its flags itself, as it takes several configs or has commands of its own
+COMMANDS = dict(
+    structures=(bench_layers.StructuresConfig, bench_layers.structures),
+    mlp=(bench_layers.MLPBenchConfig, bench_layers.mlp),
     fit=(bench_fit.FitConfig, bench_fit.fit),
     profile=(bench_profile.ProfileConfig, bench_profile.bench),
     same=(bench_same.SameConfig, bench_same.same),
     sample=(bench_sample.SampleBenchConfig, bench_sample.bench),
     targets=(bench_targets.TargetsConfig, bench_targets.targets),
+    mup=(None, mup.main),
+    ablate=(None, bench_ablate.ablate),
+    start=(None, bench_start.start),
+    race=(None, bench_race.race),
 )
-OWN_ARGUMENTS = dict(mup=mup.main, ablate=bench_ablate.ablate, start=bench_start.start, race=bench_race.race)
 
 
 @dataclass
@@ -69,11 +75,9 @@ class BenchConfig(ArmConfig):
 
 def main():
     argv = sys.argv[1:]
-    if argv and argv[0] in OWN_ARGUMENTS:
-        return OWN_ARGUMENTS[argv[0]](argv[1:])
     if argv and argv[0] in COMMANDS:
         schema, command = COMMANDS[argv[0]]
-        return command(load(schema, argv[1:]))
+        return command(load(schema, argv[1:]) if schema else argv[1:])
     arms = apart(argv)
     bench = load(BenchConfig, arms[0])
     if bench.show:

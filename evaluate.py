@@ -61,7 +61,7 @@ from tokens.download import given, retrieve
 LONGEST = 2**28  # bytes of a text; a small bz2 file can hold petabytes
 LOGITS_BYTES = 2**30  # of one batch, in float32: at GPT-2's vocabulary 5 windows of 1024 tokens
 
-# sha256 is the file's own; an archive's is named so, and `member` is the file inside
+# sha256: of the file. Where url is an archive: archive_sha256 is its checksum, and member the name of the file inside
 SOURCES = {
     'wikitext2': dict(
         file='wikitext2/wiki.test.raw',
@@ -104,9 +104,11 @@ class EvalConfig:
     dataset: str = key('', "data set for val; empty: the checkpoint's own")
 
     def names(self) -> list[str]:
+        """The tasks, each once."""
         return list(dict.fromkeys(t.strip() for t in self.tasks.split(',') if t.strip()))
 
     def problems(self) -> list[str]:
+        """What is wrong with the keys, one line each; [] if nothing."""
         found = [] if self.checkpoint else ['checkpoint: must be given, --checkpoint=PATH']
         for name in self.names():
             if name not in TASKS:
@@ -416,12 +418,13 @@ RUN = ('tasks', 'batch_size', 'commit', 'dirty', 'torch', 'started', 'command') 
 # the command
 
 
+COUNTS = ('window', 'stride', 'tokens', 'words', 'examples')
+HEAD = f'{"task":12} {"figure":15}{"value":>12}' + ''.join(f'{h:>10}' for h in (*COUNTS, 'seconds'))
+
+
 def table(task: str, result: dict) -> str:
-    """A line per figure, the counts beside the first. '' as task: the header."""
-    head = ['window', 'stride', 'tokens', 'words', 'examples']
-    if not task:
-        return f'{"task":12} {"figure":15}{"value":>12}' + ''.join(f'{h:>10}' for h in [*head, 'seconds'])
-    counts = [f'{result[h]:,}' if result[h] is not None else '-' for h in head] + [f'{result["seconds"]:.1f}']
+    """The lines below HEAD of a task: one for each figure, the counts beside the first."""
+    counts = [f'{result[h]:,}' if result[h] is not None else '-' for h in COUNTS] + [f'{result["seconds"]:.1f}']
     lines = [f'{task if i == 0 else "":12} {k:15}{v:12.4f}' for i, (k, v) in enumerate(result['figures'].items())]
     return '\n'.join([lines[0] + ''.join(f'{c:>10}' for c in counts), *lines[1:]])
 
@@ -442,13 +445,14 @@ def evaluate(cfg: EvalConfig) -> dict:
         command=shlex.join(['python', *sys.argv]),
         tasks={},
     )
-    f = report
+    f = lm.facts
     collapsed = f' ({f["params_collapsed"]:,} collapsed)' if f['params_collapsed'] != f['params'] else ''
     print(
         f'{printable(f["checkpoint"])}: {f["kind"]}, {f["params"]:,} parameters{collapsed}, tokenizer {f["tokenizer"]}'
     )
-    print(f'{f["device"]}, {f["dtype"]}, commit {f["commit"][:10]}' + (f', limit {cfg.limit}' if cfg.limit else ''))
-    print(table('', {}), flush=True)
+    limit = f', limit {cfg.limit}' if cfg.limit else ''
+    print(f'{f["device"]}, {f["dtype"]}, commit {report["commit"][:10]}{limit}')
+    print(HEAD, flush=True)
     for name, (rows, counts, figures) in prepared.items():
         t0 = time.perf_counter()
         nats, greedy = logprobs(lm, rows, cfg.batch_size, name)

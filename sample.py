@@ -56,8 +56,8 @@ def from_checkpoint(path, device='cpu'):
     return model.to(device), tokenizer.load(path, ckpt)
 
 
-def lower(model, dtype):
-    """Round the weights of linear layers to dtype once. autocast would do it again for every token."""
+def round_weights(model, dtype):
+    """Round the weights of linear layers to dtype once, in place. autocast would do it again for every token."""
     for m in model.modules():
         if isinstance(m, torch.nn.Linear):  # the head's own copy, if it is tied to the embeddings
             m.weight = torch.nn.Parameter(m.weight.to(dtype), requires_grad=False)
@@ -73,7 +73,7 @@ def sample(cfg: SampleConfig):
     model, tok = from_checkpoint(path, device)
     dtype = hardware.choose_dtype(cfg.dtype, device)
     if dtype != torch.float32:
-        lower(model, dtype)
+        round_weights(model, dtype)
     if cfg.compile:
         model.compile()
     start = cfg.start

@@ -262,6 +262,3 @@ def mlp(cfg):
             rows.append(row)
             if cfg.out:  # after each row: what is measured is kept, however this ends
                 write_lines(root_path(cfg.out), rows)
-
-
-COMMANDS = dict(structures=(StructuresConfig, structures), mlp=(MLPBenchConfig, mlp))

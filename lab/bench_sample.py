@@ -24,7 +24,7 @@ from lab.bench_profile import measured, ready, traced
 from lab.costs import columns
 from logger import commit
 from model import GPT
-from sample import lower
+from sample import round_weights
 from surgery.collapse import to_run
 from train import TrainConfig
 
@@ -55,7 +55,7 @@ def bench(cfg: SampleBenchConfig) -> dict:
     else:
         model = to_run(GPT(cfg)).to(device)
         if dtype != torch.float32:
-            lower(model, dtype)
+            round_weights(model, dtype)
     if cfg.compile:
         model.compile()
     prompt = torch.zeros(cfg.samples, 1, dtype=torch.long, device=device)

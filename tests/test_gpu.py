@@ -18,7 +18,7 @@ from linear.dense import Dense
 from linear.kernels import attend, blocks, chip, fused, head, mixture, norms, rotary, routing, symmetric, vector
 from model import GPT, GPTConfig, rope_table
 from optimizers.optim import Optimizer
-from sample import lower
+from sample import round_weights
 from tokens.download import write_dataset
 from toys.letter_counting import Transformer
 from toys.mnist import CNN, MLP
@@ -268,7 +268,7 @@ def test_a_matrix_times_a_vector_is_the_product_of_float64(d_in, d_out, bias, mo
 def test_a_cached_token_has_the_logits_of_the_whole_context_in_bfloat16(B, compile):
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=64, block_size=48, vocab_size=256)).cuda().eval()
-    lower(model, torch.bfloat16)
+    round_weights(model, torch.bfloat16)
     idx = torch.randint(256, (B, 20), device='cuda')
     with torch.no_grad(), torch.autocast('cuda', torch.bfloat16):
         wanted, caches = model(idx)[0].float(), model.caches(B, 20)

@@ -89,7 +89,7 @@ def test_weights_of_linear_layers_are_rounded_once_and_embeddings_are_not():
     model, x = tiny_gpt(bias=True).eval(), tokens(T=6)
     with torch.autocast('cpu', torch.bfloat16):
         before = model(x, last_only=False)[0]
-        sample.lower(model, torch.bfloat16)
+        sample.round_weights(model, torch.bfloat16)
         assert torch.equal(model(x, last_only=False)[0], before)
     assert model.lm_head.weight.dtype == torch.bfloat16 and model.transformer.wte.weight.dtype == torch.float32
     assert model.transformer.h[0].mlp.c_fc.bias.dtype == torch.bfloat16
