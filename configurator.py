@@ -98,8 +98,8 @@ SHORT.maxlist = SHORT.maxtuple = SHORT.maxdict = SHORT.maxset = 20
 
 
 def brief(value, most: int = 100) -> str:
-    """A value in a message: a text as it is, anything else as Python writes it, cut where it is long or deep: a list of
-    a file can hold one other list many times over, and so on, and reads as 2^60 values."""
+    """A value in a message: a text as it is, anything else as Python writes it, in at most `most` characters. It is cut while it
+    is written: a small file can hold nested lists that Python would write as 2^60 values."""
     try:
         text = value if isinstance(value, str) else SHORT.repr(value)
     except Exception:  # an int of 10,000 digits has no text

@@ -1,7 +1,7 @@
 """
 What structured layers cost: FLOPs and parameters by formula, and measured time. bench.py calls it.
 
-    python bench.py structures --d_in=768 --d_out=3072    shape, parameters, FLOPs and exponents of every member
+    python bench.py structures --d_in=768 --d_out=3072    shape, parameters, FLOPs and exponents of every layer
     python bench.py mlp --widths=768,2048,5120            forward and backward of an MLP pair (c_fc, GELU, c_proj)
 
 `mlp` compares with nn.Linear in the same process. On a GPU both are compiled, in bfloat16, and replayed as a CUDA graph,
