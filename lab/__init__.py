@@ -5,7 +5,8 @@ Comparisons: from a config to runs, records, verdicts and pages.
     state.py         where a comparison stands: which runs are over, which can be started
     live.py          what a terminal shows while a comparison runs
     timing.py        milliseconds per step of each arm
-    plan.py          which runs a comparison consists of, what they cost, whether they match
+    plan.py          the arms and steps of a comparison: what they are, what they cost, whether they match
+    missing.py       which runs are still to be made, by the records and the protocol
     launch.py        many processes at once, on this machine or on Slurm
     records.py       one line per run
     stats.py         intervals, tests, speed-ups, power laws

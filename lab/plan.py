@@ -1,6 +1,6 @@
 """
-The runs of a comparison: what its arms and preparing steps are, what they cost, whether they match, and which runs are
-missing. compare.py runs them.
+The arms and preparing steps of a comparison: what they are, what they cost, and whether they match. missing.py says which of
+their runs are to be made.
 
 {NAME} in the text of an arm or a step is the checkpoint of the step or arm NAME, which is listed before it. A step is a
 training like an arm's, or a command of transfer.py. A step that several arms share runs once for every random seed.
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from configurator import UserError, load, overrides, spelled
 from lab import match, protocol, verdicts
-from lab.rates import Rate
-from lab.records import SWEEP, ancestors, cell_name, references, run_name
+from lab.records import ancestors, cell_name, references
 from surgery.grow import growth
 from tokens import loader
 
@@ -176,8 +175,8 @@ def named(plans: list[Plan], name: str, size: str) -> Plan:
 
 
 def costs(plan: Plan) -> dict:
-    """{params, flops, tokens} of a whole run, from the shapes alone; without params and flops where a checkpoint gives them,
-    and without flops where it has a past that is no step, or is a command that learns."""
+    """{params, flops, tokens} of a whole run, from the shapes alone. What shapes cannot tell is left out: params and flops, where a
+    checkpoint decides them; flops, where the run grows a checkpoint that no step made, or is a transfer.py command that trains."""
     if hasattr(plan.module, 'costs'):
         return plan.module.costs(plan.cfg)
     if not plan.trains:
@@ -280,7 +279,7 @@ def check_match(cfg, plans: list[Plan], ms: dict):
 
 
 def notes(cfg, plans: list[Plan]) -> list[str]:
-    """What a user may not expect of a sweep: min_lr goes with the rate that is tried, matrix_lr does not."""
+    """A line where a sweep does what a user may not expect: min_lr changes with the rate that is tried, matrix_lr does not."""
     found, fixed = {}, {}
     for p in plans:
         if not p.trains or rates_to_sweep(cfg, p) == [p.cfg.learning_rate]:
@@ -321,148 +320,13 @@ def rates_to_sweep(cfg, plan: Plan) -> list[float] | str:
     return found or [plan.cfg.learning_rate]
 
 
-def beyond(grid: list[float], edge: str) -> float | None:
-    """The next rate to try where the best of a sorted grid is at its low or high end."""
-    if len(grid) < 2 or edge not in ('low', 'high'):
-        return None
-    ratio = (grid[-1] / grid[0]) ** (1 / (len(grid) - 1))
-    return float(f'{grid[-1] * ratio if edge == "high" else grid[0] / ratio:.3g}')
-
-
-class Missing:
-    """The runs that are missing, given the records of those that are over: the sweep, the rates beyond its edge, the seeds
-    that decide, and the runs which these start from. With looks the baseline's seeds come before those of the arms, and
-    arms get their seeds in pairs, until they have a verdict (docs/protocol.md).
-
-    Its methods return the runs that an answer waits for, [] if all are over. i is the index of a plan."""
-
-    def __init__(self, cfg, plans: list[Plan], records: dict):
-        self.cfg, self.plans, self.records = cfg, plans, records
-        self.c = vars(cfg) | dict(halves=verdicts.halves(vars(cfg), records))
-        self.chosen = {}  # i: what rate(i) returns; None while choose(i) runs, to notice arms that take each other's rate
-        self.sigma = {}  # size: (figures of the baseline's first seeds, number of arms), once they are there
-        found = []
-        for size in dict.fromkeys(p.size for p in plans if p.is_arm):
-            arms = [i for i, p in enumerate(plans) if p.is_arm and p.size == size]
-            waits = self.looks(size, arms) if cfg.looks else {i: self.seeds(i, cfg.seeds) for i in arms}
-            found += [r for i in arms for r in self.rate(i)[1]] + [r for runs in waits.values() for r in runs]
-            found += [r for i in arms if cfg.tasks and not waits[i] for r in self.evaluations(i)]
-        self.runs = self.asked_for(found)
-
-    def asked(self, i: int) -> bool:
-        """Does --only name this arm, its size or both, or nothing?"""
-        p, only = self.plans[i], {w.strip() for w in self.cfg.only.split(',')} - {''}
-        return not only or bool(only & {p.arm, p.size, p.name})
-
-    def asked_for(self, runs: list[Run]) -> list[Run]:
-        """Each once; of the arms those that --only names."""
-        return [r for r in dict.fromkeys(runs) if not self.plans[r.plan].is_arm or self.asked(r.plan)]
-
-    def absent(self, i: int, lr: float, seeds) -> list[Run]:
-        """Those of the runs of a plan at this rate that are not over."""
-        runs = [self.run(i, lr, seed) for seed in seeds]
-        return [r for r in runs if r.name not in self.records]
-
-    def run(self, i: int, lr: float, seed: int) -> Run:
-        p = self.plans[i]
-        return Run(i, lr, seed, run_name(p.arm, p.size, lr, seed))
-
-    def looks(self, size: str, arms: list[int]) -> dict:
-        """{i: the runs that the verdict on an arm waits for: those of the next look}; the baseline waits for all of them."""
-        base, *others = arms
-        if first := self.seeds(base, protocol.SIGMA_SEEDS):
-            return dict.fromkeys(arms, first)
-        rates = {self.plans[i].arm: self.rate(i)[0] for i in arms}
-        of_seed = verdicts.figures(self.c, self.records, self.plans[base].arm, size)[1][self.rate(base)[0].lr]
-        self.sigma[size] = [of_seed[s] for s in range(1, protocol.SIGMA_SEEDS + 1)], len(others) or 1  # of a track
-        found = verdicts.by_figures(self.c, self.records, size, rates)
-        waits, asked = {base: self.second_best(base)}, {self.plans[i].arm for i in others if self.asked(i)}
-        looks = verdicts.next_looks(found, protocol.looks_to(self.cfg.seeds), asked)
-        for i in others:
-            n = looks[self.plans[i].arm]
-            waits[i] = self.seeds(i, n)
-            if self.rate(i)[0]:
-                waits[i] += self.seeds(base, max(n, protocol.SIGMA_SEEDS)) + self.second_best(i)
-        waits[base] = [r for runs in waits.values() for r in runs]
-        return waits
-
-    def seeds(self, i: int, n: int) -> list[Run]:
-        """The runs that seeds 1 to n wait for: theirs, or those that give the rate."""
-        rate, runs = self.rate(i)
-        return self.absent(i, rate.lr, range(1, n + 1)) if rate else runs
-
-    def second_best(self, i: int) -> list[Run]:
-        """The seeds of the first look at the second best rate: they may contradict the choice."""
-        second = self.rate(i)[0].second
-        return [] if second is None else self.absent(i, second, range(1, protocol.FIRST + 1))
-
-    def evaluations(self, i: int) -> list[Run]:
-        """evaluate.py's measurements of all runs of an arm that decide."""
-        p, lr = self.plans[i], self.rate(i)[0].lr
-        tasks = next(j for j, q in enumerate(self.plans) if (q.arm, q.size) == (f'tasks/{p.arm}', p.size))
-        most = SWEEP if self.cfg.looks else self.cfg.seeds
-        good = [r for r in self.records.values() if (r['arm'], r['size'], r['lr']) == (p.arm, p.size, lr)]
-        return self.absent(tasks, lr, sorted(r['seed'] for r in good if r['state'] == 'finished' and r['seed'] <= most))
-
-    def rate(self, i: int) -> tuple[Rate | None, list[Run]]:
-        """(the learning rate of a plan, []), or (None, the runs that give it)."""
-        if i not in self.chosen:
-            self.chosen[i] = None
-            self.chosen[i] = self.choose(i)
-        if not self.chosen[i]:
-            raise UserError(
-                f'learning_rates: {self.plans[i].name} takes the rate of an arm that takes its own; give rates'
-            )
-        return self.chosen[i]
-
-    def choose(self, i: int) -> tuple[Rate | None, list[Run]]:
-        cfg, p = self.cfg, self.plans[i]
-        given = rates_to_sweep(cfg, p)
-        takes = given if isinstance(given, str) else p.arm  # an arm, or a cell ARM@SIZE
-        same = [
-            j
-            for j, q in enumerate(self.plans)
-            if (q.arm == takes and (q.size == p.size or not cfg.sizes)) or (q.name == takes and q.is_arm)
-        ]
-        if isinstance(given, str) and same in ([], [i]):
-            raise UserError(f'learning_rates: {p.name} takes the rate of {given}, which is no other arm')
-        if isinstance(given, str) or same[0] != i:  # another arm's, or its own, chosen at the longest horizon
-            rate, runs = self.rate(same[0])
-            return rate and verdicts.fixed_rate(rate.lr), runs
-        if len(given) == 1:
-            return verdicts.fixed_rate(given[0]), []
-        swept = verdicts.figures(self.c, self.records, p.arm, p.size)[0]
-        grid, seeds = sorted({*given, *swept}), range(SWEEP + 1, SWEEP + 1 + cfg.sweep_seeds)
-        if runs := [r for lr in grid for r in self.absent(i, lr, seeds)]:
-            return None, runs
-        found = verdicts.rate(self.c, self.records, p.arm, p.size)
-        if (further := beyond(grid, found.edge)) and len(grid) < len(given) + cfg.extend:
-            return None, self.absent(i, further, seeds)
-        return found, []
-
-    def needs(self, r: Run) -> tuple[list[Run | None], list[Run]]:
-        """(the runs whose checkpoints r starts from, None for one whose rate is not known yet; the runs that give those rates)"""
-        found, more, p = [], [], self.plans[r.plan]
-        for name in p.refers_to:
-            q = named(self.plans, name, p.size)
-            i = self.plans.index(q)
-            if p.arm.startswith('tasks/') or verdicts.follows_rate(self.c, name, p.arm, p.size):
-                lr = r.lr
-            else:
-                rate, runs = self.rate(i)
-                lr, more = rate and rate.lr, more + runs
-            seed = 1 if self.cfg.shared_steps and not q.is_arm else r.seed
-            found.append(None if lr is None else self.run(i, lr, seed))
-        return found, self.asked_for(more)
-
-
 def settings(cfg) -> dict:
-    """What makes a run the run it is: its keys that are no defaults."""
+    """What tells a run from others: its keys that are not at their defaults, but for NOT_SETTINGS."""
     return json.loads(json.dumps({k: v for k, v in overrides(cfg).items() if k not in NOT_SETTINGS}))
 
 
 def flags(plans: list[Plan], plan: Plan, lr: float, seed: int) -> list[str]:
-    """What makes a run of an arm or a step the one with this rate and this random seed."""
+    """The flags that give a run of an arm or a step this rate and this random seed."""
     names = {f.name for f in dataclasses.fields(plan.cfg)}
     found = []
     if plan.trains and lr != plan.cfg.learning_rate:
@@ -479,7 +343,7 @@ def flags(plans: list[Plan], plan: Plan, lr: float, seed: int) -> list[str]:
 
 
 def difference(a: dict, b: dict) -> str:
-    """What differs between the settings of a run that is there and of one that is to be made."""
+    """How the settings a of a run that is there differ from those, b, of one that is to be made."""
     return ', '.join(
         f'{k} = {a.get(k, "default")} there, {b.get(k, "default")} here' for k in sorted(a | b) if a.get(k) != b.get(k)
     )

@@ -1,5 +1,5 @@
 """
-Where a comparison stands: which of its runs are over, which can be started, and what is written of them. plan.py says
+Where a comparison stands: which of its runs are over, which can be started, and what is written of them. missing.py says
 which runs are missing, comparison.py runs them.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from configurator import UserError, brief, load, root_path
 from files import read_json, write_json
 from lab import launch, records, verdicts
-from lab.plan import Missing, Plan, Run, difference, flags, settings
+from lab.missing import Missing
+from lab.plan import Plan, Run, difference, flags, settings
 
 
 class State:

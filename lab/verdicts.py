@@ -1,6 +1,6 @@
 """
-What the records of a comparison say so far: the learning rate of each arm and its verdict. plan.py uses this to find the
-runs that are missing, outcomes.py for the result of each arm. The rules are in rates.py and protocol.py.
+What the records of a comparison say so far: the learning rate of each arm and its verdict. missing.py uses this to
+find the runs that are missing, outcomes.py for the result of each arm. The rules are in rates.py and protocol.py.
 
 In all functions c is the config of the comparison as a dict and records holds all its runs. A rate is chosen by the runs
 of the sweep (seeds above SWEEP), a verdict by those of seeds 1, 2, ... at that rate. `looks = False` marks a comparison from
