@@ -44,7 +44,7 @@ import sys
 from dataclasses import dataclass
 
 from configurator import UserError, input_path, key, load, printable, read_flags, root_path, run
-from lab import outcomes, protocol, report, track
+from lab import check, outcomes, protocol, report, track
 from lab.comparison import compare
 from lab.plan import SCRIPTS
 from lab.records import OWN, PUBLISHED, SWEEP
@@ -190,7 +190,7 @@ def main():
     if cfg.show:
         print(printable(report.shown(input_path(cfg.show))))
     elif cfg.check:
-        if wrong := report.check(results):
+        if wrong := check.differences(results):
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
         print('RESULTS.md and the documents agree with the logs')
     elif cfg.report:

@@ -22,7 +22,8 @@ Comparisons: from a config to runs, records, verdicts and pages.
     sweeps.py        loss against learning rate, arm by arm: table and picture
     page.py          the page of a comparison, one self-contained HTML file
     questions.py     RESULTS.md by question
-    report.py        what --report writes, and the check that documents and logs agree
+    report.py        what --report writes
+    check.py         --check: do the documents and the logs agree?
     track.py         the board, docs/track.md: what an entry may set, and the page
     match.py         the width at which one config costs as much as another one
     mup.py           is the best learning rate of a narrow model also that of a wide one?

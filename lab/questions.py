@@ -13,7 +13,7 @@ results/questions.toml holds what is said by hand, a [[question]] each:
     text         more, in Markdown; what would change the answer
     comparisons  {name: its setting in a few words}
 
-Figures in these texts have sources in comments, as those of the documents have (report.py). The rest is written from logs:
+Figures in these texts have sources in comments, as those of the documents have (check.py). The rest is written from logs:
 rows, forests, what is undecided and what would decide it. Comparisons that no question names are listed under "Others".
 """
 

@@ -13,18 +13,18 @@ import pytest
 from conftest import ROOT
 
 import configurator
-from lab import report
+from lab import check
 
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
 def test_documents_agree_with_the_logs():
     """As python compare.py --check: tables are printed again and compared, figures are looked up in their sources."""
-    assert report.check(ROOT / 'results') == []
+    assert check.differences(ROOT / 'results') == []
 
 
 def test_the_documents_have_tables_to_check():
-    assert sum(len(report.BLOCK.findall(p.read_text())) for p in report.documents()) >= 8
+    assert sum(len(check.BLOCK.findall(p.read_text())) for p in check.documents()) >= 8
 
 
 def test_files_and_pages_named_in_the_documents_exist():

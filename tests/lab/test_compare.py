@@ -17,7 +17,7 @@ from fakes import fake_script, found_cells, make_config, start, starts, wait_for
 
 import compare
 from configurator import UserError, load
-from lab import comparison, launch, outcomes, plan, questions, records, report, state, tables, timing, verdicts
+from lab import check, comparison, launch, outcomes, plan, questions, records, report, state, tables, timing, verdicts
 from lab.plan import Run
 from logger import read_metrics
 from tokens import loader
@@ -391,13 +391,13 @@ def test_the_check_finds_an_altered_number(tmp_path):
         path.write_text(text)
     readme = tmp_path / 'README.md'
     readme.write_text('k2000: 2.0348 <!-- source: results/expansion_250/table.md: k2000 | 5 -->')
-    assert report.check(results, [readme]) == []
+    assert check.differences(results, [readme]) == []
     readme.write_text(readme.read_text().replace('2.0348', '2.0347'))
     text = (tmp_path / 'RESULTS.md').read_text()
     edited = re.sub(r'\d(?= \[)', lambda m: str((int(m[0]) + 1) % 10), text, count=1)
     assert edited != text
     (tmp_path / 'RESULTS.md').write_text(edited)
-    wrong = report.check(results, [readme])
+    wrong = check.differences(results, [readme])
     assert any('README.md: 2.0347 has no source' in w for w in wrong) and any('RESULTS.md, line' in w for w in wrong)
     (tmp_path / 'RESULTS.md').write_text(text)
     log = results / 'expansion_250' / 'metrics.jsonl'
@@ -407,7 +407,7 @@ def test_the_check_finds_an_altered_number(tmp_path):
     ]
     assert edited != lines
     log.write_text('\n'.join(edited) + '\n')
-    assert len(report.check(results, [])) >= 2  # RESULTS.md and the table no longer agree with the logs
+    assert len(check.differences(results, [])) >= 2  # RESULTS.md and the table no longer agree with the logs
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_the_check_finds_an_altered_number(tmp_path):
 )
 def test_a_figure_must_be_in_the_source_beside_it(tmp_path, text, finds):
     (tmp_path / 'log.md').write_text('| dense | 2.0749 |\n| k2000 | 2.0348 | 10,646,784 |\n')
-    found = report.untraced(text, tmp_path, {})
+    found = check.untraced(text, tmp_path, {})
     assert any(finds in f for f in found) if finds else found == []
 
 

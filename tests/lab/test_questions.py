@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
+from conftest import ROOT
 
 import compare
 from configurator import UserError, load
-from lab import figures, forest, outcomes, page, protocol, questions, rates, records, report, sweeps, tables
+from lab import check, figures, forest, outcomes, page, protocol, questions, rates, records, report, sweeps, tables
 
 SWEEP = records.SWEEP
 
@@ -88,9 +89,9 @@ def mean(results):
 
 def test_an_answer_that_disagrees_with_the_logs_fails_the_check(results, mean):
     ask(results, mean)
-    assert report.check(results, []) == []
+    assert check.differences(results, []) == []
     (results / 'questions.toml').write_text(QUESTION.format(figure='1.999'))
-    assert any('questions.toml: 1.999 has no source' in w for w in report.check(results, []))
+    assert any('questions.toml: 1.999 has no source' in w for w in check.differences(results, []))
 
 
 def test_what_was_written_is_checked_against_the_logs(results, mean):
@@ -99,11 +100,11 @@ def test_what_was_written_is_checked_against_the_logs(results, mean):
         text = path.read_text()
         assert mean in text
         path.write_text(text.replace(mean[:-1], mean[:-2] + str(9 - int(mean[-2])), 1))
-        assert [w for w in report.check(results, []) if w.startswith(f'{path.name}, line ')], path
+        assert [w for w in check.differences(results, []) if w.startswith(f'{path.name}, line ')], path
         path.write_text(text)
     log = results / 'one' / 'metrics.jsonl'
     log.write_text(log.read_text().replace('"worse"', '"unclear"', 3))
-    assert len(report.check(results, [])) >= 2
+    assert len(check.differences(results, [])) >= 2
 
 
 def test_a_question_is_a_section_with_its_rows_and_what_would_decide(results, mean):
@@ -237,7 +238,7 @@ def test_an_arm_has_one_colour_wherever_it_stands():
 
 
 def test_no_two_arms_of_a_published_comparison_look_alike():
-    for path in (report.ROOT / 'results').glob('*/comparison.json'):
+    for path in (ROOT / 'results').glob('*/comparison.json'):
         shown = [v for v in figures.colors(json.loads(path.read_text())).values() if v != figures.GREY]
         assert len(set(shown)) == len(shown), path
 
@@ -259,7 +260,7 @@ def test_before_any_seed_decides_the_page_shows_the_sweeps(results):
     text = (folder / 'table.md').read_text()
     assert report.NO_WORDS in text and '| worse |' in text and 'rates.svg' in text
     assert report.shown(folder) in text
-    assert report.check(results, []) == []
+    assert check.differences(results, []) == []
     row = next(line for line in text.splitlines() if line.startswith('| worse'))
     base, worse = (sweeps.sweeps(c, kept)[''][i] for i in (0, 1))
     assert f'{worse.means[worse.best] - base.means[base.best]:+.4f}' in row
@@ -267,7 +268,7 @@ def test_before_any_seed_decides_the_page_shows_the_sweeps(results):
 
 def test_the_commands_that_would_decide_are_right():
     """Those of the published comparisons: they load, and ask for as many seeds as are said to be missing."""
-    known = questions.read_all(report.ROOT / 'results')
+    known = questions.read_all(ROOT / 'results')
     commands = [
         line
         for name, k in known.items()

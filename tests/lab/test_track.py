@@ -14,7 +14,7 @@ from fakes import FAKE, fake_script  # noqa: F401
 import compare
 import logger
 from configurator import UserError, load
-from lab import plan, records, report, track
+from lab import check, plan, records, track
 
 # -----------------------------------------------------------------------------
 # what an entry may set, on the tracks that there are
@@ -206,13 +206,13 @@ def test_the_board_is_written_from_the_logs_and_the_check_holds_it(enter, tmp_pa
         mine = records.read_records(results / 'track' / 'fake' / arm).values()
         ends = [r['eval']['val_b'][-1] for r in mine if f'{r["lr"]:g}' == lr and r['seed'] < records.SWEEP]
         assert len(ends) == int(seeds) and f'{sum(ends) / len(ends):.4f}' == mean.split(' ')[0]
-    assert report.check(results, []) == []
+    assert check.differences(results, []) == []
     page.write_text(page.read_text().replace('worse**', 'better**'))
-    assert any('track.md, line' in w for w in report.check(results, []))
+    assert any('track.md, line' in w for w in check.differences(results, []))
     compare.main()
     lines = results / 'track' / 'fake' / 'good' / 'metrics.jsonl'
     lines.write_text(re.sub(r'"val_b":\[([^\]]*,)1\.', r'"val_b":[\g<1>0.', lines.read_text()))
-    wrong = report.check(results, [])
+    wrong = check.differences(results, [])
     assert any('track.md, line' in w for w in wrong) and any('table.md, line' in w for w in wrong)
 
 
