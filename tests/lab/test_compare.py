@@ -332,6 +332,18 @@ def test_runs_on_another_edition_of_the_data_are_not_mixed_in(tmp_path, fails):
     )
 
 
+def test_the_steps_of_an_arm_are_timed_with_its_flags_as_they_are(tmp_path, monkeypatch):
+    """A space in a value does not part it."""
+    commands = []
+    monkeypatch.setattr(
+        launch, 'run_all', lambda todo, *rest, **options: commands.append(todo()[0][2]) or dict(bench='-')
+    )
+    cfg = compare.CompareConfig(common=' '.join(TINY), arms=dict(base='', noted="--note='two words'"))
+    with pytest.raises(UserError, match='bench.py failed'):
+        timing.steps(cfg, plan.make_plans(cfg), tmp_path, tmp_path, None)
+    assert '--note=two words' in commands[0] and 'words' not in commands[0]
+
+
 def test_steps_are_timed_again_where_a_config_file_says_something_else(tmp_path, monkeypatch):
     """Its name in the arm is the same."""
     path, timed = tmp_path / 'x.py', []
