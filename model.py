@@ -205,6 +205,8 @@ class CausalSelfAttention(nn.Module):
         self.window = config.attention_window or config.block_size
 
     def forward(self, x, rope=None, mask=None, cache=None, pos=None):
+        """x (B, T, C) -> (B, T, C). rope, mask: of GPT.embed. cache: this block's of GPT.caches; the keys and values of x are
+        written into it at the positions pos (T,), and a single x attends to all that it holds up to there."""
         B, T, C = x.shape
         qkv = self.c_attn(x)
         if rotary.fits(qkv, rope):
@@ -248,6 +250,7 @@ class MLP(nn.Module):
         self.fuse = config.fuse_mlp and self.kind in fused.ACTIVATIONS and self.gate is None
 
     def forward(self, x):
+        """x (B, T, C) -> (B, T, C)."""
         if self.fuse and fused.fits(self.c_fc, self.c_proj, x):
             return self.dropout(fused.mlp(self.c_fc, self.c_proj, x, self.kind))
         h = self.c_fc(x)
@@ -288,6 +291,9 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """nanoGPT's GPT of any GPTConfig. Its layers hold their factors; while it trains, plain matrices may stand in their
+    places (linear/factors.py)."""
+
     def __init__(self, config):
         super().__init__()
         self.config = config

@@ -314,8 +314,8 @@ class Trainer:
         shares.clear(self.out_dir, keep={self.best_iter} - {self.iter})
 
     def restore(self, ckpt: dict):
-        """Go on as if the run had never stopped: with as many processes as before to the bit on a CPU, and on one GPU with
-        deterministic = True."""
+        """Continue from ckpt as if the run had never stopped. This is exact to the bit on a CPU with as many processes as
+        before, and on one GPU with deterministic = True."""
         self.optimizer.load_state_dict(ckpt['optimizer'])
         if self.scaler.is_enabled() and ckpt['scaler']:
             self.scaler.load_state_dict(ckpt['scaler'])
@@ -339,7 +339,8 @@ class Trainer:
 
 
 def train(cfg, again='go on with --init_from=resume'):
-    """A whole run, the training of its small model included. again: what an interrupted one is told to do."""
+    """A whole run; if transfer_from is a config, the small model is trained first. again: what is printed after an interruption,
+    on how to continue."""
     if cfg.init_from == 'transfer' and cfg.transfer_from.endswith('.py'):
         cfg, small = start.source(cfg, load(TrainConfig, [cfg.transfer_from]))
         if small:
@@ -455,7 +456,8 @@ def after_evaluation(t: Trainer, log: logger.Log, found: dict, done: bool, save:
 
 
 def check_finite(loss: float, t: Trainer, steps: int = 0):
-    """Raises Diverged if the loss is NaN or infinite. steps: how many it is the mean of; 0: it is that of an evaluation."""
+    """Raises Diverged if the loss is NaN or infinite. steps: the number of training steps that it is the mean of; 0: it comes
+    from an evaluation."""
     if not math.isfinite(loss):
         path = t.out_dir / 'ckpt.pt'
         kept = f'the last good checkpoint is {path}' if path.exists() else 'no checkpoint was written yet'

@@ -175,6 +175,7 @@ class Layer(nn.Module):
         """What is wrong with the keys of config for the layers {name: (d_in, d_out)}, one line each. Default: build each
         size without memory, and report the UserError."""
         found = {}
+        # each size once, under the name of its first layer
         for name, (d_in, d_out) in {d: (n, d) for n, d in reversed(sites.items()) if all(d)}.values():
             try:
                 with torch.device('meta'):

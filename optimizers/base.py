@@ -152,6 +152,7 @@ class MatrixOptimizer:
 
     @torch.no_grad()
     def step(self):
+        """Move the parameters by the gradients of `tensors`, which lie in .grad; no gradient may be missing."""
         own = [{k: parallel.local(v) for k, v in found.items()} for found in self.averaged.values()]
         stacks = self.stack([self.argument(parallel.local(p.grad), a) for p, a in zip(self.tensors.values(), own)])
         steps = {shape: self.direction(U, self.state[shape]) for shape, U in stacks.items()}
@@ -214,7 +215,7 @@ class MatrixOptimizer:
         return {name: views for name, views in found.items() if all(lies(v, self.tensors[name]) for v in views)}
 
     def set_lr(self, lr: float):
-        """lr: of learning_rate's schedule."""
+        """lr: lr_at of this iteration, as the schedule of learning_rate has it; with a matrix_lr in proportion to that."""
         lr *= self.cfg.hidden_lr * (self.cfg.matrix_lr or self.cfg.learning_rate) / self.cfg.learning_rate
         if torch.is_tensor(self.lr):
             self.lr.fill_(lr)

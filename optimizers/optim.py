@@ -202,6 +202,7 @@ class Optimizer:
             self.factors.form()
 
     def move(self):
+        """The part of step() that moves the leaves: clip, chain rule, AdamW, matrix optimizer."""
         # with no clipping the norm is still measured: it is the first thing to look at when a run goes wrong
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.cfg.grad_clip or math.inf)
         self.grad_norm = parallel.whole(norm)
@@ -231,6 +232,7 @@ class Optimizer:
             p.grad = g
 
     def set_lr(self, lr: float):
+        """lr: lr_at of this iteration. Each group gets its share of it, see the docstring of the class."""
         for g in self.adamw.param_groups:
             if self.capturable:
                 g['lr'].fill_(lr * g['lr_scale'])
