@@ -253,8 +253,8 @@ class Log:
         self.file = open(out_dir / 'metrics.jsonl', 'a', buffering=1)
 
     def so_far(self, start: int) -> tuple[list, list]:
-        """(lines of the log, manifests of the parts) of the run that goes on at iteration start. What it logged beyond
-        its last checkpoint will be run, and logged, again; so will an evaluation at start, if one is due there."""
+        """(lines of the log, manifests of the parts) of the run that goes on at iteration start. Left out are the lines beyond
+        its last checkpoint, and an evaluation at start that is due there: these iterations run, and are logged, again."""
         if not start:
             return [], []
         due = start % self.cfg.eval_interval == 0 or start >= self.cfg.max_iters

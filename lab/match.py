@@ -29,7 +29,7 @@ from train import TrainConfig
 class MatchConfig(TrainConfig):
     match: str = key(
         'params',
-        'what shall be equal (time: of a training step, measured here)',
+        'what must be equal (time: of a training step, measured here)',
         choices=('params', 'flops', 'time'),
         group='matching',
     )

@@ -128,8 +128,8 @@ class Cell:
 
 
 def own_costs(r: dict, ms: float | None, axis: str) -> list[float]:
-    """What a run itself has cost on an axis of AXES at each of its evaluations: as it logged, which older ones did not; these
-    get iterations times what one of them cost. So do all for seconds, by bench.py's milliseconds, nan where it took none."""
+    """What a run itself has cost on an axis of AXES at each of its evaluations: as logged; for older logs the iterations times the
+    cost of one. Seconds are always the iterations times ms, bench.py's milliseconds per step; nan if it did not time the arm."""
     if axis in r['eval'] and axis != 'seconds':
         return r['eval'][axis]
     return [i * per_iter(r['facts'], ms, axis) for i in r['eval']['iter']]
@@ -216,7 +216,7 @@ def cell(c, arm, size, rate, bench, records, sweep=False) -> Cell | None:
 
 
 def past_of(c: dict, records: dict, r: dict, timed) -> Past:
-    """timed(record): bench.py's milliseconds per step."""
+    """What a run starts from, and what that cost. timed(record): bench.py's milliseconds per step."""
     legs = origins(c, records, r)
     each = [spent(leg, timed(leg), flops_before(c, records, leg)) for leg in legs]
     before = {axis: sum(cost[axis] for cost in each) for axis in ('flops', 'seconds')}

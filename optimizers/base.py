@@ -206,7 +206,8 @@ class MatrixOptimizer:
         return self.precision or fastest(self.device)
 
     def find_views(self) -> dict:
-        """Cores of tensor trains are not among them, as their matrices are copies; nor is a formed W, whose factors move."""
+        """{name of a tensor: views of its matrices} of the tensors whose matrices can be changed in place. Cores of tensor trains
+        cannot, as their matrices are copies; a W that factors form is left out, since its factors move."""
         formed = self.product.weights if self.product else {}
         found = {
             name: self.places[name][0].unfold(p.detach()) for name, p in self.tensors.items() if name not in formed

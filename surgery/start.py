@@ -193,7 +193,7 @@ def data_vocabulary(cfg, ckpt: dict | None, path, rank: int, world: int) -> dict
     was = ckpt['config'].get('dataset') if ckpt else None
     if loader.is_plain(was) and was != cfg.dataset:
         mend = f'use --dataset={was}, its own'
-    other = 'start a new run' if resume else 'add --other_vocabulary=true where ids shall get other meanings'
+    other = 'start a new run' if resume else 'add --other_vocabulary=true where ids may get other meanings'
     remedy = f'{mend}, or {other}'
     what = f'init_from = {path}' if cfg.init_from != 'transfer' else f'transfer_from = {path}'
     own = loader.recipe_tokenizer(cfg.dataset)
