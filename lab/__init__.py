@@ -1,6 +1,10 @@
 """
 Comparisons: from a config to runs, records, verdicts and pages.
 
+Short names in all files: cfg is the config of a comparison (compare.CompareConfig), c the same as a dict, as comparison.json has
+it; p a Plan; r a Run before it is over, its record (a dict, see report.py) afterwards; x a Cell, one arm at one size; k the
+Results of a comparison (questions.py).
+
     comparison.py    a comparison from its config to its tables: check it, run what is missing, write it
     state.py         where a comparison stands: which runs are over, which can be started
     live.py          what a terminal shows while a comparison runs

@@ -113,7 +113,7 @@ class Layer(nn.Module):
 
     def from_dense(self, W):
         """Set the factors so that to_dense() is W (d_out, d_in), or as near as it gets in the Frobenius norm. Where W has
-        zero singular values the factors must still get gradients (structured.shares)."""
+        zero singular values the factors must still get gradients (structured.split_scales)."""
         raise NotImplementedError(f'{type(self).__name__}.from_dense')
 
     def start(self, W0, std, gen, residual=False):

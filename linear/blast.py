@@ -58,7 +58,7 @@ class Blast(Structured):
         p = self.factors[2].size(2)
         W = W.detach().double()
         L, sv, Rh = torch.linalg.svd(W, full_matrices=False)
-        first, last = structured.shares(sv[:r], 2)
+        first, last = structured.split_scales(sv[:r], 2)
         V, U = (Rh[:r].T * first).reshape(b, q, r), (L[:, :r] * last).reshape(b, p, r)
         S = torch.ones(b, b, r).to(W)  # (i, j, r)
         T = W.view(b, p, b, q).permute(0, 2, 1, 3)  # blocks (i, j, p, q)
@@ -84,7 +84,7 @@ class Blast(Structured):
         V, S, U = kept
         # the three factors share the size of each rank alike, and a rank that W does not need stays able to learn
         norms = [F.norm(dim=(0, 1)) for F in (V, S, U)]
-        sizes = structured.shares(norms[0] * norms[1] * norms[2], 3)
+        sizes = structured.split_scales(norms[0] * norms[1] * norms[2], 3)
         V, S, U = (F * (size / torch.where(n > 0, n, 1.0)) for F, n, size in zip((V, S, U), norms, sizes))
         self.place([V, S.permute(2, 1, 0), U.mT])
 

@@ -23,7 +23,7 @@ from configurator import UserError, key
 from linear import structured
 from linear.base import Matrix
 from linear.kernels import blocks, chip
-from linear.structured import Structured, divisors, fail, gemm_std, near_root, shares, tidy
+from linear.structured import Structured, divisors, fail, gemm_std, near_root, split_scales, tidy
 
 # -----------------------------------------------------------------------------
 # shapes
@@ -174,7 +174,7 @@ class Einsum(Structured):
         s = self.shape
         tiles = W.detach().double().view(s.f, s.e, s.d, s.g, s.b, s.a).permute(0, 3, 5, 2, 4, 1)
         U, S, Vh = torch.linalg.svd(tiles.reshape(s.f, s.g, s.a * s.d, s.b * s.e), full_matrices=False)
-        first, last = shares(S[..., : s.r], 2)
+        first, last = split_scales(S[..., : s.r], 2)
         A = (U[..., : s.r] * first[..., None, :]).view(s.f, s.g, s.a, s.d, s.r).permute(1, 2, 0, 4, 3)
         B = torch.empty_like(self.factors[1], dtype=torch.float64)
         self.by_tile(B).copy_((last[..., None] * Vh[..., : s.r, :]).view(s.f, s.g, s.r, s.b, s.e))

@@ -124,13 +124,13 @@ class Expanded(Layer):
 
     def set_svd(self, W0, gen):
         """W0 = U S V^T; W_j = R_j S^(1/N) R_{j-1}^T with R_0 = V, R_N = U and random orthonormal R_j (k, r) between:
-        all factors balanced (shares). r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation.
+        all factors balanced (split_scales). r = min(k, d_in, d_out), so a k below the rank keeps the best rank-k approximation.
         """
         W0 = float64(W0)
         U, S, Vh = torch.linalg.svd(W0, full_matrices=False)
         r = min(self.k, len(S))
         bases = [Vh[:r].T] + [orthonormal(self.k, r, gen, W0.device) for _ in range(self.depth - 1)] + [U[:, :r]]
-        for j, (W, share) in enumerate(zip(self.factors, structured.shares(S[:r], self.depth))):
+        for j, (W, share) in enumerate(zip(self.factors, structured.split_scales(S[:r], self.depth))):
             W.copy_((bases[j + 1] * share) @ bases[j].T)
 
     def form_macs(self):

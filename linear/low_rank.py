@@ -30,5 +30,5 @@ class LowRank(Einsum):
         W = W.double()
         U = structured.output_space(W, structured.whitened_by(C), self.shape.r)
         u, s, Vh = torch.linalg.svd(U.T @ W, full_matrices=False)  # of U U^T W, for less
-        first, last = structured.shares(s, 2)
+        first, last = structured.split_scales(s, 2)
         self.place([(Vh.T * first)[None], (U @ u * last).T[None]])

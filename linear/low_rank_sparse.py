@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from configurator import key
 from linear import structured
 from linear.base import Matrix
-from linear.structured import Structured, check_rank, gemm_std, shares, tidy
+from linear.structured import Structured, check_rank, gemm_std, split_scales, tidy
 
 
 class LowRankSparse(Structured):
@@ -71,7 +71,7 @@ class LowRankSparse(Structured):
             if error < 1e-20 * W.square().sum().item() or before - error < 1e-3 * before:
                 break
             before = error
-        first, last = shares(s[:r], 2)
+        first, last = split_scales(s[:r], 2)
         self.place([Vh[:r].T * first, (U[:, :r] * last).T, values[None]])
 
     @torch.no_grad()

@@ -107,9 +107,9 @@ def check_rank(r: int, full: int, layer: str) -> int:
     return r
 
 
-def shares(S, n: int) -> list:
-    """n scales whose product is the singular values S (..., r): the n-th root each. Where S is zero (to float32) the last
-    makes it so: factors that all were zero would never get a gradient."""
+def split_scales(S, n: int) -> list:
+    """n scales (..., r) for n factors, whose product is the singular values S (..., r): each is the n-th root. Where S is zero (to
+    float32), only the last scale is zero: if all factors were zero there, none would ever get a gradient."""
     root = S ** (1 / n)
     top = root.amax(-1, keepdim=True)
     top = torch.where(top > 0, top, 1.0)

@@ -798,7 +798,7 @@ def test_compiled_forming_is_forming(monkeypatch):
 def test_small_singular_values_are_shared_alike_by_all_factors(n):
     """Only what is zero to float32 gets another scale than the n-th root."""
     S = torch.tensor([1.0, 1e-3, 1e-5, 0.0], dtype=torch.float64)
-    parts = structured.shares(S, n)
+    parts = structured.split_scales(S, n)
     for part in parts:
         torch.testing.assert_close(part[:3], S[:3] ** (1 / n))
     torch.testing.assert_close(math.prod(parts), S)
