@@ -165,7 +165,7 @@ def take_folder(t) -> str:
     over = f': the end, max_iters = {t.cfg.max_iters}; a larger one goes on' if t.iter >= t.cfg.max_iters else ''
     lines = [f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}']
     if t.data_before:
-        now = {split: tokens for split, (tokens, _) in t.fingerprint.items()}
+        now = {split: tokens for split, (tokens, _) in t.text.items()}
         same = ', as many' if now == t.data_before else f' ({now}, it had {printable(brief(t.data_before))})'
         lines.append(
             f'NOTE: {t.cfg.dataset} has other tokens than before{same}: its window {t.position:,}, where this run is, is'
