@@ -69,6 +69,7 @@ class State:
     def note(self, r: Run, folder: Path):
         """Write beside a run what it is, before it starts."""
         write_json(folder / 'argv.json', self.argv(r))
+        write_json(folder / 'settings.json', self.run_settings(r))  # the config file that argv names may change
         if self.plans[r.plan].refers_to:
             write_json(folder / 'from.json', self.origin(r))
 
@@ -115,7 +116,9 @@ class State:
             argv = read_json(self.job_folder(r) / 'argv.json', [str])
         except UserError:
             return False  # never started
-        have, mine = resolved(p, argv), self.run_settings(r)
+        have, mine, noted = resolved(p, argv), self.run_settings(r), self.job_folder(r) / 'settings.json'
+        if noted.exists():  # an older run does not say
+            have = read_json(noted, dict)
         if have != mine:
             raise UserError(
                 f'{folder} holds a run with other settings ({difference(have, mine)}); choose another --name, or delete'

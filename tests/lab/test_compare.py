@@ -304,6 +304,17 @@ def test_runs_of_other_settings_are_not_mixed_in(config, fails, tmp_path):
     fails(lambda: compare.compare(other), 'other settings', 'delete that folder')
 
 
+def test_runs_from_before_a_config_file_was_changed_are_not_mixed_in(config, fails, tmp_path):
+    """Also those that are in no log yet, such as interrupted ones: the command beside them is the same."""
+    path = tmp_path / 'x.py'
+    path.write_text('level = 1.9')
+    cfg = config(seeds=1, arms=dict(base='', better=str(path)))
+    compare.compare(cfg)
+    shutil.rmtree(tmp_path / 'results')
+    path.write_text('level = 1.8')
+    fails(lambda: compare.compare(cfg), 'level = 1.9 there, 1.8 here', 'delete that folder')
+
+
 def test_runs_on_another_edition_of_the_data_are_not_mixed_in(tmp_path, fails):
     """Of a machine that could not fetch the same text, or of the published baseline of a track."""
     arms, where = (
