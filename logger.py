@@ -133,6 +133,7 @@ def facts(t) -> dict:
         seed_model=t.cfg.seed_model,
         seed_data=t.cfg.seed_data,
         data_edition=t.meta.get('edition'),
+        data=t.text,
         params=t.model.num_params(beside),
         params_collapsed=t.model.num_params_collapsed(beside),
         tokens_per_iter=t.cfg.tokens_per_iter,

@@ -265,8 +265,8 @@ class Trainer:
 
     @cached_property
     def text(self) -> dict:
-        """{split: [number of tokens, their checksum]} of the data set, which tells it from one that was prepared otherwise."""
-        return {split: [len(data.tokens), data.tokens.checksum()] for split, data in self.data.items()}
+        """What tells the data set from one that was prepared otherwise."""
+        return loader.checksums({split: data.tokens for split, data in self.data.items()})
 
     @torch.no_grad()
     def evaluate(self, split: str) -> dict:

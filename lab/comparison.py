@@ -19,7 +19,7 @@ from lab import launch, outcomes, records, report, stats, timing, track
 from lab.live import Live
 from lab.plan import Run, at_equal_flops, check_match, difference, make_plans, notes, settings
 from lab.records import PUBLISHED, REFERENCE
-from lab.state import State, check_edition, say
+from lab.state import State, check_data, say
 from tokens import loader
 
 # keys of a config that comparison.json holds; those of them, with the arms, on which the promise of the protocol rests
@@ -89,7 +89,8 @@ def check_possible(state: State):
     named = {settings(p.cfg).get('dataset'): p.cfg.dataset for p in state.plans if p.trains and p.script == 'train.py'}
     for key, dataset in named.items() if there else ():  # key: None for the default
         loader.prepare(dataset)
-        check_edition(there, key, loader.read_meta(dataset).get('edition'), loader.data_dir(dataset))
+        facts = dict(data_edition=loader.read_meta(dataset).get('edition'), data=data_now(dataset))
+        check_data(there, key, facts, loader.data_dir(dataset))
     for name, r in there.items():
         for i, p in enumerate(state.plans):
             if (r['arm'], r['size']) != (p.arm, p.size):
@@ -100,6 +101,11 @@ def check_possible(state: State):
                     f'{state.folder / "metrics.jsonl"} holds {name} with other settings'
                     f' ({difference(r["settings"], mine)}); choose another --name, or delete that folder'
                 )
+
+
+def data_now(dataset: str) -> dict:
+    """What a run on this data set would note of its tokens."""
+    return loader.checksums({split: loader.open_tokens(dataset, split, 1, 2**32) for split in ('train', 'val')})
 
 
 def time_and_match(state: State, jobs: int):
@@ -145,10 +151,18 @@ class Jobs:
         ckpt = folder / 'ckpt.pt'
         if self.state.plans[runs[0].plan].trains and ckpt.exists() and not launch.holder(folder):
             try:
-                checkpoint.load(ckpt)
-                return [*full, '--init_from=resume']
+                was = checkpoint.load(ckpt).get('data')
             except UserError:  # broken beside the run: from the start, then
                 ckpt.unlink()
+                return full
+            now = data_now(self.state.plans[runs[0].plan].cfg.dataset) if isinstance(was, dict) else {}
+            # train.py would go on, with a note. An older checkpoint has numbers without checksums
+            if any(isinstance(v, list) and v != now.get(split) for split, v in (was if now else {}).items()):
+                raise UserError(
+                    f'{folder} holds a run that began on other tokens than its data set has now; prepare these, choose another'
+                    ' --name, or delete that folder'
+                )
+            return [*full, '--init_from=resume']
         return full
 
     def done(self, name: str, code: int | None) -> str:

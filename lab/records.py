@@ -17,7 +17,7 @@ from logger import CONFIG, MANIFEST, read_metrics
 OWN, PUBLISHED = 'out/results', 'results'  # where a comparison goes of itself, and those that RESULTS.md is about
 SWEEP = 10_000  # seeds above this choose learning rates, the others decide: a choice must not see what it is judged by
 FACTS = (
-    'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'params',
+    'device', 'processes', 'dtype', 'torch', 'cuda', 'commit', 'dirty', 'started', 'finished', 'data_edition', 'data', 'params',
     'params_collapsed', 'collapse_difference', 'seeds_at_once', 'tokens_per_iter', 'flops_per_token', 'flops_per_update', 'peak_memory',
 )  # fmt: skip
 REFERENCE = re.compile(r'\{([^{}/@ |]+)\}')  # in the text of an arm or a step: the checkpoint of another one

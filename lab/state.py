@@ -133,7 +133,7 @@ class State:
         found = read(folder, about, mine)
         if not found:
             return False
-        check_edition(self.records, mine.get('dataset'), found['facts'].get('data_edition'), folder)
+        check_data(self.records, mine.get('dataset'), found['facts'], folder)
         if r.plan in self.sources and found['state'] == 'finished':
             if not self.checkpoint(r).exists():
                 return False
@@ -226,16 +226,17 @@ def resolved(p: Plan, argv: list[str]) -> dict:
     return dict(command=argv[0]) | settings(load(type(p.cfg), [*argv[1:], '--out=ckpt.pt']))
 
 
-def check_edition(there: dict, dataset: str | None, edition: str | None, where):
-    """Raises UserError if a run of the records was trained on another edition of the data set than `where` has: losses on
-    two texts do not compare. What does not say its edition passes."""
+def check_data(there: dict, dataset: str | None, facts: dict, where):
+    """Raises UserError if a run of the records was trained on another edition of the data set than `where` has, or on other
+    tokens: losses on two texts do not compare. facts: {data_edition, data} of `where`. What does not say them passes."""
     for r in there.values():
-        was = r['facts'].get('data_edition')
-        if edition and was and was != edition and r.get('settings', {}).get('dataset') == dataset:
-            raise UserError(
-                f'{where}: the edition of the data is {brief(edition)!r}, {r["run"]} was trained on {brief(was)!r}; prepare that'
-                ' one, or choose another --name'
-            )
+        for k, name in dict(data_edition='edition', data='checksum').items():
+            now, was = facts.get(k), r['facts'].get(k)
+            if now and was and was != now and r.get('settings', {}).get('dataset') == dataset:
+                raise UserError(
+                    f'{where}: the {name} of the data is {brief(now)!r}, {r["run"]} was trained on {brief(was)!r}; prepare that'
+                    ' one, or choose another --name'
+                )
 
 
 def drop(folder: Path):

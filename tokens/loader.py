@@ -260,6 +260,11 @@ def check_ids(tokens, vocab_size, path, do):
         raise UserError(f'{path}: token id {top} is beyond the vocabulary (vocab_size = {vocab_size}); {do}')
 
 
+def checksums(tokens: dict) -> dict:
+    """{split: [number of tokens, their checksum]} of {split: Tokens}, which tells a data set from one that was prepared otherwise."""
+    return {split: [len(t), t.checksum()] for split, t in tokens.items()}
+
+
 class Loader:
     """Batches of a split: x and y (batch_size, block_size) int64, y the next tokens."""
 

@@ -21,6 +21,8 @@ from lab import check, comparison, launch, outcomes, plan, questions, records, r
 from lab.plan import Run
 from logger import read_metrics
 from tokens import loader
+from tokens.download import write_dataset
+from train import TrainConfig, train
 
 
 @pytest.mark.parametrize('cluster', ['local', pytest.param('pool', marks=pytest.mark.slow)])
@@ -339,7 +341,8 @@ def test_runs_on_another_edition_of_the_data_are_not_mixed_in(tmp_path, fails):
         check = lambda: comparison.check_possible(s)
         check() if ok else fails(check, 'data/shakespeare_char: the edition', r.name, 'plays of another', '--name')
     fails(
-        lambda: state.check_edition({r.name: found}, 'shakespeare_char', 'x', 'out/c/other'), 'out/c/other: the edition'
+        lambda: state.check_data({r.name: found}, 'shakespeare_char', dict(data_edition='x'), 'out/c/other'),
+        'out/c/other: the edition',
     )
 
 
@@ -353,6 +356,36 @@ def test_the_steps_of_an_arm_are_timed_with_its_flags_as_they_are(tmp_path, monk
     with pytest.raises(UserError, match='bench.py failed'):
         timing.steps(cfg, plan.make_plans(cfg), tmp_path, tmp_path, None)
     assert '--note=two words' in commands[0] and 'words' not in commands[0]
+
+
+def test_runs_on_a_data_set_that_was_prepared_otherwise_are_not_mixed_in(tmp_path, fails, capsys):
+    """One of the user's own, which has no edition: neither beside runs that are over, nor as the end of one that was
+    interrupted."""
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+
+    def prepare(text):
+        itos = sorted(set(text))
+        ids = [itos.index(ch) for ch in text]
+        write_dataset(folder, ids[:-100], ids[-100:], vocab_size=len(itos), tokenizer='char', itos=itos)
+
+    flags = ' '.join([*TINY, f'--dataset={folder}', '--block_size=8', '--max_iters=2', '--lr_decay_iters=2'])
+    keys = dict(common=flags, arms=dict(base='', other='--norm=rmsnorm'), name='c', looks=False, bench=False, jobs=1)
+    cfg = compare.CompareConfig(**keys, seeds=1, results=str(tmp_path / 'results'), out=str(tmp_path / 'out'))
+    prepare('a text of a few words. ' * 40)
+    compare.compare(cfg)
+    prepare('words, a few of a text. ' * 40)
+    fails(lambda: compare.compare(dataclasses.replace(cfg, seeds=2)), 'mine: the checksum', 'base/lr0.01/s1', '--name')
+
+    shutil.rmtree(tmp_path / 'results')
+    shutil.rmtree(tmp_path / 'out')
+    begun = tmp_path / 'out/c/base/lr0.01/s1'
+    train(load(TrainConfig, [*flags.split(), '--seed_model=1', '--seed_data=1', '--max_iters=1', f'--out_dir={begun}']))
+    (begun / 'manifest.json').unlink()  # as if it had been killed
+    prepare('a text of a few words. ' * 40)
+    with pytest.raises(SystemExit):
+        compare.compare(cfg)
+    assert 'base/lr0.01/s1 holds a run that began on other tokens' in capsys.readouterr().err
 
 
 def test_steps_are_timed_again_where_a_config_file_says_something_else(tmp_path, monkeypatch):
