@@ -172,6 +172,10 @@ def take_folder(t) -> str:
             f'NOTE: {t.cfg.dataset} has other tokens than before{same}: its window {t.position:,}, where this run is, is'
             ' another one now, and what was seen may come again'
         )
+    if t.other_teacher:
+        lines.append(
+            f'NOTE: {relative(t.cfg.distill_from)} has other weights than before: the loss follows another teacher from here on'
+        )
     if t.best_before:
         it, loss = t.best_before
         text = f'NOTE: evaluations see other text than before: the lowest val loss, {loss:.4f} until now, counts anew'

@@ -193,6 +193,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.optimizer = optim.Optimizer(self.model, cfg, step, self.graphs, self.compile, self.dtype)
         self.hooks = hooks(cfg, device, self.compile, quiet=self.rank > 0)
+        self.teacher = next((h.model.weights for h in self.hooks if isinstance(h, distill.Teacher)), '')  # a checksum
+        self.other_teacher = False  # resuming, and distill_from has other weights now
         self.wrap()
         if cfg.init_from == 'resume':
             self.restore(ckpt)
@@ -294,7 +296,7 @@ class Trainer:
         kept = ('position', 'seconds', 'tokens', 'flops', 'best_iter', 'lowest_a', 'lowest_a_iter')
         resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
-        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.text)
+        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.text, teacher=self.teacher)
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)
@@ -329,6 +331,8 @@ class Trainer:
             self.best_before = self.best_iter, self.best_val_loss
             self.best_val_loss, self.best_iter = math.inf, self.iter
             self.lowest_a, self.lowest_a_iter = math.inf, self.iter
+        if ckpt['config'].get('distill_from') == self.cfg.distill_from:
+            self.other_teacher = ckpt.get('teacher', self.teacher) != self.teacher
         self.tokens = ckpt.get('tokens', self.iter * checkpoint.tokens_per_iter(ckpt['config']))
         since = self.history['since'] if self.history else 0  # as if all its steps had cost what the next one does
         self.flops = ckpt.get('flops', max(0, self.iter - since) * self.flops_per_iter())

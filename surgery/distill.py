@@ -156,7 +156,8 @@ def problems(cfg) -> list[str]:
 
 
 def open_teacher(cfg, device='cpu', quiet=False):
-    """The model of distill_from, its products formed. UserError if its logits are not about the same tokens."""
+    """The model of distill_from, its products formed; `weights` tells it from another one at that path. UserError if its logits
+    are not about the same tokens."""
     path = cfg.distill_from
     ckpt = reader.load(path)
     vocabulary, what = tokenizer.of_checkpoint(input_path(path), ckpt), f'distill_from = {path}'
@@ -170,6 +171,7 @@ def open_teacher(cfg, device='cpu', quiet=False):
         )
     if teacher.config.block_size < cfg.block_size:
         raise UserError(f'distill_from = {path}: it sees {teacher.config.block_size} tokens; lower block_size to that')
+    teacher.weights = checkpoint.checksum(ckpt['model'])
     Factors(teacher, path='materialised')  # which are dropped: it computes with what is formed of them
     return teacher.requires_grad_(False).to(device)
 

@@ -149,6 +149,18 @@ def test_resuming_names_every_key_that_changed_and_what_it_means(go, capsys):
     assert 'changed since' not in said and 'from iteration 4: the end, max_iters = 4; a larger one goes on' in said
 
 
+def test_a_teacher_that_has_other_weights_than_before_is_named(go, capsys):
+    """It may still be training itself."""
+    teacher = f'--distill_from={go("--max_iters=1", out="teacher")}/ckpt.pt'
+    go(teacher, '--max_iters=1'), go(teacher, '--max_iters=2', '--init_from=resume')
+    assert 'another teacher' not in capsys.readouterr().out
+    go('--max_iters=2', '--init_from=resume', out='teacher')
+    go(teacher, '--max_iters=3', '--init_from=resume')
+    assert 'teacher/ckpt.pt has other weights than before' in capsys.readouterr().out
+    go(teacher, '--max_iters=4', '--init_from=resume'), go('--max_iters=5', '--init_from=resume')
+    assert 'another teacher' not in capsys.readouterr().out
+
+
 def test_the_head_of_a_run_counts_a_small_model_exactly():
     assert [logger.size(n) for n in (10560, 999999, 10_650_000)] == ['10,560', '999,999', '10.65M']
 
