@@ -13,6 +13,7 @@ torch.load(weights_only=True), so a checkpoint cannot run code:
     optimizer      {name: {step, exp_avg, exp_avg_sq}}; of matrices under another optimizer what it keeps: {momentum} ...
     position       windows of training data consumed
     data           {train, val}: tokens of the data set, which say whether position still means the same
+    began          init_from of the run's first part
     teacher        checksum of the weights of distill_from, '' without
     seconds        time spent training
     tokens         consumed; iterations can differ in size, where a run was resumed with other batches

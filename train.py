@@ -166,6 +166,7 @@ class Trainer:
 
         # the checkpoint to start from, and the data: their tokens must mean the same
         path, ckpt = start.read(cfg)
+        self.began = ckpt.get('began', '') if cfg.init_from == 'resume' else cfg.init_from
         self.saved_as = Path(path).name if cfg.init_from == 'resume' else 'ckpt.pt'
         self.vocabulary = start.data_vocabulary(cfg, ckpt, path, self.rank, self.world)
         self.meta = loader.read_meta(cfg.dataset)
@@ -296,7 +297,9 @@ class Trainer:
         kept = ('position', 'seconds', 'tokens', 'flops', 'best_iter', 'lowest_a', 'lowest_a_iter')
         resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
-        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.text, teacher=self.teacher)
+        resume |= dict(
+            transfer=self.history, tokenizer=self.vocabulary, data=self.text, teacher=self.teacher, began=self.began
+        )
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)

@@ -13,7 +13,7 @@ import checkpoint
 import hardware
 import linear
 import logger
-from configurator import UserError, brief, input_path, key, overrides, printable, root_path
+from configurator import UserError, brief, input_path, key, load, overrides, printable, root_path
 from files import read_json
 from linear.factors import load_state
 from model import COMPUTING, GPT
@@ -289,8 +289,16 @@ def source(cfg, small):
     path = root_path(small.out_dir) / 'ckpt.pt'
     if path.parent == root_path(cfg.out_dir):
         raise UserError(f"out_dir = '{cfg.out_dir}': {cfg.transfer_from} trains the small model there; choose another")
+    if small.eval_only or not small.save_checkpoint:
+        k = 'eval_only = True' if small.eval_only else 'save_checkpoint = False'
+        raise UserError(f'{cfg.transfer_from}: {k} leaves no checkpoint to grow; leave it out there')
     done = reader.load(path) if path.exists() else dict(config={}, iter_num=0)
-    changed = {k: v for k, v in done['config'].items() if not k.startswith(UNLEARNED) and v != getattr(small, k, v)}
+    now = small
+    if small.transfer_from.endswith('.py'):  # it was grown itself, and notes the checkpoint that it came from
+        now, _ = source(small, load(type(small), [small.transfer_from]))
+    changed = {k: v for k, v in done['config'].items() if not k.startswith(UNLEARNED) and v != getattr(now, k, v)}
+    if (began := done.get('began') or small.init_from) != small.init_from:  # an older checkpoint does not say
+        changed['init_from'] = began
     if changed or done['iter_num'] > small.max_iters:
         was = ', '.join(f'{k} = {brief(v)}' for k, v in changed.items()) or f'{done["iter_num"]} iterations'
         raise UserError(f'{path} is not of {cfg.transfer_from}: it was trained with {was}; move it, or use it as it is')

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 import types
 
 import conftest
@@ -15,6 +16,7 @@ import checkpoint
 from configurator import UserError, load
 from linear import factors
 from model import GPT, NANOGPT_KEYS, GPTConfig
+from surgery import start
 from surgery.grow import growth, ligo, widen
 from surgery.grow.growth import GrowConfig, grow_moments, grow_weights, parse, settle
 from surgery.operation import dense_config
@@ -541,6 +543,39 @@ def test_one_command_trains_small_grows_and_goes_on(tmp_path, capsys):
     (tmp_path / 'small.py').write_text(source + f"out_dir = '{tmp_path}/small'\nmax_iters = 4\nweight_decay = 0.5\n")
     with pytest.raises(UserError, match='was trained with weight_decay = 0.1'):
         go()
+
+
+def test_a_small_model_that_started_from_something_else_is_not_grown(run_train, tmp_path):
+    """A run that is resumed does not forget from what its first part started. A small model may have been grown itself."""
+    started = run_train('--max_iters=2', '--n_layer=1', out='first') / 'ckpt.pt'
+    small = ''.join(f'{k} = {v if v[0].isdigit() else repr(v)}\n' for k, v in (a[2:].split('=') for a in TINY))
+    small += f"n_layer = 1\nout_dir = '{tmp_path}/small'\nmax_iters = 4\n"
+
+    def source(text):
+        (tmp_path / 'small.py').write_text(small + text)
+        cfg = load(
+            TrainConfig,
+            [*TINY, '--init_from=transfer', f'--transfer_from={tmp_path}/small.py', '--transfer_method=stack'],
+        )
+        return start.source(cfg, load(TrainConfig, [cfg.transfer_from]))[1]
+
+    assert source(f"init_from = '{started}'").init_from == str(started)
+    run_train('--n_layer=1', '--max_iters=2', f'--init_from={started}', out='small')
+    run_train('--n_layer=1', '--max_iters=4', '--init_from=resume', out='small')
+    assert source(f"init_from = '{started}'") is None
+    with pytest.raises(UserError, match=f'is not of .*small.py: it was trained with init_from = {started}'):
+        source('')
+    with pytest.raises(UserError, match='small.py: save_checkpoint = False leaves no checkpoint'):
+        source('save_checkpoint = False')
+
+    shutil.rmtree(tmp_path / 'small')
+    grows = f"n_layer = 2\ninit_from = 'transfer'\ntransfer_from = '{tmp_path}/first.py'\ntransfer_method = 'stack'\n"
+    (tmp_path / 'first.py').write_text(small + f"max_iters = 2\nout_dir = '{started.parent}'\n")
+    train(source(grows))
+    assert source(grows) is None
+    (tmp_path / 'first.py').write_text(small + f"max_iters = 2\nout_dir = '{started.parent}'\nweight_decay = 0.5")
+    with pytest.raises(UserError, match='was trained with weight_decay = 0.1'):
+        source(grows)
 
 
 def test_the_data_goes_on_only_where_it_is_the_same_data_in_the_same_order(run_train, tmp_path):
