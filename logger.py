@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import hardware
 from configurator import ROOT, UserError, brief, key, overrides, printable
 from files import copy, launched, read_json, read_lines, remove_stale, write, write_json, write_lines
@@ -161,10 +162,15 @@ def take_folder(t) -> str:
     remove_stale(t.out_dir)
     if t.cfg.init_from != 'resume':
         return make_room(t.out_dir)
+    best, note = t.out_dir / 'best.pt', ''
+    back = any(m['kind'] == 'eval' and m['iter'] > t.iter for m in read_metrics(t.out_dir))
+    if back and best.exists() and t.cfg.save_checkpoint and (it := checkpoint.load(best)['iter_num']) != t.best_iter:
+        os.replace(best, t.out_dir / f'best-{it}.pt')  # somebody has put an earlier ckpt.pt there
+        note = f'NOTE: best.pt is of iteration {it}, which this run has not seen: it is best-{it}.pt now'
     if t.best_is_now and t.cfg.save_checkpoint and t.saved_as == 'ckpt.pt':
         copy(t.out_dir / 'ckpt.pt', t.out_dir / 'best.pt')  # a kill between the two writes left an older one
     over = f': the end, max_iters = {t.cfg.max_iters}; a larger one goes on' if t.iter >= t.cfg.max_iters else ''
-    lines = [f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}']
+    lines = [f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}', *filter(None, [note])]
     if t.data_before:
         now = {split: tokens for split, (tokens, _) in t.text.items()}
         same = ', as many' if now == t.data_before else f' ({now}, it had {printable(brief(t.data_before))})'

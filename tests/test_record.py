@@ -562,6 +562,21 @@ def test_keep_last_keeps_the_last_checkpoints_beside_the_best(go):
 # what is said
 
 
+def test_a_run_that_goes_back_to_an_earlier_checkpoint_does_not_call_a_later_one_its_best(go, capsys):
+    flags = ('--eval_interval=2', '--eval_iters=0', '--keep_last=3', '--init_from=resume', '--learning_rate=1')
+    out = go('--max_iters=8', *flags[:3])
+    was = (out / 'best.pt').read_bytes()
+    assert checkpoint.load(out / 'best.pt')['iter_num'] == 8
+    os.replace(out / 'ckpt-4.pt', out / 'ckpt.pt')  # the best one at its time
+    capsys.readouterr()
+    go('--max_iters=6', *flags)
+    said = capsys.readouterr().out
+    assert 'best.pt is of iteration 8, which this run has not seen: it is best-8.pt now' in said
+    assert (out / 'best-8.pt').read_bytes() == was and checkpoint.load(out / 'best.pt')['iter_num'] == 4
+    go('--max_iters=10', *flags)
+    assert 'best.pt is of' not in capsys.readouterr().out
+
+
 def test_a_run_says_where_it_saved_and_that_its_schedule_is_not_finished(go, capsys):
     out = go('--max_iters=5')
     said = capsys.readouterr().out
