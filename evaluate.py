@@ -52,7 +52,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from configurator import ROOT, UserError, key, load, open_file, printable, root_path, run
-from files import launched, read_json, write, write_json
+from files import check_place, launched, read_json, write, write_json
 from logger import commit, dirty, relative
 from surgery.language_model import LM, open_model
 from tokens import loader, tokenizer
@@ -434,6 +434,11 @@ def evaluate(cfg: EvalConfig) -> dict:
     lm = open_model(cfg)
     path = Path(lm.facts['checkpoint'])
     out = root_path(cfg.out) if cfg.out else (path if path.is_dir() else path.parent) / 'eval.json'
+    check_place(out)
+    if out.exists() and out.suffix != '.json':  # another report is moved aside, but this is none
+        raise UserError(
+            f'out = {out}: is there and no report; choose another --out, such as {out.with_suffix(".json").name}'
+        )
     prepared = {name: TASKS[name](lm, cfg) for name in cfg.names()}
     report = lm.facts | dict(
         limit=cfg.limit,

@@ -58,6 +58,16 @@ def writing(path: Path):
             tmp.unlink()
 
 
+def check_place(path: Path):
+    """UserError if no file can be written at path: to be known before the time is spent that its content takes."""
+    above = next(p for p in path.parents if p.exists())
+    if path.is_dir():
+        raise UserError(f'out = {path}: is a folder; name a file, such as one in it')
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = 'may not be written to' if above.is_dir() else 'is no folder'
+        raise UserError(f'out = {path}: {above} {why}; choose another --out')
+
+
 def write(path: Path, content: bytes):
     """All of it or nothing: an interrupted preparation leaves no half file behind."""
     with writing(path) as f:

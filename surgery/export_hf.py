@@ -108,7 +108,7 @@ def export_hf(cfg: TransferConfig):
     found = {p.name for p in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
     if foreign := sorted(found - EXPORTED):
         raise UserError(f'{out} holds what is no part of an export ({foreign[0]}); choose another --out')
-    ckpt, model, tokens = open_model(cfg)
+    ckpt, model, tokens = open_model(cfg, folder=True)
     hf = to_gpt2(collapse_model(model))
     report(cfg, model, lambda idx, last_only: (hf(idx).logits, None), tokens)
     path = input_path(cfg.checkpoint)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import checkpoint
 from configurator import UserError, input_path, key, root_path
+from files import check_place
 from linear import module_name
 from model import NANOGPT_KEYS, GPTConfig
 from surgery import reader
@@ -60,19 +61,25 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
     return worst.item(), *losses
 
 
-def spare(cfg: SurgeryConfig):
-    """UserError if cfg.out would replace the checkpoint that is read, or one of a run."""
+def spare(cfg: SurgeryConfig, folder=False):
+    """UserError if cfg.out would replace the checkpoint that is read, or one of a run, or can be none. folder: it will be one."""
     out, lost = root_path(cfg.out), 'which would be lost; choose another --out'
-    if cfg.out and out == input_path(cfg.checkpoint):
+    if not folder:
+        check_place(out)
+        if out.suffix == '.json':
+            raise UserError(
+                f'out = {cfg.out}: that of a report beside the checkpoint; name it {out.with_suffix(".pt").name}'
+            )
+    if cfg.out and out.resolve() == input_path(cfg.checkpoint).resolve():
         raise UserError(f'out = {cfg.out}: is the checkpoint itself, {lost}')
     if out.is_file() and out.with_name('metrics.jsonl').exists():
         raise UserError(f'out = {cfg.out}: is the checkpoint of a run, {lost}')
 
 
-def open_model(cfg: SurgeryConfig):
+def open_model(cfg: SurgeryConfig, folder=False):
     """(checkpoint, its model, validation tokens). Raises UserError if the model was trained with other tokens than
-    these."""
-    spare(cfg)
+    these. folder: see spare."""
+    spare(cfg, folder)
     ckpt = reader.load(cfg.checkpoint)
     model = checkpoint.build(ckpt, cfg.checkpoint)
     dataset = cfg.dataset or loader.named_by(ckpt, cfg.checkpoint)
