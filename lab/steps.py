@@ -4,12 +4,12 @@ Time training steps. They are exactly the steps of train.py, with data and optim
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 import hardware
-from configurator import UserError, key, overrides
+from configurator import UserError, key, overrides, spelled
 from logger import commit
 from train import TrainConfig, Trainer
 
@@ -59,8 +59,11 @@ def seconds(t, steps: int) -> float:
 
 class Arm:
     def __init__(self, argv: list[str], cfg, device, warmup: int, make=Trainer):
-        mine = tuple(f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out', 'nanogpt', 'only'))
-        self.name = ' '.join(['nanoGPT:'] * (make is not Trainer) + [a for a in argv if not a.startswith(mine)])
+        mine = [f'--{k}' for k in ('steps', 'rounds', 'warmup', 'out', 'out_dir', 'nanogpt', 'only')]
+        flags = spelled(argv, {f.name: f for f in fields(cfg)})
+        self.name = ' '.join(
+            ['nanoGPT:'] * (make is not Trainer) + [a for a in flags if a.partition('=')[0] not in mine]
+        )
         self.times, self.peak = [], 0
         if cfg.deterministic != torch.are_deterministic_algorithms_enabled():
             raise UserError(

@@ -173,7 +173,13 @@ def test_bench_takes_its_keys_from_the_first_arm_and_gives_no_memory_that_arms_s
 
 
 def test_bench_shows_the_median_and_the_range_of_the_blocks(clock):
-    arm = steps.Arm([], load(TrainConfig, TINY), torch.device('cpu'), warmup=1)
+    arm = steps.Arm(
+        ['--warmup_iters', '2', '--warmup=1', '--dropout=0', '--out=x'],
+        load(TrainConfig, TINY),
+        torch.device('cpu'),
+        warmup=1,
+    )
+    assert arm.name == '--warmup_iters=2 --dropout=0'  # without the keys of bench.py itself
     arm.steps, arm.times = 1, [2.0, 1.0, 8.0]
     row = arm.figures(SimpleNamespace(times=[1.0, 1.0, 2.0]))
     assert [row[k] for k in ('ms', 'ms_min', 'ms_max', 'ratio')] == [2000, 1000, 8000, 2]
