@@ -456,8 +456,9 @@ def after_evaluation(t: Trainer, log: logger.Log, found: dict, done: bool, save:
     if not done and 0 < cfg.patience <= t.iter - t.lowest_a_iter:
         done = t.out_of_patience = True
         log.say(f'no lower val_a than that of iteration {t.lowest_a_iter}: the end (patience = {cfg.patience})')
-    # a lower loss is kept even where nothing else is new: the run was interrupted in this evaluation
-    if improved and t.iter or save and (done or cfg.always_save_checkpoint):
+    # a lower loss is kept even where nothing else is new: the run was interrupted in this evaluation, or it starts from
+    # weights that were trained, which may stay its best
+    if improved and (t.iter or cfg.init_from != 'scratch') or save and (done or cfg.always_save_checkpoint):
         t.save(improved)
     return done
 

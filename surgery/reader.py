@@ -25,7 +25,7 @@ def load(path) -> dict:
             )
         if latest.exists():
             raise UserError(
-                f'no checkpoint at {found}: it comes with the first evaluation after the start; take {latest}'
+                f'no checkpoint at {found}: it comes with the first evaluation below the start; take {latest}'
             )
     if (found / 'rest.pt').exists():
         raise UserError(

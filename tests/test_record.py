@@ -577,6 +577,17 @@ def test_a_run_that_goes_back_to_an_earlier_checkpoint_does_not_call_a_later_one
     assert 'best.pt is of' not in capsys.readouterr().out
 
 
+def test_a_run_from_trained_weights_that_only_becomes_worse_has_them_as_its_best(go):
+    first = go('--max_iters=6', out='first') / 'ckpt.pt'
+    worse = ('--max_iters=4', '--eval_interval=2', '--eval_iters=0', '--learning_rate=5', '--min_lr=5', '--grad_clip=0')
+    out = go(*worse, f'--init_from={first}', out='second')
+    assert losses(out, 'eval')[0] < min(losses(out, 'eval')[2], losses(out, 'eval')[4])
+    a, b = checkpoint.load(first), checkpoint.load(out / 'best.pt')
+    assert b['iter_num'] == b['best_iter'] == 0 and checkpoint.load(out / 'ckpt.pt')['iter_num'] == 4
+    assert all(torch.equal(v, b['model'][k]) for k, v in a['model'].items())
+    assert not (go(*worse, out='scratch') / 'best.pt').exists()
+
+
 def test_a_run_says_where_it_saved_and_that_its_schedule_is_not_finished(go, capsys):
     out = go('--max_iters=5')
     said = capsys.readouterr().out
