@@ -222,8 +222,9 @@ def meeting_place(wait: datetime.timedelta) -> dict:
 @contextlib.contextmanager
 def processes(device: torch.device, backend: str, timeout: int = 600):
     """torchrun's process group, if this process is one of several. Raises Lost where another one has ended, or does not
-    answer for `timeout` seconds (with NCCL the library itself ends the process then)."""
-    if rank_world()[1] == 1:
+    answer for `timeout` seconds (with NCCL the library itself ends the process then). A group that is there is used: the members
+    of a second one would find the addresses of the first in the store, and wait for them."""
+    if rank_world()[1] == 1 or dist.is_initialized():
         yield
         return
     if backend == 'auto':

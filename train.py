@@ -348,12 +348,14 @@ class Trainer:
 def train(cfg, again='go on with --init_from=resume'):
     """A whole run; if transfer_from is a config, the small model is trained first. again: what is printed after an interruption,
     on how to continue."""
+    device, rank = hardware.choose_device(cfg.device, cfg.deterministic), hardware.rank_world()[0]
     if cfg.init_from == 'transfer' and cfg.transfer_from.endswith('.py'):
         cfg, small = start.source(cfg, load(TrainConfig, [cfg.transfer_from]))
         if small:
-            train(small, again='repeat the command to go on')
-            hardware.start_afresh()  # its memory is free for the large model
-    device, rank = hardware.choose_device(cfg.device, cfg.deterministic), hardware.rank_world()[0]
+            with hardware.processes(device, cfg.backend, cfg.ddp_timeout):  # one group for both runs
+                train(small, again='repeat the command to go on')
+                hardware.start_afresh()  # its memory is free for the large model
+                return train(cfg, again)
     lock = contextlib.nullcontext() if rank or cfg.eval_only else files.alone(root_path(cfg.out_dir))
     with lock, hardware.processes(device, cfg.backend, cfg.ddp_timeout):
         t = Trainer(start.restarted(cfg, device), device)

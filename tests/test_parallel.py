@@ -433,6 +433,40 @@ def test_two_nodes_go_on_by_themselves_where_a_process_has_died(tmp_path, torchr
     assert not list(out.glob('earlier-*'))
 
 
+def test_one_command_trains_small_and_grows_in_several_processes(tmp_path, torchrun):
+    """A second group of processes waited for the addresses of the first one for ever, where the first process came
+    there last."""
+    lines = [a[2:].split('=') for a in TINY]
+    small = (
+        ''.join(f'{k} = {v if v[0].isdigit() else repr(v)}\n' for k, v in lines) + 'gradient_accumulation_steps = 2\n'
+    )
+    for name, more in dict(
+        tiny='n_layer = 1',
+        small=f"init_from = 'transfer'\ntransfer_from = '{tmp_path}/tiny.py'\ntransfer_method = 'stack'",
+    ).items():
+        (tmp_path / f'{name}.py').write_text(f"{small}max_iters = 3\nout_dir = '{tmp_path}/{name}'\n{more}\n")
+    flags = [*TINY, '--gradient_accumulation_steps=2', '--max_iters=3', '--init_from=transfer', '--n_layer=4']
+    flags += [f'--transfer_from={tmp_path}/small.py', '--transfer_method=stack']
+    run = [*torchrun, '--standalone', '--local-addr=127.0.0.1', '--nproc_per_node=2', str(tmp_path / 'slow.py')]
+    (tmp_path / 'slow.py').write_text(f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import checkpoint, train
+save = checkpoint.save
+checkpoint.save = lambda *args: time.sleep(os.environ['RANK'] == '0') or save(*args)
+train.run(train.main)
+""")
+    env = os.environ | {'OMP_NUM_THREADS': '1'}
+    said = subprocess.run(
+        [*run, *flags, f'--out_dir={tmp_path}/large'], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert said.returncode == 0, said.stderr
+    train(load(TrainConfig, [*flags, f'--out_dir={tmp_path}/one', f'--transfer_from={tmp_path}/small/ckpt.pt']))
+    assert losses(tmp_path / 'large') == pytest.approx(losses(tmp_path / 'one'), abs=1e-4)
+    ckpts = [checkpoint.load(tmp_path / name / 'ckpt.pt') for name in ('large', 'one')]
+    assert ckpts[0]['position'] == ckpts[1]['position'] == 3 * 3 * 8
+
+
 def test_a_run_that_torchrun_starts_again_goes_on_by_itself(run_train, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'a-launch')
     flags = ['--eval_interval=2', '--eval_iters=1', '--log_interval=1']
