@@ -95,7 +95,9 @@ def model_config(cfg, it: int = 0):
 
 
 def shapes(cfg, path: str | None = None) -> tuple:
-    """(the model of a config, the factors beside it) on the meta device, to count with. path: in place of its linear_path."""
+    """(the model of a config, the factors beside it) on the meta device, to count with. path: in place of its linear_path;
+    step_rule = product takes the materialised one, as the optimizer does."""
+    path = path or ('materialised' if cfg.step_rule == 'product' else None)
     cfg = dataclasses.replace(cfg, expansion_init='gaussian', expansion_lr='none')  # the others would look at values
     with torch.device('meta'):
         model = GPT(cfg)

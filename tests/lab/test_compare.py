@@ -274,8 +274,10 @@ def test_runs_that_end_out_of_patience_are_over_and_matched_in_what_they_may_use
 
 def test_costs_of_real_arms_are_those_that_training_logs(tmp_path, run_train):
     once = ('--max_iters=0', '--eval_iters=1')
-    cfg = compare.CompareConfig(arms=dict(a=' '.join(TINY), b=' '.join([*TINY, '--linear=expanded'])))
-    for p, flags in zip(plan.make_plans(cfg), ((), ('--linear=expanded',))):
+    formed = ('--linear=block_diagonal', '--optimizer=muon', '--step_rule=product')  # which auto would leave factored
+    arms = dict(a=(), b=('--linear=expanded',), c=formed)
+    cfg = compare.CompareConfig(arms={name: ' '.join([*TINY, *flags]) for name, flags in arms.items()})
+    for p, flags in zip(plan.make_plans(cfg), arms.values()):
         m = json.loads((run_train(*once, *flags) / 'manifest.json').read_text())
         cost = plan.costs(p)
         assert cost['params'] == m['params'] and cost['tokens'] == 10 * m['tokens_per_iter']
