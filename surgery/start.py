@@ -231,7 +231,9 @@ def build(cfg, ckpt: dict | None, data, quiet=False) -> tuple:
     model = GPT(rotate.model_config(cfg, ckpt['iter_num'] if resume else 0))
     if cfg.init_from == 'transfer':
         moments, history = growth.start(model, cfg, ckpt, data, quiet)
-        same = all(ckpt['config'].get(k) == getattr(cfg, k) for k in ('dataset', 'block_size', 'seed_data'))
+        same = all(
+            ckpt['config'].get(k) == getattr(cfg, k) for k in ('dataset', 'data_order', 'block_size', 'seed_data')
+        )
         return model, moments, ckpt.get('position', 0) if same else 0, history  # go on with data it has not seen
     if ckpt:
         load_state(model, ckpt['model'])

@@ -589,6 +589,7 @@ def test_the_data_goes_on_only_where_it_is_the_same_data_in_the_same_order(run_t
         return Trainer(load(TrainConfig, [*flags, f'--transfer_from={source}', *more]), torch.device('cpu')).position
 
     assert position() == position('--seed_model=5', '--batch_size=2') == 3 * 4 == ckpt['position']
+    assert position('--data_order=random') == 0
     assert position('--seed_data=5') == position('--block_size=16') == position(source=tmp_path / 'other.pt') == 0
 
 
