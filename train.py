@@ -116,10 +116,10 @@ class TrainConfig(
             sized = self.init_from in ('scratch', 'transfer')
         found = (super().problems() or rotate.problems(self)) if sized else []  # the latter looks at the layers
         world = hardware.rank_world()[1]
-        if self.gradient_accumulation_steps % world:
+        if (steps := self.gradient_accumulation_steps) % world:
             found.append(
-                f'gradient_accumulation_steps = {self.gradient_accumulation_steps}: must be divisible by the number of'
-                f' processes ({world})'
+                f'gradient_accumulation_steps = {steps}: must be divisible by the number of processes ({world}), as'
+                f' {steps + -steps % world} is'
             )
         if not self.out_dir:
             found.append('out_dir: must name a folder, such as out/x')

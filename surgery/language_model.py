@@ -119,6 +119,7 @@ def open_model(cfg) -> LM:
             is_hf = 'model_type' in read_json(path / 'config.json', {str: object})
         ours = [path / f for f in ('best.pt', 'ckpt.pt') if (path / f).exists()]
         if not is_hf and not ours:
+            reader.refuse_shares(path)
             raise UserError(
                 f'{path} holds neither best.pt or ckpt.pt nor a Hugging Face model (a config.json with model_type)'
             )

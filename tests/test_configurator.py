@@ -65,7 +65,7 @@ def test_all_problems_are_reported_at_once(tmp_path):
 
 def test_accumulation_must_divide_among_processes(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '4')
-    with pytest.raises(UserError, match=r'gradient_accumulation_steps = 6: must be divisible by .*\(4\)'):
+    with pytest.raises(UserError, match=r'gradient_accumulation_steps = 6: must be divisible by .*\(4\), as 8 is'):
         cfg('--gradient_accumulation_steps=6')
 
 

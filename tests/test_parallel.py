@@ -21,8 +21,10 @@ from conftest import ROOT, TINY, losses
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 import checkpoint
+import evaluate
 import files
 import hardware
+import sample
 from configurator import load
 from linear import LAYERS
 from linear.base import Matrix
@@ -328,6 +330,21 @@ def test_shares_hold_what_the_plain_file_holds(runs, tmp_path, fails):
     assert equal(reader.load(tmp_path / 'whole.pt'), plain)
     fails(lambda: reader.load(folder), 'for its own run to resume', 'transfer.py consolidate')
     fails(lambda: reader.load(folder.with_name('best.pt')), 'it is in shares', f'--checkpoint={folder}')
+
+
+def test_every_reader_says_how_to_make_a_plain_file_of_shares(tmp_path, fails):
+    for name in 'shards-80', 'shards-100':
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'rest.pt').touch()
+    best, last = (f'consolidate --checkpoint={tmp_path / name} ' for name in ('shards-80', 'shards-100'))
+    score = lambda path: evaluate.open_model(evaluate.EvalConfig(checkpoint=str(path)))
+    for path in tmp_path, tmp_path / 'best.pt', tmp_path / 'shards-80':
+        fails(lambda path=path: reader.load(path), best)
+        fails(lambda path=path: score(path), best)
+    for path in tmp_path / 'ckpt.pt', tmp_path / 'shards-100':
+        fails(lambda path=path: reader.load(path), last)
+        fails(lambda path=path: score(path), last)
+    fails(lambda: sample.sample(sample.SampleConfig(out_dir=str(tmp_path))), last)
 
 
 def test_a_run_goes_on_from_shares_to_the_bit_and_ends_with_the_plain_file(runs):
