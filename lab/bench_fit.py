@@ -128,7 +128,7 @@ def count(cfg, path=None, teacher=None, memory=math.inf) -> Count:
     graded = factors - sum(math.prod(M.shape) for tensors in led for M in tensors)
     # a captured update has gradients of its own, and those of several micro-batches are summed
     several = cfg.gradient_accumulation_steps > 1 or cfg.cuda_graph is True or network < 2**25
-    inside = sum(m.moves() for m in model.modules() if hasattr(m, 'factors'))  # written and read, in 16 bits
+    inside = sum(m.traffic() for m in model.modules() if hasattr(m, 'factors'))  # written and read, in 16 bits
     odd = -cfg.vocab_size % 64  # the gradient of the padded logits is an array of its own
     logits = 2 * (cfg.vocab_size + odd)
     parts = head.ON and head.whole(model.lm_head) and not cfg.distill_from and cfg.dtype != 'float16'
@@ -148,7 +148,7 @@ def count(cfg, path=None, teacher=None, memory=math.inf) -> Count:
         stream=4 * cfg.n_embd * cfg.n_layer,
         head=(8 if parts else 6) * cfg.n_embd,
         logits=logits * (2 if odd and not parts else 1) + taught,
-        at_once=2 * head.MOST if parts else math.inf,
+        at_once=2 * head.MOST_LOGITS if parts else math.inf,
         early=4 * cfg.n_embd * cfg.vocab_size if parts else 0,
         evaluation=forward_pass(cfg),
         scores=logits * (1 if parts else 2),

@@ -53,10 +53,10 @@ def exponents(m) -> tuple[float, float, float]:
     return psi, math.log(m.macs() / n) / log_d, math.log(m.macs()) / log_d - 1
 
 
-def least(d_in, d_out, macs, moves) -> tuple[float, float]:
+def least(d_in, d_out, macs, traffic) -> tuple[float, float]:
     """Nanoseconds per token, forward and backward, at RATES: the FLOPs of the three products; the bytes of what they read and
-    write, which moves features of what lies between are a part of, in bfloat16."""
-    return 6 * macs / RATES[0] * 1e9, 3 * 2 * (d_in + d_out + moves) / RATES[1] * 1e9
+    write, of which traffic features lie between input and output, in bfloat16."""
+    return 6 * macs / RATES[0] * 1e9, 3 * 2 * (d_in + d_out + traffic) / RATES[1] * 1e9
 
 
 def structures(cfg):
@@ -85,7 +85,7 @@ def structures(cfg):
             continue
         n = sum(W.numel() for W in m.factors)
         psi, omega, nu = exponents(m)
-        flops, moved = least(d_in, d_out, m.macs(), m.moves())
+        flops, moved = least(d_in, d_out, m.macs(), m.traffic())
         print(
             f'{name:15} {n:11,} {n / d_in / d_out:6.1%} {2 * m.macs():11,} {m.macs() / d_in / d_out:7.1%} {m.rank():5}'
             f' {psi:4.2f} {omega:5.2f} {nu:4.2f} {flops:8.1f} {moved:7.1f} {linear.choose_path(config, m, TOKENS):13} {m.describe()}'
@@ -135,7 +135,7 @@ class Pair(torch.nn.Module):
         flops, features = beside.flops_per_update(), 5 * self.c_fc.d_out
         for m in (self.c_fc, self.c_proj):
             flops += 6 * m.macs() * tokens
-            features += 3 * (m.d_in + m.d_out + m.moves())
+            features += 3 * (m.d_in + m.d_out + m.traffic())
         return flops / matmul + 2 * features * tokens / copy
 
 

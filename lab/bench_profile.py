@@ -126,7 +126,8 @@ def floor(t: Trainer, matmul: float, copy: float) -> dict:
     found = dict.fromkeys(KINDS, 0.0)
     for m in t.model.modules():
         if hasattr(m, 'macs'):
-            features, inside = (m.d_in + m.d_out, m.moves()) if hasattr(m, 'moves') else (2 * n, 0)  # mlp = moe: n, n
+            layer = hasattr(m, 'traffic')  # else a mixture of MLPs, from n to n
+            features, inside = (m.d_in + m.d_out, m.traffic()) if layer else (2 * n, 0)
             ways = [product(m.macs(), features + inside, sum(p.numel() for p in m.parameters()))]
             if hasattr(m, 'dense_macs'):  # through W; forming it is not counted
                 ways.append(product(m.dense_macs(), features, m.d_in * m.d_out))

@@ -28,7 +28,7 @@ POWER = 0.8
 FIRST, STEP = 4, 2  # seeds at the first look, and from look to look
 SIGMA_SEEDS = 8  # of the baseline, before any arm is judged
 WORST = 1e30  # the figure of a run that diverged, where ranks decide
-MOST = 10**5  # seeds, which is to say none
+MOST_SEEDS = 10**5  # seeds, which is to say none
 CORRELATION = 0.3  # of the sweep's seeds, above which arms are paired
 BY_WORTH, BETTER, NO_GAIN, WORSE, UNDECIDED = WORDS = (
     'better by worth', 'better', 'no gain that matters', 'worse', 'undecided',
@@ -287,7 +287,7 @@ def more_seeds(v: Verdict, arm, base, worth: float, alpha: float, looks: tuple |
         df = n - 1 if pairs or not own + other else (own + other) ** 2 / (own**2 / (n - 1) + other**2 / (m - 1))
         return t.isf(level / 2, df if pairs else cautious(df, min(n, m))) * math.sqrt(own + other) < further
 
-    seeds = range(v.n + step, MOST, step)
+    seeds = range(v.n + step, MOST_SEEDS, step)
     i = bisect.bisect_left(seeds, True, key=enough) if v.n > 1 else len(seeds)
     return seeds[i] - v.n if i < len(seeds) else None
 

@@ -283,11 +283,11 @@ def make(config, site: str, d_in: int, d_out: int, residual: bool = False, parts
 
 def choose_path(config, layer, tokens: float, path: str | None = None) -> str:
     """How to train a layer: by the path given, by linear_path, or, for auto, the cheaper way at so many tokens T a step:
-    through the factors if T*(macs() + MOVE*moves()) is below T*d_in*d_out + form_macs(); backward doubles both sides."""
+    through the factors if T*(macs() + MOVE*traffic()) is below T*d_in*d_out + form_macs(); backward doubles both sides."""
     path = path or config.linear_path
     if not layer.is_matrix:  # none could stand for it
         return 'factored'
     if path != 'auto':
         return path
-    per_token = layer.macs() + MOVE * layer.moves() - layer.d_in * layer.d_out
+    per_token = layer.macs() + MOVE * layer.traffic() - layer.d_in * layer.d_out
     return 'factored' if per_token < layer.form_macs() / tokens else 'materialised'

@@ -58,7 +58,7 @@ class Matrix(NamedTuple):
 class Layer(nn.Module):
     """A linear layer, built as Name(d_in, d_out, config) with a config that has at least the keys of Name.Keys.
 
-    A layer must define __init__, forward, to_dense, from_dense, start, form_macs and moves, and extend matrices; the rest
+    A layer must define __init__, forward, to_dense, from_dense, start, form_macs and traffic, and extend matrices; the rest
     has defaults. Its __init__ raises UserError for keys that do not fit its size (structured.fail). Attributes:
         d_in, d_out     features
         factors         nn.ParameterList: the tensors that W is made of (Dense has `weight` instead)
@@ -137,9 +137,9 @@ class Layer(nn.Module):
         """Multiply-adds of to_dense()."""
         raise NotImplementedError(f'{type(self).__name__}.form_macs')
 
-    def moves(self) -> int:
+    def traffic(self) -> int:
         """Features per token that forward writes and reads again between its input and its output."""
-        raise NotImplementedError(f'{type(self).__name__}.moves')
+        raise NotImplementedError(f'{type(self).__name__}.traffic')
 
     def rank(self) -> int:
         """The rank of W for factors in general position, or an upper bound."""

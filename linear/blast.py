@@ -100,7 +100,7 @@ class Blast(Structured):
     def form_macs(self):
         return self.factors[0].size(2) * self.d_in * self.d_out
 
-    def moves(self):
+    def traffic(self):
         """Twice what lies between the factors, and both written again in another order."""
         return 8 * self.factors[0].size(0) * self.factors[0].size(2)
 

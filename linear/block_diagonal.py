@@ -57,7 +57,7 @@ class BlockDiagonal(Structured):
     def form_macs(self):
         return 0
 
-    def moves(self):
+    def traffic(self):
         return 0
 
     def describe(self):

@@ -73,7 +73,7 @@ class BttMoE(Structured):
     def form_macs(self):
         return float('inf')  # never
 
-    def moves(self):
+    def traffic(self):
         g, _, a, f = self.factors[0].shape
         return self.k * (2 * self.d_in + 4 * g * f + 2 * self.d_out)
 

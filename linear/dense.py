@@ -41,7 +41,7 @@ class Dense(Layer, nn.Linear):
     def form_macs(self):
         return 0
 
-    def moves(self):
+    def traffic(self):
         return 0
 
     def describe(self):

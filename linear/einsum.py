@@ -230,7 +230,7 @@ class Einsum(Structured):
         """The same: with rank 1 it is one multiplication for each number of W."""
         return self.shape.r * self.d_in * self.d_out
 
-    def moves(self):
+    def traffic(self):
         s = self.shape
         if s.b == s.d == 1:
             return 2 * s.g * s.f * s.r

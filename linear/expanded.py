@@ -136,7 +136,7 @@ class Expanded(Layer):
     def form_macs(self):
         return (self.depth - 2) * self.k**2 * min(self.d_in, self.d_out) + self.k * self.d_in * self.d_out
 
-    def moves(self):
+    def traffic(self):
         return 2 * self.k * (self.depth - 1)
 
     def rank(self):

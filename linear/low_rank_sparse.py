@@ -92,7 +92,7 @@ class LowRankSparse(Structured):
     def form_macs(self):
         return self.factors[0].size(1) * self.d_in * self.d_out
 
-    def moves(self):
+    def traffic(self):
         """What lies between A and B, and the two outputs that are added."""
         return 2 * self.factors[0].size(1) + 4 * self.d_out
 

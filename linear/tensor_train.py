@@ -124,7 +124,7 @@ class TensorTrain(Structured):
             total += size * self.ranks[i] * self.ranks[i + 1]
         return total
 
-    def moves(self):
+    def traffic(self):
         return 4 * sum(self.widths()[1:-1]) + 2 * self.d_in + 2 * self.d_out
 
     def rank(self):

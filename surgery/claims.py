@@ -17,7 +17,7 @@ from model import GPT, GPTConfig
 from optimizers import OPTIMIZERS
 
 FIELDS = {f.name: f for f in dataclasses.fields(GPTConfig)}
-MOST = 2**48  # iterations or windows; more than anyone trains, and exact in a float
+COUNT = 2**48  # iterations, windows, tokens, seconds; more than anyone trains, and exact in a float
 FLOPS = 2**120  # whole numbers, as a run adds them up; more than anyone spends
 ROPE = 2**20  # longest context whose table of angles is built; no tensor in the file speaks for it
 WIDEST = 1000  # hidden units over n_embd
@@ -26,9 +26,9 @@ FLOATS = torch.float64, torch.float32, torch.bfloat16, torch.float16  # in short
 WHOLE = torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
 
 # values that are no key of GPTConfig: type, and the largest that makes sense; none is negative
-NUMBERS = dict(iter_num=(int, MOST), best_iter=(int, MOST), lowest_a=(float, math.inf), lowest_a_iter=(int, MOST),
-               position=(int, MOST), seconds=(float, MOST), tokens=(int, MOST), flops=(int, FLOPS),
-               loss_sum=(float, MOST), loss_count=(int, MOST))  # fmt: skip
+NUMBERS = dict(iter_num=(int, COUNT), best_iter=(int, COUNT), lowest_a=(float, math.inf), lowest_a_iter=(int, COUNT),
+               position=(int, COUNT), seconds=(float, COUNT), tokens=(int, COUNT), flops=(int, FLOPS),
+               loss_sum=(float, COUNT), loss_count=(int, COUNT))  # fmt: skip
 CONFIG = dict(dataset=str, batch_size=int, gradient_accumulation_steps=int, seed_data=int, expansion_schedule=str,
               expansion_every=int)  # fmt: skip
 
@@ -219,7 +219,7 @@ def check_resume(ckpt: dict, model, path):
     if not isinstance(scaler, dict) or scaler and set(scaler) != set(torch.amp.GradScaler('cpu').state_dict()):
         fail(path, f'scaler is {shown(scaler)}: must be the state of a GradScaler, or {{}}')
     for k, v in scaler.items():
-        scaler[k] = number(path, f'scaler.{k}', v, int if k in ('growth_interval', '_growth_tracker') else float, MOST)
+        scaler[k] = number(path, f'scaler.{k}', v, int if k in ('growth_interval', '_growth_tracker') else float, COUNT)
     if 'rng' in ckpt:
         check_rng(ckpt['rng'], path)
 
@@ -240,7 +240,7 @@ def check_moments(state, wanted: dict, path):
             has = ', '.join(map(shown, entry)) if isinstance(entry, dict) else shown(entry)
             fail(path, f'optimizer has for {name}: {has}; must be step, exp_avg, exp_avg_sq, or what optimizers/ names')
         if adams:
-            entry['step'] = torch.tensor(number(path, f"optimizer's step of {name}", entry['step'], float, MOST))
+            entry['step'] = torch.tensor(number(path, f"optimizer's step of {name}", entry['step'], float, COUNT))
         for k in sorted(keys - {'step'}, key=str):
             v, p = entry[k], wanted[name]
             if (

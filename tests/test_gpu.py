@@ -527,7 +527,7 @@ def nearly(f, exact, *given):
 @pytest.mark.parametrize('V, most', [(50304, 2**30), (50257, 2**22), (1024, 2**30)])
 def test_the_loss_in_one_pass_is_that_of_float64(V, most, monkeypatch):
     """Losses and gradients, with targets left out, all rows at once and a few after the other; without gradients, too."""
-    monkeypatch.setattr(head, 'MOST', most)
+    monkeypatch.setattr(head, 'MOST_LOGITS', most)
     x, W = torch.randn(300, 64, device='cuda', dtype=torch.bfloat16), torch.randn(V, 64, device='cuda')
     targets = torch.randint(V, (300,), device='cuda')
     targets[::7] = -1

@@ -188,7 +188,7 @@ class Circulant(linear.structured.Structured):
     def form_macs(self):
         return 0
 
-    def moves(self):
+    def traffic(self):
         return 0
 
 

@@ -5,7 +5,7 @@ Head and cross-entropy as one step, one share of the rows after the other.
 
 The gradient of a row's loss at its logits is softmax - onehot: all that it needs is at hand when the loss is computed. So
 one kernel reads a row, and writes its gradient over it; the products with it, for x and for W, follow at once. Nothing is
-left to do in the backward pass but to multiply both by the gradient of the loss. No more than MOST logits are there together,
+left to do in the backward pass but to multiply both by the gradient of the loss. No more than MOST_LOGITS are there together,
 of 21,000 tokens at GPT-2's vocabulary, and one of the passes over them falls away.
 
 The same sums as logits, F.cross_entropy and autograd make. Logits and their gradient are rounded as there; W's gradient is
@@ -21,7 +21,7 @@ from linear.kernels import blocks, tl, triton
 
 ON = True  # bench.py ablate switches it off
 LEAST = 1024  # logits of a row, of fewer a program has too little to do
-MOST = 2**30  # logits that are there at once
+MOST_LOGITS = 2**30  # logits that are there at once
 LANES = 1024  # sums of a row that a program makes side by side, a thread for each
 EACH = 8  # neighbours that it adds to one of them at a time, 16 bytes
 
@@ -92,7 +92,7 @@ def head_loss(x, W, targets, gradient):
     padded[:V].copy_(W)
     losses = x.new_empty(N, dtype=torch.promote_types(x.dtype, torch.float32))
     dx, dW = (torch.empty_like(x), W.new_empty(padded.shape)) if gradient else (x.new_empty(0), x.new_empty(0))
-    n = math.ceil(N / max(1, math.ceil(N * len(padded) / MOST)))
+    n = math.ceil(N / max(1, math.ceil(N * len(padded) / MOST_LOGITS)))
     logits = x.new_empty(n, len(padded))
     if gradient and not N:
         dW.zero_()

@@ -98,7 +98,7 @@ def test_every_layer_fulfils_the_contract(name):
     m, L = made(name), linear.LAYERS[name]
     assert isinstance(m, Layer) and (m.d_in, m.d_out) == (36, 54) and m.guide is None
     assert m(torch.randn(2, 3, 36)).shape == (2, 3, 54)
-    assert m.macs() > 0 and m.moves() >= 0 and m.form_macs() >= 0 and 0 < m.rank() <= 36 and m.describe()
+    assert m.macs() > 0 and m.traffic() >= 0 and m.form_macs() >= 0 and 0 < m.rank() <= 36 and m.describe()
     keys = {f.name for f in dataclasses.fields(L.Keys)}
     assert all(f.metadata['help'] for f in dataclasses.fields(L.Keys))
     assert {*L.sizes, *([L.knob] if L.knob else [])} <= keys
@@ -208,19 +208,19 @@ def test_the_guide_of_queries_keys_and_values_is_three_matrices_too():
 
 
 def test_what_is_written_between_factors_is_counted():
-    """moves(): each feature between input and output once as it is written, once as it is read."""
-    assert made('expanded', expansion=40).moves() == 2 * 40
-    assert made('expanded', expansion=40, expansion_depth=3).moves() == 2 * (40 + 40)
-    assert made('low_rank', rank=5).moves() == 2 * 5
-    assert made('block_dense', blocks=3, rank=6).moves() == 2 * 6
-    assert made('monarch', blocks=3).moves() == 2 * 36
-    assert made('block_diagonal', blocks=3).moves() == made('dense').moves() == 0
-    assert made('blast', blocks=3, rank=4).moves() == 2 * (4 * 3 * 4)  # z, sum of s z, both in another order as well
-    assert made('low_rank_sparse', rank=4).moves() == 2 * 4 + 2 * (2 * 54)  # between A and B; two outputs to be added
+    """traffic(): each feature between input and output once as it is written, once as it is read."""
+    assert made('expanded', expansion=40).traffic() == 2 * 40
+    assert made('expanded', expansion=40, expansion_depth=3).traffic() == 2 * (40 + 40)
+    assert made('low_rank', rank=5).traffic() == 2 * 5
+    assert made('block_dense', blocks=3, rank=6).traffic() == 2 * 6
+    assert made('monarch', blocks=3).traffic() == 2 * 36
+    assert made('block_diagonal', blocks=3).traffic() == made('dense').traffic() == 0
+    assert made('blast', blocks=3, rank=4).traffic() == 2 * (4 * 3 * 4)  # z, sum of s z, both in another order as well
+    assert made('low_rank_sparse', rank=4).traffic() == 2 * 4 + 2 * (2 * 54)  # between A and B; two outputs to be added
     train = made('tensor_train', tt_cores=3, rank=4)  # each width in another order as well; so are the ends
-    assert train.moves() == 4 * sum(train.widths()[1:-1]) + 2 * 36 + 2 * 54
+    assert train.traffic() == 4 * sum(train.widths()[1:-1]) + 2 * 36 + 2 * 54
     one, two = (made('btt_moe', experts=4, experts_active=k) for k in (1, 2))
-    assert two.moves() == 2 * one.moves() > 0
+    assert two.traffic() == 2 * one.traffic() > 0
 
 
 def test_the_size_of_a_layer_is_checked_wherever_it_stands():

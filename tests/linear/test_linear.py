@@ -282,7 +282,7 @@ def test_auto_takes_the_cheaper_path():
         config = TrainConfig(**args)
         return bool(Factors(GPT(config), config.tokens_per_iter))
 
-    # c_fc: k (512 + 2048) multiply-adds and 2k moves of 240 against 512 * 2048, for a large batch: formed iff k > 345
+    # c_fc: k (512 + 2048) multiply-adds and a traffic of 2k times 240 against 512 * 2048, for a large batch: formed iff k > 345
     assert formed(expansion=400, batch_size=1000, gradient_accumulation_steps=1)
     assert not formed(expansion=300, batch_size=1000, gradient_accumulation_steps=1)
     assert not formed(expansion=2000, batch_size=1, block_size=16, gradient_accumulation_steps=1)

@@ -27,7 +27,7 @@ def same(got, want, leaves, scale):
 
 @pytest.mark.parametrize('most', [2**30, 500])  # all rows at once, a few after the other
 def test_the_loss_and_its_gradients_are_those_of_the_logits(most, monkeypatch):
-    monkeypatch.setattr(head, 'MOST', most)
+    monkeypatch.setattr(head, 'MOST_LOGITS', most)
     x, W, targets = draw(2, 7, 8), draw(65, 8, seed=1), torch.randint(65, (2, 7))
     targets[0, :3] = -1
     want = F.cross_entropy((x @ W.T).flatten(0, 1), targets.flatten(), ignore_index=-1)

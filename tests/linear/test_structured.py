@@ -441,14 +441,14 @@ class Copies(TorchDispatchMode):
     ('btt', dict(rank=2), (36, 144), 0),
 ])  # fmt: skip
 def test_a_layer_permutes_one_side_or_none(name, keys, size, wanted):
-    """Per token, and moves() counts it; what lies between the factors is written once."""
+    """Per token, and traffic() counts it; what lies between the factors is written once."""
     m, T = layer(name, size, **keys), 100_000
     x = torch.randn(T, size[0], dtype=torch.float64)
     with torch.no_grad(), Copies() as copies:
         m(x)
     assert copies.total // T == wanted
     s = m.order()
-    assert m.moves() == 2 * s.b * s.g * s.d * s.f * s.r + 2 * wanted
+    assert m.traffic() == 2 * s.b * s.g * s.d * s.f * s.r + 2 * wanted
 
 
 def test_the_least_times_of_the_document_are_the_formulas():
@@ -457,12 +457,12 @@ def test_the_least_times_of_the_document_are_the_formulas():
     )
     assert len(rows) == 7
     for name, rank, flops, moved in rows:
-        macs, moves = 768 * 3072, 0
+        macs, traffic = 768 * 3072, 0
         if name != 'dense':
             with torch.device('meta'):
                 m = STRUCTURED[name](768, 3072, GPTConfig(linear=name, **(dict(rank=int(rank)) if rank else {})))
-            macs, moves = m.macs(), m.moves()
-        assert (flops, moved) == (f'{6 * macs / 7e5:.1f}', f'{6 * (768 + 3072 + moves) / 2.9e3:.1f}')
+            macs, traffic = m.macs(), m.traffic()
+        assert (flops, moved) == (f'{6 * macs / 7e5:.1f}', f'{6 * (768 + 3072 + traffic) / 2.9e3:.1f}')
 
 
 def test_the_named_members_are_one_family():
