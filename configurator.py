@@ -296,9 +296,9 @@ def read_flags(argv: list[str], fields: dict) -> tuple[list[Path], dict]:
     return files, flags
 
 
-def gather(common, owners: dict, title) -> type:
+def gather(common, owners: dict, group, begin=lambda key, readers: '') -> type:
     """A flat dataclass of the keys of `common` and of the Keys of all owners, {name: class or None}, a key that several inherit once.
-    title(key, names of the owners that read it) -> (what its help begins with, its group)."""
+    group(key, names of the owners that read it) -> its heading in --help; begin(the same) -> what its help begins with."""
     found, readers = {f.name: f for f in dataclasses.fields(common)}, {}
     for name, owner in owners.items():
         if owner and '__dataclass_fields__' not in vars(owner.Keys):
@@ -312,8 +312,8 @@ def gather(common, owners: dict, title) -> type:
             readers.setdefault(f.name, []).append(name)
     keys = []
     for f in found.values():
-        begin, group = title(f.name, readers.get(f.name, []))
-        meta = f.metadata | dict(help=begin + f.metadata['help'], group=group)
+        about = f.name, readers.get(f.name, [])
+        meta = f.metadata | dict(help=begin(*about) + f.metadata['help'], group=group(*about))
         keys.append((f.name, f.type, dataclasses.field(default=f.default, metadata=meta)))
     return dataclasses.make_dataclass('Keys', keys)
 

@@ -134,7 +134,7 @@ def facts(t) -> dict:
         seed_model=t.cfg.seed_model,
         seed_data=t.cfg.seed_data,
         data_edition=t.meta.get('edition'),
-        data=t.text,
+        data=t.fingerprint,
         params=t.model.num_params(beside),
         params_collapsed=t.model.num_params_collapsed(beside),
         tokens_per_iter=t.cfg.tokens_per_iter,
@@ -172,7 +172,7 @@ def take_folder(t) -> str:
     over = f': the end, max_iters = {t.cfg.max_iters}; a larger one goes on' if t.iter >= t.cfg.max_iters else ''
     lines = [f'resuming {relative(str(t.out_dir))} from iteration {t.iter}{over}', *filter(None, [note])]
     if t.data_before:
-        now = {split: tokens for split, (tokens, _) in t.text.items()}
+        now = {split: tokens for split, (tokens, _) in t.fingerprint.items()}
         same = ', as many' if now == t.data_before else f' ({now}, it had {printable(brief(t.data_before))})'
         lines.append(
             f'NOTE: {t.cfg.dataset} has other tokens than before{same}: its window {t.position:,}, where this run is, is'

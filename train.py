@@ -267,8 +267,8 @@ class Trainer:
         return value / count if count else None
 
     @cached_property
-    def text(self) -> dict:
-        """What tells the data set from one that was prepared otherwise."""
+    def fingerprint(self) -> dict:
+        """{split: [number of tokens, their checksum]} of the data set, which tells it from one that was prepared otherwise."""
         return loader.checksums({split: data.tokens for split, data in self.data.items()})
 
     @torch.no_grad()
@@ -298,7 +298,11 @@ class Trainer:
         resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
         resume |= dict(
-            transfer=self.history, tokenizer=self.vocabulary, data=self.text, teacher=self.teacher, began=self.began
+            transfer=self.history,
+            tokenizer=self.vocabulary,
+            data=self.fingerprint,
+            teacher=self.teacher,
+            began=self.began,
         )
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
@@ -329,7 +333,7 @@ class Trainer:
         self.saved, self.best_iter = self.iter, ckpt.get('best_iter', self.iter)  # older checkpoints do not say
         self.lowest_a, self.lowest_a_iter = ckpt.get('lowest_a', math.inf), ckpt.get('lowest_a_iter', self.iter)
         self.best_is_now = 0 < self.iter == ckpt.get('best_iter')
-        self.data_before, other_eval = start.other_data(ckpt, self.cfg, self.text)
+        self.data_before, other_eval = start.other_data(ckpt, self.cfg, self.fingerprint)
         if other_eval:  # losses on two texts do not compare
             self.best_before = self.best_iter, self.best_val_loss
             self.best_val_loss, self.best_iter = math.inf, self.iter

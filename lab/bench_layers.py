@@ -40,7 +40,7 @@ class Size:
 
 
 @dataclass
-class StructuresConfig(gather(Size, LAYERS, linear.title)):
+class StructuresConfig(gather(Size, LAYERS, linear.group)):
     pass  # the keys of all layers, and none of a model
 
 

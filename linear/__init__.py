@@ -142,15 +142,15 @@ class Common:
     )
 
 
-def title(name: str, readers: list) -> tuple[str, str]:
-    """What the help of a key begins with, and its group: which layers read it."""
+def group(name: str, readers: list) -> str:
+    """The heading of a key in --help: which layers read it."""
     if name in (f.name for f in dataclasses.fields(structured.Keys)):
-        return '', 'structured layers'
+        return 'structured layers'
     who = ', '.join(readers)
-    return '', f'linear = {who}' if who else 'linear layers'
+    return f'linear = {who}' if who else 'linear layers'
 
 
-Keys = gather(Common, LAYERS, title)  # of all layers, flat; GPTConfig inherits it
+Keys = gather(Common, LAYERS, group)  # of all layers, flat; GPTConfig inherits it
 Keys.__module__ = __name__
 CHOOSING = ('linear', 'linear_layers', 'keep_dense', 'linear_path')  # mean something for every layer but a dense one
 

@@ -25,10 +25,6 @@ OPTIMIZERS = {
     'muon': Muon,
     'normuon': NorMuon,
 }
-LEFT_OUT = dict(
-    soap='is left out: the package pytorch_optimizer has it, but takes a batch of matrices for one tensor of three axes, and'
-    ' renews its bases by decisions on the host, which a captured update cannot follow'
-)
 
 
 @dataclass
@@ -40,21 +36,24 @@ class Choice:
     )
 
 
-def title(name: str, readers: list) -> tuple[str, str]:
-    """What the help of a key begins with, and its group: which optimizers read it."""
+def group(name: str, readers: list) -> str:
+    return 'optimizer'
+
+
+def begin(name: str, readers: list) -> str:
+    """What the help of a key begins with: which optimizers read it."""
     shared = name in (f.name for f in fields(base.Keys))
-    return 'not adamw: ' if shared else f'{", ".join(readers)}: ' if readers else '', 'optimizer'
+    return 'not adamw: ' if shared else f'{", ".join(readers)}: ' if readers else ''
 
 
-Keys = gather(Choice, OPTIMIZERS, title)  # of all, flat; TrainConfig inherits it
+Keys = gather(Choice, OPTIMIZERS, group, begin)  # of all, flat; TrainConfig inherits it
 Keys.__module__ = __name__
 
 
 def problems(cfg) -> list[str]:
     """What is wrong with the keys of the optimizer, one line each."""
     if cfg.optimizer not in OPTIMIZERS:
-        why = LEFT_OUT.get(cfg.optimizer, 'is unknown')
-        return [f"optimizer = '{cfg.optimizer}': {why}; use one of {', '.join(OPTIMIZERS)}"]
+        return [f"optimizer = '{cfg.optimizer}': is unknown; use one of {', '.join(OPTIMIZERS)}"]
     kind = OPTIMIZERS[cfg.optimizer]
     read = {'optimizer', *(f.name for f in fields(kind.Keys))} if kind else {'optimizer'}
     found, tell = [], lambda values: ', '.join(f'{k} = {v}' for k, v in values.items())

@@ -124,18 +124,18 @@ def settle(cfg, ckpt: dict | None, path, vocabulary: int, quiet=False):
     return cfg
 
 
-def other_data(ckpt: dict, cfg, text: dict) -> tuple[dict | None, bool]:
+def other_data(ckpt: dict, cfg, fingerprint: dict) -> tuple[dict | None, bool]:
     """Whether a resumed run reads other data than before: ({split: tokens} of the data set before, or None if it is the same
-    now; whether evaluations see other text). text: {split: [tokens, checksum]} of the data set now. A checkpoint of another
-    program may not say; an old one has no checksums."""
+    now; whether evaluations see other text). fingerprint: {split: [tokens, checksum]} of the data set now. A checkpoint of
+    another program may not say; an old one has no checksums."""
     was, config = ckpt.get('data'), ckpt['config']
     was = was if config.get('dataset') == cfg.dataset and isinstance(was, dict) else {}
     was = {split: v if isinstance(v, list) and v else [v] for split, v in was.items()}
-    other = {split for split, v in was.items() if v != text.get(split, [])[: len(v)]}
+    other = {split for split, v in was.items() if v != fingerprint.get(split, [])[: len(v)]}
 
     def seen(config: dict) -> tuple:  # data set, and windows of this one
         of = lambda k: v if isinstance(v := config.get(k), type(getattr(cfg, k))) else getattr(cfg, k)
-        most = (text['val'][0] - 1) // cfg.block_size
+        most = (fingerprint['val'][0] - 1) // cfg.block_size
         return of('dataset'), min(of('eval_iters') * of('batch_size') or most, most)
 
     before = {split: v[0] for split, v in was.items()} if other else None

@@ -709,7 +709,7 @@ class Descent(base.MatrixOptimizer):
 
 def test_the_keys_of_an_optimizer_are_gathered_and_say_who_reads_them(monkeypatch):
     monkeypatch.setitem(optimizers.OPTIMIZERS, 'descent', Descent)
-    gathered = lambda: gather(optimizers.Choice, optimizers.OPTIMIZERS, optimizers.title)
+    gathered = lambda: gather(optimizers.Choice, optimizers.OPTIMIZERS, optimizers.group, optimizers.begin)
     found = {f.name: f for f in dataclasses.fields(gathered())}
     said = {k: found[k].metadata['help'].partition(': ')[0] for k in ('matrix_lr', 'momentum', 'muon_scale', 'lag')}
     assert said == dict(
@@ -727,7 +727,6 @@ def test_the_keys_of_an_optimizer_are_gathered_and_say_who_reads_them(monkeypatc
 @pytest.mark.parametrize(
     'flags, parts',
     [
-        (['--optimizer=soap'], ["optimizer = 'soap': is left out", 'use one of adamw, muon, normuon']),
         (['--optimizer=mion'], ["optimizer = 'mion': is unknown", 'use one of adamw, muon, normuon']),
         (
             ['--matrix_lr=0.1'],

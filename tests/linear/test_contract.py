@@ -161,7 +161,7 @@ def test_a_key_that_two_layers_declare_apart_is_refused(monkeypatch):
 
     monkeypatch.setitem(linear.LAYERS, 'mine', types.SimpleNamespace(Keys=Keys))
     with pytest.raises(UserError, match="'rank' is declared twice, for einsum and for mine"):
-        gather(linear.Common, linear.LAYERS, linear.title)
+        gather(linear.Common, linear.LAYERS, linear.group)
 
 
 def test_keys_that_python_would_pass_over_are_refused(monkeypatch):
@@ -169,7 +169,7 @@ def test_keys_that_python_would_pass_over_are_refused(monkeypatch):
     mine = type('Keys', (linear.structured.Keys,), dict(lag=linear.key(3, 'steps')))
     monkeypatch.setitem(linear.LAYERS, 'mine', types.SimpleNamespace(Keys=mine))
     with pytest.raises(UserError, match='Keys of mine are no dataclass'):
-        gather(linear.Common, linear.LAYERS, linear.title)
+        gather(linear.Common, linear.LAYERS, linear.group)
 
 
 ALONE = """
