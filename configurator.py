@@ -414,6 +414,8 @@ def print_help(schema):
             m, default = f.metadata, f.default if f.default is not None else 'none'
             if isinstance(default, float):
                 default = f'{default:.4g}'
+            elif isinstance(default, tuple):
+                default = ','.join(f'{x:.4g}' for x in default)
             elif isinstance(default, str) and not default.isprintable():
                 default = ascii(default)
             choices = f' [{" | ".join(map(str, m["choices"]))}]' if m.get('choices') else ''

@@ -14,6 +14,7 @@ import compare
 import configurator
 import sample
 from configurator import UserError, groups, key, load, run
+from lab import bench_layers
 from linear.structured import divisors
 from train import TrainConfig
 
@@ -234,6 +235,16 @@ def test_the_keys_of_the_deepest_model_are_judged_soon():
     t0 = time.time()
     assert cfg('--n_layer=10000', '--n_embd=12', '--linear=expanded').n_layer == 10_000
     assert time.time() - t0 < 5
+
+
+def test_help_shows_several_numbers_as_a_flag_takes_them(capsys):
+    for schema, said in (
+        (bench_layers.MLPBenchConfig, '--widths=768,2048,5120 '),
+        (TrainConfig, '--kronecker_shape= '),
+    ):
+        with pytest.raises(SystemExit):
+            load(schema, ['--help'])
+        assert f'\n  {said} (several numbers a,b,...)' in capsys.readouterr().out
 
 
 def test_help_shows_defaults_on_one_line_each(capsys):
