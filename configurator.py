@@ -463,14 +463,34 @@ def say_no_more():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run(main, interrupted='interrupted'):
-    """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
+def open_streams():
+    """stdout and stderr take whatever is printed."""
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, 'w'))
         elif getattr(getattr(sys, name), 'errors', '') in ('strict', 'surrogateescape'):
             # a terminal of few letters: the others are spelled out
             getattr(sys, name).reconfigure(errors='backslashreplace')
+
+
+def print_error(e: UserError):
+    """Its message on stderr, after what was printed. Of several processes that make the same mistake the first one speaks."""
+    rank, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'LOCAL_RANK'))
+    if local and e.exit_code > 1:  # mostly a mistake of all: torchrun ends the others when the first has gone
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(TURN)
+    lines = printable(str(e)).split('\n')
+    head = f'error (rank {rank}): ' if rank else 'error: '
+    try:
+        sys.stdout.flush()
+    except OSError:
+        say_no_more()
+    print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)
+
+
+def run(main, interrupted='interrupted'):
+    """Run main(); a UserError becomes its message on stderr and its exit code. Every script's last line."""
+    open_streams()
     try:
         try:
             main()
@@ -483,17 +503,7 @@ def run(main, interrupted='interrupted'):
         sys.exit(130)
     except (UserError, RuntimeError) as e:
         e = e if isinstance(e, UserError) else no_memory(e)
-        rank, local = (int(os.environ.get(k, 0)) for k in ('RANK', 'LOCAL_RANK'))
-        if local and e.exit_code > 1:  # mostly a mistake of all: torchrun ends the others when the first has gone
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(TURN)
-        lines = printable(str(e)).split('\n')
-        head = f'error (rank {rank}): ' if rank else 'error: '
-        try:
-            sys.stdout.flush()
-        except OSError:
-            say_no_more()
-        print('\n'.join(head + line for line in lines), file=sys.stderr, flush=True)
+        print_error(e)
         sys.exit(e.exit_code)
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT):
