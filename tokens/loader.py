@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from configurator import LONGEST_JSON, ROOT, UserError, checked, printable, read_text
+from files import in_turn
 from tokens.tokenfile import LOOKED_THROUGH, Tokens, is_plain, open_shards, read_command, shard_paths, verify
 
 TOKENIZERS = ('gpt2', 'char', 'bpe')
@@ -74,10 +75,13 @@ def prepare(dataset: str, may_run: bool = True):
         )
     if not may_run:
         raise UserError(f"data set '{dataset}' is not prepared; run: python {short(script)}")
-    print(f"data set '{dataset}' is not prepared yet: running {short(script)}", flush=True)
-    if code := subprocess.run([sys.executable, str(script)]).returncode:
-        how = f'was killed by signal {-code}' if code < 0 else f'failed (exit code {code})'
-        raise UserError(f'preparing {dataset} {how}; mend the above, then: python {short(script)}')
+    with in_turn(folder):  # of runs that start together the first prepares it, and the others wait
+        if all(is_prepared(folder, split) for split in ('train', 'val')):
+            return
+        print(f"data set '{dataset}' is not prepared yet: running {short(script)}", flush=True)
+        if code := subprocess.run([sys.executable, str(script)]).returncode:
+            how = f'was killed by signal {-code}' if code < 0 else f'failed (exit code {code})'
+            raise UserError(f'preparing {dataset} {how}; mend the above, then: python {short(script)}')
 
 
 def named_by(ckpt: dict, path) -> str:

@@ -15,6 +15,7 @@ import tarfile
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,21 @@ def test_a_failing_preparation_names_the_command(tmp_path, monkeypatch):
     (tmp_path / 'data' / 'bad' / 'prepare.py').write_text('raise SystemExit(2)')
     with pytest.raises(UserError, match=r'exit code 2.*python data/bad/prepare\.py'):
         loader.prepare('bad')
+
+
+def test_of_runs_that_start_together_one_prepares_the_data_set(tmp_path, monkeypatch):
+    """The others wait for it. A second preparation took the files away under the first run, for a moment."""
+    monkeypatch.setattr(loader, 'ROOT', tmp_path)
+    folder = tmp_path / 'data' / 'mine'
+    folder.mkdir(parents=True)
+    (folder / 'prepare.py').write_text(
+        'import time\nfrom pathlib import Path\nhere = Path(__file__).parent\n'
+        'with open(here / "calls", "a") as f: f.write("x")\ntime.sleep(0.3)\n'
+        'for s in ("train", "val"): (here / f"{s}.bin").write_bytes(b"ab")\n'
+    )
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(loader.prepare, ['mine'] * 4))
+    assert (folder / 'calls').read_text() == 'x'
 
 
 def test_meta_is_json_and_no_pickle_is_written():
