@@ -26,6 +26,7 @@ import files
 import hardware
 import sample
 from configurator import load
+from files import in_turn
 from linear import LAYERS
 from linear.base import Matrix
 from logger import read_metrics
@@ -94,7 +95,9 @@ def two(python: list, folder: Path, jobs: dict):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, shakespeare, python):
-    folder = tmp_path_factory.mktemp('two')
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'two'  # of all workers of pytest -n
+    folder.mkdir(exist_ok=True)
     ways = {'ddp': ['--parallel=ddp'], **WAYS}
     jobs = {f'{m}-{p}': ('train', [*f, *ways[p]]) for m, f in MODELS.items() for p in ways}
     jobs |= {f'steps-{p}': ('train', [*STEPS, *ways[p]]) for p in WAYS}
@@ -120,7 +123,9 @@ def runs(tmp_path_factory, shakespeare, python):
         jobs[f'{m}-shares-on'] = 'train', [*f, shared, '--init_from=resume']
     for p in ('ddp', 'fsdp'):
         jobs[f'grown-{p}'] = 'train', [*GROWN, f'--transfer_from={folder}/whole/ckpt.pt', f'--parallel={p}']
-    two(python, folder, jobs)
+    with in_turn(folder):
+        if not (folder / 'said.txt').exists():
+            two(python, folder, jobs)
     return folder
 
 
