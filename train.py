@@ -297,13 +297,8 @@ class Trainer:
         kept = ('position', 'seconds', 'tokens', 'flops', 'best_iter', 'lowest_a', 'lowest_a_iter')
         resume = {k: getattr(self, k) for k in kept}
         resume |= dict(optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), rng=rng)
-        resume |= dict(
-            transfer=self.history,
-            tokenizer=self.vocabulary,
-            data=self.fingerprint,
-            teacher=self.teacher,
-            began=self.began,
-        )
+        resume |= dict(transfer=self.history, tokenizer=self.vocabulary, data=self.fingerprint)
+        resume |= dict(teacher=self.teacher, began=self.began)
         if 0 <= loss_sum < math.inf:
             resume |= dict(loss_sum=loss_sum, loss_count=int(loss_count))
         config = dataclasses.asdict(self.cfg)

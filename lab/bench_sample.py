@@ -6,7 +6,8 @@ How fast a model writes. bench.py calls it.
 
 The model has random weights; it is sampled as sample.py does it, from a prompt of one token, with its defaults
 (temperature 0.8, top_k 200). --trace says which kernels a token takes. A call counts as a whole, the capture of its CUDA graph
-included. The first call, which compiles and sets up libraries, is left out (first_seconds). The limit is the time to read weights and cache once per token at the copy rate, which is measured right after.
+included. The first call, which compiles and sets up libraries, is left out (first_seconds). The limit is the time to read
+weights and cache once per token at the copy rate, which is measured right after.
 """
 
 import statistics

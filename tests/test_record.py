@@ -579,14 +579,7 @@ def test_a_run_that_goes_back_to_an_earlier_checkpoint_does_not_call_a_later_one
 
 def test_a_run_from_trained_weights_that_only_becomes_worse_has_them_as_its_best(go):
     first = go('--max_iters=6', out='first') / 'ckpt.pt'
-    worse = (
-        '--max_iters=4',
-        '--eval_interval=2',
-        '--eval_iters=30',
-        '--learning_rate=5',
-        '--min_lr=5',
-        '--grad_clip=0',
-    )
+    worse = '--max_iters=4', '--eval_interval=2', '--eval_iters=30', '--learning_rate=5', '--min_lr=5', '--grad_clip=0'
     out = go(*worse, f'--init_from={first}', out='second')
     assert losses(out, 'eval')[0] < min(losses(out, 'eval')[2], losses(out, 'eval')[4])
     a, b = checkpoint.load(first), checkpoint.load(out / 'best.pt')
