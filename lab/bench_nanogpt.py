@@ -145,7 +145,7 @@ class NanoGPT:
 
         def loss_of(x, y):
             with self.autocast:
-                return self.forward(x, y)[1]
+                return self.forward(x, y.contiguous())[1]  # it takes views of y
 
         self.net.eval()
         found = losses.evaluate(loss_of, data, split, cfg.eval_iters * cfg.batch_size)

@@ -25,7 +25,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         logits = self.head(self.wte(idx))
         return logits, None if targets is None else nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=-1
+            logits.flatten(0, 1), targets.view(-1), ignore_index=-1
         )
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
