@@ -104,15 +104,15 @@ def test_the_captured_update_is_the_update(flags, dtype):
 @pytest.mark.parametrize('cuda_graph', [False, True])
 @pytest.mark.parametrize('moments', ['reset', 'map'])
 def test_the_update_is_captured_anew_after_a_rotation(moments, cuda_graph, monkeypatch):
-    """Rotations are at iterations 4 and 8, away from c_fc and from c_proj; the third step after each replays again."""
+    """Rotations are at iterations 5 and 10, away from c_fc and from c_proj; the fourth step after each replays again."""
     flags = (
-        '--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=4',
+        '--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=5',
         f'--expansion_moments={moments}', '--compile=false', '--dtype=float32',
     )  # fmt: skip
-    a, ta = run(*flags, f'--cuda_graph={cuda_graph}', steps=11)
+    a, ta = run(*flags, f'--cuda_graph={cuda_graph}', steps=14)
     assert ta.model.config.linear_layers == 'h.1.mlp.c_fc'
     monkeypatch.setattr('optimizers.optim.Optimizer.capture', lambda self: None)
-    b, _ = run(*flags, graph=False, steps=11)
+    b, _ = run(*flags, graph=False, steps=14)
     assert a == pytest.approx(b, abs=1e-4)
 
 
@@ -161,14 +161,13 @@ def test_a_replayed_step_is_the_step(flags, compile):
     'flags',
     [
         (), ('--mlp=moe',), ('--linear=btt_moe',), ('--linear=monarch', '--guide_iters=4'), ('--on_nan=skip',),
-        ('--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=4'),
+        ('--linear=expanded', '--expansion_init=orthogonal', '--expansion_schedule=rotate', '--expansion_every=5'),
     ],
 )  # fmt: skip
 def test_what_is_replayed_by_default_learns_the_same(flags):
-    a, ta = run(
-        '--cuda_graph=auto', *flags, steps=11
-    )  # rotations at 4 and 8: the third step after each is captured again
-    b, _ = run(*flags, steps=11)
+    # rotations at 5 and 10: the fourth step after each is captured again
+    a, ta = run('--cuda_graph=auto', *flags, steps=14)
+    b, _ = run(*flags, steps=14)
     assert ta.first_micro_step.graph is not None and ta.about_graphs.startswith('CUDA graphs: on')
     assert a == pytest.approx(b, abs=0.02)
 
