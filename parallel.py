@@ -24,6 +24,7 @@ import hardware
 from configurator import UserError, key
 
 KEPT = 0.05  # of a GPU's memory: gathered blocks that take less stay for a whole step
+UNIT = 3  # blocks that are gathered together where they stay; each unit costs the processor time
 
 
 @dataclass
@@ -131,8 +132,9 @@ def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool)
     least = torch.tensor(hardware.memory(device), device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)  # GPUs may differ, and all processes have to gather at the same places
     reshard, about = reshards(cfg.reshard_after_forward, size, least.item())
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    blocks, n = list(model.transformer.h), 1 if reshard else UNIT
+    for i in range(0, len(blocks), n):
+        fully_shard(blocks[i : i + n], mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
     return reshard, about
 

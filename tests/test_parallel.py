@@ -37,9 +37,10 @@ from train import TrainConfig, train
 
 RUN = [*TINY, '--learning_rate=2e-3', '--min_lr=2e-4', '--gradient_accumulation_steps=4', '--eval_iters=1',
        '--save_checkpoint=false', '--max_iters=3']  # fmt: skip
+FOUR = '--n_layer=4'  # two units of blocks, where these stay gathered
 MODELS = {  # each trained with ddp and with fsdp
-    'dense': [],
-    'odd': ['--mlp=swiglu', '--position=rope', '--norm=rmsnorm', '--tie_head=false', '--bias=true', '--n_kv_head=1',
+    'dense': [FOUR],
+    'odd': [FOUR, '--mlp=swiglu', '--position=rope', '--norm=rmsnorm', '--tie_head=false', '--bias=true', '--n_kv_head=1',
             '--on_nan=skip', '--activation_checkpointing=true', '--dropout=0.1'],
     'expanded': ['--linear=expanded', '--linear_layers=mlp+attn', '--expansion=40', '--linear_path=factored'],
     'btt': ['--linear=btt', '--linear_layers=mlp+attn+head', '--tie_head=false', '--linear_path=factored',
@@ -59,7 +60,7 @@ WAYS = {
     'fsdp': ['--parallel=fsdp'],  # on a CPU: gathered once a step
     'reshard': ['--parallel=fsdp', '--reshard_after_forward=true'],
 }
-STEPS = ['--max_iters=6', '--eval_interval=1', '--learning_rate=1e-2']  # an evaluation between any two steps
+STEPS = [FOUR, '--max_iters=6', '--eval_interval=1', '--learning_rate=1e-2']  # an evaluation between any two steps
 RESUMED = 'muon-composed', 'normuon-btt'
 ALL = ['--linear_path=factored', '--max_iters=5', '--learning_rate=1e-2']
 LONG = ['--save_checkpoint=true', '--parallel=fsdp', '--max_iters=25', '--lr_decay_iters=25', '--eval_interval=25']
@@ -103,7 +104,7 @@ def runs(tmp_path_factory, shakespeare, python):
     jobs |= {f'steps-{p}': ('train', [*STEPS, *ways[p]]) for p in WAYS}
     for p in ways:
         for n in (2, 8):
-            jobs[f'traffic-{p}-{n}'] = 'traffic', [*ways[p], f'--gradient_accumulation_steps={n}']
+            jobs[f'traffic-{p}-{n}'] = 'traffic', [FOUR, *ways[p], f'--gradient_accumulation_steps={n}']
     jobs['traffic-muon'] = 'traffic', ['--parallel=fsdp', '--optimizer=muon']
     jobs['whole'] = 'train', [*LONG, '--max_iters=10']
     jobs['parts'] = 'train', [*LONG, '--max_iters=5', '--keep_last=9']
@@ -219,15 +220,15 @@ def test_gradients_travel_once_in_a_step_however_many_micro_batches_it_has(runs)
     sent = lambda p, n: json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text())  # n: micro-batches of both
     assert sent('ddp', 2)['allreduce_'] == sent('ddp', 8)['allreduce_'] > 0
     for n in (2, 8):
-        for p in WAYS:  # two blocks and the rest
-            assert sent(p, n)['_reduce_scatter_base_'] == 3 and sent(p, n)['allreduce_'] == 1  # the norm
+        for p, units in (('fsdp', 3), ('reshard', 5)):  # of blocks, and the rest
+            assert sent(p, n)['_reduce_scatter_base_'] == units and sent(p, n)['allreduce_'] == 1  # the norm
 
 
 def test_blocks_are_gathered_once_in_a_step_or_for_each_pass(runs):
     gathers = lambda p, n: json.loads((runs / f'traffic-{p}-{n}' / 'traffic.json').read_text())['_allgather_base_']
-    for n in (2, 8):  # micro-batches of both processes; two blocks and the rest
+    for n in (2, 8):  # micro-batches of both processes; four blocks in two units, or one by one, and the rest
         assert gathers('fsdp', n) == 3
-        assert gathers('reshard', n) == n // 2 * 5  # blocks forward and backward
+        assert gathers('reshard', n) == n // 2 * 9  # blocks forward and backward
 
 
 def test_blocks_stay_gathered_where_they_are_small_beside_the_memory():
