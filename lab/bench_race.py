@@ -24,7 +24,7 @@ from files import write_lines
 from lab import steps
 from lab.bench_nanogpt import NanoGPT
 from lab.bench_profile import ready, show
-from lab.costs import columns
+from lab.costs import columns, told_apart
 from logger import commit, relative
 from optimizers import optim
 from train import TrainConfig, Trainer
@@ -109,16 +109,21 @@ def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
 
 
 def table(rows: list[dict]) -> str:
+    arms = told_apart([r['arm'] for r in rows])
     lines = [
         {
-            'arm': r['arm'],
+            'arm': arm,
             'seconds': f'{r["trained_s"]:.0f}',
             'steps': f'{r["iters"]:,}',
             'ms/step': f'{r["ms"]:.2f}',
             'tokens': f'{r["tokens"]:,}',
             'val loss': f'{r["val_loss"]:.4f}',
         }
-        for r in rows
+        for r, arm in zip(rows, arms)
     ]
-    r = rows[0]
-    return '\n'.join([f'{r["device"]}, {r["dtype"]}, torch {r["torch"]}, {r["commit"][:7]}', *columns(lines)])
+    r, common = rows[0], [w for w in rows[0]['arm'].split() if w not in arms[0].split()]
+    head = [
+        f'{r["device"]}, {r["dtype"]}, torch {r["torch"]}, {r["commit"][:7]}',
+        *([f'all with {" ".join(common)}'] * bool(common)),
+    ]
+    return '\n'.join([*head, *columns(lines)])

@@ -104,6 +104,14 @@ def share(e: stats.Faster | None) -> str:
     return f'{1 - 1 / e.value:.1%}' + (f' [{1 - 1 / e.low:.1%}, {1 - 1 / e.high:.1%}]' if bounded else '')
 
 
+def told_apart(arms: list[str]) -> list[str]:
+    """The commands of arms without the flags that all of them have."""
+    if len(set(arms)) == 1:
+        return arms
+    common = {w for w in arms[0].split() if w.startswith('--')}.intersection(*(a.split() for a in arms[1:]))
+    return [' '.join(w for w in a.split() if w not in common) for a in arms]
+
+
 def columns(rows: list[dict]) -> list[str]:
     """Lines of a table in columns, the first to the left; columns that hold nothing are left out."""
     heads = [h for h in dict.fromkeys(k for r in rows for k in r) if any(r.get(h) for r in rows)]

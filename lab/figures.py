@@ -17,6 +17,7 @@ from pathlib import Path
 
 from files import write
 from lab import outcomes, stats
+from lab.costs import told_apart
 
 BASELINE, GREY = '#222222', '#8a8a8a'
 COLORS = {  # of arms that are in several comparisons; one colour each, in all pictures and pages
@@ -218,8 +219,7 @@ def budget(c: dict, found: list):
 def times(rows: list[dict]):
     """Step times by bench.py over that of the first arm, from the fastest block to the slowest."""
     fig, axes = figure(1, width=8.5, height=0.27 * len(rows) + 0.8)
-    ax, common = axes[0, 0], set.intersection(*(set(r['arm'].split()[1:]) for r in rows))
-    names = [' '.join(w for w in r['arm'].split() if w not in common) for r in rows]
+    ax, names = axes[0, 0], told_apart([r['arm'] for r in rows])
     names = [n.removeprefix('config/').replace('.py', '').replace('--', '') for n in names]
     ax.axvline(1, color=BASELINE, lw=0.8)
     for i, r in enumerate(rows):
@@ -231,6 +231,25 @@ def times(rows: list[dict]):
     fig.supxlabel(
         f'step time over that of {names[0]} ({rows[0]["device"]}, {rows[0]["dtype"]}); left of 1 is faster', fontsize=9
     )
+    return fig
+
+
+def race(rows: list[dict]):
+    """Validation loss after seconds of training (bench.py race), every training a point; a line through the best ones of a side."""
+    fig, axes = figure(1, width=7)
+    ax = axes[0, 0]
+    for side, color in (('nanoGPT', BASELINE), ('nanoMorph', OTHERS[0])):
+        mine = [r for r in rows if r['arm'].startswith('nanoGPT: ') == (side == 'nanoGPT')]
+        ax.plot([r['trained_s'] / 60 for r in mine], [r['val_loss'] for r in mine], 'o', ms=4, mfc='none', color=color)
+        best = {}  # {seconds: training}
+        for r in sorted(mine, key=lambda r: r['val_loss']):
+            best.setdefault(r['seconds'], r)
+        line = sorted(best.values(), key=lambda r: r['seconds'])
+        ax.plot([r['trained_s'] / 60 for r in line], [r['val_loss'] for r in line], 'o-', ms=5, color=color, label=side)
+    ax.set_xlim(left=0)
+    ax.set_xlabel(f'minutes of training ({rows[0]["device"]}, {rows[0]["dtype"]})', fontsize=9)
+    ax.set_ylabel('validation loss, nats per token', fontsize=9)
+    ax.legend(frameon=False, fontsize=8)
     return fig
 
 

@@ -8,6 +8,7 @@ results/questions.toml holds what is said by hand, a [[question]] each:
     answer       one sentence, for the tables; what follows an empty line stands in RESULTS.md only
     figure       a picture, seen from results/; without it the forest of the question's comparisons
     times        a bench.jsonl, seen from results/: the figure shows its step times
+    race         a file of bench.py race, seen from results/: the figure shows its losses by the clock
     caption      of the figure
     rows         what the small table shows: 'COMPARISON/ARM' or 'COMPARISON/ARM@SIZE', * stands for anything
     text         more, in Markdown; what would change the answer
@@ -42,6 +43,7 @@ class Question:
     answer: str = ''
     figure: str = ''
     times: str = ''
+    race: str = ''
     caption: str = ''
     text: str = ''
     rows: list = field(default_factory=list)
@@ -252,7 +254,7 @@ def anchor(i: int, q: Question) -> str:
 
 def section(i: int, q: Question, known: dict) -> str:
     mine = {name: known[name] for name in q.comparisons}
-    figure = q.figure or (q.picture if q.times or any(k.judged for k in mine.values()) else '')
+    figure = q.figure or (q.picture if q.times or q.race or any(k.judged for k in mine.values()) else '')
     parts = [
         f'## {i}. {q.title}',
         f'**The claim.**\n{q.claim.strip()}' if q.claim else '',
@@ -304,12 +306,15 @@ def with_answers(text: str, questions: list[Question], known: dict) -> str:
 
 
 def draw(results: Path, known: dict, questions: list[Question]):
-    """The forest of each question that has verdicts, or step times."""
+    """The forest of each question that has verdicts, or step times, or losses by the clock."""
     from lab import figures, forest
 
     for q in questions:
         if q.times:
             figures.save(figures.times(read_lines(results / q.times)), results / q.picture)
+            continue
+        if q.race:
+            figures.save(figures.race(read_lines(results / q.race)), results / q.picture)
             continue
         panels = [
             (f'{n}: {label}', known[n].c, known[n].found) for n, label in q.comparisons.items() if known[n].judged

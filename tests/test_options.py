@@ -213,6 +213,7 @@ COUNTS = {
     'd12_swiglu': 151_843_584, 'd12_mlp3x_swiglu': 149_800_768, 'd12_gqa': 114_094_848, 'd12_mlp3x_gqa': 99_939_072,
     'd12_post_norm': 123_532_032, 'd12_qk_norm': 123_532_032, 'd12_swiglu_matched': 123_532_032,
     'gpt2': 124_475_904, 'gpt2_medium': 354_871_296, 'gpt2_large': 774_090_240, 'gpt2_xl': 1_557_686_400,
+    'gpt2_muon': 123_587_328,
 }  # fmt: skip
 
 

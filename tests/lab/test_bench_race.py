@@ -10,7 +10,7 @@ from conftest import ROOT, TINY
 
 import bench
 from configurator import load
-from lab import bench_race, steps
+from lab import bench_race, figures, steps
 from lab.bench_nanogpt import NanoGPT
 from lab.bench_race import RaceConfig
 from tokens.loader import Loader
@@ -74,6 +74,36 @@ def test_each_training_ends_its_schedule_when_its_seconds_are_over(race, monkeyp
         and PATH not in json.dumps(rows)
         and str(tmp_path) not in json.dumps(rows)
     )
+
+
+def trained(arm: str, seconds: float, loss: float) -> dict:
+    return dict(arm=arm, seconds=seconds, trained_s=seconds - 1, val_loss=loss, iters=9, tokens=99, ms=1.0,
+                device='cpu', dtype='float32', torch='2', commit='abcdefgh')  # fmt: skip
+
+
+ROWS = [
+    trained('a.py --batch_size=4 --learning_rate=1', 60, 3.0), trained('a.py --batch_size=4 --learning_rate=2', 60, 2.5),
+    trained('nanoGPT: a.py --nanogpt=x --batch_size=4', 120, 2.8), trained('a.py --batch_size=4 --learning_rate=2', 120, 2.0),
+]  # fmt: skip
+
+
+def test_the_table_says_once_what_all_arms_share():
+    lines = bench_race.table(ROWS).splitlines()
+    assert (
+        lines[1] == 'all with --batch_size=4'
+        and lines[4].startswith('a.py --learning_rate=2 ')
+        and '2.5000' in lines[4]
+    )
+    alone = bench_race.table(ROWS[:1])
+    assert 'all with' not in alone and 'a.py --batch_size=4 --learning_rate=1' in alone
+
+
+def test_the_picture_joins_the_best_training_of_each_length():
+    ax = figures.race(ROWS).axes[0]
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()}
+    assert lines['nanoMorph'] == ([59 / 60, 119 / 60], [2.5, 2.0]) and lines['nanoGPT'] == ([119 / 60], [2.8])
+    tried = [y for line in ax.get_lines() if line.get_label().startswith('_') for y in line.get_ydata()]
+    assert sorted(tried) == [2.0, 2.5, 2.8, 3.0]
 
 
 def test_nanogpt_is_judged_on_the_windows_of_ours():
