@@ -235,7 +235,7 @@ def times(rows: list[dict]):
 
 
 def race(rows: list[dict]):
-    """Validation loss after seconds of training (bench.py race), every training a point; a line through the best ones of a side."""
+    """Validation loss after seconds of training (bench.py race), every training a point; dots join the best ones of a side."""
     fig, axes = figure(1, width=7)
     ax = axes[0, 0]
     for side, color in (('nanoGPT', BASELINE), ('nanoMorph', OTHERS[0])):
@@ -245,7 +245,7 @@ def race(rows: list[dict]):
         for r in sorted(mine, key=lambda r: r['val_loss']):
             best.setdefault(r['seconds'], r)
         line = sorted(best.values(), key=lambda r: r['seconds'])
-        ax.plot([r['trained_s'] / 60 for r in line], [r['val_loss'] for r in line], 'o-', ms=5, color=color, label=side)
+        ax.plot([r['trained_s'] / 60 for r in line], [r['val_loss'] for r in line], 'o:', ms=5, color=color, label=side)
     ax.set_xlim(left=0)
     ax.set_xlabel(f'minutes of training ({rows[0]["device"]}, {rows[0]["dtype"]})', fontsize=9)
     ax.set_ylabel('validation loss, nats per token', fontsize=9)
