@@ -69,7 +69,7 @@ def test_each_training_ends_its_schedule_when_its_seconds_are_over(race, monkeyp
     race(f'--show={tmp_path}/race.jsonl')
     shown = capsys.readouterr().out
     assert (
-        shown.count('\n') == 6
+        shown.count('\n') == 7  # two of the head, names of the columns, four rows
         and f'{rows[3]["val_loss"]:.4f}' in shown
         and PATH not in json.dumps(rows)
         and str(tmp_path) not in json.dumps(rows)
