@@ -215,9 +215,13 @@ class MatrixOptimizer:
         lies = lambda v, p: v.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
         return {name: views for name, views in found.items() if all(lies(v, self.tensors[name]) for v in views)}
 
+    def peak(self) -> float:
+        """The highest rate of the schedule."""
+        return self.cfg.hidden_lr * (self.cfg.matrix_lr or self.cfg.learning_rate)
+
     def set_lr(self, lr: float):
         """lr: lr_at of this iteration, as the schedule of learning_rate has it; with a matrix_lr in proportion to that."""
-        lr *= self.cfg.hidden_lr * (self.cfg.matrix_lr or self.cfg.learning_rate) / self.cfg.learning_rate
+        lr *= self.peak() / self.cfg.learning_rate
         if torch.is_tensor(self.lr):
             self.lr.fill_(lr)
         else:

@@ -7,6 +7,7 @@ over the matrices that the network computes with.
 """
 
 import math
+import re
 
 import torch
 
@@ -167,18 +168,37 @@ class Optimizer:
         self.build()
         self.load_state_dict({name: moments.get(name) for name in self.stateful()})
 
+    def groups(self):
+        """(who moves it, peak rate, decay, {name: parameter}) of everything that moves. A step shrinks by rate * decay."""
+        names = iter(self.by_adamw.items())
+        for g in self.adamw.param_groups:
+            yield (
+                'adamw',
+                self.cfg.learning_rate * g['lr_scale'],
+                g['weight_decay'],
+                dict(next(names) for _ in g['params']),
+            )
+        if mine := self.matrix_optimizer:
+            for name, p in mine.parameters.items():
+                yield self.cfg.optimizer, mine.peak(), self.cfg.weight_decay * mine.decays[name], {name: p}
+
     def describe(self) -> list[str]:
-        """A line for the head of a run, where not everything is AdamW's."""
-        if not self.matrix_optimizer:
+        """A table for the head of a run, where not all parameters have the rate learning_rate and the decay of nanoGPT's rule."""
+        cfg, lines = self.cfg, {}  # lines: {what is printed of a group: {name: parameter}}
+        for who, rate, decay, found in self.groups():
+            lines.setdefault((who, f'{rate:.4g}', f'{decay:.4g}'), {}).update(found)
+        usual = {('adamw', f'{cfg.learning_rate:.4g}', f'{decay:.4g}') for decay in (cfg.weight_decay, 0.0)}
+        if lines.keys() <= usual:
             return []
-        mine, rest = (
-            sum(self.leaves[n].numel() for n in names) for names in (self.matrix_optimizer.parameters, self.by_adamw)
-        )
-        cfg = self.cfg
+        of_product = ''
+        if cfg.step_rule != 'factor' and any(hasattr(layer, 'factors') for _, layer, _ in self.factors.matrices()):
+            of_product = f'; under step_rule = {cfg.step_rule} the rate of factors is that of their product'
         return [
-            f'{cfg.optimizer} moves {len(self.matrix_optimizer.parameters)} tensors of {mine:,} numbers (the matrices of the blocks) at a'
-            f' peak rate of {cfg.hidden_lr * (cfg.matrix_lr or cfg.learning_rate):g}, AdamW {len(self.by_adamw)} of {rest:,};'
-            " the log's lr is AdamW's"
+            f"peak rates and decays (a step shrinks by rate x decay; the log's lr is that of learning_rate{of_product}):",
+            '  optimizer  tensors      numbers  peak rate     decay  names',
+        ] + [
+            f'  {who:9}  {len(found):7}  {sum(p.numel() for p in found.values()):11,}  {rate:>9}  {decay:>8}  {in_blocks(found)}'
+            for (who, rate, decay), found in sorted(lines.items(), key=lambda item: item[0][0] == 'adamw')
         ]
 
     def finite(self) -> bool:
@@ -288,6 +308,16 @@ class Optimizer:
         self.adamw.load_state_dict(full)
         for name in self.by_matrix_optimizer:
             self.matrix_optimizer.load(name, state[name])
+
+
+def in_blocks(names, most=4) -> str:
+    """Names of parameters in a few words: h.* stands for several blocks, and no `weight` is said."""
+    found = {}  # {name without its block: names}
+    for name in names:
+        name = name.removeprefix('transformer.').removesuffix('.weight')
+        found.setdefault(re.sub(r'^h\.\d+\.', 'h.*.', name), []).append(name)
+    said = [k if own[1:] else own[0] for k, own in found.items()]
+    return ', '.join(said[:most]) + (f' and {len(said) - most} more' if said[most:] else '')
 
 
 def update(optimizer: Optimizer, scaler, skip: bool) -> bool:

@@ -826,11 +826,48 @@ def test_a_compiled_update_is_that_of_an_eager_one(kind, layer, monkeypatch):
         torch.testing.assert_close(v, found[1][name], msg=name)
 
 
+@pytest.mark.parametrize('kind', optimizers.OPTIMIZERS)
+@pytest.mark.parametrize('linear', ('dense', 'btt', 'low_rank_sparse'))
+def test_the_head_of_a_run_says_the_rate_and_decay_of_each_group(kind, linear):
+    """The table against what a step does: without a gradient each parameter shrinks by its rate times its decay. Together its
+    groups are all parameters."""
+    model = tiny_gpt(linear=linear, bias=True)
+    opt = optimizer(model, optimizer=kind, hidden_lr=2.0, learning_rate=0.01, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in opt.leaves.items()}
+    for p in opt.weights:
+        p.grad = torch.zeros_like(p)
+    opt.step()
+    said = {}
+    for who, rate, decay, found in opt.groups():
+        assert (who == kind) == (kind == 'adamw' or found.keys() <= opt.matrix_optimizer.parameters.keys())
+        for name, p in found.items():
+            said[name] = p
+            torch.testing.assert_close(p.detach(), before[name] * (1 - rate * decay))
+    assert said.keys() == opt.leaves.keys()
+    head, columns, *rows = opt.describe()
+    assert sum(int(row.split()[1]) for row in rows) == len(said)
+    assert sum(int(row.split()[2].replace(',', '')) for row in rows) == sum(p.numel() for p in said.values())
+
+
 def test_trainer_says_who_moves_what(run_train, capsys):
     run_train('--optimizer=muon', '--max_iters=1', '--matrix_lr=6e-3', '--hidden_lr=0.5')
-    said = capsys.readouterr().out
-    assert 'muon moves 8 tensors of 24,576 numbers (the matrices of the blocks) at a peak rate of 0.003, AdamW' in said
-    assert "the log's lr is AdamW's" in said
+    said = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert 'muon 8 24,576 0.003 0.2 h.*.attn.c_attn, h.*.attn.c_proj, h.*.mlp.c_fc, h.*.mlp.c_proj' in said
+    assert any("the log's lr is that of learning_rate)" in line for line in said)
+    run_train('--optimizer=muon', '--max_iters=1', '--linear=btt', '--step_rule=composed', out='composed')
+    assert 'under step_rule = composed the rate of factors is that of their product' in capsys.readouterr().out
+
+
+def test_a_run_with_one_rate_and_the_usual_decay_says_nothing_of_them(run_train, capsys):
+    run_train('--max_iters=1')
+    assert 'peak rates' not in capsys.readouterr().out
+    assert (
+        optimizer(
+            tiny_gpt(linear='btt', structured_lr='none', structured_decay='factors'), optimizer='adamw'
+        ).describe()
+        == []
+    )
+    assert optimizer(tiny_gpt(linear='btt'), optimizer='adamw').describe()
 
 
 def test_a_run_that_diverges_says_which_rate_to_lower(run_train, fails):
