@@ -83,6 +83,10 @@ def prepare(cfg, data):
     source = input_path(cfg.folder).resolve()
     name = cfg.name or source.name
     folder = data / name
+    if source.is_file():
+        raise UserError(
+            f'folder = {cfg.folder}: is a file; for this file alone: --folder={source.parent} --pattern={source.name}'
+        )
     if not source.is_dir():
         raise UserError(f'folder = {cfg.folder}: no such folder; give the one that holds the texts')
     if cfg.tokenizer != 'bpe' and 'vocab_size' in overrides(cfg):
@@ -110,7 +114,7 @@ def prepare(cfg, data):
             if cfg.tokenizer == 'char':
                 seen[recipes.code_points(text)] = True
     cut = int(length * (1 - cfg.val_fraction))
-    print(f'{name}: {len(files):,} files, {length:,} characters')
+    print(f'{name}: {len(files):,} file{"s" if files[1:] else ""}, {length:,} characters')
     spans = dict(val=(cut, length), train=(0, cut))
 
     again = tokenfile.command('text', **overrides(cfg) | dict(folder=str(source), name=name))

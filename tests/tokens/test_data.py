@@ -594,6 +594,7 @@ def test_a_set_of_ones_own_trains_and_names_its_command(texts, tmp_path, monkeyp
     [
         ([], 'folder is missing: python data/text/prepare.py --folder='),
         (['--folder=/nope'], 'no such folder'),
+        (['--folder={texts}/a.txt'], r'is a file; for this file alone: --folder=.* --pattern=a\.txt'),
         (
             ['--folder={texts}', '--tokenizer=char', '--vocab_size=300'],
             'char has its own vocabulary; use --tokenizer=bpe',
