@@ -208,8 +208,10 @@ def grow(cfg: GrowConfig):
     write_json(root_path(cfg.out).with_suffix('.json'), dict(settings=relative(overrides(cfg)), flops=learned))
     if not fresh:
         print(
-            f'to go on from its iteration: python train.py CONFIG --init_from=resume --out_dir={Path(cfg.out).parent}'
+            f'to go on from its iteration {ckpt["iter_num"]}, with these moments: python train.py CONFIG --init_from=resume'
+            f' --out_dir={Path(cfg.out).parent}'
         )
+    print(f'to start a new run from its weights alone: python train.py CONFIG --init_from={cfg.out} --out_dir=ANOTHER')
 
 
 # -----------------------------------------------------------------------------

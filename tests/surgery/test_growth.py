@@ -470,13 +470,17 @@ def test_the_command_says_what_it_did_and_its_result_resumes(run_train, tmp_path
         assert part in said
     assert 'use --noise=0.3 or dropout' in said
     assert '--hidden_lr=0.5' in said and "the optimizer's, grown with the weights" in said
+    assert (
+        'to go on from its iteration 6, with these moments:' in said and 'to start a new run from its weights' in said
+    )
     large = checkpoint.load(tmp_path / 'large' / 'ckpt.pt')
     assert large['transfer']['source_iter'] == 6 and set(large['model_args']) == set(NANOGPT_KEYS)
     resumed = run_train('--max_iters=8', '--init_from=resume', out='large')
     done = checkpoint.load(resumed / 'ckpt.pt')
     assert done['iter_num'] == 8 and done['optimizer']['transformer.wte.weight']['step'] == 8
     growth.grow(grow_args(small, tmp_path, '--n_embd=64', '--method=clone', '--noise=0.3', '--moments=fresh', out='f'))
-    assert 'copies are equal' not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'copies are equal' not in said and 'to go on' not in said and 'to start a new run' in said
     assert 'optimizer' not in checkpoint.load(tmp_path / 'f' / 'ckpt.pt')
     bad = grow_args(small, tmp_path, '--n_embd=64', '--method=double', '--moments=move', out='b')
     fails(lambda: growth.grow(bad), 'moments = move: for double it is not known how moments grow; use fresh')
