@@ -97,7 +97,9 @@ def load(path: str | Path, map_location='cpu') -> dict:
     """Read and verify a checkpoint, ours or nanoGPT's. UserError if it is missing, truncated, altered or foreign."""
     path = input_path(str(path))
     if not path.is_file():
-        raise UserError(f'no checkpoint at {path}; train one first, or give the right --checkpoint / --out_dir')
+        raise UserError(
+            f'no checkpoint at {path}; train one first, or give the right one (--checkpoint, --init_from, --out_dir)'
+        )
     check_zip(path)
     try:
         ckpt = torch.load(path, map_location=map_location, weights_only=True, mmap=True)  # save() never writes in place

@@ -27,6 +27,7 @@ A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. A command th
 logits and the loss moved on validation tokens. One that should not change them writes nothing if it does.
 """
 
+import difflib
 import sys
 
 from configurator import UserError, load, run
@@ -59,7 +60,9 @@ def main():
     elif args[0] == 'match':  # two configs, as for train.py
         match(args[1:])
     elif args[0] not in COMMANDS:
-        raise UserError(f"unknown command '{args[0]}'; use one of {names}")
+        near = difflib.get_close_matches(args[0], names.split(', '), 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ''
+        raise UserError(f"unknown command '{args[0]}'; use one of {names}{hint}")
     else:
         keys, operation = COMMANDS[args[0]]
         operation(load(keys, args[1:]))

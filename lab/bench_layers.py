@@ -69,8 +69,9 @@ def structures(cfg):
         f'FLOP: forward, through the factors; psi: rank = d^psi; omega: sharing; nu: compute; path: at {TOKENS:,} tokens\n'
         f'ns: per token, forward and backward, the least for the FLOPs at {RATES[0] / 1e12:.0f} TFLOP/s and for the bytes at {RATES[1] / 1e12} TB/s'
     )
+    width = max(map(len, LAYERS))
     print(
-        f'{"member":15} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu  ns FLOP   bytes path'
+        f'{"member":{width}} {"parameters":>11} {"share":>6} {"FLOP":>11} {"share":>7} {"rank":>5}  psi omega   nu  ns FLOP   bytes path'
         '          shape'
     )
     for name in LAYERS:
@@ -81,13 +82,13 @@ def structures(cfg):
             with torch.device('meta'):
                 m = LAYERS[name](d_in, d_out, config)
         except UserError as e:
-            print(f'{name:15} none: {e}')
+            print(f'{name:{width}} none: {e}')
             continue
         n = sum(W.numel() for W in m.factors)
         psi, omega, nu = exponents(m)
         flops, moved = least(d_in, d_out, m.macs(), m.traffic())
         print(
-            f'{name:15} {n:11,} {n / d_in / d_out:6.1%} {2 * m.macs():11,} {m.macs() / d_in / d_out:7.1%} {m.rank():5}'
+            f'{name:{width}} {n:11,} {n / d_in / d_out:6.1%} {2 * m.macs():11,} {m.macs() / d_in / d_out:7.1%} {m.rank():5}'
             f' {psi:4.2f} {omega:5.2f} {nu:4.2f} {flops:8.1f} {moved:7.1f} {linear.choose_path(config, m, TOKENS):13} {m.describe()}'
         )
 

@@ -727,7 +727,10 @@ def test_the_keys_of_an_optimizer_are_gathered_and_say_who_reads_them(monkeypatc
 @pytest.mark.parametrize(
     'flags, parts',
     [
-        (['--optimizer=mion'], ["optimizer = 'mion': is unknown", 'use one of adamw, muon, normuon']),
+        (
+            ['--optimizer=mion'],
+            ["optimizer = 'mion': is unknown", 'use one of adamw, muon, normuon', "did you mean 'muon'"],
+        ),
         (
             ['--matrix_lr=0.1'],
             ['matrix_lr = 0.1: of no use with optimizer = adamw; leave it at matrix_lr = 0.0', 'hidden_lr'],

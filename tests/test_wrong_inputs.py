@@ -102,6 +102,7 @@ CASES = [
     ('sample.py --init_from=gpt2', '--checkpoint=gpt2'),  # nanoGPT's key
     # transfer
     ('transfer.py colapse', "unknown command 'colapse'; use one of collapse"),
+    ('transfer.py factorise', "did you mean 'factorize'"),
     ('transfer.py collapse', 'checkpoint: must be given'),
     ('transfer.py collapse --checkpoint={ckpt} --out={ckpt}', 'is the checkpoint itself'),
     ('transfer.py collapse --checkpoint={ckpt} --out={tmp}/run/best.pt', 'is the checkpoint of a run'),
