@@ -256,7 +256,7 @@ class Faster:
         if self.low == 0 or math.isinf(self.high):
             text = f'at least {self.low:.2f}' if self.low else f'at most {self.high:.2f}'
             text = 'no bound' if self.low == 0 and math.isinf(self.high) else text
-            return f'{text} (reached by {self.arm:.0%} and {self.base:.0%} of the seeds)'
+            return f"{text} (reached by {self.arm:.0%} of its seeds and {self.base:.0%} of the baseline's)"
         return f'{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]'
 
 
