@@ -189,15 +189,16 @@ def picture(runs: list[dict], out: Path):
     fig = Figure(figsize=(8, 5))
     ax = fig.subplots()
     arms = list(dict.fromkeys(r['arm'] for r in runs))
+    values = [m['val_loss'] for r in runs for m in r['evals'] if m['iter']] or [math.e]
+    top = max(values) * 1.5  # the start of a run from scratch, ln(vocabulary), would flatten the rest
     for r in runs:
         color = f'C{arms.index(r["arm"])}'
         first = r is next(q for q in runs if q['arm'] == r['arm'])
         ax.plot([m['iter'] for m in r['train']], [m['loss'] for m in r['train']], color=color, alpha=0.3, lw=1)
-        evals = r['evals'][1:] or r['evals']  # the first, before training, is ln(vocabulary) for all
+        evals = [m for m in r['evals'] if m['iter'] or m['val_loss'] < top] or r['evals']
         x, y = [m['iter'] for m in evals], [m['val_loss'] for m in evals]
         ax.plot(x, y, 'o-', ms=4, color=color, label=f'{r["arm"]}, val' if first else None)
-    values = [m['val_loss'] for r in runs for m in r['evals'] if m['iter']] or [math.e]
-    ax.set_ylim(top=max(values) * 1.5)  # the first steps from ln(vocabulary) would flatten the rest
+    ax.set_ylim(top=top)
     ax.set(xlabel='iteration', ylabel='loss (nats per token); faint: training', title=runs[0]['manifest']['device'])
     ax.grid(alpha=0.3)
     ax.legend()

@@ -181,6 +181,15 @@ def test_plot_draws_the_runs_it_tables(run_train, script, tmp_path):
     assert f'{min(val):.4f}' in r.stdout
 
 
+def test_the_picture_shows_where_a_run_starts_unless_that_is_far_above_the_rest(monkeypatch, tmp_path):
+    """The loss at the start is what a growth method is judged by; that of a run from scratch is ln(vocabulary)."""
+    runs, drawn = two_seeds(), []
+    runs[1]['evals'][0]['val_loss'] = 2.3  # it starts from weights
+    monkeypatch.setattr(plot, 'save_picture', lambda fig, out: drawn.extend(fig.axes[0].lines))
+    plot.picture(runs, tmp_path / 'loss.png')
+    assert [list(line.get_xdata()) for line in drawn if len(line.get_xdata())] == [[10, 20], [0, 10, 20]]
+
+
 def test_plot_lists_runs_with_their_state(run_train, capsys, monkeypatch, tmp_path):
     run_train('--max_iters=2', out='runs/done')
     for name, change in (('stopped', dict(final_iter=2)), ('going', {})):
