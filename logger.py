@@ -305,7 +305,11 @@ class Log:
         flops = tokens * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
         self.say(
             f'{size(facts["params"])} parameters'
-            + (f' ({size(facts["params_collapsed"])} collapsed)' if cfg.linear != 'dense' else '')
+            + (
+                f' ({size(facts["params_collapsed"])} collapsed)'
+                if facts['params_collapsed'] != facts['params']
+                else ''
+            )
             + f', {tokens:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
             + f' x {facts["processes"]}, {facts["dtype"]}, attention {facts["attention"]}'
         )

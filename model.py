@@ -398,8 +398,8 @@ class GPT(nn.Module):
         return n - sum(m.d_in * m.d_out for m in mine[1:])
 
     def num_params_collapsed(self, beside=None) -> int:
-        """The same count for the dense model that this one collapses to."""
-        layers = [m for m in self.modules() if hasattr(m, 'factors')] + [*(beside or {}).values()]
+        """The same count for the model that this one collapses to: a mixture in a layer, which is no matrix, stays as it is."""
+        layers = [m for m in self.modules() if hasattr(m, 'factors') and m.is_matrix] + [*(beside or {}).values()]
         return self.num_params(beside) + sum(
             m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name not in ('bias', 'guide'))
             for m in layers

@@ -244,6 +244,11 @@ def test_a_guide_is_counted_in_the_flops():
     assert guides == 2 * 2 * 32 * 128 and led.flops_per_token() - alone.flops_per_token() == 6 * guides
 
 
+def test_layers_that_cannot_be_collapsed_are_counted_as_they_are():
+    model = tiny_gpt(linear='btt_moe', linear_layers='mlp')
+    assert model.num_params_collapsed() == model.num_params()
+
+
 @pytest.mark.parametrize('path', ['factored', 'materialised'])
 def test_a_guide_is_none_of_the_parameters_that_stay(path):
     """So a run counts as many before the guides have faded out as one that is resumed afterwards."""
