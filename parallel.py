@@ -13,6 +13,7 @@ Both compute the same from the same data. docs/scaling.md says what they cost in
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -132,6 +133,8 @@ def prepare(model, cfg, device: torch.device, dtype: torch.dtype, compile: bool)
     least = torch.tensor(hardware.memory(device), device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)  # GPUs may differ, and all processes have to gather at the same places
     reshard, about = reshards(cfg.reshard_after_forward, size, least.item())
+    # what a block returns is never changed in place: add_up and the norms write to new memory
+    warnings.filterwarnings('ignore', 'FSDP2-wrapped module .* returned a view tensor', UserWarning)
     blocks, n = list(model.transformer.h), 1 if reshard else UNIT
     for i in range(0, len(blocks), n):
         fully_shard(blocks[i : i + n], mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)

@@ -245,6 +245,10 @@ def test_blocks_stay_gathered_where_they_are_small_beside_the_memory():
         assert reshard is asked and about.endswith(f'as reshard_after_forward = {asked} asks')
 
 
+def test_fsdp_prints_no_warning_of_torch(runs):
+    assert 'Warning' not in (runs / 'said.txt').read_text()
+
+
 def test_a_run_says_how_often_blocks_are_gathered(runs):
     heads = (runs / 'said.txt').read_text().split('config: ')
     for p, said in (('ddp', []), ('fsdp', ['once a step, as always on a CPU']),
