@@ -365,6 +365,19 @@ def test_a_run_goes_on_from_shares_to_the_bit_and_ends_with_the_plain_file(runs)
     assert losses(on) == losses(runs / 'whole') and not shares.found(on)
 
 
+def test_a_run_goes_on_from_shares_with_its_own_tokens_only(runs, tmp_path, fails):
+    folder = shutil.copytree(runs / 'shares' / 'shards-5', tmp_path / 'shards-5')
+    rest = torch.load(folder / 'rest.pt', weights_only=True)
+    rest['tree']['tokenizer']['itos'].reverse()
+    torch.save(rest, folder / 'rest.pt')
+    cfg = load(TrainConfig, [*RUN, *LONG, '--init_from=resume', f'--out_dir={tmp_path}'])
+    fails(lambda: train(cfg), 'its vocabulary is 65 characters', 'prepare the data set as it was')
+
+
+def test_torch_does_not_warn_of_what_no_block_does(runs):
+    assert 'in-place' not in (runs / 'said.txt').read_text()
+
+
 class Hostile:
     def __reduce__(self):
         return Path.touch, (Path(os.environ['NANOMORPH_TOUCH']),)

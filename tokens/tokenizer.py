@@ -82,11 +82,11 @@ def of_checkpoint(path: Path, ckpt: dict) -> dict:
     checkpoint itself; a Hugging Face folder's files; for older ones and nanoGPT's, meta.json beside it, then its data
     set's; then GPT-2's encoding, if the model has as many tokens."""
     n = ckpt['model_args'].get('vocab_size', 0)
+    if has_record(ckpt):  # of a folder, too: a checkpoint in shares
+        return check(ckpt['tokenizer'], path)
     if path.is_dir():
         if has_tokenizer(path):
             return of_folder(path).record
-    elif has_record(ckpt):
-        return check(ckpt['tokenizer'], path)
     elif (meta := beside(path)) is not None:
         return of_meta(meta, path.parent)
     elif (
