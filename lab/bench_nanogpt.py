@@ -29,6 +29,9 @@ from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
 from optimizers.optim import lr_at
 from tokens import loader, losses
 
+# keys of training that its step does not read
+OURS = 'optimizer', 'hidden_lr', 'init_from', 'distill_from', 'seed_data', 'on_nan', 'activation_checkpointing'
+
 
 @dataclass
 class ArmConfig(TimingConfig):
@@ -58,13 +61,20 @@ def code(path: str):
     return module
 
 
-def make(cfg):
-    """(its GPT, ours of the same sizes as shapes only). UserError where it cannot express the config."""
+def check(cfg) -> GPTConfig:
+    """The config of our model of the same sizes. UserError where nanoGPT cannot express cfg, or its code cannot be read."""
     ours = GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__})
-    other = [k for k in ('optimizer', 'hidden_lr', 'init_from', 'distill_from') if k in overrides(cfg)]
+    other = [k for k, v in overrides(cfg).items() if k in OURS and v is not False]
     if beyond := sorted(set(model_args(ours)) - set(NANOGPT_KEYS)) + other:
-        raise UserError(f'nanogpt: cannot express {", ".join(beyond)}; leave that out of this arm')
-    its = code(cfg.nanogpt)
+        draws = '; seed_model draws its weights and its windows' if 'seed_data' in beyond else ''
+        raise UserError(f'nanogpt: cannot express {", ".join(beyond)}; leave that out of this arm{draws}')
+    code(cfg.nanogpt)
+    return ours
+
+
+def make(cfg):
+    """(its GPT, ours of the same sizes as shapes only). UserError: see check()."""
+    ours, its = check(cfg), code(cfg.nanogpt)
     with contextlib.redirect_stdout(io.StringIO()):  # it says how many parameters it has
         model = its.GPT(its.GPTConfig(**{k: getattr(cfg, k) for k in NANOGPT_KEYS}))
     with torch.device('meta'):

@@ -7,22 +7,23 @@ An arm is a config with flags as for train.py; with --nanogpt=FOLDER the model a
 (lab/bench_nanogpt.py). Each number of seconds is a training of its own, from the start to the end of its schedule: the first
 steps tell how long one takes, and lr_decay_iters becomes the number of steps that fit (wsd_decay_iters keeps its share of it).
 What happens once (compilation, capture of graphs) and the evaluation at the end are not counted, all steps are. Every arm is
-evaluated on the same windows, eval_iters batches of them (0: all). Arms run one after the other: to race on several GPUs,
+evaluated on the same windows, eval_iters batches of them (0: all). Those first steps come before any decay. Arms run one after the other: to race on several GPUs,
 start a command on each.
 """
 
 import copy
 import gc
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 
 import torch
 
 import hardware
-from configurator import UserError, key, load, root_path
+from configurator import UserError, key, load, root_path, spelled
 from files import write_lines
 from lab import steps
-from lab.bench_nanogpt import NanoGPT
+from lab.bench_nanogpt import NanoGPT, check
 from lab.bench_profile import ready, show
 from lab.costs import columns, told_apart
 from logger import commit, relative
@@ -44,6 +45,10 @@ class RaceConfig(TrainConfig):
         found = super().problems(sized)
         if odd := [f'{s:g}' for s in self.seconds if not 0 < s < math.inf]:
             found.append(f'seconds: {", ".join(odd)} must be above 0')
+        if self.init_from == 'resume':
+            found.append('init_from = resume: each training begins at its first step; --init_from=FILE takes weights')
+        if off := [k for k in ('eval_only', 'patience') if getattr(self, k)]:
+            found.append(f'{", ".join(off)}: a training ends when its seconds are over; leave it out')
         return found if self.seconds else [*found, 'seconds: must be given']
 
 
@@ -54,10 +59,15 @@ def race(argv: list[str]):
     if first.show:
         return show(first.show, table, 'bench.py race')
     steps.check_arms(configs, {'out', 'show'})
+    check_windows(configs)
     ready(first.out)
     device, rows = hardware.choose_device(first.device, first.deterministic), []
+    for c in configs:  # before the first has trained for minutes
+        steps.check_kernels(c)
+        if c.nanogpt:
+            check(c)
     for cfg, arm in zip(configs, arms):
-        name = ' '.join(a for a in arm if not a.startswith(('--seconds', '--out')))
+        name = name_of(arm, cfg)
         for seconds in cfg.seconds:
             r = train(cfg, name, seconds, device)
             rows.append(r)
@@ -70,21 +80,51 @@ def race(argv: list[str]):
     print(table(rows))
 
 
+def name_of(arm: list[str], cfg: RaceConfig) -> str:
+    """The flags of an arm, without those that do not tell it from another, or name a place on this machine."""
+    mine = [f'--{k}' for k in ('seconds', 'out', 'out_dir', 'nanogpt')]
+    flags = spelled(arm, {f.name: f for f in fields(cfg)})
+    return 'nanoGPT: ' * bool(cfg.nanogpt) + ' '.join(a for a in flags if a.partition('=')[0] not in mine)
+
+
+def check_windows(configs: list):
+    """UserError where arms would be judged on different text."""
+    for what in (lambda c: c.dataset, lambda c: c.block_size, lambda c: c.eval_iters * c.batch_size):
+        if len(found := dict.fromkeys(map(what, configs))) > 1:
+            raise UserError(
+                'all arms are judged on the same windows, so dataset, block_size and eval_iters * batch_size must be equal,'
+                f' not {" and ".join(map(str, found))}; --eval_iters=0 in every arm takes the whole split'
+            )
+
+
+def fitted(cfg: RaceConfig, share: float, seconds: float, step: float):
+    """End cfg's schedule after as many steps as fit into these seconds. share: of wsd_decay_iters; step: seconds of one."""
+    cfg.max_iters = cfg.lr_decay_iters = n = round(seconds / step)
+    cfg.wsd_decay_iters = round(share * n)
+    if n < ONCE + TIMED:
+        raise UserError(f'seconds = {seconds:g}: {ONCE + TIMED} steps of {1000 * step:.3g} ms take longer; give more')
+    if not optim.problems(cfg):
+        return
+    also = f' and the decay {cfg.wsd_decay_iters}' if cfg.schedule == 'wsd' else ''
+    raise UserError(
+        f'seconds = {seconds:g}: {n} steps of {1000 * step:.3g} ms fit, warmup_iters = {cfg.warmup_iters}{also} take more; warm'
+        ' up in fewer, or give more seconds'
+    )
+
+
 def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
     """The figures of a training of so many seconds."""
     t = (NanoGPT if cfg.nanogpt else Trainer)(copy.copy(cfg), device)
+    share = cfg.wsd_decay_iters / max(1, cfg.lr_decay_iters)
+    t.cfg.lr_decay_iters = sys.maxsize  # until it is known
     steps.seconds(t, ONCE)
     timed = steps.seconds(t, TIMED)
     step = timed / TIMED
-    t.cfg.wsd_decay_iters = round(t.cfg.wsd_decay_iters * seconds / step / t.cfg.lr_decay_iters)
-    t.cfg.max_iters = t.cfg.lr_decay_iters = n = round(seconds / step)
-    if n < ONCE + TIMED:
-        raise UserError(f'seconds = {seconds:g}: {ONCE + TIMED} steps of {1000 * step:.3g} ms take longer; give more')
-    if found := optim.problems(t.cfg):
-        raise UserError(f'seconds = {seconds:g}, {n} steps: {found[0]}')
+    fitted(t.cfg, share, seconds, step)
+    n = t.cfg.max_iters
     trained = ONCE * step + timed + steps.seconds(t, n - ONCE - TIMED)
     row = dict(
-        arm='nanoGPT: ' * bool(cfg.nanogpt) + name,
+        arm=name,
         seconds=seconds,
         trained_s=trained,
         ms=1000 * trained / n,

@@ -36,8 +36,18 @@ def check_arms(configs: list, keys: set):
     for c in configs[1:]:
         if mine := keys & set(overrides(c)):
             raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
+        if c.device not in ('auto', configs[0].device):
+            raise UserError(
+                f'device = {c.device}: all arms run on that of the first ({configs[0].device}); give it there'
+            )
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
+
+
+def check_kernels(cfg):
+    """UserError where an arm asks for other kernels than this process has taken."""
+    if cfg.deterministic != torch.are_deterministic_algorithms_enabled():
+        raise UserError('deterministic: holds for a whole process, and all arms run in one; give it to all of them')
 
 
 def side_by_side(arms: int = 16):
@@ -65,10 +75,7 @@ class Arm:
             ['nanoGPT:'] * (make is not Trainer) + [a for a in flags if a.partition('=')[0] not in mine]
         )
         self.times, self.peak = [], 0
-        if cfg.deterministic != torch.are_deterministic_algorithms_enabled():
-            raise UserError(
-                'deterministic: holds for a whole process, and all arms are timed in one; give it to all of them'
-            )
+        check_kernels(cfg)
         before = memory(device)
         t0 = time.perf_counter()
         self.trainer = make(cfg, device)

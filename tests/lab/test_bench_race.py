@@ -120,11 +120,41 @@ def test_nanogpt_is_judged_on_the_windows_of_ours():
     assert found['val_loss'] == pytest.approx(mean(losses[0] + losses[1])) and t.net.training
 
 
+def test_no_arm_trains_where_another_one_cannot(race, fails, monkeypatch):
+    monkeypatch.setattr(bench_race, 'train', lambda *_: pytest.fail('trained'))
+    for flags in (['--deterministic=true'], [f'--nanogpt={PATH}', '--norm=rmsnorm'], ['--nanogpt=nowhere']):
+        fails(lambda flags=flags: race(*TINY, '--', *TINY, *flags))
+
+
+def test_a_schedule_does_not_decay_before_its_length_is_known(race, monkeypatch):
+    """The first five steps, of nanoGPT's arm, too."""
+    lrs, lr_at = [], bench_race.optim.lr_at
+    noted = lambda cfg, it: lrs.append(lr_at(cfg, it)) or lrs[-1]
+    monkeypatch.setattr('optimizers.optim.lr_at', noted)
+    monkeypatch.setattr('lab.bench_nanogpt.lr_at', noted)
+    flags = [*TINY, '--warmup_iters=0', '--lr_decay_iters=2', '--vocab_size=96']
+    race(*flags, '--seconds=20', '--', *flags, f'--nanogpt={PATH}', '--seconds=40')
+    for found in lrs[:10], lrs[10:]:
+        assert found[:5] == pytest.approx([1e-2] * 5) and 1e-3 < found[9] < found[5] < 1e-2 and len(found) == 10
+
+
 @pytest.mark.parametrize(
     'flags, said',
     [
         (['--seconds=9'], '5 steps of 2e+03 ms take longer'),
-        (['--seconds=12', '--warmup_iters=7'], 'seconds = 12, 6 steps: warmup_iters = 7: must be at most'),
+        (['--seconds=12', '--warmup_iters=7'], '6 steps of 2e+03 ms fit, warmup_iters = 7 take more; warm up in fewer'),
+        (['--seconds=12', '--schedule=wsd', '--wsd_decay_iters=18'], 'warmup_iters = 2 and the decay 5 take more'),
+        (['--seconds=9', '--lr_decay_iters=0', '--warmup_iters=0'], '5 steps of 2e+03 ms take longer'),
+        (['--init_from=resume'], 'each training begins at its first step'),
+        (['--patience=3', '--eval_only=true'], 'eval_only, patience: a training ends when its seconds are over'),
+        (['--', *TINY, '--batch_size=8'], 'must be equal, not 8 and 16'),
+        (['--', *TINY, '--block_size=16'], 'judged on the same windows, so dataset, block_size and'),
+        (['--seconds=20', '--', *TINY, '--deterministic=true'], 'give it to all of them'),
+        (['--device=auto', '--', *TINY], 'device = cpu: all arms run on that of the first (auto)'),
+        *(
+            ([f'--nanogpt={PATH}', flag], f'cannot express {flag[2:].partition("=")[0]}')
+            for flag in ('--seed_data=0', '--on_nan=skip', '--activation_checkpointing=true')
+        ),
         (['--seconds='], 'seconds: must be given'),
         ([f'--nanogpt={PATH}', '--optimizer=muon'], 'cannot express optimizer'),
         (['--seconds=-1'], 'seconds: -1 must be above 0'),
