@@ -128,13 +128,13 @@ def test_no_arm_trains_where_another_one_cannot(race, fails, monkeypatch):
 
 def test_a_schedule_does_not_decay_before_its_length_is_known(race, monkeypatch):
     """The first five steps, of nanoGPT's arm, too."""
-    lrs, lr_at = [], bench_race.optim.lr_at
-    noted = lambda cfg, it: lrs.append(lr_at(cfg, it)) or lrs[-1]
+    lrs, lr_at = {'': {}, PATH: {}}, bench_race.optim.lr_at
+    noted = lambda cfg, it: lrs[cfg.nanogpt].setdefault(it, lr_at(cfg, it))
     monkeypatch.setattr('optimizers.optim.lr_at', noted)
     monkeypatch.setattr('lab.bench_nanogpt.lr_at', noted)
     flags = [*TINY, '--warmup_iters=0', '--lr_decay_iters=2', '--vocab_size=96']
     race(*flags, '--seconds=20', '--', *flags, f'--nanogpt={PATH}', '--seconds=40')
-    for found in lrs[:10], lrs[10:]:
+    for found in (list(of.values()) for of in lrs.values()):
         assert found[:5] == pytest.approx([1e-2] * 5) and 1e-3 < found[9] < found[5] < 1e-2 and len(found) == 10
 
 
