@@ -34,7 +34,7 @@ import configurator  # noqa: F401  first: it answers Ctrl-C while torch is loade
 # isort: split
 import hardware
 from configurator import key, load, root_path, run
-from files import write_lines
+from files import ready, write_lines
 from lab import (
     bench_ablate,
     bench_fit,
@@ -66,6 +66,7 @@ COMMANDS = dict(
     start=(None, bench_start.start),
     race=(None, bench_race.race),
 )
+OWN = dict(arm=str, setup_s=float) | {'part?': (), 'without?': ()}  # lines of --out, for files.ready
 
 
 @dataclass
@@ -82,7 +83,8 @@ def main():
     bench = load(BenchConfig, arms[0])
     if bench.show:
         return bench_profile.show(bench.show, table, 'bench.py')
-    bench_profile.ready(bench.out)
+    if bench.out:
+        ready(root_path(bench.out), OWN, 'bench.py')
     configs = [bench] + [load(BenchConfig, a) for a in arms[1:]]
     check_arms(configs, {'steps', 'rounds', 'warmup', 'out', 'show'})
     device = hardware.choose_device(bench.device, bench.deterministic)

@@ -3,12 +3,14 @@ Files that are written whole or not at all, logs that grow line by line, folders
 """
 
 import fcntl
+import gzip
 import io
 import json
 import os
 import re
 import secrets
 import shutil
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -66,6 +68,40 @@ def check_place(path: Path):
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = 'may not be written to' if above.is_dir() else 'is no folder'
         raise UserError(f'out = {path}: {above} {why}; choose another --out')
+
+
+def ready(path: Path, own, command: str, key='out'):
+    """UserError where path cannot be written, or is there and not what this command writes, which would be lost: to be known
+    before minutes are spent on what it is for. own: the shape of its lines (see misfit), or bytes that each of its files has
+    in it; key: the one that names path."""
+    other = f'{key} = {path}: is there, and {command} did not write it; name another file'
+    if path.exists() and not path.is_dir():
+        if not path.is_file():
+            raise UserError(other)  # a device would be replaced, too
+        if path.stat().st_size and not wrote(path, own):
+            raise UserError(other)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open('ab').close()
+        if new:
+            path.unlink()
+    except OSError as e:
+        raise UserError(f'cannot write {path} ({e.strerror}); name another file') from None
+
+
+def wrote(path: Path, own) -> bool:
+    """Whether a file is of its own kind, see ready()."""
+    if not isinstance(own, bytes):
+        try:
+            return bool(read_lines(path, own))
+        except UserError:
+            return False
+    try:
+        with (gzip.open if path.suffix in ('.gz', '.svgz') else open)(path, 'rb') as f:
+            return own in f.read()
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def write(path: Path, content: bytes):
@@ -267,12 +303,19 @@ def launched(folder: Path) -> bool:
 
 
 def save_picture(fig, out: Path):
-    """UserError if out cannot be written, or is of a format that matplotlib does not know."""
-    if not out.suffix or out.is_dir():
-        raise UserError(f'{out}: name a picture, such as {out.with_suffix(".png").name}')
+    """UserError if out cannot be written, is of a format that matplotlib does not know, or another program's picture."""
+    check_picture(out)
     picture = io.BytesIO()
     try:
         fig.savefig(picture, format=out.suffix[1:].lower(), dpi=120, bbox_inches='tight')
     except ValueError as e:
         raise UserError(f'cannot write {out} ({e}); choose another --out') from None
     write(out, picture.getvalue())
+
+
+def check_picture(out: Path):
+    """UserError if out is a folder, or there and not drawn by matplotlib, which writes its name into these formats."""
+    if not out.suffix or out.is_dir():
+        raise UserError(f'{out}: name a picture, such as {out.with_suffix(".png").name}')
+    if out.suffix[1:].lower() in ('png', 'svg', 'svgz', 'pdf', 'ps', 'eps', 'pgf'):
+        ready(out, b'atplotlib', 'matplotlib')

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 import hardware
 from configurator import UserError, key, load, root_path
-from files import write_lines
-from lab.bench_profile import ready
+from files import ready, write_lines
 from lab.costs import columns
 from lab.steps import Arm, TimingConfig, side_by_side
 from linear.einsum import Einsum
@@ -113,6 +112,7 @@ def other_path(t) -> str:
     return 'factored' if t.optimizer.factors else 'materialised'
 
 
+OWN = dict(without=str, base_ms=float)  # lines of --out, for files.ready
 SWITCHES = {
     'compile': Switch(lambda t: t.compile, lambda t: ['--compile=false']),
     'CUDA graphs': Switch(lambda t: t.graphs, lambda t: ['--cuda_graph=false']),
@@ -155,7 +155,8 @@ def ablate(argv: list[str]):
         raise UserError(
             f'only: no row is called {", ".join(map(repr, sorted(unknown)))}; choose from {", ".join(SWITCHES)}'
         )
-    ready(cfg.out)
+    if cfg.out:
+        ready(root_path(cfg.out), OWN, 'bench.py ablate')
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     side_by_side()
     base, rows = Arm(argv, cfg, device, cfg.warmup), []

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import hardware
 import linear
 from configurator import UserError, gather, input_path, key, printable, root_path
-from files import read_lines, write_lines
+from files import read_lines, ready, write_lines
 from linear import LAYERS
 from linear.factors import Factors
 from linear.kernels import fused
@@ -31,6 +31,7 @@ from model import GPTConfig
 
 TOKENS = 32768  # of a step
 RATES = 7e14, 2.9e12  # FLOP and bytes a second of an H100, measured; linear.MOVE is their ratio
+OWN = dict(width=int, member=str, share=float)  # lines of --out, for files.ready
 
 
 @dataclass
@@ -234,6 +235,8 @@ def mlp(cfg):
             return print(printable('\n'.join([head(rows[0]), *(line(r) for r in rows if r['width'] in cfg.widths)])))
         except (UserError, ValueError, LookupError, TypeError) as e:
             raise UserError(f"show = '{cfg.show}': nothing to show, give a file that --out wrote ({e})") from None
+    if cfg.out:
+        ready(root_path(cfg.out), OWN, 'bench.py mlp')
     device = hardware.choose_device('auto')
     dtype = hardware.choose_dtype('auto', device)
     torch.set_float32_matmul_precision('high')  # as in training: TF32 where W is formed

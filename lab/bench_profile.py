@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import hardware
 from configurator import UserError, input_path, key, printable, root_path
-from files import add_line, read_lines
+from files import add_line, read_lines, ready
 from lab import steps
 from lab.bench_layers import rates, seconds
 from lab.costs import columns
@@ -42,6 +42,8 @@ KINDS = {
     r'|^triton_\w+?_fused_((_to_copy|_unsafe_view|clone|copy|view|transpose|permute|t|cat|slice|constant_pad_nd)_)+\d*$',
     'elementwise': r'',
 }
+OWN = dict(kinds=dict, floor_ms=float) | {'arm?': ()}  # lines of --out, for files.ready
+TRACE = b'"traceEvents"'  # in any file of --trace
 
 
 @dataclass
@@ -74,19 +76,6 @@ def measured(events, device) -> tuple[dict, dict, float]:
         busy += max(0.0, b - max(a, end))
         end = max(end, b)
     return times, numbers, busy / 1e6
-
-
-def ready(*files: str):
-    """UserError where a file cannot be written: before minutes are spent on what it is for. '': none is wanted."""
-    for path in map(root_path, filter(None, files)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = not path.exists()
-            path.open('ab').close()
-            if new:
-                path.unlink()
-        except OSError as e:
-            raise UserError(f'cannot write {path} ({e.strerror}); name another file') from None
 
 
 def show(path: str, tables, command: str):
@@ -172,7 +161,9 @@ def roofline(t, steps: int, path, matmul: float, copy: float, one: float) -> dic
 
 
 def bench(cfg: ProfileConfig):
-    ready(cfg.trace or '.', cfg.out)  # there is always a trace
+    ready(root_path(cfg.trace), TRACE, 'bench.py profile', 'trace')
+    if cfg.out:
+        ready(root_path(cfg.out), OWN, 'bench.py profile')
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     t = Trainer(cfg, device)
     for _ in range(cfg.warmup):

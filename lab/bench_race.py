@@ -21,16 +21,17 @@ import torch
 
 import hardware
 from configurator import UserError, key, load, root_path, spelled
-from files import write_lines
+from files import ready, write_lines
 from lab import steps
 from lab.bench_nanogpt import NanoGPT, check
-from lab.bench_profile import ready, show
+from lab.bench_profile import show
 from lab.costs import columns, told_apart
 from logger import commit, relative
 from optimizers import optim
 from train import TrainConfig, Trainer
 
 ONCE, TIMED = 15, 30  # steps in which all is compiled and captured; steps after them that tell the time of one
+OWN = dict(arm=str, trained_s=float, val_loss=float)  # lines of --out, for files.ready
 
 
 @dataclass
@@ -60,7 +61,8 @@ def race(argv: list[str]):
         return show(first.show, table, 'bench.py race')
     steps.check_arms(configs, {'out', 'show'})
     check_windows(configs)
-    ready(first.out)
+    if first.out:
+        ready(root_path(first.out), OWN, 'bench.py race')
     device, rows = hardware.choose_device(first.device, first.deterministic), []
     for c in configs:  # before the first has trained for minutes
         steps.check_kernels(c)

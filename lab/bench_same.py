@@ -24,14 +24,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hardware
 from configurator import key, root_path
-from files import add_line
+from files import add_line, ready
 from lab.bench_ablate import SWITCHES
-from lab.bench_profile import ready, show
+from lab.bench_profile import show
 from lab.costs import columns
 from lab.steps import settings
 from linear import kernels
 from logger import commit, relative
 from train import TrainConfig, Trainer
+
+OWN = dict(fast=dict, plain=dict, losses=dict)  # lines of --out, for files.ready
 
 
 @dataclass
@@ -88,7 +90,8 @@ def differences(run, exact, tail: int) -> dict:
 def same(cfg: SameConfig) -> dict | None:
     if cfg.show:
         return show(cfg.show, lambda lines: '\n\n'.join(map(table, lines)), 'bench.py same')
-    ready(cfg.out)
+    if cfg.out:
+        ready(root_path(cfg.out), OWN, 'bench.py same')
     device = hardware.choose_device(cfg.device, cfg.deterministic)
     eager = dataclasses.replace(cfg, compile=False, cuda_graph=False, fuse_mlp=False)
     runs = dict(fast=followed(cfg, device))

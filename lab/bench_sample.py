@@ -18,16 +18,18 @@ import torch
 
 import hardware
 from configurator import key, root_path
-from files import add_line
+from files import add_line, ready
 from lab import bench_nanogpt
 from lab.bench_layers import rates
-from lab.bench_profile import measured, ready, traced
+from lab.bench_profile import TRACE, measured, traced
 from lab.costs import columns
 from logger import commit
 from model import GPT
 from sample import round_weights
 from surgery.collapse import to_run
 from train import TrainConfig
+
+OWN = dict(tokens_per_second=float, limit=float) | {'arm?': ()}  # lines of --out, for files.ready
 
 
 @dataclass
@@ -47,7 +49,10 @@ class SampleBenchConfig(TrainConfig):
 
 
 def bench(cfg: SampleBenchConfig) -> dict:
-    ready(cfg.trace, cfg.out)
+    if cfg.trace:
+        ready(root_path(cfg.trace), TRACE, 'bench.py sample', 'trace')
+    if cfg.out:
+        ready(root_path(cfg.out), OWN, 'bench.py sample')
     device = hardware.choose_device(cfg.device)
     dtype = hardware.choose_dtype(cfg.dtype, device)
     torch.manual_seed(1337)

@@ -22,14 +22,14 @@ import torch
 
 import hardware
 from configurator import ROOT, UserError, key, load, root_path
-from files import write_lines
-from lab.bench_profile import ready
+from files import ready, write_lines
 from lab.costs import columns
 from lab.steps import settings
 from logger import commit, relative
 from train import TrainConfig
 
 MARKS = dict(model='config: ', evaluation='step ', first_step='iter ')  # how the line begins that a start prints then
+OWN = dict(start=int, first_step=float)  # lines of --out, for files.ready
 
 
 @dataclass
@@ -73,7 +73,8 @@ def environment():
 
 def start(argv: list[str]):
     cfg = load(StartConfig, argv)
-    ready(cfg.out)
+    if cfg.out:
+        ready(root_path(cfg.out), OWN, 'bench.py start')
     facts = dict(
         device=hardware.device_name(hardware.choose_device(cfg.device)), torch=torch.__version__, commit=commit(),
         config=settings(cfg),

@@ -26,14 +26,16 @@ import torch
 
 import hardware
 from configurator import ROOT, UserError, key, overrides, printable, root_path
-from files import read_lines, write_lines
+from files import read_lines, ready, write_lines
 from lab.bench_nanogpt import code
 from lab.bench_parts import BUSY, COSTS, LAYERS, PARTS, in_turns, is_theirs, samples
-from lab.bench_profile import KINDS, ready, show
+from lab.bench_profile import KINDS, show
 from lab.costs import columns
 from lab.steps import side_by_side
 from logger import relative
 from tokens import loader
+
+OWN = dict(arm=str, part=str, device=str)  # lines of --out, for files.ready
 
 
 @dataclass
@@ -226,8 +228,6 @@ def measured(cfg) -> list[dict]:
 def check_file(cfg, here: str):
     """UserError where --out holds what cannot stand in one table with what is measured now."""
     lines = measured(cfg)
-    if any(not isinstance(r.get(k), str) for r in lines for k in ('arm', 'part', 'device')):
-        raise UserError(f'out: {cfg.out} was not written by bench.py targets; name another file')
     if others := {r['device'] for r in lines if r['part'] != 'two cores'} - {here}:
         raise UserError(f'{cfg.out} was measured on {", ".join(others)}, this is {here}; name another --out')
     if others := {r.get('flags', '') for r in lines} - {relative(cfg.flags)}:
@@ -303,7 +303,7 @@ def compile_all(cfg, parts: list[str]):
 def targets(cfg: TargetsConfig):
     if cfg.show:
         return show(cfg.show, tables, 'bench.py targets')
-    ready(cfg.out)
+    ready(root_path(cfg.out), OWN, 'bench.py targets')
     if cfg.part:
         return measure(cfg, cfg.part)
     check_file(cfg, hardware.device_name(hardware.choose_device('auto')))

@@ -12,7 +12,6 @@ config).
 `rates` trains a small GPT on Shakespeare, all its matrices in one parameterization; rates are those at --base width.
 """
 
-import json
 import math
 from dataclasses import dataclass
 
@@ -29,6 +28,8 @@ from model import GPT, GPTConfig, add_up
 from optimizers.optim import Optimizer
 from tokens import loader
 from train import TrainConfig, Trainer
+
+OWN = dict(member=str, width=int, lr=float, val_loss=float)  # lines of --out of rates, for files.ready
 
 
 @dataclass
@@ -108,6 +109,8 @@ def model(cfg):
 def coordinates(cfg):
     from matplotlib.figure import Figure  # only here: it takes a second to import
 
+    out = root_path(cfg.out)
+    files.check_picture(out)
     widths = [int(w) for w in cfg.widths]
     fig = Figure(figsize=(7, 4.5))
     ax = fig.subplots()
@@ -122,7 +125,6 @@ def coordinates(cfg):
     ax.set_xticks(widths, map(str, widths))
     ax.grid(alpha=0.3)
     ax.legend()
-    out = root_path(cfg.out)
     files.save_picture(fig, out)
     print(f'wrote {out}')
 
@@ -131,9 +133,9 @@ def rates(cfg):
     device = hardware.choose_device('auto')
     if not cfg.out.endswith('.jsonl'):
         raise UserError(f"out = '{cfg.out}': rates writes JSON lines; use --out=out/mup/rates.jsonl")
-    loader.prepare('shakespeare_char')
     out = root_path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.ready(out, OWN, 'bench.py mup rates')
+    loader.prepare('shakespeare_char')
     for member in cfg.members.split(','):
         for width in map(int, cfg.widths):
             torch._dynamo.reset()
@@ -155,8 +157,7 @@ def rates(cfg):
                     member=member, width=width, base=cfg.base, lr=lr, iters=cfg.iters, n_layer=cfg.n_layer, val_loss=val,
                     params=t.model.num_params(t.optimizer.factors), device=hardware.device_name(device), commit=commit(),
                 )  # fmt: skip
-                with open(out, 'a') as f:
-                    f.write(json.dumps(line) + '\n')
+                files.add_line(out, line)
                 print(f'{member} {width} lr {lr:g}: val loss {val:.4f}', flush=True)
 
 

@@ -24,6 +24,7 @@ from configurator import UserError, key, root_path
 from surgery import reader
 
 GRID = (torch.arange(256, dtype=torch.float64) + 0.5) / 256  # relative indices at which shapes are compared
+OWN = dict(checkpoint=str, kind=str, singular_values=[float])  # lines of --data, for files.ready
 
 
 @dataclass
@@ -159,6 +160,10 @@ def spectra(cfg: SpectraConfig):
     paths = [p for p in cfg.checkpoints.split(',') if p]
     if len(paths) < 2:
         raise UserError('checkpoints: give at least two, separated by commas')
+    if cfg.data:
+        files.ready(root_path(cfg.data), OWN, 'transfer.py spectra', 'data')
+    if cfg.out:
+        files.check_picture(root_path(cfg.out))
     models = [read_spectra(p) for p in paths]
     print(table(models, compare_spectra(models)))
     if cfg.data:

@@ -20,7 +20,7 @@ import bench
 import files
 import plot
 import transfer
-from configurator import UserError, run
+from configurator import UserError, load, run
 from lab import records, steps
 from surgery import collapse
 
@@ -46,9 +46,81 @@ def test_no_tool_gives_a_key_of_training_another_meaning():
         assert not keys & set(schema.__dict__['__annotations__'])
 
 
+LOG = ROOT / 'results' / 'bench'
+OUTS = {  # a command: (its flags, a file that it wrote)
+    '': ([*TINY], LOG / 'cpu.jsonl'),
+    'race': ([*TINY], LOG / 'race.jsonl'),
+    'ablate': ([*TINY], ''),
+    'start': ([*TINY], ''),
+    'same': ([*TINY], LOG / 'same.jsonl'),
+    'profile': ([*TINY], LOG / 'cpu_profile.jsonl'),
+    'sample': (['--vocab_size=64'], LOG / 'sample.jsonl'),
+    'targets': (['--parts=sizes'], LOG / 'costs.jsonl'),
+    'mlp': ([], ''),
+}
+
+
+@pytest.mark.parametrize('command', OUTS)
+def test_no_command_replaces_a_file_that_it_did_not_write(command, fails, tmp_path, monkeypatch):
+    flags, mine = OUTS[command]
+    log = lambda name: (LOG / name).read_bytes()
+    others = dict(ckpt=b'PK\3\4' * 99, text=b'a line', lines=b'{"kind": "train", "loss": 1.0}\n', json=b'[1, 2]\n')
+    others |= {str(i): log(p.name) for i, (_, p) in enumerate(OUTS.values()) if p and p != mine}
+    for name, content in others.items():
+        (out := tmp_path / name).write_bytes(content)
+        monkeypatch.setattr('sys.argv', ['bench.py', *[command] * bool(command), *flags, f'--out={out}'])
+        fails(
+            bench.main, f'out = {out}: is there, and bench.py {command}'.strip(), 'did not write it; name another file'
+        )
+        assert out.read_bytes() == content
+    assert {p.name for p in tmp_path.iterdir()} == set(others)
+
+
+def test_a_command_goes_on_with_its_own_file(tmp_path):
+    from lab import bench_profile, bench_race, bench_same, bench_sample, bench_targets
+
+    own = {'': bench, 'race': bench_race, 'same': bench_same, 'profile': bench_profile, 'sample': bench_sample,
+           'targets': bench_targets}  # fmt: skip
+    for command, module in own.items():
+        (tmp_path / command).with_suffix('.jsonl').write_bytes(OUTS[command][1].read_bytes())
+        files.ready((tmp_path / command).with_suffix('.jsonl'), module.OWN, command)
+    (tmp_path / 'empty').touch()
+    files.ready(tmp_path / 'empty', bench.OWN, 'x')
+
+
+def test_traces_spectra_and_pictures_replace_only_their_own(run_train, fails, tmp_path, monkeypatch):
+    from lab import figures
+    from surgery import spectra
+
+    paper = tmp_path / 'paper.pdf'
+    paper.write_bytes(b'%PDF of a user')
+    ckpt = run_train('--max_iters=1') / 'ckpt.pt'
+    kept = ckpt.read_bytes()
+    pair = f'--checkpoints={ckpt},{ckpt}'
+    monkeypatch.setattr('sys.argv', ['bench.py', 'profile', *TINY, f'--trace={paper}'])
+    fails(bench.main, f'trace = {paper}: is there, and bench.py profile did not write it')
+    for flags, said in (([f'--data={ckpt}'], 'data = '), ([f'--out={paper}'], 'matplotlib did not write it')):
+        fails(lambda flags=flags: spectra.spectra(load(spectra.SpectraConfig, [pair, *flags])), said, 'another file')
+    monkeypatch.setattr('sys.argv', ['bench.py', 'mup', 'coordinates', f'--out={paper}'])
+    fails(bench.main, 'matplotlib did not write it')
+    monkeypatch.setattr('sys.argv', ['bench.py', 'mup', 'rates', f'--out={paper}l.jsonl'])
+    (tmp_path / 'paper.pdfl.jsonl').write_text('{"width": 3}\n')
+    fails(bench.main, 'bench.py mup rates did not write it')
+    assert paper.read_bytes() == b'%PDF of a user' and ckpt.read_bytes() == kept
+    for _ in range(2):  # their own, twice
+        spectra.spectra(load(spectra.SpectraConfig, [pair, f'--data={tmp_path}/s.jsonl', f'--out={tmp_path}/s.png']))
+        for suffix in 'png', 'svg', 'svgz', 'pdf', 'ps', 'eps', 'jpg':
+            files.save_picture(figures.figure(1)[0], tmp_path / f'x.{suffix}')
+    for name in 't.json', 't.json.gz':
+        monkeypatch.setattr(
+            'sys.argv', ['bench.py', 'profile', *TINY, '--steps=1', '--warmup=1', f'--trace={tmp_path}/{name}']
+        )
+        bench.main()
+        bench.main()
+
+
 def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_path, monkeypatch):
     import compare
-    from configurator import load
     from lab import figures, mup, records
     from surgery import reader
     from train import TrainConfig
@@ -63,11 +135,11 @@ def test_outputs_that_would_cost_something_are_refused(run_train, fails, tmp_pat
     figure = figures.figure(1)[0]
     for name, message in (('file/a.png', 'cannot write'), ('a.xyz', 'not supported'), ('folder', 'name a picture')):
         fails(lambda name=name: files.save_picture(figure, tmp_path / name), message)
-    (tmp_path / 'old.png').write_bytes(b'a picture')
+    (tmp_path / 'old.png').write_bytes(b'a picture of Matplotlib')
     with monkeypatch.context() as m:
         m.setattr(files.os, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
         fails(lambda: files.save_picture(figure, tmp_path / 'old.png'), 'cannot write', 'No space left')
-    assert (tmp_path / 'old.png').read_bytes() == b'a picture'
+    assert (tmp_path / 'old.png').read_bytes() == b'a picture of Matplotlib'
     with pytest.raises(UserError, match='cannot write'):
         files.write(tmp_path / 'file' / 'x', b'')
     fails(lambda: mup.show(mup.MupConfig(out=str(tmp_path / 'file'))), 'not a file that rates wrote')

@@ -268,7 +268,7 @@ def test_wrong_keys_are_said(monkeypatch, fails, tmp_path):
         (['--parts=sizes,', '--out=x'], "'' unknown"), (['--parts=start', '--out=x', "--flags='"], 'No closing quotation'),
         (['--show=nowhere'], 'bench.py targets --out=FILE wrote (there is no such file'),
         (['--out=x', '--nanogpt=nowhere'], 'there is no such folder'),
-        ([f'--out={other}', '--parts=start'], 'was not written by bench.py targets'),
+        ([f'--out={other}', '--parts=start'], 'bench.py targets did not write it'),
         ([f'--show={other}'], 'not a file that bench.py targets --out=FILE wrote'),
     ):  # fmt: skip
         monkeypatch.setattr('sys.argv', ['bench.py', 'targets', *flags])
