@@ -21,7 +21,7 @@ import torch
 
 import hardware
 from configurator import UserError, key, load, root_path, spelled
-from files import ready, write_lines
+from files import add_line, ready
 from lab import steps
 from lab.bench_nanogpt import NanoGPT, check
 from lab.bench_profile import show
@@ -39,7 +39,7 @@ class RaceConfig(TrainConfig):
     GROUPS = ('race', *TrainConfig.GROUPS)
     seconds: tuple = key((120.0, 300.0, 540.0), 'of training; one from the start for each', group='race')
     nanogpt: str = key('', 'folder of nanoGPT, whose model and step this arm takes; empty: ours')
-    out: str = key('', 'file for the figures, a JSON line per training; empty: none')
+    out: str = key('', 'file to which the figures are added, a JSON line per training; empty: none')
     show: str = key('', 'only print the table of such a file')
 
     def problems(self, sized=None):
@@ -78,7 +78,7 @@ def race(argv: list[str]):
                 flush=True,
             )
             if first.out:
-                write_lines(root_path(first.out), relative(rows))
+                add_line(root_path(first.out), relative(r))
     print(table(rows))
 
 
@@ -163,9 +163,10 @@ def table(rows: list[dict]) -> str:
         }
         for r, arm in zip(rows, arms)
     ]
-    r, common = rows[0], [w for w in rows[0]['arm'].split() if w not in arms[0].split()]
+    common = [w for w in rows[0]['arm'].split() if w not in arms[0].split()]
+    once = dict.fromkeys(f'{r["device"]}, {r["dtype"]}, torch {r["torch"]}, {r["commit"][:7]}' for r in rows)
     head = [
-        f'{r["device"]}, {r["dtype"]}, torch {r["torch"]}, {r["commit"][:7]}',
+        '; '.join(once),
         *([f'all with {" ".join(common)}'] * bool(common)),
     ]
     return '\n'.join([*head, *columns(lines)])

@@ -51,13 +51,15 @@ def race_on_a_clock(monkeypatch):
 
 
 def test_each_training_ends_its_schedule_when_its_seconds_are_over(race, monkeypatch, tmp_path, capsys):
+    (tmp_path / 'race.jsonl').write_text(json.dumps(trained('before', 60, 3.0)) + '\n')  # stays
     lrs, set_lr = [], bench_race.optim.Optimizer.set_lr
     monkeypatch.setattr(bench_race.optim.Optimizer, 'set_lr', lambda self, lr: (lrs.append(lr), set_lr(self, lr)))
     nano = [*TINY, f'--nanogpt={PATH}', '--seconds=24', '--vocab_size=96']
     wsd = [*TINY, '--seconds=40', '--schedule=wsd', '--wsd_decay_iters=5', '--vocab_size=96']
     out = f'--out={tmp_path}/race.jsonl'
     race(*TINY, '--seconds=24,40', '--vocab_size=96', out, '--', *wsd, '--', *nano)
-    rows = [json.loads(line) for line in (tmp_path / 'race.jsonl').read_text().splitlines()]
+    before, *rows = [json.loads(line) for line in (tmp_path / 'race.jsonl').read_text().splitlines()]
+    assert before == trained('before', 60, 3.0)
     figures = [(r['seconds'], r['trained_s'], r['ms'], r['iters'], r['tokens']) for r in rows]
     ours = [(24, 24, 2000, 12, 12 * 128), (40, 40, 2000, 20, 20 * 128)]
     assert figures == [*ours, ours[1], (24, 24, 4000, 6, 6 * 128)]
