@@ -11,12 +11,14 @@ from conftest import ROOT, learn, tiny_gpt, tokens, train_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import checkpoint
 from configurator import UserError
 from lab import mup
 from linear import LAYERS, einsum, factors, structured, tensor_train
 from linear.einsum import Shape
 from linear.factors import load_state
 from linear.kernels import blocks, chip, fused
+from logger import read_metrics
 from model import GPT, MLP, GPTConfig
 from optimizers.optim import Optimizer
 from surgery import collapse
@@ -718,8 +720,6 @@ def test_the_share_of_a_guide_falls_as_a_cosine_and_it_comes_from_plain_weights(
 @pytest.mark.parametrize('path', ['factored', 'materialised'])
 def test_a_guide_starts_as_the_dense_twin_and_is_let_go(run_train, path):
     """Self-guided training: the first loss is the dense twin's, the last model is the factors' alone, resuming is exact."""
-    import checkpoint
-    from logger import read_metrics
 
     def losses(out):
         return {m['iter']: m['loss'] for m in read_metrics(out) if m['kind'] == 'train'}
@@ -739,6 +739,32 @@ def test_a_guide_starts_as_the_dense_twin_and_is_let_go(run_train, path):
     plain = collapse.collapse_model(model)
     x = tokens(T=16, vocab=60)
     assert (plain(x, last_only=False)[0] - model(x, last_only=False)[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('path', ['factored', 'materialised'])
+def test_a_run_from_a_checkpoint_whose_guides_were_fading_lets_them_fade_on(run_train, path, capsys, monkeypatch):
+    """They jumped back to their start. Now four of ten iterations are behind, six are left; resuming is exact."""
+    flags = ['--linear=btt', f'--linear_path={path}', '--eval_interval=1', '--eval_iters=2']
+    first = run_train(*flags, '--guide_iters=10', '--max_iters=4', out='first') / 'ckpt.pt'
+    shares, update = [], Guide.before_update
+
+    def noted(self, model, optimizer, it):
+        update(self, model, optimizer, it)
+        shares.extend(m.share.item() for m in self.guided(model, optimizer)[:1])
+
+    monkeypatch.setattr(Guide, 'before_update', noted)
+    capsys.readouterr()
+    whole = run_train(*flags, f'--init_from={first}', out='whole')
+    assert 'go on fading where the checkpoint left them: 4 of 10 iterations' in capsys.readouterr().out
+    assert shares == pytest.approx([(1 + math.cos(math.pi * k / 10)) / 2 for k in range(5, 11)], abs=1e-6)
+    at = [[m['val_loss'] for m in read_metrics(out) if m['kind'] == 'eval'] for out in (first.parent, whole)]
+    assert at[0][4] == at[1][0] and abs(at[1][1] - at[1][0]) < 0.5
+    run_train(*flags, f'--init_from={first}', '--max_iters=3', out='cut')
+    cut = run_train(*flags, '--init_from=resume', out='cut')
+    assert 'go on fading' in capsys.readouterr().out and shares[9:] == shares[3:6]
+    a, b = (checkpoint.load(out / 'ckpt.pt') for out in (whole, cut))
+    assert a['model'].keys() == b['model'].keys() and all(torch.equal(v, b['model'][k]) for k, v in a['model'].items())
+    assert not [k for k in a['model'] if 'guide' in k or 'share' in k]
 
 
 @pytest.mark.slow
