@@ -424,12 +424,12 @@ class GPT(nn.Module):
         places = torch.arange(size, device=idx.device)
         caches = self.caches(B, min(size, T + max_new_tokens))
         token, place = idx[:, -1:].clone(), places[:1].clone()  # the last one and where it stands: step() moves them on
+        health = torch.zeros(B, 1, device=idx.device)
+        every = 1 if idx.device.type == 'cpu' else 16  # tokens between two looks at health, which wait for the GPU
 
-        def draw(idx, caches=None, pos=None, first=False):
+        def draw(idx, caches=None, pos=None):
             logits, _ = self(idx, caches=caches, pos=pos)
-            if first and logits.isnan().any():  # text would come out all the same
-                raise UserError('the model computes NaN; take dtype = float32, or a checkpoint of before it diverged')
-            return pick(logits[:, -1, :vocabulary], temperature, top_k, top_p, generator)
+            return pick(logits[:, -1, :vocabulary], temperature, top_k, top_p, generator, health)
 
         def step():
             token.copy_(draw(token, caches, place))
@@ -442,12 +442,14 @@ class GPT(nn.Module):
         for n in range(T, T + max_new_tokens):
             if n > size:  # the window slides: every position embedding changes, so nothing can be reused
                 seen = [torch.cat(seen, dim=1)[:, -size:]]
-                new = draw(seen[0], first=n == T)
+                new = draw(seen[0])
             elif n == T:
-                new = draw(idx, caches, places[:n], first=True)
+                new = draw(idx, caches, places[:n])
                 token.copy_(new), place.fill_(n)
             else:
                 new = step().clone()  # a replay writes to the same address
+            if ((n - T) % every == 0 or n == T + max_new_tokens - 1) and health.isnan().any():
+                raise UserError('the model computes NaN; take dtype = float32, or a checkpoint of before it diverged')
             seen.append(new)
             yield new
 
@@ -461,10 +463,14 @@ class GPT(nn.Module):
         return [torch.zeros(shape, device=like.device, dtype=dtype) for shape in shapes]
 
 
-def pick(logits, temperature, top_k, top_p, generator):
-    """Draw a token from logits (B, V): (B, 1)."""
+def pick(logits, temperature, top_k, top_p, generator, health=None):
+    """Draw a token from logits (B, V): (B, 1). health (B, 1): becomes NaN, and stays it, where a row has a NaN: a token comes out
+    all the same."""
     if temperature < 1e-30:  # float32 cannot divide by much less
-        return logits.argmax(-1, keepdim=True)
+        best = logits.argmax(-1, keepdim=True)  # a NaN counts as the largest
+        if health is not None:
+            health.add_(logits.gather(-1, best).float() * 0)
+        return best
     ids = None
     nucleus = top_p and top_p < 1  # the smallest set of most likely tokens whose probabilities reach top_p
     if top_k or nucleus:
@@ -476,5 +482,7 @@ def pick(logits, temperature, top_k, top_p, generator):
         logits = logits.masked_fill(probs.cumsum(-1) - probs >= top_p, -math.inf)
     # as torch.multinomial draws, without its checks: the first of independent clocks that run at these rates
     probs = logits.softmax(-1)
+    if health is not None:
+        health.add_(probs[:, :1])  # all of a row are NaN, or none
     drawn = (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1, keepdim=True)
     return drawn if ids is None else ids.gather(-1, drawn)

@@ -45,6 +45,29 @@ def test_a_model_that_computes_nan_writes_no_text(length):
             next(model.generate(tokens(T=length), 10, temperature))
 
 
+@pytest.mark.parametrize('how', [dict(temperature=0), dict(), dict(top_k=5), dict(top_p=0.9, vocabulary=50)])
+@pytest.mark.parametrize('where', [9, 15])
+def test_a_nan_that_comes_later_ends_the_text(how, where):
+    """Of a position embedding, read after that many tokens: of one in the middle, and of the last one."""
+    model, drawn = tiny_gpt().eval(), []
+    with torch.no_grad():
+        model.transformer.wpe.weight[where, 3] = float('nan')
+    with pytest.raises(UserError, match='computes NaN'):
+        for new in model.generate(tokens(B=2, T=1), 60, **how):
+            drawn.append(new)
+    assert len(drawn) == where
+
+
+@pytest.mark.parametrize('how', [dict(temperature=0), dict(top_k=60), dict(top_p=0.9)])
+def test_a_nan_among_the_logits_is_found_whichever_token_is_drawn(how):
+    logits, health = torch.randn(3, 60), torch.zeros(3, 1)
+    logits[1, 40] = float('nan')
+    args = dict(temperature=1.0, top_k=None, top_p=None) | how
+    for _ in range(2):
+        pick(logits, **args, generator=None, health=health)
+    assert health.isnan().flatten().tolist() == [False, True, False]
+
+
 def test_the_command_draws_sample_i_with_seed_plus_i_below_the_vocabulary(monkeypatch, capsys):
     drawn = []
 
