@@ -50,7 +50,7 @@ from linear import factors
 from logger import relative
 from model import add_up
 from surgery import distill
-from surgery.operation import block_of, layer_of, open_model, past, put, report, twin, with_keys, write
+from surgery.operation import block_of, layer_of, open_model, past, put, report, spare_report, twin, with_keys, write
 from tokens import loader
 
 CALIBRATION = 8192  # training tokens that --init=whitened looks at
@@ -415,6 +415,7 @@ def kinds(sites) -> dict:
 
 
 def factorize(cfg: FactorizeConfig):
+    spare_report(cfg)
     ckpt, model, tokens = open_model(cfg)
     if model.config.linear != 'dense':
         raise UserError(
@@ -472,4 +473,5 @@ def factorize(cfg: FactorizeConfig):
         shape=shape_keys(config, cfg),
     )
     write_json(root_path(cfg.out).with_suffix('.json'), facts)
-    distill.forget(cfg)
+    if cfg.distill_iters:
+        distill.forget(cfg)

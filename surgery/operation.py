@@ -5,6 +5,7 @@ largest difference of logits, and the loss before and after, on real tokens), an
 
 import copy
 import dataclasses
+import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 import checkpoint
 from configurator import UserError, input_path, key, root_path
-from files import check_place
+from files import check_place, read_json
 from linear import module_name
 from model import NANOGPT_KEYS, GPTConfig
 from surgery import reader
@@ -74,6 +75,20 @@ def spare(cfg: SurgeryConfig, folder=False):
         raise UserError(f'out = {cfg.out}: is the checkpoint itself, {lost}')
     if out.is_file() and out.with_name('metrics.jsonl').exists():
         raise UserError(f'out = {cfg.out}: is the checkpoint of a run, {lost}')
+    if out.is_file() and out.stat().st_size and not zipfile.is_zipfile(out):
+        raise UserError(f'out = {cfg.out}: is there and no checkpoint, {lost}')
+
+
+def spare_report(cfg: SurgeryConfig):
+    """UserError if the report beside cfg.out would replace what is none, such as the config.json of a run."""
+    path = root_path(cfg.out).with_suffix('.json')
+    try:
+        if path.exists():
+            read_json(path, dict(settings=dict))
+    except UserError:
+        raise UserError(
+            f'out = {cfg.out}: its report is {path.name}, which is there and no report; choose another --out'
+        ) from None
 
 
 def open_model(cfg: SurgeryConfig, folder=False):

@@ -53,7 +53,7 @@ from surgery.grow import ligo
 from surgery.grow.checks import settle
 from surgery.grow.weights import DEPTH, How, grow_moments, grow_weights, parse
 from surgery.grow.widen import WIDTH
-from surgery.operation import SurgeryConfig, compare, dense_config, open_model, real_tokens, report, write
+from surgery.operation import SurgeryConfig, compare, dense_config, open_model, real_tokens, report, spare_report, write
 from tokens import loader
 
 EXACT = 1e-3  # largest logit difference in float32 that a function-preserving growth may cause
@@ -177,6 +177,7 @@ def assemble(config, weights: dict) -> GPT:
 
 
 def grow(cfg: GrowConfig):
+    spare_report(cfg)
     ckpt, model, tokens = open_model(cfg)
     how = parse(cfg.method, cfg.noise, cfg.seed)
     old = model.config
