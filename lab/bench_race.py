@@ -31,6 +31,7 @@ from optimizers import optim
 from train import TrainConfig, Trainer
 
 ONCE, TIMED = 15, 30  # steps in which all is compiled and captured; steps after them that tell the time of one
+OFF = 0.05  # of the seconds: by so much may a training miss them without a word
 OWN = dict(arm=str, trained_s=float, val_loss=float)  # lines of --out, for files.ready
 
 
@@ -77,6 +78,10 @@ def race(argv: list[str]):
                 f'{r["trained_s"]:.0f} s, {r["iters"]} steps of {r["ms"]:.2f} ms: val loss {r["val_loss"]:.4f}  {r["arm"]}',
                 flush=True,
             )
+            if abs(r['trained_s'] - seconds) > OFF * seconds:
+                print(
+                    f'NOTE: {seconds:g} s were asked for: the first {ONCE + TIMED} steps told too little of a step here'
+                )
             if first.out:
                 add_line(root_path(first.out), relative(r))
     print(table(rows))

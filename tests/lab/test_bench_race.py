@@ -78,6 +78,15 @@ def test_each_training_ends_its_schedule_when_its_seconds_are_over(race, monkeyp
     )
 
 
+def test_a_training_that_misses_its_seconds_says_so(race, monkeypatch, capsys):
+    race(*TINY, '--seconds=20')
+    assert 'NOTE' not in capsys.readouterr().out
+    monkeypatch.setattr(bench_race, 'TIMED', 0.5 * bench_race.TIMED)  # as if a step took longer than it does
+    monkeypatch.setattr(steps, 'seconds', lambda t, n, of=steps.seconds: of(t, round(n)))
+    race(*TINY, '--seconds=40')
+    assert 'NOTE: 40 s were asked for' in capsys.readouterr().out
+
+
 def trained(arm: str, seconds: float, loss: float) -> dict:
     return dict(arm=arm, seconds=seconds, trained_s=seconds - 1, val_loss=loss, iters=9, tokens=99, ms=1.0,
                 device='cpu', dtype='float32', torch='2', commit='abcdefgh')  # fmt: skip
