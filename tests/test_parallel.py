@@ -3,6 +3,7 @@ parallel = fsdp computes what ddp and a single process compute, sends no gradien
 anywhere. Two processes, started once, make all runs of this file's quick tests.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -372,6 +373,19 @@ def test_a_run_goes_on_from_shares_with_its_own_tokens_only(runs, tmp_path, fail
     torch.save(rest, folder / 'rest.pt')
     cfg = load(TrainConfig, [*RUN, *LONG, '--init_from=resume', f'--out_dir={tmp_path}'])
     fails(lambda: train(cfg), 'its vocabulary is 65 characters', 'prepare the data set as it was')
+
+
+def test_the_plain_file_of_shares_finds_a_tokenizer_too_large_to_lie_in_it(runs, tmp_path, fails):
+    folder, text = shutil.copytree(runs / 'shares' / 'shards-5', tmp_path / 'run' / 'shards-5'), '{"a": 1}'
+    rest = torch.load(folder / 'rest.pt', weights_only=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    rest['tree']['tokenizer'] = dict(tokenizer='bpe', vocab_size=65, sha256=digest)
+    torch.save(rest, folder / 'rest.pt')
+    cfg = load(shares.ConsolidateConfig, [f'--checkpoint={folder}', f'--out={tmp_path}/x/x.pt'])
+    fails(lambda: shares.consolidate(cfg), 'is too large to lie in the checkpoint', 'put the one with sha256')
+    (tmp_path / 'run' / 'tokenizer.json').write_text(text)
+    shares.consolidate(cfg)
+    assert (tmp_path / 'x' / 'tokenizer.json').read_text() == text and (tmp_path / 'x' / 'x.pt').exists()
 
 
 def test_torch_does_not_warn_of_what_no_block_does(runs):

@@ -231,7 +231,7 @@ def find_json(record: dict, where, folders) -> str:
     for folder in folders:
         with suppress(OSError, UnicodeDecodeError):  # none there, or a damaged one
             texts.append(read_text(folder / 'tokenizer.json', LONGEST_JSON))
-    if where and Path(where).is_dir():
+    if where and has_tokenizer(Path(where)):  # a folder of Hugging Face; one of shares has none
         texts.append(folder_json(where))
     for text in texts:
         if hashlib.sha256(text.encode()).hexdigest() == record['sha256']:
