@@ -217,6 +217,17 @@ def windows(t, steps: int) -> str:
     )
 
 
+def without_effect(cfg) -> str:
+    """A line about keys that were set and mean nothing in this config; '' if there are none."""
+    if not (idle := cfg.idle()):
+        return ''
+    keys, schedule = ', '.join(f'{k} = {v}' for k, v in idle.items()), cfg.schedule if cfg.decay_lr else 'none'
+    return (
+        f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp}, optimizer = {cfg.optimizer},'
+        f' schedule = {schedule})'
+    )
+
+
 class Log:
     """What a run writes and prints. The first process alone does so: the Log of any other is quiet. dry: print, write nothing."""
 
@@ -294,13 +305,7 @@ class Log:
         if cfg.note:
             self.say(cfg.note)
         self.say('config: ' + ', '.join(f'{k}={v}' for k, v in overrides(cfg).items() if k != 'note'))
-        if idle := cfg.idle():
-            keys = ', '.join(f'{k} = {v}' for k, v in idle.items())
-            schedule = cfg.schedule if cfg.decay_lr else 'none'
-            self.say(
-                f'NOTE: without effect here: {keys} (linear = {cfg.linear}, mlp = {cfg.mlp}, optimizer = {cfg.optimizer},'
-                f' schedule = {schedule})'
-            )
+        self.say(without_effect(cfg))
         tokens = facts['tokens_per_iter']
         flops = tokens * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
         self.say(

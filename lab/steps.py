@@ -10,7 +10,7 @@ import torch
 
 import hardware
 from configurator import UserError, key, overrides, spelled
-from logger import commit
+from logger import commit, without_effect
 from train import TrainConfig, Trainer
 
 
@@ -32,7 +32,8 @@ def apart(argv: list[str]) -> list[list[str]]:
 
 
 def check_arms(configs: list, keys: set):
-    """UserError where an arm but the first has one of these keys, which are for all, or where there are several processes."""
+    """UserError where an arm but the first has one of these keys, which are for all, or where there are several processes. Says
+    which keys have no effect."""
     for c in configs[1:]:
         if mine := keys & set(overrides(c)):
             raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')
@@ -40,6 +41,9 @@ def check_arms(configs: list, keys: set):
             raise UserError(
                 f'device = {c.device}: all arms run on that of the first ({configs[0].device}); give it there'
             )
+    for c in configs:
+        if c.init_from == 'scratch' and (said := without_effect(c)):  # of another start the model is not known yet
+            print(said, flush=True)
     if hardware.rank_world()[1] > 1:
         raise UserError('bench.py times one process; torchrun train.py logs the step time of several')
 

@@ -87,6 +87,12 @@ def test_a_training_that_misses_its_seconds_says_so(race, monkeypatch, capsys):
     assert 'NOTE: 40 s were asked for' in capsys.readouterr().out
 
 
+def test_keys_without_effect_are_named(race, capsys):
+    race(*TINY, '--seconds=20', '--rank=4', '--', *TINY, f'--nanogpt={PATH}', '--vocab_size=96', '--wsd_decay_iters=3')
+    said = capsys.readouterr().out
+    assert 'without effect here: rank = 4' in said and 'without effect here: wsd_decay_iters = 3' in said
+
+
 def trained(arm: str, seconds: float, loss: float) -> dict:
     return dict(arm=arm, seconds=seconds, trained_s=seconds - 1, val_loss=loss, iters=9, tokens=99, ms=1.0,
                 device='cpu', dtype='float32', torch='2', commit='abcdefgh')  # fmt: skip
