@@ -5,10 +5,10 @@ A race by the clock: the validation loss after so many seconds of training. benc
 
 An arm is a config with flags as for train.py; with --nanogpt=FOLDER the model and the step are nanoGPT's own
 (lab/bench_nanogpt.py). Each number of seconds is a training of its own, from the start to the end of its schedule: the first
-steps tell how long one takes, and lr_decay_iters becomes the number of steps that fit (wsd_decay_iters keeps its share of it).
-What happens once (compilation, capture of graphs) and the evaluation at the end are not counted, all steps are. Every arm is
-evaluated on the same windows, eval_iters batches of them (0: all). Those first steps come before any decay. Arms run one after the other: to race on several GPUs,
-start a command on each.
+steps, which come before any decay, tell how long one takes, and lr_decay_iters becomes the number of steps that fit
+(wsd_decay_iters keeps its share of it). All steps are counted; what happens once (compilation, capture of graphs) is not, and
+stands apart (once_s), nor is the evaluation at the end. Every arm is evaluated on the same windows, eval_iters batches of them
+(0: all). Arms run one after the other: to race on several GPUs, start a command on each.
 """
 
 import copy
@@ -121,12 +121,14 @@ def fitted(cfg: RaceConfig, share: float, seconds: float, step: float):
 
 def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
     """The figures of a training of so many seconds."""
+    began = steps.time.perf_counter()
     t = (NanoGPT if cfg.nanogpt else Trainer)(copy.copy(cfg), device)
     share = cfg.wsd_decay_iters / max(1, cfg.lr_decay_iters)
     t.cfg.lr_decay_iters = sys.maxsize  # until it is known
     steps.seconds(t, ONCE)
     timed = steps.seconds(t, TIMED)
     step = timed / TIMED
+    once = steps.time.perf_counter() - began - timed - ONCE * step
     fitted(t.cfg, share, seconds, step)
     n = t.cfg.max_iters
     trained = ONCE * step + timed + steps.seconds(t, n - ONCE - TIMED)
@@ -134,6 +136,7 @@ def train(cfg: RaceConfig, name: str, seconds: float, device) -> dict:
         arm=name,
         seconds=seconds,
         trained_s=trained,
+        once_s=once,
         ms=1000 * trained / n,
         iters=n,
         tokens=n * t.cfg.tokens_per_iter,

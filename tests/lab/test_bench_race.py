@@ -63,6 +63,7 @@ def test_each_training_ends_its_schedule_when_its_seconds_are_over(race, monkeyp
     figures = [(r['seconds'], r['trained_s'], r['ms'], r['iters'], r['tokens']) for r in rows]
     ours = [(24, 24, 2000, 12, 12 * 128), (40, 40, 2000, 20, 20 * 128)]
     assert figures == [*ours, ours[1], (24, 24, 4000, 6, 6 * 128)]
+    assert [r['once_s'] for r in rows] == [50] * 4
     ends, begins = (lrs[11], lrs[31], lrs[51]), (lrs[1], lrs[13], lrs[33])
     assert begins == pytest.approx([1e-2 * 2 / 3] * 3)  # the warm-up keeps its length
     assert 1e-3 < ends[1] < ends[0] < 1.6e-3 and lrs[11] < lrs[10]
