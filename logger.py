@@ -308,13 +308,10 @@ class Log:
         self.say(without_effect(cfg))
         tokens = facts['tokens_per_iter']
         flops = tokens * facts['flops_per_token'] + facts['processes'] * facts['flops_per_update']
+        params, collapsed = facts['params'], facts['params_collapsed']
         self.say(
-            f'{size(facts["params"])} parameters'
-            + (
-                f' ({size(facts["params_collapsed"])} collapsed)'
-                if facts['params_collapsed'] != facts['params']
-                else ''
-            )
+            f'{size(params)} parameters'
+            + (f' ({size(collapsed)} collapsed)' if collapsed != params else '')
             + f', {tokens:,} tokens and {flops / 1e12:.4g} TFLOP per iteration on {facts["device"]}'
             + f' x {facts["processes"]}, {facts["dtype"]}, attention {facts["attention"]}'
         )

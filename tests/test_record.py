@@ -728,8 +728,8 @@ def test_resuming_what_is_done_logs_its_last_evaluation_once(go):
 def test_a_quiet_log_says_and_writes_nothing_and_a_dry_one_says_all_and_writes_nothing(tmp_path, capsys, how):
     """The processes beside the first one, and eval_only."""
     cfg = load(TrainConfig, [*TINY, '--note=a note'])
-    facts = dict(device='cpu', params=9, tokens_per_iter=9, flops_per_token=9, flops_per_update=9, processes=2, dtype='f',
-                 attention='a')  # fmt: skip
+    facts = dict(device='cpu', params=9, params_collapsed=9, tokens_per_iter=9, flops_per_token=9, flops_per_update=9,
+                 processes=2, dtype='f', attention='a')  # fmt: skip
     log = Log(cfg, tmp_path / 'x', dict(vocab_size=5), facts, **{how: True})
     with log.closing(lambda: dict(final_iter=3)):
         log.say('something')
