@@ -29,8 +29,11 @@ from model import GPT, NANOGPT_KEYS, GPTConfig, model_args
 from optimizers.optim import lr_at
 from tokens import loader, losses
 
-# keys of training that its step does not read
-OURS = 'optimizer', 'hidden_lr', 'init_from', 'distill_from', 'seed_data', 'on_nan', 'activation_checkpointing'
+# keys that it does not read, and the value by which it works
+OURS = dict(
+    optimizer='adamw', hidden_lr=1.0, init_from='scratch', distill_from='', seed_data=None,
+    on_nan='stop', activation_checkpointing=False, cuda_graph=False, fuse_mlp=False, linear_path=None,
+)  # fmt: skip
 
 
 @dataclass
@@ -64,7 +67,7 @@ def code(path: str):
 def check(cfg) -> GPTConfig:
     """The config of our model of the same sizes. UserError where nanoGPT cannot express cfg, or its code cannot be read."""
     ours = GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__})
-    other = [k for k, v in overrides(cfg).items() if k in OURS and v is not False]
+    other = [k for k, v in overrides(cfg).items() if k in OURS and v != OURS[k]]
     if beyond := sorted(set(model_args(ours)) - set(NANOGPT_KEYS)) + other:
         draws = '; seed_model draws its weights and its windows' if 'seed_data' in beyond else ''
         raise UserError(f'nanogpt: cannot express {", ".join(beyond)}; leave that out of this arm{draws}')
