@@ -171,13 +171,7 @@ def test_a_schedule_does_not_decay_before_its_length_is_known(race, monkeypatch)
         (['--device=auto', '--', *TINY], 'device = cpu: all arms run on that of the first (auto)'),
         *(
             ([f'--nanogpt={PATH}', flag], f'cannot express {flag[2:].partition("=")[0]}')
-            for flag in (
-                '--seed_data=0',
-                '--data_order=permutation',
-                '--on_nan=skip',
-                '--activation_checkpointing=true',
-                '--cuda_graph=true',
-            )
+            for flag in ('--seed_data=0', '--on_nan=skip', '--activation_checkpointing=true', '--cuda_graph=true')
         ),
         (['--seconds='], 'seconds: must be given'),
         ([f'--nanogpt={PATH}', '--optimizer=muon'], 'cannot express optimizer'),
