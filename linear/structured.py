@@ -128,9 +128,14 @@ def dense_lr_scale(config) -> float:
 
 
 def whitened_by(C):
-    """C = E[x x^T] in float64, with a little added for inputs that never varied."""
+    """C = E[x x^T] in float64, with a little added: inputs that never varied, and what rounding to float32 (on a GPU to TF32) leaves
+    where one direction outweighs all others, would make it singular or worse."""
     C = C.double()
-    return C + 1e-6 * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+    one = (C.diagonal().mean().item() or 1.0) * torch.eye(len(C), dtype=C.dtype)
+    for little in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        if not torch.linalg.cholesky_ex(C + little * one).info:
+            break
+    return C + little * one
 
 
 def output_space(W, C, r: int):

@@ -165,6 +165,20 @@ def test_whitened_is_the_least_output_error(d, keys):
     assert all(g.norm() < 1e-2 * s.norm() for g, s in zip(grads, scale))  # stationary but for the damping
 
 
+@pytest.mark.parametrize('rest', [1e-4, 0.0])
+@pytest.mark.parametrize('keys', [dict(linear='low_rank', rank=5), dict(linear='block_diagonal', blocks=2)])
+def test_whitened_takes_inputs_of_which_nearly_all_is_one_direction(keys, rest):
+    """As of a model that was hardly trained: rounding leaves C with eigenvalues below 0. rest: what is beside that direction."""
+    old, gen = dense_layer(64, 256), torch.Generator().manual_seed(1)
+    X = torch.randn(200, 1, generator=gen) * torch.randn(64, generator=gen) + rest * torch.randn(200, 64, generator=gen)
+    C = X.T @ X / len(X)
+    if rest:
+        C = C.half().float()  # as rough as in TF32
+        assert torch.linalg.eigvalsh(C.double())[0] < -1e-6 * C.diagonal().mean()
+    new = new_layer(config_of(**keys), 'h.0.mlp.c_fc', old, 'whitened', C).to_dense()
+    assert (X @ (new - old.weight).T).norm() < 1e-2 * (X @ old.weight.T).norm()
+
+
 def test_rescaling_keeps_the_norm_and_the_direction():
     old = dense_layer(16, 64)
     config = config_of(linear='low_rank', rank=3, structured_norm=True)
