@@ -165,6 +165,12 @@ def read_int(text: str):
         return float(text)
 
 
+def nearest(name: str, names, cutoff=0.6) -> str:
+    """What may have been meant by a misspelt name, for the end of a message; '' if no name is near."""
+    near = difflib.get_close_matches(name, names, 1, cutoff)
+    return f"; did you mean '{near[0]}'?" if near else ''
+
+
 def violations(field, value) -> str:
     """What is allowed, in words, if value is out of range; '' if it is fine."""
     m = field.metadata
@@ -183,8 +189,8 @@ def violations(field, value) -> str:
             return 'must have at least one number'
         return next(filter(None, (violations(field, v) for v in value)), '')
     if m['choices'] and value not in m['choices']:
-        near = difflib.get_close_matches(str(value), [str(c) for c in m['choices']], 1)
-        return 'must be one of ' + ', '.join(map(str, m['choices'])) + (f"; did you mean '{near[0]}'?" if near else '')
+        names = [str(c) for c in m['choices']]
+        return f'must be one of {", ".join(names)}{nearest(str(value), names)}'
     if m['low'] is not None and not value >= m['low']:
         return f'must be at least {m["low"]}'
     if m['above'] is not None and not value > m['above']:
@@ -376,8 +382,7 @@ def hint(name: str, fields) -> str:
         return f'; write --{name[3:]}=false'
     if name == 'init_from' and 'checkpoint' in fields:  # nanoGPT's sample.py
         return '; a run is given by --out_dir=FOLDER, a model by --checkpoint=FILE or --checkpoint=gpt2'
-    near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else '; --help lists the keys'
+    return nearest(name, fields, cutoff=0.5) or '; --help lists the keys'
 
 
 def reader_of(path: Path) -> str:

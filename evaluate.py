@@ -28,7 +28,6 @@ the default is bfloat16, which rounds logits to about three digits; use --dtype=
 """
 
 import bz2
-import difflib
 import functools
 import hashlib
 import itertools
@@ -51,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from configurator import ROOT, UserError, key, load, open_file, printable, root_path, run
+from configurator import ROOT, UserError, key, load, nearest, open_file, printable, root_path, run
 from files import check_place, launched, read_json, write, write_json
 from logger import commit, dirty, relative
 from surgery.language_model import LM, open_model
@@ -112,9 +111,7 @@ class EvalConfig:
         found = [] if self.checkpoint else ['checkpoint: must be given, --checkpoint=PATH']
         for name in self.names():
             if name not in TASKS:
-                near = difflib.get_close_matches(name, TASKS, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else ''
-                found.append(f"tasks: there is no '{name}', only {', '.join(TASKS)}{hint}")
+                found.append(f"tasks: there is no '{name}', only {', '.join(TASKS)}{nearest(name, TASKS)}")
         if not self.names():
             found.append(f'tasks: name at least one of {", ".join(TASKS)}')
         if self.dataset and 'val' not in self.names():

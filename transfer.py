@@ -27,10 +27,9 @@ A checkpoint may be ours, nanoGPT's or a Hugging Face GPT-2 folder. A command th
 logits and the loss moved on validation tokens. One that should not change them writes nothing if it does.
 """
 
-import difflib
 import sys
 
-from configurator import UserError, load, run
+from configurator import UserError, load, nearest, run
 from lab.match import match
 from surgery.collapse import ExpandConfig, TransferConfig, collapse, expand, prune
 from surgery.export_hf import export_hf
@@ -60,9 +59,7 @@ def main():
     elif args[0] == 'match':  # two configs, as for train.py
         match(args[1:])
     elif args[0] not in COMMANDS:
-        near = difflib.get_close_matches(args[0], names.split(', '), 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ''
-        raise UserError(f"unknown command '{args[0]}'; use one of {names}{hint}")
+        raise UserError(f"unknown command '{args[0]}'; use one of {names}{nearest(args[0], names.split(', '))}")
     else:
         keys, operation = COMMANDS[args[0]]
         operation(load(keys, args[1:]))

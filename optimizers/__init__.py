@@ -12,11 +12,10 @@ A matrix optimizer moves the matrices of the blocks, as the layers state them (`
 everything else: embeddings, the head, norms, biases, gates, gains, routers, the values of a random sparse part.
 """
 
-import difflib
 from dataclasses import dataclass, fields
 
 import linear
-from configurator import gather, key
+from configurator import gather, key, nearest
 from optimizers import base
 from optimizers.muon import Muon
 from optimizers.normuon import NorMuon
@@ -54,9 +53,8 @@ Keys.__module__ = __name__
 def problems(cfg) -> list[str]:
     """What is wrong with the keys of the optimizer, one line each."""
     if cfg.optimizer not in OPTIMIZERS:
-        near = difflib.get_close_matches(cfg.optimizer, OPTIMIZERS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else ''
-        return [f"optimizer = '{cfg.optimizer}': is unknown; use one of {', '.join(OPTIMIZERS)}{hint}"]
+        near = nearest(cfg.optimizer, OPTIMIZERS)
+        return [f"optimizer = '{cfg.optimizer}': is unknown; use one of {', '.join(OPTIMIZERS)}{near}"]
     kind = OPTIMIZERS[cfg.optimizer]
     read = {'optimizer', *(f.name for f in fields(kind.Keys))} if kind else {'optimizer'}
     found, tell = [], lambda values: ', '.join(f'{k} = {v}' for k, v in values.items())
