@@ -60,26 +60,29 @@ def writing(path: Path):
             tmp.unlink()
 
 
+def is_device(path: Path) -> bool:
+    """Whether path is there and neither file nor folder, as /dev/null: writing() would put a file in its place."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def check_place(path: Path):
     """UserError if no file can be written at path: to be known before the time is spent that its content takes."""
-    above = next(p for p in path.parents if p.exists())
     if path.is_dir():
         raise UserError(f'out = {path}: is a folder; name a file, such as one in it')
+    if is_device(path):
+        raise UserError(f'out = {path}: is no plain file, and would be replaced by one; choose another --out')
+    above = next(p for p in path.parents if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = 'may not be written to' if above.is_dir() else 'is no folder'
         raise UserError(f'out = {path}: {above} {why}; choose another --out')
 
 
 def ready(path: Path, own, command: str, key='out'):
-    """UserError where path cannot be written, or is there and not what this command writes, which would be lost: to be known
-    before minutes are spent on what it is for. own: the shape of its lines (see misfit), or bytes that each of its files has
-    in it; key: the one that names path."""
-    other = f'{key} = {path}: is there, and {command} did not write it; name another file'
-    if path.exists() and not path.is_dir():
-        if not path.is_file():
-            raise UserError(other)  # a device would be replaced, too
-        if path.stat().st_size and not wrote(path, own):
-            raise UserError(other)
+    """UserError where path cannot be written, or is there and not what this command writes, which would be lost: to be
+    known before minutes are spent on what it is for. own: the shape of its lines (see misfit), or bytes that each of its
+    files has in it; key: the one that names path."""
+    if is_device(path) or path.is_file() and path.stat().st_size and not wrote(path, own):
+        raise UserError(f'{key} = {path}: is there, and {command} did not write it; name another file')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
@@ -303,7 +306,7 @@ def launched(folder: Path) -> bool:
 
 
 def save_picture(fig, out: Path):
-    """UserError if out cannot be written, is of a format that matplotlib does not know, or another program's picture."""
+    """UserError if out cannot be written, or is of a format that matplotlib does not know, or see check_picture()."""
     check_picture(out)
     picture = io.BytesIO()
     try:

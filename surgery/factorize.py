@@ -415,8 +415,8 @@ def kinds(sites) -> dict:
 
 
 def factorize(cfg: FactorizeConfig):
-    spare_report(cfg)
     ckpt, model, tokens = open_model(cfg)
+    spare_report(cfg)
     if model.config.linear != 'dense':
         raise UserError(
             f'{cfg.checkpoint} has linear = {model.config.linear} already; {linear.plain_first(model.config.linear)}'

@@ -63,7 +63,8 @@ def compare(before, after, x, y) -> tuple[float, float, float]:
 
 
 def spare(cfg: SurgeryConfig, folder=False):
-    """UserError if cfg.out would replace the checkpoint that is read, or one of a run, or can be none. folder: it will be one."""
+    """UserError if cfg.out would replace the checkpoint that is read, one of a run, or what is no checkpoint; or if it can
+    be none. folder: it will be one."""
     out, lost = root_path(cfg.out), 'which would be lost; choose another --out'
     if not folder:
         check_place(out)
@@ -75,8 +76,16 @@ def spare(cfg: SurgeryConfig, folder=False):
         raise UserError(f'out = {cfg.out}: is the checkpoint itself, {lost}')
     if out.is_file() and out.with_name('metrics.jsonl').exists():
         raise UserError(f'out = {cfg.out}: is the checkpoint of a run, {lost}')
-    if out.is_file() and out.stat().st_size and not zipfile.is_zipfile(out):
+    if out.is_file() and out.stat().st_size and not saved_by_torch(out):
         raise UserError(f'out = {cfg.out}: is there and no checkpoint, {lost}')
+
+
+def saved_by_torch(path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as z:
+            return any(name.endswith('/data.pkl') for name in z.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def spare_report(cfg: SurgeryConfig):

@@ -3,6 +3,7 @@
 import os
 import runpy
 import sys
+import zipfile
 
 import pytest
 from conftest import ROOT, TINY
@@ -113,6 +114,9 @@ CASES = [
     ('transfer.py factorize --checkpoint={ckpt} --linear=low_rank --out={tmp}/x.json', 'name it x.pt'),
     ('transfer.py collapse --checkpoint=nowhere.pt --out={tmp}/x.pt', 'no checkpoint at'),
     ('transfer.py collapse --checkpoint={ckpt} --out={tmp}/big.py', 'is there and no checkpoint, which would be lost'),
+    ('transfer.py collapse --checkpoint={ckpt} --out={tmp}/zip', 'is there and no checkpoint, which would be lost'),
+    ('transfer.py collapse --checkpoint={ckpt} --out={tmp}/fifo', 'is no plain file, and would be replaced by one'),
+    ('transfer.py grow --checkpoint={ckpt} --out=/ --method=clone --n_embd=64', 'out = /: is a folder'),
     ('transfer.py grow --checkpoint={ckpt} --out={tmp}/run/config.pt --method=clone --n_embd=64', 'config.json, which is'),
     ('transfer.py factorize --checkpoint={ckpt} --out={tmp}/run/config.pt --linear=low_rank', 'config.json, which is'),
     ('transfer.py expand --checkpoint={ckpt} --out={tmp}/x.pt --linear_layers=nothing', 'matches no layer'),
@@ -205,6 +209,7 @@ def files(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('wrong')
     os.mkfifo(tmp / 'fifo')
     (tmp / 'big.py').write_text('#' * 2**21)
+    zipfile.ZipFile(tmp / 'zip', 'w').writestr('word/document.xml', 'a letter')
     (tmp / 'binary.py').write_bytes(bytes(range(256)))
     for name, text in dict(
         syntax='n_layer = 2\nn_head = (', raises='n_layer = 1 / 0', loop="include('loop.py')", nul="dataset = 'a\\0b'",

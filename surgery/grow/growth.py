@@ -177,8 +177,8 @@ def assemble(config, weights: dict) -> GPT:
 
 
 def grow(cfg: GrowConfig):
-    spare_report(cfg)
     ckpt, model, tokens = open_model(cfg)
+    spare_report(cfg)
     how = parse(cfg.method, cfg.noise, cfg.seed)
     old = model.config
     new = settle(old, target(old, cfg, how), how)
