@@ -388,10 +388,6 @@ def test_the_plain_file_of_shares_finds_a_tokenizer_too_large_to_lie_in_it(runs,
     assert (tmp_path / 'x' / 'tokenizer.json').read_text() == text and (tmp_path / 'x' / 'x.pt').exists()
 
 
-def test_torch_does_not_warn_of_what_no_block_does(runs):
-    assert 'in-place' not in (runs / 'said.txt').read_text()
-
-
 class Hostile:
     def __reduce__(self):
         return Path.touch, (Path(os.environ['NANOMORPH_TOUCH']),)
