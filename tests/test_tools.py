@@ -88,6 +88,14 @@ def test_a_command_goes_on_with_its_own_file(tmp_path):
     files.ready(tmp_path / 'empty', bench.OWN, 'x')
 
 
+def test_neither_a_device_nor_what_only_looks_compressed_is_replaced(tmp_path, fails):
+    from lab.bench_profile import TRACE
+
+    (tmp_path / 't.json.gz').write_bytes(b'no gzip, but "traceEvents"')
+    for path, own in ((Path('/dev/null'), bench.OWN), (tmp_path / 't.json.gz', TRACE)):
+        fails(lambda path=path, own=own: files.ready(path, own, 'x'), f'out = {path}: is there, and x did not write it')
+
+
 def test_traces_spectra_and_pictures_replace_only_their_own(run_train, fails, tmp_path, monkeypatch):
     from lab import figures
     from surgery import spectra

@@ -453,6 +453,7 @@ def test_an_interrupted_distillation_goes_on_to_the_same_end(tmp_path, trained, 
     with monkeypatch.context() as m:  # as if another run had left its checkpoint there
         m.setattr(checkpoint, 'checksum', lambda tensors: 'crc32 0')
         fails(lambda: run_factorize(tmp_path, trained, *DISTILL), 'was begun with weights = crc32', 'delete it')
+    run_factorize(tmp_path, trained, *DISTILL[:2])  # without distillation: another command, which leaves it there
     new, _ = run_factorize(tmp_path, trained, *DISTILL)
     assert trained_now == [1] and not (tmp_path / 'new' / 'ckpt.distill.pt').exists()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), new.parameters()))
