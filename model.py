@@ -398,7 +398,7 @@ class GPT(nn.Module):
         return n - sum(m.d_in * m.d_out for m in mine[1:])
 
     def num_params_collapsed(self, beside=None) -> int:
-        """The same count for the model that this one collapses to: a mixture in a layer, which is no matrix, stays as it is."""
+        """The same count for the model that this one collapses to. A layer that is no matrix, a mixture, stays."""
         layers = [m for m in self.modules() if hasattr(m, 'factors') and m.is_matrix] + [*(beside or {}).values()]
         return self.num_params(beside) + sum(
             m.d_in * m.d_out - sum(p.numel() for name, p in m.named_parameters() if name not in ('bias', 'guide'))
@@ -464,8 +464,8 @@ class GPT(nn.Module):
 
 
 def pick(logits, temperature, top_k, top_p, generator, health=None):
-    """Draw a token from logits (B, V): (B, 1). health (B, 1): becomes NaN, and stays it, where a row has a NaN: a token comes out
-    all the same."""
+    """Draw a token from logits (B, V): (B, 1). health (B, 1) becomes NaN, and stays it, where a row has a NaN: a token
+    comes out all the same."""
     if temperature < 1e-30:  # float32 cannot divide by much less
         best = logits.argmax(-1, keepdim=True)  # a NaN counts as the largest
         if health is not None:

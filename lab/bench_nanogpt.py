@@ -65,7 +65,7 @@ def code(path: str):
 
 
 def check(cfg) -> GPTConfig:
-    """The config of our model of the same sizes. UserError where nanoGPT cannot express cfg, or its code cannot be read."""
+    """The config of our model of the same sizes. UserError where nanoGPT cannot express cfg, or has no code there."""
     ours = GPTConfig(**{k: getattr(cfg, k) for k in GPTConfig.__dataclass_fields__})
     other = [k for k, v in overrides(cfg).items() if k in OURS and v != OURS[k]]
     if beyond := sorted(set(model_args(ours)) - set(NANOGPT_KEYS)) + other:

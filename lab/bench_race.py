@@ -4,11 +4,11 @@ A race by the clock: the validation loss after so many seconds of training. benc
     python bench.py race config/gpt2.py --optimizer=muon -- config/gpt2.py --nanogpt=/path/to/nanoGPT --seconds=540
 
 An arm is a config with flags as for train.py; with --nanogpt=FOLDER the model and the step are nanoGPT's own
-(lab/bench_nanogpt.py). Each number of seconds is a training of its own, from the start to the end of its schedule: the first
-steps, which come before any decay, tell how long one takes, and lr_decay_iters becomes the number of steps that fit
-(wsd_decay_iters keeps its share of it). All steps are counted; what happens once (compilation, capture of graphs) is not, and
-stands apart (once_s), nor is the evaluation at the end. Every arm is evaluated on the same windows, eval_iters batches of them
-(0: all). Arms run one after the other: to race on several GPUs, start a command on each.
+(lab/bench_nanogpt.py). Each number of seconds is a training of its own, from the start to the end of its schedule: the
+first steps, which come before any decay, tell how long one takes, and lr_decay_iters becomes the number of steps that fit
+(wsd_decay_iters keeps its share of it). All steps are counted. What happens once (compilation, capture of graphs) stands
+apart (once_s); the evaluation at the end is left out. Every arm is evaluated on the same windows, eval_iters batches of
+them (0: all). Arms run one after the other: to race on several GPUs, start a command on each.
 """
 
 import copy
@@ -105,7 +105,7 @@ def check_windows(configs: list):
 
 
 def fitted(cfg: RaceConfig, share: float, seconds: float, step: float):
-    """End cfg's schedule after as many steps as fit into these seconds. share: of wsd_decay_iters; step: seconds of one."""
+    """End cfg's schedule after as many steps as fit into these seconds. share: of wsd_decay_iters; step: its seconds."""
     cfg.max_iters = cfg.lr_decay_iters = n = round(seconds / step)
     cfg.wsd_decay_iters = round(share * n)
     if n < ONCE + TIMED:
@@ -172,9 +172,6 @@ def table(rows: list[dict]) -> str:
         for r, arm in zip(rows, arms)
     ]
     common = [w for w in rows[0]['arm'].split() if w not in arms[0].split()]
-    once = dict.fromkeys(f'{r["device"]}, {r["dtype"]}, torch {r["torch"]}, {r["commit"][:7]}' for r in rows)
-    head = [
-        '; '.join(once),
-        *([f'all with {" ".join(common)}'] * bool(common)),
-    ]
-    return '\n'.join([*head, *columns(lines)])
+    where = dict.fromkeys(f'{r["device"]}, {r["dtype"]}, torch {r["torch"]}, {r["commit"][:7]}' for r in rows)
+    shared = [f'all with {" ".join(common)}'] * bool(common)
+    return '\n'.join(['; '.join(where), *shared, *columns(lines)])

@@ -235,7 +235,7 @@ def times(rows: list[dict]):
 
 
 def race(rows: list[dict]):
-    """Validation loss after seconds of training (bench.py race), every training a point; dots join the best ones of a side."""
+    """Validation loss after seconds of training (bench.py race), each training a point; dots join the best of a side."""
     fig, axes = figure(1, width=7)
     ax = axes[0, 0]
     for side, color in (('nanoGPT', BASELINE), ('nanoMorph', OTHERS[0])):

@@ -32,8 +32,8 @@ def apart(argv: list[str]) -> list[list[str]]:
 
 
 def check_arms(configs: list, keys: set):
-    """UserError where an arm but the first has one of these keys, which are for all, or where there are several processes. Says
-    which keys have no effect."""
+    """UserError where an arm but the first has one of these keys, which are for all, or where there are several
+    processes. Says which keys have no effect."""
     for c in configs[1:]:
         if mine := keys & set(overrides(c)):
             raise UserError(f'{", ".join(sorted(mine))}: belongs to the first arm, before the first --')

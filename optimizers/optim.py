@@ -169,21 +169,17 @@ class Optimizer:
         self.load_state_dict({name: moments.get(name) for name in self.stateful()})
 
     def groups(self):
-        """(who moves it, peak rate, decay, {name: parameter}) of everything that moves. A step shrinks by rate * decay."""
+        """(who moves it, peak rate, decay, {name: parameter}) of all that moves. A step shrinks by rate * decay."""
         names = iter(self.by_adamw.items())
         for g in self.adamw.param_groups:
-            yield (
-                'adamw',
-                self.cfg.learning_rate * g['lr_scale'],
-                g['weight_decay'],
-                dict(next(names) for _ in g['params']),
-            )
+            found = dict(next(names) for _ in g['params'])
+            yield 'adamw', self.cfg.learning_rate * g['lr_scale'], g['weight_decay'], found
         if mine := self.matrix_optimizer:
             for name, p in mine.parameters.items():
                 yield self.cfg.optimizer, mine.peak(), self.cfg.weight_decay * mine.decays[name], {name: p}
 
     def describe(self) -> list[str]:
-        """A table for the head of a run, where not all parameters have the rate learning_rate and the decay of nanoGPT's rule."""
+        """A table for the head of a run, where not all have the rate learning_rate and the decay of nanoGPT's rule."""
         cfg, lines = self.cfg, {}  # lines: {what is printed of a group: {name: parameter}}
         for who, rate, decay, found in self.groups():
             lines.setdefault((who, f'{rate:.4g}', f'{decay:.4g}'), {}).update(found)

@@ -28,8 +28,8 @@ class Guide(Hook):
         return 0.5 * (1 + math.cos(math.pi * min(1, n / self.iters)))
 
     def faded(self, model, optimizer, it) -> int:
-        """For how many iterations the guides have faded at iteration it. A run that begins with a checkpoint of a run whose guides
-        were fading (init_from = FILE) goes on from there: from it = 0 they would jump back, and the loss with them."""
+        """For how many iterations the guides have faded at iteration it. A run that begins with a checkpoint of a run whose
+        guides were fading (init_from = FILE) goes on from there: from it = 0 they would jump back, and the loss, too."""
         s = self.guided(model, optimizer)[0].share
         if s.item() == s.new_tensor(self.share(it)).item():
             return it
@@ -57,6 +57,5 @@ class Guide(Hook):
     def describe(self, model, optimizer):
         if self.cfg.init_from in ('scratch', 'resume', 'transfer') or not self.guided(model, optimizer):
             return []
-        return [
-            f'the guides go on fading where the checkpoint left them: {self.faded(model, optimizer, 0)} of {self.iters} iterations'
-        ]
+        behind = self.faded(model, optimizer, 0)
+        return [f'the guides go on fading where the checkpoint left them: {behind} of {self.iters} iterations']
