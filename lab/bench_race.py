@@ -80,7 +80,8 @@ def race(argv: list[str]):
             )
             if abs(r['trained_s'] - seconds) > OFF * seconds:
                 print(
-                    f'NOTE: {seconds:g} s were asked for: the first {ONCE + TIMED} steps told too little of a step here'
+                    f'NOTE: {seconds:g} s were asked for, {r["trained_s"]:.3g} taken: the first {ONCE + TIMED} steps told too'
+                    ' little of a step here'
                 )
             if first.out:
                 add_line(root_path(first.out), relative(r))

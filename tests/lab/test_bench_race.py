@@ -85,7 +85,7 @@ def test_a_training_that_misses_its_seconds_says_so(race, monkeypatch, capsys):
     monkeypatch.setattr(bench_race, 'TIMED', 0.5 * bench_race.TIMED)  # as if a step took longer than it does
     monkeypatch.setattr(steps, 'seconds', lambda t, n, of=steps.seconds: of(t, round(n)))
     race(*TINY, '--seconds=40')
-    assert 'NOTE: 40 s were asked for' in capsys.readouterr().out
+    assert 'NOTE: 40 s were asked for, 33.3 taken' in capsys.readouterr().out
 
 
 def test_keys_without_effect_are_named(race, capsys):
