@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import checkpoint
 import hardware
-from configurator import load
+from configurator import UserError, load
 from lab import bench_same
 from linear import LAYERS, make, moe
 from linear.dense import Dense
@@ -224,6 +224,18 @@ def test_replayed_sampling_draws_what_recomputing_draws(keys, compile):
     assert torch.equal(draw(temperature=0), idx[:, 5:])
     by = lambda seed: draw(temperature=5.0, top_k=200, generator=torch.Generator('cuda').manual_seed(seed))
     assert torch.equal(by(1), by(1)) and not torch.equal(by(1), by(2)) and len(by(1).unique()) > 50
+
+
+@pytest.mark.parametrize('where', [9, 39])
+def test_a_nan_that_comes_later_ends_replayed_sampling(where):
+    """Of a position embedding, read after that many tokens: at most 16 tokens later, and never after the last one."""
+    model, drawn = tiny_gpt(block_size=64).cuda().eval(), []
+    with torch.no_grad():
+        model.transformer.wpe.weight[where, 3] = float('nan')
+    with pytest.raises(UserError, match='computes NaN'):
+        for new in model.generate(torch.zeros(2, 1, dtype=torch.long, device='cuda'), 40, top_k=5):
+            drawn.append(new)
+    assert where <= len(drawn) <= where + 16
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
