@@ -247,8 +247,8 @@ def processes(device: torch.device, backend: str, timeout: int = 600):
         ) from None
     finally:
         if dist.is_initialized():
-            if dist.get_backend() == 'gloo':  # its threads drop their last tensors now: after Python's end that aborts the process
-                time.sleep(0.1)
+            if dist.get_backend() == 'gloo':
+                time.sleep(0.1)  # its threads drop their last tensors: after Python's end that aborts the process
             dist.destroy_process_group()
 
 
