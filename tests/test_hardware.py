@@ -239,6 +239,21 @@ def test_the_process_group_waits_as_long_as_ddp_timeout_says(monkeypatch):
     assert (given['backend'], given['timeout'].total_seconds(), given['device_id']) == ('gloo', 7, None)
 
 
+@pytest.mark.parametrize('backend, order', [('gloo', ['init', 'wait', 'destroy']), ('nccl', ['init', 'destroy'])])
+def test_the_threads_of_gloo_have_a_moment_before_python_may_end(backend, order, monkeypatch):
+    """Without it one fsdp run of ten aborts after all its work."""
+    did = []
+    monkeypatch.setattr(hardware, 'rank_world', lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *_, **__: did.append('init'))
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: bool(did))
+    monkeypatch.setattr(torch.distributed, 'get_backend', lambda: backend)
+    monkeypatch.setattr(torch.distributed, 'destroy_process_group', lambda: did.append('destroy'))
+    monkeypatch.setattr(hardware.time, 'sleep', lambda seconds: did.append('wait'))
+    with hardware.processes(torch.device('cpu'), backend):
+        pass
+    assert did == order
+
+
 def test_processes_that_torchrun_starts_again_do_not_find_the_addresses_of_dead_ones(monkeypatch):
     shared = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)  # torchrun's
     given = {}
