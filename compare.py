@@ -6,6 +6,7 @@ Compare ways to train: many runs at matched cost, each arm at its own best learn
     python compare.py config/compare/expansion.py --cluster=slurm --jobs=40 --partition=gpu
     python compare.py config/compare/growth_tiny.py                      arms with preparing steps, on a CPU
     python compare.py --show=results/growth_small                        only the tables, from the logs
+    python compare.py --show=results/mnist_mlp --center=median           the same runs, judged in another way
     python compare.py config/track/low_rank.py                           an entry of the board (docs/track.md)
     python compare.py --report                                           RESULTS.md and docs/track.md from all logs in results/
     python compare.py --check                                            do RESULTS.md and the documents agree with them?
@@ -131,7 +132,11 @@ class CompareConfig:
     )
     out: str = key('out/compare', 'where runs are trained, in <name>/')
     report: bool = key(False, 'only rewrite RESULTS.md, tables, plots and pages from the logs')
-    show: str = key('', 'only print the tables of such a folder of results')
+    show: str = key(
+        '',
+        f'only print the tables of such a folder of results; with {", ".join(outcomes.JUDGING)} judged anew by these',
+    )
+    baseline: str = key('', 'with show: the arm that the others are held against; empty: the first')
     check: bool = key(False, 'only check RESULTS.md and the documents against the logs')
 
     def __post_init__(self):
@@ -142,6 +147,10 @@ class CompareConfig:
     def problems(self):
         """What is wrong with the keys, one line each; [] if nothing."""
         found = []
+        if self.baseline and not self.show:
+            found.append(
+                f"baseline = '{self.baseline}': is read with show only; in a config the first arm is the baseline"
+            )
         if not (self.report or self.check or self.show) and len(self.arms) < (1 if self.track else 2):
             found.append('arms: give at least two in a config file, the baseline first; see config/compare/')
         for name in [*self.arms, *self.steps, *self.sizes]:
@@ -186,9 +195,16 @@ class CompareConfig:
 def main():
     argv = sys.argv[1:]
     cfg = load(CompareConfig, argv)
+    files, flags = read_flags(argv, {f.name: f for f in dataclasses.fields(CompareConfig)})
     results = root_path(cfg.results)
+    for only, keys in dict(show=outcomes.JUDGING, check=('results',), report=('results',)).items():
+        if getattr(cfg, only) and (odd := [*map(str, files), *(k for k in flags if k not in (only, *keys))]):
+            raise UserError(
+                f'{", ".join(odd)}: has no effect with {only}, which reads {", ".join(keys)} only; leave it out'
+            )
     if cfg.show:
-        print(printable(report.shown(input_path(cfg.show))))
+        given = {k: getattr(cfg, k) for k in outcomes.JUDGING if k in flags}
+        print(printable(report.shown(input_path(cfg.show), given)))
     elif cfg.check:
         if wrong := check.differences(results):
             raise UserError('\n'.join(wrong) + '\nafter a change of the logs: python compare.py --report')
@@ -200,7 +216,6 @@ def main():
             )
         report.write_all(results)
     else:
-        files, _ = read_flags(argv, {f.name: f for f in dataclasses.fields(CompareConfig)})
         if cfg.track:
             cfg = track.placed(cfg)
         compare(dataclasses.replace(cfg, name=cfg.name or (files[-1].stem if files else 'compare')), files)

@@ -15,7 +15,9 @@ from pathlib import Path
 from configurator import ROOT, UserError
 from lab import questions, report
 
-BLOCK = re.compile(r'<!-- python (\S+) ([^\n]*?) -->\n```\n(.*?)\n```', re.S)
+BLOCK = re.compile(
+    r'<!-- python (\S+) ([^\n]*?) -->\n(````?)\n(.*?)\n\3$', re.S | re.M
+)  # ```` around what has ``` in it
 COMMENT = re.compile(r'<!-- (source|cited): (.*?) -->', re.S)
 NO_PROSE = re.compile(  # code, addresses, versions, papers, intervals' level: no measured figures
     r'```.*?```|`[^`]*`|\[[\d.]+\]\(|\]\([^)]*\)|https?://\S+|<!--.*?-->|(?:Python|torch|arXiv)[: ][\d.]+|\d+% (?=interval|t-)',
@@ -145,7 +147,7 @@ def differences(results: Path, pages: list[Path] | None = None) -> list[str]:
             wrong.append(f'{path.name}, line {line}: "{is_[:200]}" where the logs say "{want[:200]}"')
     for path in documents(root) if pages is None else pages:
         text, blocks = path.read_text(), {}
-        for script, args, block in BLOCK.findall(text):
+        for script, args, _, block in BLOCK.findall(text):
             fresh = blocks[f'python {script} {args}'] = printed(script, args)
             if fresh != block:
                 wrong.append(f'{path.name}: the table of `python {script} {args}` is not what that prints')

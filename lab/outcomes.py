@@ -25,6 +25,7 @@ COMPARISON = {  # the shape (files.misfit) of comparison.json
     'learning_rates?': ([float], {str: ([float], float, str)}), 'targets?': ([float], {str: ([float], float)}),
     'horizons?': (None, [float], {str: [float]}), 'shared_steps?': bool, 'tasks?': str, 'script?': str, 'track?': str,
 }  # fmt: skip
+JUDGING = ('baseline', 'center', 'worth')  # what runs can be judged anew by: nothing that would choose other rates
 TIMES = {'ms': float, 'arm?': str, 'cells?': ([str], None)}
 HORIZON = re.compile(r'x[\d.]+(e-\d+)?')  # the size of a run of another length: xSHARE, of max_iters
 AXES = dict(iter='steps', tokens='tokens', flops='FLOPs', seconds='seconds')
@@ -348,16 +349,28 @@ def curve(x: Cell, axis: str) -> dict:
     for i in range(evals):
         if i or evals == 1:
             e = stats.mean([r['eval'][x.reports][i] for r in runs])
-            points['x'].append(statistics.mean(x.costs(r, axis)[i] for r in runs))
+            points['x'].append(statistics.fmean(x.costs(r, axis)[i] for r in runs))
             points['mean'].append(e.value)
             points['low'].append(e.value if math.isnan(e.low) else e.low)
             points['high'].append(e.value if math.isnan(e.high) else e.high)
     return points
 
 
-def load(folder: Path) -> tuple[dict, list[Cell]]:
-    """A comparison and its cells (none without a finished run) from its folder."""
+def judged_by(c: dict, baseline: str = '', **given) -> dict:
+    """Comparison c with another arm as its baseline, which is the first, and other values of JUDGING."""
+    if baseline and baseline not in c['arms']:
+        raise UserError(f"baseline = '{baseline}': no such arm; there is: {', '.join(c['arms'])}")
+    c = c | given | dict(arms={a: c['arms'][a] for a in dict.fromkeys((baseline or next(iter(c['arms'])), *c['arms']))})
+    if c.get('center') == 'log' and c['worth'] >= 1:
+        raise UserError(f"worth = {c['worth']:g}: with center = 'log' it is a share of the baseline's figure, below 1")
+    return c
+
+
+def load(folder: Path, given: dict | None = None) -> tuple[dict, list[Cell]]:
+    """A comparison and its cells (none without a finished run) from its folder. given: values of JUDGING in place of its own."""
     c = read_json(folder / 'comparison.json', COMPARISON)
+    if given:
+        c = judged_by(c, **given)
     if c.get('looks') and not 0 < c.get('seeds', 0) <= SWEEP:
         raise UserError(
             f'{folder / "comparison.json"}: damaged, seeds must be from 1 to {SWEEP}; restore it from a copy'

@@ -246,7 +246,8 @@ def judge(
         if bad := sum(not math.isfinite(y) for y in arms[arm]):
             v.word, v.note = WORSE, f'{bad} of {len(arms[arm])} seeds diverged'
         elif not v.how:
-            v.note = 'too few seeds for the first look' if base_ok else 'seeds of the baseline diverged'
+            few = 'too few seeds of the baseline' if len(arms[arm]) >= FIRST else 'too few seeds'
+            v.note = f'{few} for the first look' if base_ok else 'seeds of the baseline diverged'
     return found
 
 

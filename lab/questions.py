@@ -100,9 +100,9 @@ def read_questions(results: Path, known: dict) -> list[Question]:
     return [Question(**q) for q in given]
 
 
-def read(folder: Path) -> Results | None:
-    """None without finished runs."""
-    c, found = outcomes.load(folder)
+def read(folder: Path, given: dict | None = None) -> Results | None:
+    """None without finished runs. given: what they are judged by in place of what their comparison says (outcomes.JUDGING)."""
+    c, found = outcomes.load(folder, given)
     records, bench = read_records(folder), read_lines(folder / 'bench.jsonl')
     swept = sweeps.sweeps(c, records)
     tried = [] if found else sweeps.cells(c, records, bench)

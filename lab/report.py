@@ -18,7 +18,7 @@ questions the comparisons belong (questions.py).
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from configurator import UserError
+from configurator import UserError, brief
 from files import write
 from lab import figures, forest, questions, sweeps, tables, track
 from lab.costs import cost_table
@@ -43,12 +43,15 @@ def comparisons(results: Path) -> list[Path]:
     return sorted(p.parent for pattern in ('*', 'track/*/*') for p in results.glob(f'{pattern}/comparison.json'))
 
 
-def shown(folder: Path) -> str:
-    """The tables of a comparison, for the terminal; of one without a claim only what its runs cost."""
-    k = questions.read(folder)
+def shown(folder: Path, given: dict | None = None) -> str:
+    """The tables of a comparison, for the terminal; of one without a claim only what its runs cost. given: what it is judged by
+    in place of what it was planned with (outcomes.JUDGING)."""
+    k = questions.read(folder, given)
     if not k:
         raise UserError(f'{folder} holds no finished runs to show')
-    return body(k.c, k.found) if k.found else sweeps.table(k.c, k.swept)
+    anew = ', '.join(f'{key} = {brief(value)}' for key, value in (given or {}).items())
+    note = f'Judged anew, by {anew}. The runs were not planned for it: where it was chosen after a look at them, 5% is no promise.\n\n'
+    return note * bool(given) + (body(k.c, k.found) if k.found else sweeps.table(k.c, k.swept))
 
 
 def body(c: dict, found: list) -> str:

@@ -172,11 +172,13 @@ def multiples(c: dict, mine: list[Sweep]):
 
 
 def limits(mine: list[Sweep]) -> tuple[float, float]:
-    """From below the lowest run up to 1.3 times the height of the curves' ends; what lies above is named at the edge."""
+    """From below the lowest run up to 1.3 times the height of the curves' ends, and over the best of each curve; what lies above is
+    named at the edge."""
     runs = [v for s in mine for of_seed in s.figures.values() for v in of_seed.values() if math.isfinite(v)]
     lowest = min(runs)
-    tops = sorted(max(v for v in s.means.values() if math.isfinite(v)) - lowest for s in mine)
-    height = 1.3 * min(tops[-1], 2.0 * statistics.median(tops))
+    curves = [[v - lowest for v in s.means.values() if math.isfinite(v)] for s in mine]
+    tops = [max(curve) for curve in curves]
+    height = max(1.3 * min(max(tops), 2.0 * statistics.median(tops)), 1.2 * max(map(min, curves)))
     return lowest - 0.06 * height, lowest + max(height, 1e-3)
 
 

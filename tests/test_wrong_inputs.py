@@ -156,6 +156,12 @@ CASES = [
     ('compare.py config/compare/demo.py --cluster=slrum', "did you mean 'slurm'"),
     ('compare.py config/compare/demo.py --seeds=0', 'seeds = 0'),
     ('compare.py --show=nowhere', 'nowhere/comparison.json is missing; name the folder that holds it'),
+    ('compare.py --show=results/growth_warm --baseline=no', "baseline = 'no': no such arm; there is: scratch, "),
+    ('compare.py --show=results/growth_warm --seeds=4', 'seeds: has no effect with show, which reads baseline, center, worth'),
+    ('compare.py --show=results/growth_warm --center=log --worth=2', "with center = 'log' it is a share"),
+    ('compare.py config/compare/demo.py --report', 'demo.py: has no effect with report, which reads results only'),
+    ('compare.py --check --worth=1', 'worth: has no effect with check'),
+    ('compare.py config/compare/demo.py --baseline=k2000', 'in a config the first arm is the baseline'),
     ('compare.py --report --results={tmp}', 'RESULTS.md stays as it is'),
     # bench
     ('bench.py --steps=0', 'steps = 0'),

@@ -98,3 +98,11 @@ def test_the_legend_takes_no_room_from_the_plot(arms):
     p = page.curves(c, found[:arms], 'iter', 'iterations')
     assert p.height == page.plot(c, 'iterations').height + 24 * arms and len(p.legend[0].items) == arms
     assert p.legend[0] in p.below
+
+
+def test_a_plot_takes_costs_that_a_browser_has_no_integer_for():
+    """FLOPs beyond 2^53 are ints in the logs; Bokeh warned of each."""
+    pytest.importorskip('bokeh')
+    c, found = outcomes.load(ROOT / 'results' / 'kronecker_gutenberg_81m')
+    x = outcomes.curve(found[0], 'flops')['x']
+    assert max(x) > 2**53 and all(isinstance(v, float) for v in x)

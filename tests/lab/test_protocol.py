@@ -445,6 +445,8 @@ def test_seeds_that_diverge_and_looks_that_are_not_there_yet():
     found = protocol.judge(dict(a=[1.0, 1.0, math.inf, 1.0], b=[1.0, 1.1, 1.0]), base, 0.01, (4, 6))
     assert (found['a'].word, found['a'].note) == (WORSE, '1 of 4 seeds diverged')
     assert (found['b'].word, found['b'].note) == (UNDECIDED, 'too few seeds for the first look')
+    few = protocol.judge(dict(a=[1.0, 1.1, 1.0, 1.0]), base[:4], 0.01, (4, 6))['a']
+    assert (few.word, few.note) == (UNDECIDED, 'too few seeds of the baseline for the first look')
     broken = protocol.judge(dict(a=[1.0] * 4), [*base, math.inf], 0.01, (4, 6))['a']
     assert (broken.word, broken.note) == (UNDECIDED, 'seeds of the baseline diverged')
     rng = np.random.default_rng(19)  # ranks only need to know that one is worse

@@ -220,6 +220,10 @@ def test_a_run_above_the_panel_is_named_at_its_edge(results):
     ax = sweeps.multiples(c, sweeps.sweeps(c, known)['']).axes[1]
     assert [t.get_text() for t in ax.texts] == ['50.00']
     assert any(line.get_marker() == '^' for line in ax.lines)
+    known |= {r['run']: r for r in (record('worse', lr, SWEEP + s, 50 + s) for lr in RATES for s in (1, 2, 3))}
+    for ax in sweeps.multiples(c, sweeps.sweeps(c, known)['']).axes[:2]:  # an arm far above the others is seen, too
+        (diamond,) = (line for line in ax.lines if line.get_marker() == 'D')
+        assert ax.get_ylim()[0] < diamond.get_ydata()[0] < ax.get_ylim()[1]
 
 
 def test_the_parabola_goes_through_exact_figures():

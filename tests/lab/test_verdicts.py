@@ -8,7 +8,7 @@ import math
 import fake_train
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 from fakes import fake_script, found_cells, make_config  # noqa: F401
 
 import compare
@@ -96,6 +96,27 @@ def test_from_the_sweep_over_the_vertex_and_looks_in_pairs_to_a_word(judged, lau
     assert x['base'].rates[0.01] == pytest.approx(sweep['eval']['val_a'][-1], abs=0.02)
     table = report.shown(tmp_path / 'results' / 'c')
     assert 'better: **better by worth**, -0.' in table and 'val_b (last), mean ± std' in table
+
+
+def test_runs_are_judged_anew_by_another_arm_or_another_center(monkeypatch, capsys):
+    """--show with keys of outcomes.JUDGING, which it ignored; the words are those of a comparison that had them."""
+    folder = 'results/kronecker_gutenberg_81m'
+
+    def shown(*flags):
+        monkeypatch.setattr('sys.argv', ['compare.py', f'--show={folder}', *flags])
+        compare.main()
+        return capsys.readouterr().out
+
+    planned = shown()
+    assert 'Judged anew' not in planned and '- low_rank: **undecided**' in planned
+    by_prune = shown('--baseline=prune')
+    assert by_prune.startswith('Judged anew, by baseline = prune.') and '5% is no promise' in by_prune
+    assert '- low_rank: **better by worth**, -0.1701' in by_prune and '- nearest: **undecided**' in by_prune
+    c, found = outcomes.load(ROOT / folder, dict(baseline='prune'))
+    base, arm = ([*x.values.values()] for x in found if x.arm in ('prune', 'low_rank'))
+    assert next(iter(c['arms'])) == 'prune' and np.mean(arm) - np.mean(base) == pytest.approx(-0.1701, abs=5e-5)
+    assert '- nearest: **no gain that matters**' in shown('--baseline=prune', '--worth=0.5')
+    assert '(Mann-Whitney)' in shown('--center=median') and '(Welch of logarithms)' in shown('--center=log')
 
 
 def test_a_comparison_that_is_killed_goes_on_where_it_stopped(judged, launcher, tmp_path):
