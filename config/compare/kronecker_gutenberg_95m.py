@@ -1,9 +1,9 @@
 # As kronecker_gutenberg.py, for the 95M of Krony-PT's larger model (half of the parameters of each MLP). One arm has Kronecker
 # products in the attention instead of the MLPs: are the MLPs to blame? The paper prefers the pruned start to the nearest products.
 #
-#   python compare.py config/compare/kronecker_gutenberg_95m.py --cluster=pool --jobs=5
+#   python compare.py config/compare/kronecker_gutenberg_95m.py --cluster=pool --jobs=5 --tasks=
 #
-# 324 s of an H200 for the source, and 16 minutes for the arms.
+# 300 s of an H200 for the source, and about 21 minutes for the arms. It has not run.
 
 include('kronecker_gutenberg.py')
 
