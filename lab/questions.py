@@ -33,7 +33,7 @@ from lab.tables import OLD, judged
 
 COMMENT = re.compile(r'\s*(<!-- .*? -->)', re.S)
 LONGEST = 300  # characters of an answer's sentence
-TOO_MANY = 60  # seeds to add; beyond that less noise or another design is cheaper
+TOO_MANY = 60  # seeds; beyond that less noise or another design is cheaper, so it is priced apart
 
 
 @dataclass
@@ -174,30 +174,39 @@ def undecided(name: str, k: Results) -> str:
     parts = [f'`{x.name}`' + (f' ({more(x.verdict)})' if more(x.verdict) else '') for x, _ in waiting]
     most = k.c['seeds'] if k.c.get('looks') else TOO_MANY  # a plan ends where it ends
     near = [(x, base) for x, base in waiting if x.verdict.n + (x.verdict.more or 0) <= most]
+    far = [pair for pair in waiting if pair not in near]
     config, said = ROOT / 'config' / 'compare' / f'{name}.py', f'`{name}`: {", ".join(parts)}.'
-    if not near:
-        return f'{said} Less noise or a larger `worth` is needed.'
     if not config.exists():
-        return said
-    flags, minutes = decides(k, near)
-    names = '' if len(near) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in near)}'
-    price = f', about {minutes:.0f} minutes of {device(k)}' if minutes >= 0.5 else ''
-    return f'{said} To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}.'
+        return f'{said} Less noise or a larger `worth` is needed.' if far else said
+    for cells in filter(None, (near, far)):
+        flags, minutes = decides(k, cells, name)
+        names = '' if len(cells) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in cells)}'
+        longer = (
+            '; its plan is made after a look, so its 5% are no promise' if cells is far and k.c.get('looks') else ''
+        )
+        cheaper = '; less noise or a larger `worth` is cheaper' if cells is far and not longer else ''
+        price = f', about {minutes:.0f} minute{"s" * (round(minutes) != 1)} of {device(k)}' if minutes >= 0.5 else ''
+        said += f' To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}{longer}{cheaper}.'
+    return said
 
 
-def decides(k: Results, near: list) -> tuple[str, float]:
-    """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on."""
-    seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in near))
-    cells = {y.name: y for x, base in near for y in (base, x)}
-    everything = len(cells) == len(k.found)
-    only = [] if everything else [f'--only={",".join(cells)}']
-    if k.c.get('looks'):  # it goes on where it stopped
-        seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in cells.values())
+def decides(k: Results, cells: list, name: str) -> tuple[str, float]:
+    """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on; or what goes on with this one, if its
+    plan has the seeds."""
+    seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in cells))
+    mine = {y.name: y for x, base in cells for y in (base, x)}
+    only = [] if len(mine) == len(k.found) else [f'--only={",".join(mine)}']
+    if k.c.get('looks') and seeds <= k.c['seeds']:  # it goes on where it stopped
+        seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in mine.values())
         return ' '.join(['--results=results', *only]), seconds / 60
-    flags = ['--looks=true', f'--seeds={seeds}', *(['--sweep_seeds=3'] if k.c['learning_rates'] else [])]
-    flags += only
+    flags = [f'--name={name}_longer'] if k.c.get('looks') else ['--looks=true']
+    flags += [
+        f'--seeds={seeds}',
+        *(['--sweep_seeds=3'] if k.c['learning_rates'] and not k.c.get('looks') else []),
+        *only,
+    ]
     runs = lambda x: seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
-    return ' '.join(flags), sum(runs(x) * longest(x) for x in cells.values()) / 60
+    return ' '.join(flags), sum(runs(x) * longest(x) for x in mine.values()) / 60
 
 
 def longest(x) -> float:

@@ -285,17 +285,42 @@ def test_the_commands_that_would_decide_are_right():
         assert cfg.looks and cfg.seeds >= protocol.SIGMA_SEEDS and not cfg.problems()
 
 
-def test_no_command_is_said_to_decide_what_the_plan_of_a_comparison_does_not(results):
-    """Its looks end at `seeds`: the command that goes on trains no more than those."""
-    folder = results / 'one'
+def test_no_command_is_said_to_go_on_to_what_the_plan_of_a_comparison_does_not_have(results, monkeypatch):
+    """Its looks end at `seeds`: the command that goes on trains no more than those. A longer plan is a comparison of its own."""
+    folder, root = results / 'one', results.parent / 'root'
     c = json.loads((folder / 'comparison.json').read_text())
-    for plan, ends in ((8, '(about 2 more seeds)'), (5, 'of which the plan has 1). Less noise')):
+    (root / 'config' / 'compare').mkdir(parents=True)
+    ours, no_promise = '--results=results`', 'so its 5% are no promise'
+    for plan, ends, config in (
+        (8, '(about 2 more seeds)', False),
+        (5, 'of which the plan has 1). Less noise', False),
+        (8, ours, True),
+        (5, '--name=one_longer --seeds=8`', True),
+    ):
+        if config:
+            monkeypatch.setattr(questions, 'ROOT', root)
+            (root / 'config' / 'compare' / 'one.py').touch()
         (folder / 'comparison.json').write_text(json.dumps(c | dict(looks=True, seeds=plan)))
         k = questions.read(folder)
         k.found = [x for x in k.found if x.arm in ('base', 'unclear')]
         v = k.found[-1].verdict
         v.word, v.n, v.more, v.note = protocol.UNDECIDED, 4, 2, ''
-        assert ends in questions.undecided('one', k)
+        said = questions.undecided('one', k)
+        assert (
+            ends in said and (no_promise in said) == (config and plan == 5) and (ours in said) == (config and plan == 8)
+        )
+
+
+def test_a_claim_that_takes_very_many_seeds_has_its_command_and_price_too(results, monkeypatch):
+    root = results.parent / 'root'
+    (root / 'config' / 'compare').mkdir(parents=True)
+    (root / 'config' / 'compare' / 'one.py').touch()
+    monkeypatch.setattr(questions, 'ROOT', root)
+    k = questions.read(results / 'one')
+    k.found = [x for x in k.found if x.arm in ('base', 'unclear')]
+    k.found[-1].verdict.more = 400
+    said = questions.undecided('one', k)
+    assert f'--seeds={k.found[-1].verdict.n + 400}' in said and ' minutes of ' in said and 'is cheaper' in said
 
 
 def test_a_row_shows_the_sweeps_of_arms_without_a_verdict_beside_the_verdicts_of_others(results, mean):
@@ -325,15 +350,15 @@ def test_the_command_that_goes_on_asks_for_the_undecided_arms_and_their_baseline
     records.write_records(folder, runs)
     k = questions.read(folder)
     undecided = {x.name: (x, base) for x, base in k.judged if x.arm == 'unclear'}
-    flags, minutes = questions.decides(k, [undecided['unclear@small']])
+    flags, minutes = questions.decides(k, [undecided['unclear@small']], 'one')
     assert flags == '--results=results --only=base@small,unclear@small' and minutes > 0
-    assert questions.decides(k, [undecided['unclear@large']])[0].endswith('--only=base@large,unclear@large')
+    assert questions.decides(k, [undecided['unclear@large']], 'one')[0].endswith('--only=base@large,unclear@large')
 
 
 def test_the_price_counts_runs_of_the_sweep_and_of_the_seeds(results):
     k = questions.read(results / 'one')
     near = [(x, base) for x, base in k.judged if x.arm == 'unclear']
-    flags, minutes = questions.decides(k, near)
+    flags, minutes = questions.decides(k, near, 'one')
     seeds = int(flags.split('--seeds=')[1].split()[0])
     assert seeds == max(8, 5 + near[0][0].verdict.more) and '--only=base,unclear' in flags
     assert minutes == pytest.approx(2 * (seeds + 3 * len(RATES)))  # a run takes 60 seconds
