@@ -26,6 +26,7 @@ from logger import git
 from surgery import rotate
 
 CONFIGS = ROOT / 'config' / 'track'
+TRACKS = ('small', 'gpu')
 SETS = ('arms', 'learning_rates', 'note')  # what an entry may set of a comparison; then what only says how it runs
 RUNNING = ('name', 'results', 'out', 'cluster', 'jobs', 'minutes', 'partition', 'only', 'keep_checkpoints')
 KEYS = {  # what its arm may set: all that acts on the matrices of the blocks and on nothing else
@@ -203,4 +204,5 @@ def board(results: Path) -> str:
         parts.append(
             f'## {path.name}\n\nThe claim: {claim}. `worth` is {c["worth"]:g}.{sigma}\n\n{tables.markdown(columns, rows)}\n'
         )
+    parts += [f'## {t}\n\nNo entry yet.\n' for t in TRACKS if not any(p.startswith(f'## {t}\n') for p in parts)]
     return '\n'.join(parts)

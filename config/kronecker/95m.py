@@ -5,7 +5,7 @@
 #   python train.py config/gpt2.py config/kronecker/95m.py --out_dir=out/kronecker-95m-scratch      its dense twin: config/gpt2.py
 #
 # 96,128,304 parameters of GPT-2's 124,439,808: 67,816,704 + 24 (3072*384 + 1*2). After 4.9M tokens of
-# Gutenberg from Van Loan's start 3.751, pruned 3.787, the dense model 3.564 (results/kronecker_gutenberg).
+# Gutenberg from Van Loan's start 3.751, pruned 3.787, the dense model 3.564 (results/kronecker_gutenberg: one random seed).
 
 linear = 'kronecker'
 linear_layers = 'mlp'

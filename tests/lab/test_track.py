@@ -198,6 +198,7 @@ def test_the_board_is_written_from_the_logs_and_the_check_holds_it(enter, tmp_pa
     monkeypatch.setattr(sys, 'argv', ['compare.py', '--report', f'--results={results}'])
     compare.main()
     rows = [line for line in page.read_text().split('\n') if '](../results/track/fake/' in line]
+    assert '## gpu\n\nNo entry yet.\n' in page.read_text()  # a track that nobody has entered is not left out
     assert [re.findall(r'\[(\w+)\]', r)[0] for r in rows] == ['dense', 'good', 'bad']
     assert '**better by worth**' in rows[1] and '**worse**' in rows[2] and 'baseline' in rows[0]
     for row in rows:  # the mean of the log's deciding runs, at the rate that the row gives
