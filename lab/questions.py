@@ -205,7 +205,11 @@ def decides(k: Results, cells: list, name: str) -> tuple[str, float]:
         *(['--sweep_seeds=3'] if k.c['learning_rates'] and not k.c.get('looks') else []),
         *only,
     ]
-    runs = lambda x: seeds + 3 * (len(x.rates) if len(x.rates) > 1 else 0)
+    ends = {x.name: len(x.rates) for x, _ in cells if x.verdict.note.endswith('of those tried')}
+    flags += (
+        [f'--extend={max(ends.values())}'] if ends else []
+    )  # from the rates of the config to two more than were tried
+    runs = lambda x: seeds + 3 * (len(x.rates) + 2 * (x.name in ends) if len(x.rates) > 1 else 0)
     return ' '.join(flags), sum(runs(x) * longest(x) for x in mine.values()) / 60
 
 

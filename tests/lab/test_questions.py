@@ -362,3 +362,6 @@ def test_the_price_counts_runs_of_the_sweep_and_of_the_seeds(results):
     seeds = int(flags.split('--seeds=')[1].split()[0])
     assert seeds == max(8, 5 + near[0][0].verdict.more) and '--only=base,unclear' in flags
     assert minutes == pytest.approx(2 * (seeds + 3 * len(RATES)))  # a run takes 60 seconds
+    near[0][0].verdict.note = 'the arm has its best rate at the low end of those tried'
+    flags, more = questions.decides(k, near, 'one')  # with the rates that were tried alone it would end there again
+    assert f'--extend={len(RATES)}' in flags and more == pytest.approx(minutes + 3 * 2)
