@@ -33,6 +33,7 @@ from lab.tables import OLD, judged
 
 COMMENT = re.compile(r'\s*(<!-- .*? -->)', re.S)
 LONGEST = 300  # characters of an answer's sentence
+CHEAPER = 'less noise or a larger `worth` is cheaper'
 TOO_MANY = 60  # seeds; beyond that less noise or another design is cheaper, so it is priced apart
 
 
@@ -181,36 +182,39 @@ def undecided(name: str, k: Results) -> str:
     for cells in filter(None, (near, far)):
         flags, minutes = decides(k, cells, name)
         names = '' if len(cells) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in cells)}'
-        longer = (
-            '; its plan is made after a look, so its 5% are no promise' if cells is far and k.c.get('looks') else ''
-        )
-        cheaper = '; less noise or a larger `worth` is cheaper' if cells is far and not longer else ''
-        price = f', about {minutes:.0f} minute{"s" * (round(minutes) != 1)} of {device(k)}' if minutes >= 0.5 else ''
-        said += f' To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}{longer}{cheaper}.'
+        price = f', about {minutes:.0f} minute{"s" * (round(minutes) != 1)} of {device(k)}' if minutes > 0.5 else ''
+        said += f' To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}'
+        beyond = 'its plan is made after a look, so its 5% are no promise' if k.c.get('looks') else CHEAPER
+        said += f'; {beyond}.' if cells is far else '.'
     return said
 
 
 def decides(k: Results, cells: list, name: str) -> tuple[str, float]:
     """(flags, minutes) of a comparison of these cells by the protocol, from the sweep on; or what goes on with this one, if its
     plan has the seeds."""
+    looks = k.c.get('looks')
     seeds = max(protocol.SIGMA_SEEDS, *(x.verdict.n + (x.verdict.more or 0) for x, _ in cells))
     mine = {y.name: y for x, base in cells for y in (base, x)}
     only = [] if len(mine) == len(k.found) else [f'--only={",".join(mine)}']
-    if k.c.get('looks') and seeds <= k.c['seeds']:  # it goes on where it stopped
+    if looks and seeds <= k.c['seeds']:  # it goes on where it stopped
         seconds = sum(max(0, k.c['seeds'] - len(x.values)) * longest(x) for x in mine.values())
         return ' '.join(['--results=results', *only]), seconds / 60
-    flags = [f'--name={name}_longer'] if k.c.get('looks') else ['--looks=true']
-    flags += [
-        f'--seeds={seeds}',
-        *(['--sweep_seeds=3'] if k.c['learning_rates'] and not k.c.get('looks') else []),
-        *only,
-    ]
+    if looks:
+        seeds = max([seeds, *(own_plan(k, x, base) for x, base in cells if x.verdict.more)])
     ends = {x.name: len(x.rates) for x, _ in cells if x.verdict.note.endswith('of those tried')}
-    flags += (
-        [f'--extend={max(ends.values())}'] if ends else []
-    )  # from the rates of the config to two more than were tried
+    flags = [f'--name={name}_longer' if looks else '--looks=true', f'--seeds={seeds}']
+    flags += ['--sweep_seeds=3'] if k.c['learning_rates'] and not looks else []
+    flags += [f'--extend={max(ends.values())}'] if ends else []  # so to two rates or more beyond those tried
     runs = lambda x: seeds + 3 * (len(x.rates) + 2 * (x.name in ends) if len(x.rates) > 1 else 0)
-    return ' '.join(flags), sum(runs(x) * longest(x) for x in mine.values()) / 60
+    return ' '.join(flags + only), sum(runs(x) * longest(x) for x in mine.values()) / 60
+
+
+def own_plan(k: Results, x, base) -> int:
+    """Seeds that decide in a comparison of its own: arms that are left out count there, as not run, and its looks are more."""
+    v, alpha = x.verdict, protocol.ALPHA / (len(k.c['arms']) - 1)
+    figures = [[y.values[seed] for seed in sorted(y.values)] for y in (x, base)]
+    judging = (k.c['worth'], alpha, protocol.looks_to(v.n + v.more), k.c.get('center', 'mean'))
+    return v.n + (protocol.more_seeds(v, *figures, *judging) or v.more)
 
 
 def longest(x) -> float:

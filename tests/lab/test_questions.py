@@ -295,7 +295,7 @@ def test_no_command_is_said_to_go_on_to_what_the_plan_of_a_comparison_does_not_h
         (8, '(about 2 more seeds)', False),
         (5, 'of which the plan has 1). Less noise', False),
         (8, ours, True),
-        (5, '--name=one_longer --seeds=8`', True),
+        (5, '--name=one_longer --seeds=', True),
     ):
         if config:
             monkeypatch.setattr(questions, 'ROOT', root)
@@ -304,7 +304,7 @@ def test_no_command_is_said_to_go_on_to_what_the_plan_of_a_comparison_does_not_h
         k = questions.read(folder)
         k.found = [x for x in k.found if x.arm in ('base', 'unclear')]
         v = k.found[-1].verdict
-        v.word, v.n, v.more, v.note = protocol.UNDECIDED, 4, 2, ''
+        v.word, v.n, v.base_n, v.more, v.note = protocol.UNDECIDED, 4, 4, 2, ''
         said = questions.undecided('one', k)
         assert (
             ends in said and (no_promise in said) == (config and plan == 5) and (ours in said) == (config and plan == 8)
@@ -365,3 +365,12 @@ def test_the_price_counts_runs_of_the_sweep_and_of_the_seeds(results):
     near[0][0].verdict.note = 'the arm has its best rate at the low end of those tried'
     flags, more = questions.decides(k, near, 'one')  # with the rates that were tried alone it would end there again
     assert f'--extend={len(RATES)}' in flags and more == pytest.approx(minutes + 3 * 2)
+
+
+def test_a_comparison_of_its_own_has_the_seeds_that_the_arms_left_out_cost(results):
+    """There they count as not run, so the bounds are lower than where they have their verdicts."""
+    k = questions.read(results / 'one')
+    x, base = next((x, base) for x, base in k.judged if x.arm == 'unclear')
+    asked = questions.own_plan(k, x, base)
+    k.c['arms'] = dict(k.c['arms']) | {f'more{i}': '' for i in range(20)}
+    assert x.verdict.n < asked < questions.own_plan(k, x, base)
