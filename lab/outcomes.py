@@ -360,10 +360,31 @@ def judged_by(c: dict, baseline: str = '', **given) -> dict:
     """Comparison c with another arm as its baseline, which is the first, and other values of JUDGING."""
     if baseline and baseline not in c['arms']:
         raise UserError(f"baseline = '{baseline}': no such arm; there is: {', '.join(c['arms'])}")
-    c = c | given | dict(arms={a: c['arms'][a] for a in dict.fromkeys((baseline or next(iter(c['arms'])), *c['arms']))})
+    if given and not c['claim']:
+        raise UserError(f'{", ".join(given)}: has no effect, this comparison makes no claim to judge; leave it out')
+    was, center = (v.get('center') or c.get('center') or 'mean' for v in (c, given))
+    if 'worth' not in given and 'log' in (was, center) and was != center:
+        unit = {True: "a share of the baseline's figure", False: 'a difference'}
+        raise UserError(
+            f"worth = {c['worth']:g}: is {unit[was == 'log']} here, and {unit[center == 'log']} with center = '{center}';"
+            ' give worth as well'
+        )
+    if baseline and baseline != (was := next(iter(c['arms']))):
+        arms = {a: c['arms'][a] for a in dict.fromkeys((baseline, *c['arms']))}
+        c = c | dict(arms=arms, mismatch=dict.fromkeys(arms, f'costs were planned against {was}'))
+    c = c | given
     if c.get('center') == 'log' and c['worth'] >= 1:
         raise UserError(f"worth = {c['worth']:g}: with center = 'log' it is a share of the baseline's figure, below 1")
     return c
+
+
+def unlike(folder: Path, given: dict) -> dict:
+    """The values of JUDGING in given that are not those of the comparison in a folder. Another center may give the same worth
+    another unit, so this stays."""
+    c = read_json(folder / 'comparison.json', COMPARISON)
+    planned = dict(baseline=next(iter(c['arms'])), center=c.get('center') or 'mean', worth=c['worth'])
+    found = {key: value for key, value in given.items() if value not in ('', planned[key])}
+    return {key: given[key] for key in given if key in found or key == 'worth' and 'center' in found}
 
 
 def load(folder: Path, given: dict | None = None) -> tuple[dict, list[Cell]]:

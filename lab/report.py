@@ -20,7 +20,7 @@ from pathlib import Path
 
 from configurator import UserError, brief
 from files import write
-from lab import figures, forest, questions, sweeps, tables, track
+from lab import figures, forest, outcomes, questions, sweeps, tables, track
 from lab.costs import cost_table
 from lab.questions import Results
 from lab.tables import provenance, rates_tried
@@ -46,12 +46,24 @@ def comparisons(results: Path) -> list[Path]:
 def shown(folder: Path, given: dict | None = None) -> str:
     """The tables of a comparison, for the terminal; of one without a claim only what its runs cost. given: what it is judged by
     in place of what it was planned with (outcomes.JUDGING)."""
+    given = outcomes.unlike(folder, given) if given else {}
     k = questions.read(folder, given)
     if not k:
         raise UserError(f'{folder} holds no finished runs to show')
-    anew = ', '.join(f'{key} = {brief(value)}' for key, value in (given or {}).items())
-    note = f'Judged anew, by {anew}. The runs were not planned for it: where it was chosen after a look at them, 5% is no promise.\n\n'
-    return note * bool(given) + (body(k.c, k.found) if k.found else sweeps.table(k.c, k.swept))
+    found, notes = k.found, []
+    if given and k.c['claim']:
+        anew = ', '.join(f'{key} = {brief(value)}' for key, value in given.items())
+        notes.append(
+            f'Judged anew, by {anew}. The runs were not planned for it: where it was chosen after a look at them, 5% is no promise.'
+        )
+    if found and 'baseline' in given and not k.c.get('horizons'):  # else another arm would pass for it
+        there = {x.size for x in found if x.arm == given['baseline']}
+        if not there:
+            raise UserError(f"baseline = '{given['baseline']}': has no runs that decide")
+        if without := [s for s in dict.fromkeys(x.size for x in found) if s not in there]:
+            notes.append(f'Left out, since {given["baseline"]} has no runs that decide there: {", ".join(without)}.')
+        found = [x for x in found if x.size in there]
+    return ''.join(f'{n}\n\n' for n in notes) + (body(k.c, found) if found else sweeps.table(k.c, k.swept))
 
 
 def body(c: dict, found: list) -> str:

@@ -159,6 +159,8 @@ CASES = [
     ('compare.py --show=results/growth_warm --baseline=no', "baseline = 'no': no such arm; there is: scratch, "),
     ('compare.py --show=results/growth_warm --seeds=4', 'seeds: has no effect with show, which reads baseline, center, worth'),
     ('compare.py --show=results/growth_warm --center=log --worth=2', "with center = 'log' it is a share"),
+    ('compare.py --show=results/growth_warm --center=log', 'worth = 0.02: is a difference here'),
+    ('compare.py --show=results/growth_small --worth=1', 'worth: has no effect, this comparison makes no claim'),
     ('compare.py config/compare/demo.py --report', 'demo.py: has no effect with report, which reads results only'),
     ('compare.py --check --worth=1', 'worth: has no effect with check'),
     ('compare.py config/compare/demo.py --baseline=k2000', 'in a config the first arm is the baseline'),

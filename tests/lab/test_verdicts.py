@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from fakes import fake_script, found_cells, make_config  # noqa: F401
 
 import compare
-from configurator import load
+from configurator import UserError, load
 from lab import comparison, launch, outcomes, plan, protocol, records, report, tables, verdicts
 from lab.records import SWEEP
 
@@ -116,7 +116,30 @@ def test_runs_are_judged_anew_by_another_arm_or_another_center(monkeypatch, caps
     base, arm = ([*x.values.values()] for x in found if x.arm in ('prune', 'low_rank'))
     assert next(iter(c['arms'])) == 'prune' and np.mean(arm) - np.mean(base) == pytest.approx(-0.1701, abs=5e-5)
     assert '- nearest: **no gain that matters**' in shown('--baseline=prune', '--worth=0.5')
-    assert '(Mann-Whitney)' in shown('--center=median') and '(Welch of logarithms)' in shown('--center=log')
+    assert '(Mann-Whitney)' in shown('--center=median')
+    assert '(Welch of logarithms)' in shown('--center=log', '--worth=0.02')
+    assert shown('--baseline=nearest', '--center=mean', '--worth=0.02') == planned  # nothing that is not as planned
+    with pytest.raises(
+        UserError, match=r"0.02: is a difference here, and a share .* with center = 'log'; give worth as well"
+    ):
+        shown('--center=log')
+    with pytest.raises(UserError, match='center: has no effect, this comparison makes no claim to judge'):
+        report.shown(ROOT / 'results' / 'kronecker_gutenberg', dict(center='median'))
+
+
+def test_no_other_arm_passes_for_a_baseline_that_has_no_runs_at_a_size():
+    """The first arm that had some was called the baseline there, and so in the head of the column for all sizes."""
+    folder = ROOT / 'results' / 'einsum_gutenberg'
+    assert '| dense@w128 | 8 |' in report.shown(folder)
+    text = report.shown(folder, dict(baseline='k2000'))
+    assert 'Left out, since k2000 has no runs that decide there: w128.' in text and 'minus k2000' in text
+    rows = [line for line in text.splitlines() if line.startswith('| ')]
+    assert {row.split()[1].partition('@')[0] for row in rows if '| baseline |' in row} == {'k2000'}
+    assert not any('@w128' in row for row in rows)
+    text = report.shown(ROOT / 'results' / 'growth_muon', dict(baseline='stack_79'))
+    assert 'scratch@muon is not matched in flops: costs were planned against scratch' in text
+    with pytest.raises(UserError, match="baseline = 'btt_moe': has no runs that decide"):
+        report.shown(folder, dict(baseline='btt_moe'))
 
 
 def test_a_comparison_that_is_killed_goes_on_where_it_stopped(judged, launcher, tmp_path):
