@@ -5,12 +5,13 @@
 #   python compare.py config/compare/kronecker_gutenberg_95m.py --cluster=pool --jobs=5       the same for 95M
 #   python compare.py --show=results/kronecker_gutenberg                                       the log of an earlier run
 #
-# All random seeds share one source. It takes 300 s of an H200, the arms 36 minutes: about 180 runs of 12 s, since all need all eight
-# seeds. The arm "dense" trains the source for as many tokens. Arms see other data than the source saw at its start. In
-# "distilled" each new block first learns to imitate the old one.
+# All random seeds share one source. It takes 300 s of an H200, the arms 36 minutes: about 190 runs of 11 s, since all need all eight
+# seeds. The arm "dense" trains the source for as many tokens. Arms see the text of the source once more, in
+# another order. In "distilled" each new block first learns to imitate the old one.
 #
 # Expect low rank far ahead of all Kronecker starts, pruned ahead of distilled, and nearest from 4.0 to 5.1, by random seed: against such
-# a baseline only dense is decided. --center=median judges by ranks, which mind that less (RESULTS.md, question 5).
+# a baseline only dense is decided. --center=median judges by ranks, which mind that less; with the shared source the same command brings
+# the same seeds and source again, --shared_steps=false a source for each seed (RESULTS.md, question 5).
 #
 # Rates are a factor of 2 apart, around the best ones of the earlier run. `worth` was set before any verdict: a tenth of the 0.17
 # that the nearest products lost there from 95M to 81M.

@@ -3,7 +3,7 @@
 #
 #   python compare.py config/compare/kronecker_gutenberg_95m.py --cluster=pool --jobs=5 --tasks=
 #
-# 300 s of an H200 for the source, and about 21 minutes for the arms. It has not run.
+# 300 s of an H200 for the source, and about 20 minutes for the arms. It has not run.
 
 include('kronecker_gutenberg.py')
 
