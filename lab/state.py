@@ -13,9 +13,10 @@ from pathlib import Path
 
 from configurator import UserError, brief, load, root_path
 from files import read_json, write_json
-from lab import launch, records, verdicts
+from lab import launch, records, track, verdicts
 from lab.missing import Missing
 from lab.plan import Plan, Run, difference, flags, settings
+from lab.records import ENTRY
 
 
 class State:
@@ -72,6 +73,12 @@ class State:
         write_json(folder / 'settings.json', self.run_settings(r))  # the config file that argv names may change
         if self.plans[r.plan].refers_to:
             write_json(folder / 'from.json', self.origin(r))
+        if self.enters(r):
+            write_json(folder / 'entry.json', self.head)
+
+    def enters(self, r: Run) -> bool:
+        """Whether r is a run of an entry of the board, and not of the baseline that all entries share."""
+        return bool(self.head) and self.plans[r.plan].arm == self.cfg.name
 
     def check_origin(self, r: Run, was: dict, where: Path):
         """Raises UserError if a run, of which `where` says what it started from, would start from something else now."""
@@ -133,6 +140,13 @@ class State:
         found = read(folder, about, mine)
         if not found:
             return False
+        if self.enters(r) and (noted := folder / 'entry.json').exists():  # an older run does not say
+            # the log promises one text, and may have been deleted without the runs
+            if name := track.changed(read_json(noted, ENTRY), self.head):
+                raise UserError(
+                    f'{folder} holds a run of another text of {name}; give the arm another name, or delete'
+                    f' {self.out / self.cfg.name}'
+                )
         check_data(self.records, mine.get('dataset'), found['facts'], folder)
         if r.plan in self.sources and found['state'] == 'finished':
             if not self.checkpoint(r).exists():

@@ -106,14 +106,20 @@ def head(folder: Path, now: dict) -> dict:
     have = next((line for line in lines if 'run' not in line), None)
     if not have:
         return now
-    for name, text in have['source'].items():
-        new = now['source'].get(name) or ((ROOT / name).read_text() if (ROOT / name).is_file() else text)
-        if new != text:
-            raise UserError(
-                f'{folder / "metrics.jsonl"} begins with another text of {name}; give the arm another name, or delete that'
-                ' folder'
-            )
+    if name := changed(have, now):
+        raise UserError(
+            f'{folder / "metrics.jsonl"} begins with another text of {name}; give the arm another name, or delete that'
+            ' folder'
+        )
     return dict(have, source=have['source'] | now['source'])
+
+
+def changed(was: dict, now: dict) -> str:
+    """The first file whose text is another one now than in `was`, an earlier first line of the log; '' if there is none."""
+    for name, text in was['source'].items():
+        if (now['source'].get(name) or ((ROOT / name).read_text() if (ROOT / name).is_file() else text)) != text:
+            return name
+    return ''
 
 
 # -----------------------------------------------------------------------------

@@ -175,6 +175,19 @@ def test_a_log_begins_with_the_text_of_its_entry_and_keeps_to_it(enter, tmp_path
         enter('good', '--level=1.9', 'another text')
 
 
+def test_runs_of_another_text_are_not_taken_for_runs_of_the_entry_when_its_log_is_gone(enter, tmp_path):
+    enter('good', '--level=1.9', 'the first text')
+    log = tmp_path / 'results' / 'track' / 'fake' / 'good'
+    mine = next(p for p in (tmp_path / 'out').rglob('good') if p.is_dir())
+    shutil.rmtree(log)
+    with pytest.raises(UserError, match='holds a run of another text of good.py; .* delete .*/good$'):
+        enter('good', '--level=1.9', 'another text')
+    assert mine.is_dir() and not (log / 'metrics.jsonl').exists()
+    shutil.rmtree(mine)
+    enter('good', '--level=1.9', 'another text')
+    assert records.read_records(log)
+
+
 def test_the_source_has_the_code_that_no_commit_has(tmp_path, monkeypatch):
     git = lambda *args: subprocess.run(['git', '-C', str(tmp_path), *args], check=True, capture_output=True)
     (tmp_path / 'linear' / 'own').mkdir(parents=True)
