@@ -110,6 +110,9 @@ def rule(sigma: float, worth: float, arms: int, looks: tuple) -> str:
         lines.append(
             f'{n:5}   {p:16.2g}   {need:5.2f} sigma = {need * sigma:<8.4g}  {found:5.2f} sigma = {found * sigma:.4g}'
         )
+    lines.append(
+        'This is for unpaired arms. One whose sweep follows that of the baseline seed by seed is paired, and may need far less'
+    )
     return '\n'.join(lines)
 
 

@@ -328,6 +328,7 @@ def test_what_is_printed_before_the_runs_says_when_the_plan_is_too_small():
     rng = np.random.default_rng(1)
     text = verdicts.rule(c, list(rng.normal(2, 0.02, 8)), 3)
     assert 'a claim needs' in text and 'is found with 80% by seeds =' in text
+    assert 'This is for unpaired arms.' in text  # a paired one has other noise, which no seed of the baseline shows
     assert 'No number of seeds' in verdicts.rule(c, list(rng.normal(2, 0.5, 8)), 3)
     assert 'there is no sigma' in verdicts.rule(c, [2.0] * 7 + [math.inf], 3)
     assert 'ranks decide' in verdicts.rule(c | dict(center='median'), list(rng.normal(2, 0.5, 8)), 3)
