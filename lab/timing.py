@@ -36,7 +36,7 @@ def steps(cfg, plans: list[Plan], folder: Path, out: Path, engine) -> dict:
         command = [sys.executable, str(ROOT / 'bench.py')]
         for i, arm in enumerate(cells):
             command += [*(['--'] if i else []), *argvs[arm], *([] if i else [f'--out={fresh}'])]
-        print(f'timing the steps of {len(cells)} arms, alone', flush=True)
+        print(f'timing the training steps of {", ".join(mine[0] for mine in cells.values())}, alone', flush=True)
         failed = launch.run_all(
             lambda: [] if fresh.exists() else [('bench', out / 'bench', command)],
             lambda name, code: '' if fresh.exists() else f'exit code {code}',
