@@ -194,7 +194,7 @@ def read_json(path: Path, shape):
     try:
         value = json.loads(read_text(path, LONGEST_JSON))
         wrong = misfit(value, shape)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f'{path} is missing; name the folder that holds it, or restore it from a copy') from None
     except OSError as e:
         raise UserError(f'{path} cannot be read ({e.strerror}); restore it from a copy') from None

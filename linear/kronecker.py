@@ -39,7 +39,8 @@ class Kronecker(Einsum):
     def choose(d_in, d_out, c):
         terms, v = c.kronecker_terms, c.kronecker_shape
         if v and (len(v) != 2 or not all(i > 0 and float(i).is_integer() for i in v)):
-            fail('kronecker_shape', v, 'must be 2 positive integers', 'rows, columns of the first factor')
+            shown = ','.join(f'{i:g}' for i in v)
+            fail('kronecker_shape', shown, 'must be 2 positive integers', 'rows, columns of the first factor')
         if v:
             rows, columns = map(int, v)
             pairs = [(rows, columns), (columns, rows)]  # the layer back takes it turned round

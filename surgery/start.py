@@ -270,7 +270,8 @@ def take_model_keys(cfg, ckpt: dict, path, quiet: bool):
     args = {k: v for k, v in args.items() if k not in drop}
     changed = {k: v for k, v in args.items() if getattr(cfg, k) != v and (k, getattr(cfg, k)) != ('vocab_size', 0)}
     if changed and not quiet:
-        text = ', '.join(f'{k} = {v} (not {getattr(cfg, k)})' for k, v in changed.items())
+        shown = lambda value: 'empty' if value in ('', ()) else value
+        text = ', '.join(f'{k} = {shown(v)} (not {shown(getattr(cfg, k))})' for k, v in changed.items())
         print(f'taken from the checkpoint: {printable(text)}', flush=True)
     return dataclasses.replace(cfg, **args)
 

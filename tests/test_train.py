@@ -132,9 +132,9 @@ def test_resuming_leaves_the_way_to_compute_to_the_user(run_train):
 
 def test_resuming_takes_the_architecture_from_the_checkpoint(run_train, capsys):
     run_train('--max_iters=5', *EXPANDED)
-    out = run_train('--max_iters=10', '--init_from=resume', '--n_layer=3')
-    said = capsys.readouterr().out
-    assert 'n_layer = 2 (not 3)' in said.partition('taken from the checkpoint: ')[2].splitlines()[0]
+    out = run_train('--max_iters=10', '--init_from=resume', '--n_layer=3', '--keep_dense=h.0.*')
+    said = capsys.readouterr().out.partition('taken from the checkpoint: ')[2].splitlines()[0]
+    assert 'n_layer = 2 (not 3)' in said and 'keep_dense = empty (not h.0.*)' in said
     config = json.loads((out / 'config.json').read_text())
     assert config['n_layer'] == 2 and config['linear'] == 'expanded' and config['expansion'] == 40
 

@@ -140,7 +140,9 @@ def test_a_share_is_without_effect_exactly_where_another_key_says_the_size(name)
     for k in [None, *linear.LAYERS[name].sizes[1:]]:
         given = {k: sizes[k]} if k else {}
         same = numbers(given | dict(structured_share=0.2)) == numbers(given | dict(structured_share=0.9))
-        assert same == ('structured_share' in GPTConfig(linear=name, structured_share=0.2, **given).idle()), k
+        assert same == ('structured_share' in GPTConfig(linear=name, structured_share=0.2, **given).idle()), (
+            f'{k or "no size"} given: the share changes the layer: {not same}; idle() and exact say otherwise'
+        )
 
 
 def test_a_rank_beside_a_shape_that_has_one_is_refused():
