@@ -405,7 +405,7 @@ def test_steps_are_timed_again_where_a_config_file_says_something_else(tmp_path,
     for factor, ms in ((4, 1.0), (4, 1.0), (3, 2.0), (4, 1.0)):  # those of the first call are still there
         path.write_text(f'mlp_expansion_factor = {factor}')
         assert timing.steps(cfg, plan.make_plans(cfg), tmp_path, tmp_path, None) == dict(base=ms)
-    assert capsys.readouterr().out == 2 * 'timing the training steps of base, alone\n'  # it names what is timed
+    assert capsys.readouterr().out == 3 * 'timing the training steps of base, alone\n'  # it names what is timed
     row = json.loads((tmp_path / 'bench.jsonl').read_text())
     del row['settings']  # as older ones are
     (tmp_path / 'bench.jsonl').write_text(json.dumps(row | dict(ms=9.0)) + '\n')
