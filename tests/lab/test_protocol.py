@@ -543,7 +543,7 @@ def test_sigma_needs_eight_seeds_and_the_rule_says_what_a_claim_needs():
     looks = protocol.plan(0.01, 0.012, 3)
     assert protocol.plan(0.01, 0.001, 3) is None and looks[0] == 4 and set(np.diff(looks)) == {2}
     text = protocol.rule(0.01, 0.012, 3, looks)
-    assert len(text.splitlines()) == 2 + len(looks) and '5%' in text
+    assert len(text.splitlines()) == 3 + len(looks) and '5%' in text and 'unpaired arms' in text.splitlines()[-1]
 
 
 def test_what_a_claim_needs_is_where_the_test_falls_below_p_and_finds_80_percent():
