@@ -47,7 +47,7 @@ from dataclasses import dataclass
 from configurator import UserError, input_path, key, load, printable, read_flags, root_path, run
 from lab import check, outcomes, protocol, report, track
 from lab.comparison import compare
-from lab.plan import SCRIPTS
+from lab.plan import LEG, SCRIPTS
 from lab.records import OWN, PUBLISHED, SWEEP
 
 
@@ -75,6 +75,12 @@ class CompareConfig:
         'the plan: at most so many of the seeds 1, 2, ... that decide; looks at 4, 6, 8, ... of them',
         low=1,
         high=SWEEP,
+    )
+    seed_offset: int = key(
+        0,
+        'added to the random seed of every run: with 100 a second comparison, of another name, owes nothing to the seeds of the first',
+        low=0,
+        high=LEG // 2,
     )
     looks: bool = key(
         True,
@@ -169,6 +175,8 @@ class CompareConfig:
             found.append(
                 f'targets: {", ".join(map(str, odd))}: no such size; there is: {", ".join(self.sizes) or "none"}'
             )
+        if self.seed_offset and self.track:
+            found.append('seed_offset: all entries of a track share the runs of its baseline; leave it out')
         if self.sizes and self.horizons:
             found.append('horizons: not together with sizes; name each length as a size')
         for shares in self.horizons.values() if isinstance(self.horizons, dict) else [self.horizons]:

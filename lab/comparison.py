@@ -24,7 +24,7 @@ from tokens import loader
 
 # keys of a config that comparison.json holds; those of them, with the arms, on which the promise of the protocol rests
 KEPT = ('arms', 'claim', 'note', 'script', 'common', 'sizes', 'seeds', 'looks', 'learning_rates', 'shared_rate', 'sweep_seeds',
-        'metric', 'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks',
+        'seed_offset', 'metric', 'at', 'center', 'worth', 'targets', 'match', 'mismatch', 'steps', 'shared_steps', 'horizons', 'tasks',
         'track')  # fmt: skip
 PLANNED = ('seeds', 'worth', 'center', 'metric', 'at', 'targets')
 
@@ -34,6 +34,8 @@ def compare(cfg, files=()):
     board. Raises UserError for what cannot run, and SystemExit where a run failed."""
     plans = at_equal_flops(cfg, make_plans(cfg))
     state = State(cfg, plans)
+    if cfg.seed_offset and state.batched:
+        raise UserError(f'seed_offset = {cfg.seed_offset}: {cfg.script} names its seeds in its log; leave it out')
     if cfg.track:
         track.check(cfg, plans)
     if cfg.track and len(cfg.arms) > 1:

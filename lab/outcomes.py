@@ -19,7 +19,7 @@ from lab.records import SWEEP, ancestors, cell_name, of_comparison, references
 
 FIGURES = ('ppl_token', 'ppl', 'acc', 'acc_norm', 'nats_per_token')  # of evaluate.py, that tables show
 COMPARISON = {  # the shape (files.misfit) of comparison.json
-    'arms': {str: str}, 'claim': str, 'command': str, 'metric': str, 'at': {'last', 'best'}, 'worth': float, 'seeds?': int,
+    'arms': {str: str}, 'claim': str, 'command': str, 'metric': str, 'at': {'last', 'best'}, 'worth': float, 'seeds?': int, 'seed_offset?': int,
     'match': {'params', 'flops', 'tokens', 'time'}, 'mismatch': {str: str}, 'note?': str, 'looks?': bool,
     'center?': {'mean', 'median', 'log'}, 'sizes?': (None, {str: str}), 'steps?': (None, {str: str}),
     'learning_rates?': ([float], {str: ([float], float, str)}), 'targets?': ([float], {str: ([float], float)}),

@@ -34,6 +34,7 @@ from lab.tables import OLD, judged
 COMMENT = re.compile(r'\s*(<!-- .*? -->)', re.S)
 LONGEST = 300  # characters of an answer's sentence
 CHEAPER = 'less noise or a larger `worth` is cheaper'
+NO_PROMISE = 'its plan is made after a look at the same seeds, so its 5% are no promise'
 TOO_MANY = 60  # seeds; beyond that less noise or another design is cheaper, so it is priced apart
 
 
@@ -184,8 +185,8 @@ def undecided(name: str, k: Results) -> str:
         names = '' if len(cells) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in cells)}'
         price = f', about {minutes:.0f} minute{"s" * (round(minutes) != 1)} of {device(k)}' if minutes > 0.5 else ''
         said += f' To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}'
-        beyond = 'its plan is made after a look, so its 5% are no promise' if k.c.get('looks') else CHEAPER
-        said += f'; {beyond}.' if cells is far else '.'
+        beyond = (NO_PROMISE if '_longer --seeds' in flags else '') if k.c.get('looks') else CHEAPER
+        said += f'; {beyond}.' if cells is far and beyond else '.'
     return said
 
 
@@ -202,7 +203,9 @@ def decides(k: Results, cells: list, name: str) -> tuple[str, float]:
     if looks:
         seeds = max([seeds, *(own_plan(k, x, base) for x, base in cells if x.verdict.more)])
     ends = {x.name: len(x.rates) for x, _ in cells if x.verdict.note.endswith('of those tried')}
-    flags = [f'--name={name}_longer' if looks else '--looks=true', f'--seeds={seeds}']
+    # with seeds of its own, since its plan was made after a look at the first ones; toys name theirs
+    others = ' --seed_offset=100' * (k.c.get('script', 'train.py') == 'train.py')
+    flags = [f'--name={name}_longer{others}' if looks else '--looks=true', f'--seeds={seeds}']
     flags += ['--sweep_seeds=3'] if k.c['learning_rates'] and not looks else []
     flags += [f'--extend={max(ends.values())}'] if ends else []  # so to two rates or more beyond those tried
     runs = lambda x: seeds + 3 * (len(x.rates) + 2 * (x.name in ends) if len(x.rates) > 1 else 0)

@@ -41,7 +41,7 @@ class State:
 
     def argv(self, r: Run) -> list[str]:
         p = self.plans[r.plan]
-        return [*p.argv, *flags(self.plans, p, r.lr, r.seed)]
+        return [*p.argv, *flags(self.plans, p, r.lr, r.seed + self.cfg.seed_offset)]
 
     def run_settings(self, r: Run) -> dict:
         """What makes the run what it is, to tell it from one of an older config in the same folder."""

@@ -3,6 +3,7 @@ whole loop of compare.py."""
 
 import collections
 import dataclasses
+import json
 import math
 
 import fake_train
@@ -140,6 +141,30 @@ def test_no_other_arm_passes_for_a_baseline_that_has_no_runs_at_a_size():
     assert 'scratch@muon is not matched in flops: costs were planned against scratch' in text
     with pytest.raises(UserError, match="baseline = 'btt_moe': has no runs that decide"):
         report.shown(folder, dict(baseline='btt_moe'))
+
+
+def test_a_second_comparison_owes_nothing_to_the_seeds_of_the_first(judged, launcher, tmp_path, fails):
+    """seed_offset: other data and another start for every run; the rules count seeds as ever."""
+    two = dict(arms={name: ARMS[name] for name in ('base', 'better')})
+    compare.compare(judged(**two))
+    first, runs = found_cells(tmp_path), list(launcher.runs)
+    fails(lambda: compare.compare(judged(**two, seed_offset=100)), 'choose another --name')
+    launcher.runs.clear()
+    compare.compare(judged(**two, seed_offset=100, results=str(tmp_path / 'again'), out=str(tmp_path / 'out2')))
+    second = {x.arm: x for x in outcomes.load(tmp_path / 'again' / 'c')[1]}
+    assert (
+        set(launcher.runs) & set(runs)
+        and json.loads((tmp_path / 'again/c/comparison.json').read_text())['seed_offset'] == 100
+    )
+    for arm, x in second.items():
+        assert all(
+            r['settings']['seed_model'] == r['settings']['seed_data'] == 100 + seed for seed, r in x.runs.items()
+        )
+        assert (
+            not {*x.values.values()} & {*first[arm].values.values()}
+            and x.verdict is None
+            or x.verdict.word == protocol.BY_WORTH
+        )
 
 
 def test_a_comparison_that_is_killed_goes_on_where_it_stopped(judged, launcher, tmp_path):
