@@ -155,7 +155,8 @@ change only keys of linear layers and of the optimizer of their matrices. It is 
 The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. Verdicts are those of
 [protocol.md](protocol.md); `worth` is the smallest gain that matters. Entries are sorted by effect, but each is tested against
 dense only, not against its neighbours. At most 5% of the entries have a false verdict, on average. All entries share the seeds
-of dense. If these are lucky, every entry looks worse than it is.
+of dense. If these are lucky, every entry looks worse than it is. On the small track they are unlucky: other sweep seeds choose a higher
+rate for dense, at which it ends lower ([limits](protocol.md#limits)), so the smaller leads here are in doubt.
 
 `FLOPs` are those of training, divided by those of dense. If `linear_path = 'auto'` forms the matrix, they are nearly those of
 dense. `parameters` are those that are trained. `seconds` is the median over runs. Other work on the machine counts in it, so do not

@@ -7,8 +7,9 @@
 # The setting is that of the small track (config/track/small.py): 3 layers, 64 wide, 400 steps on Tiny Shakespeare, weight decay 0.1,
 # a warm-up of 5%. 217 runs of 7 to 20 s on two CPU cores, two at a time: 23 minutes.
 #
-# _no_decay, _decay1: weight decay 0 and 1. _warm: a warm-up of 15%. `worth` is that of the track. Expect no gain from another decay, a
-# gain from the longer warm-up for all three, at a higher rate, and the same order of the three (docs/protocol.md, "Limits").
+# _no_decay, _decay1: weight decay 0 and 1. _warm: a warm-up of 15%. `worth` is that of the track. Expect no gain from another decay, and
+# the same order of the three. What the longer warm-up brings dense depends on the seeds of its sweep: with --seed_offset=100 (and a
+# --name) dense has a higher rate from the start (docs/protocol.md, "Limits").
 
 include('../track/small.py')
 
