@@ -15,9 +15,8 @@ from pathlib import Path
 from configurator import ROOT, UserError
 from lab import questions, report
 
-BLOCK = re.compile(
-    r'<!-- python (\S+) ([^\n]*?) -->\n(````?)\n(.*?)\n\3$', re.S | re.M
-)  # ```` around what has ``` in it
+# a table with its command; four ` around what has three in it
+BLOCK = re.compile(r'<!-- python (\S+) ([^\n]*?) -->\n(````?)\n(.*?)\n\3$', re.S | re.M)
 COMMENT = re.compile(r'<!-- (source|cited): (.*?) -->', re.S)
 NO_PROSE = re.compile(  # code, addresses, versions, papers, intervals' level: no measured figures
     r'```.*?```|`[^`]*`|\[[\d.]+\]\(|\]\([^)]*\)|https?://\S+|<!--.*?-->|(?:Python|torch|arXiv)[: ][\d.]+|\d+% (?=interval|t-)',

@@ -362,16 +362,17 @@ def judged_by(c: dict, baseline: str = '', **given) -> dict:
         raise UserError(f"baseline = '{baseline}': no such arm; there is: {', '.join(c['arms'])}")
     if given and not c['claim']:
         raise UserError(f'{", ".join(given)}: has no effect, this comparison makes no claim to judge; leave it out')
-    was, center = (v.get('center') or c.get('center') or 'mean' for v in (c, given))
-    if 'worth' not in given and 'log' in (was, center) and was != center:
+    planned, center = (v.get('center') or c.get('center') or 'mean' for v in (c, given))
+    if 'worth' not in given and 'log' in (planned, center) and planned != center:
         unit = {True: "a share of the baseline's figure", False: 'a difference'}
         raise UserError(
-            f"worth = {c['worth']:g}: is {unit[was == 'log']} here, and {unit[center == 'log']} with center = '{center}';"
+            f"worth = {c['worth']:g}: is {unit[planned == 'log']} here, and {unit[center == 'log']} with center = '{center}';"
             ' give worth as well'
         )
-    if baseline and baseline != (was := next(iter(c['arms']))):
+    first = next(iter(c['arms']))
+    if baseline and baseline != first:
         arms = {a: c['arms'][a] for a in dict.fromkeys((baseline, *c['arms']))}
-        c = c | dict(arms=arms, mismatch=dict.fromkeys(arms, f'costs were planned against {was}'))
+        c = c | dict(arms=arms, mismatch=dict.fromkeys(arms, f'costs were planned against {first}'))
     c = c | given
     if c.get('center') == 'log' and c['worth'] >= 1:
         raise UserError(f"worth = {c['worth']:g}: with center = 'log' it is a share of the baseline's figure, below 1")

@@ -185,7 +185,7 @@ def undecided(name: str, k: Results) -> str:
         names = '' if len(cells) == len(waiting) else f' {", ".join(f"`{x.name}`" for x, _ in cells)}'
         price = f', about {minutes:.0f} minute{"s" * (round(minutes) != 1)} of {device(k)}' if minutes > 0.5 else ''
         said += f' To decide{names}: `python compare.py config/compare/{name}.py {flags}`{price}'
-        beyond = (NO_PROMISE if '_longer --seeds' in flags else '') if k.c.get('looks') else CHEAPER
+        beyond = CHEAPER if not k.c.get('looks') else '' if takes_other_seeds(k) else NO_PROMISE
         said += f'; {beyond}.' if cells is far and beyond else '.'
     return said
 
@@ -203,13 +203,17 @@ def decides(k: Results, cells: list, name: str) -> tuple[str, float]:
     if looks:
         seeds = max([seeds, *(own_plan(k, x, base) for x, base in cells if x.verdict.more)])
     ends = {x.name: len(x.rates) for x, _ in cells if x.verdict.note.endswith('of those tried')}
-    # with seeds of its own, since its plan was made after a look at the first ones; toys name theirs
-    others = ' --seed_offset=100' * (k.c.get('script', 'train.py') == 'train.py')
+    others = ' --seed_offset=100' * takes_other_seeds(k)  # its plan was made after a look at the first ones
     flags = [f'--name={name}_longer{others}' if looks else '--looks=true', f'--seeds={seeds}']
     flags += ['--sweep_seeds=3'] if k.c['learning_rates'] and not looks else []
     flags += [f'--extend={max(ends.values())}'] if ends else []  # so to two rates or more beyond those tried
     runs = lambda x: seeds + 3 * (len(x.rates) + 2 * (x.name in ends) if len(x.rates) > 1 else 0)
     return ' '.join(flags + only), sum(runs(x) * longest(x) for x in mine.values()) / 60
+
+
+def takes_other_seeds(k: Results) -> bool:
+    """Whether seed_offset is for this comparison: toys train all seeds at once, and their logs name them."""
+    return k.c.get('script', 'train.py') == 'train.py'
 
 
 def own_plan(k: Results, x, base) -> int:

@@ -26,7 +26,6 @@ from logger import git
 from surgery import rotate
 
 CONFIGS = ROOT / 'config' / 'track'
-TRACKS = ('small', 'gpu')
 SETS = ('arms', 'learning_rates', 'note')  # what an entry may set of a comparison; then what only says how it runs
 RUNNING = ('name', 'results', 'out', 'cluster', 'jobs', 'minutes', 'partition', 'only', 'keep_checkpoints')
 KEYS = {  # what its arm may set: all that acts on the matrices of the blocks and on nothing else
@@ -155,8 +154,8 @@ change only keys of linear layers and of the optimizer of their matrices. It is 
 The **effect** is the entry's loss minus that of dense, and [a, b] its interval: below 0 the entry is better. Verdicts are those of
 [protocol.md](protocol.md); `worth` is the smallest gain that matters. Entries are sorted by effect, but each is tested against
 dense only, not against its neighbours. At most 5% of the entries have a false verdict, on average. All entries share the seeds
-of dense. If these are lucky, every entry looks worse than it is. On the small track they are unlucky: other sweep seeds choose a higher
-rate for dense, at which it ends lower ([limits](protocol.md#limits)), so the smaller leads here are in doubt.
+of dense. If these are lucky, every entry looks worse than it is. Other seeds of its sweep may choose another rate for dense: the
+[limits](protocol.md#limits) have a case from the small track, in which dense ends lower. So small leads are in doubt.
 
 `FLOPs` are those of training, divided by those of dense. If `linear_path = 'auto'` forms the matrix, they are nearly those of
 dense. `parameters` are those that are trained. `seconds` is the median over runs. Other work on the machine counts in it, so do not
@@ -211,5 +210,6 @@ def board(results: Path) -> str:
         parts.append(
             f'## {path.name}\n\nThe claim: {claim}. `worth` is {c["worth"]:g}.{sigma}\n\n{tables.markdown(columns, rows)}\n'
         )
-    parts += [f'## {t}\n\nNo entry yet.\n' for t in TRACKS if not any(p.startswith(f'## {t}\n') for p in parts)]
+    tracks = [p.stem for p in sorted(CONFIGS.glob('*.py')) if f"track = '{p.stem}'" in p.read_text()]
+    parts += [f'## {t}\n\nNo entry yet.\n' for t in tracks if not any(p.startswith(f'## {t}\n') for p in parts)]
     return '\n'.join(parts)

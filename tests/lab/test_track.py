@@ -207,6 +207,7 @@ def test_the_source_has_the_code_that_no_commit_has(tmp_path, monkeypatch):
 def test_the_board_is_written_from_the_logs_and_the_check_holds_it(enter, tmp_path, monkeypatch):
     enter('bad', '--level=2.1')
     enter('good', '--level=1.9')
+    (track.CONFIGS / 'gpu.py').write_text("track = 'gpu'\n")
     results, page = tmp_path / 'results', tmp_path / 'docs' / 'track.md'
     monkeypatch.setattr(sys, 'argv', ['compare.py', '--report', f'--results={results}'])
     compare.main()
