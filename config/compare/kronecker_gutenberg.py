@@ -10,8 +10,8 @@
 # another order. In "distilled" each new block first learns to imitate the old one.
 #
 # Expect low rank far ahead of all Kronecker starts, pruned ahead of distilled, and nearest from 4.0 to 5.1, by random seed: against such
-# a baseline only dense is decided. --center=median judges by ranks, which mind that less; with the shared source the same command brings
-# the same seeds and source again, --shared_steps=false a source for each seed (RESULTS.md, question 5).
+# a baseline only dense is decided. --center=median judges by ranks, which mind that less. A second comparison takes --seed_offset=100
+# for other seeds and another source, --shared_steps=false for a source of each seed, and a --name (RESULTS.md, question 5).
 #
 # Rates are a factor of 2 apart, around the best ones of the earlier run. `worth` was set before any verdict: a tenth of the 0.17
 # that the nearest products lost there from 95M to 81M.
